@@ -1,0 +1,24 @@
+"""Injective normalizing flows for data on a manifold, as components of normflows.
+
+Imported as ``import normflows_injective as nfi``.
+"""
+
+from . import distributions, errors, flows, nets, volume
+from ._version import __version__
+from .core import InjectiveNormalizingFlow, LossTerms
+from .likelihoods import SurrogateLikelihood, SurrogateTerms
+from .registration import register
+
+__all__ = [
+    "InjectiveNormalizingFlow",
+    "LossTerms",
+    "SurrogateLikelihood",
+    "SurrogateTerms",
+    "__version__",
+    "distributions",
+    "errors",
+    "flows",
+    "nets",
+    "register",
+    "volume",
+]

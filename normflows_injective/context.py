@@ -1,0 +1,178 @@
+"""Which components take a context, and how it reaches them.
+
+The host hands a context to every flow or to none. Here one model serves both cases, so it must
+know which parts take one: those whose call has the keyword (``context``, or ``y`` in the host's
+class-conditional bases) *and* that were built for it. The host's splines and autoregressive flows
+have the keyword always; only those built with context features own a layer that reads it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import Any
+
+from torch import Tensor, nn
+
+from .checks import check_finite
+from .errors import ContextError
+
+__all__ = ["check_context", "context_keyword", "needs_context", "takes_context", "with_context"]
+
+_KEYWORDS = ("context", "y")
+_BUILT_FOR_CONTEXT = ("context_features", "context_channels", "context_layer", "context_encoder")
+
+
+def context_keyword(component: Any) -> str | None:
+    """Name of the keyword by which a component receives the context, or None.
+
+    Args:
+        component: A module (its ``forward`` is read) or any callable.
+
+    Returns:
+        ``"context"``, ``"y"`` or None.
+
+    Examples:
+        >>> context_keyword(nn.Linear(2, 2)) is None
+        True
+        >>> context_keyword(lambda z, context=None: z)
+        'context'
+    """
+    parameters = _parameters(component)
+    return next((keyword for keyword in _KEYWORDS if keyword in parameters), None)
+
+
+def takes_context(component: Any) -> bool:
+    """Whether a component can use a context.
+
+    Args:
+        component: A flow, network, base distribution or callable. A boolean attribute
+            ``takes_context`` of its own decides; otherwise its signature does, and for the host's
+            classes also whether they were built with context features.
+
+    Returns:
+        True if a context should be passed to it.
+
+    Examples:
+        >>> import normflows as nf
+        >>> takes_context(nf.flows.CoupledRationalQuadraticSpline(2, 1, 8))
+        False
+        >>> takes_context(nf.flows.CoupledRationalQuadraticSpline(2, 1, 8, num_context_channels=3))
+        True
+    """
+    own = getattr(component, "takes_context", None)
+    if own is not None:
+        return bool(own)
+    if context_keyword(component) is None:
+        return False
+    return _built_for_context(component) if _is_hosts(component) else True
+
+
+def needs_context(component: Any) -> bool:
+    """Whether a component cannot answer without a context.
+
+    Args:
+        component: As in :func:`takes_context`; an attribute ``needs_context`` decides if present.
+
+    Returns:
+        True if calling it without a context is a mistake.
+
+    Examples:
+        >>> needs_context(lambda z, context: z), needs_context(lambda z, context=None: z)
+        (True, False)
+    """
+    own = getattr(component, "needs_context", None)
+    if own is not None:
+        return bool(own)
+    keyword = context_keyword(component)
+    if keyword is None:
+        return False
+    if _is_hosts(component):
+        return _built_for_context(component)
+    return _parameters(component)[keyword].default is inspect.Parameter.empty
+
+
+def with_context(component: Any, context: Tensor | None) -> dict[str, Tensor]:
+    """Keyword arguments that hand a context to a component, empty if it takes none.
+
+    Args:
+        component: As in :func:`takes_context`.
+        context: Context of shape :math:`(B, *)`, or None.
+
+    Returns:
+        ``{}``, ``{"context": context}`` or ``{"y": context}``.
+
+    Examples:
+        >>> with_context(nn.Linear(2, 2), None)
+        {}
+    """
+    if context is None or not takes_context(component):
+        return {}
+    keyword = context_keyword(component)
+    return {} if keyword is None else {keyword: context}
+
+
+def check_context(components: Iterable[Any], context: Tensor | None, length: int) -> None:
+    """Raise if a context is missing, superfluous, of the wrong length or not finite.
+
+    Args:
+        components: Everything that may take the context.
+        context: Context of shape :math:`(B, *)`, or None.
+        length: Batch size :math:`B` that it must have.
+
+    Raises:
+        ContextError: If a component needs a context and none came, if one came that no component
+            takes, or if its length differs from the batch.
+        NonFiniteError: If it holds NaN or infinity.
+
+    Examples:
+        >>> check_context([nn.Linear(2, 2)], None, 5)
+    """
+    components = list(components)
+    if context is None:
+        needing = [type(part).__name__ for part in components if needs_context(part)]
+        if needing:
+            raise ContextError(
+                f"{' and '.join(sorted(set(needing)))} was built with a context, but none came. "
+                "Pass context=, one row per sample."
+            )
+        return
+    if not any(takes_context(part) for part in components):
+        raise ContextError(
+            "A context came, but no base, flow or network of this model takes one: the answer "
+            "would ignore it. Leave it out, or build the networks with context_dim=."
+        )
+    if context.dim() == 0 or len(context) != length:
+        raise ContextError(
+            f"context must have one row per sample, {length} in all, got shape "
+            f"{tuple(context.shape)}. Repeat a single condition with context.expand({length}, -1)."
+        )
+    check_finite(context, "context")
+
+
+def _parameters(component: Any) -> Mapping[str, inspect.Parameter]:
+    if isinstance(component, nn.Module):
+        # A module compiled by torch.compile hides the signature of the one it wraps.
+        kind: Any = type(getattr(component, "_orig_mod", component))
+        return _forward_parameters(kind)
+    return inspect.signature(component).parameters
+
+
+@cache
+def _forward_parameters(kind: Any) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(kind.forward).parameters
+
+
+def _is_hosts(component: Any) -> bool:
+    return type(component).__module__.partition(".")[0] == "normflows"
+
+
+def _built_for_context(component: nn.Module) -> bool:
+    if getattr(component, "class_cond", False) or getattr(component, "num_classes", None):
+        return True
+    return any(
+        getattr(module, name, None) is not None
+        for module in component.modules()
+        for name in _BUILT_FOR_CONTEXT
+    )

@@ -1,0 +1,431 @@
+"""The injective normalizing flow, a drop-in model class for normflows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import normflows as nf
+import torch
+from torch import Tensor, nn
+
+from . import divergences
+from .bases import base_log_prob, sample_base
+from .checkpoints import load_checkpoint, save_checkpoint
+from .checks import check_batch, check_event_shape, check_finite
+from .context import check_context, with_context
+from .errors import NonFiniteError, NotInjectiveError
+from .flows.composite import (
+    check_composite,
+    check_invertible,
+    joint_decode,
+    joint_decode_and_log_volume,
+    joint_encode,
+)
+from .flows.injection import Injection
+from .likelihoods import SurrogateLikelihood, SurrogateTerms
+from .stack import model_dtype, trial_pass
+
+__all__ = ["InjectiveNormalizingFlow", "LossTerms"]
+
+
+class LossTerms(NamedTuple):
+    r"""The parts of the training loss per sample, each of shape (B,).
+
+    Attributes:
+        log_prob_latent: Log-density of the encoded data under the latent block, in nats.
+        surrogate: Surrogate of the log-volume; only its gradient means something.
+        reconstruction_error: :math:`\lVert x - \hat x \rVert^2`, summed over dimensions.
+        loss: The weighted sum whose mean ``forward_kld`` returns.
+    """
+
+    log_prob_latent: Tensor
+    surrogate: Tensor
+    reconstruction_error: Tensor
+    loss: Tensor
+
+
+class InjectiveNormalizingFlow(nf.NormalizingFlow):
+    r"""Normalizing flow on a learned :math:`d`-dimensional manifold in :math:`\mathbb R^D`.
+
+    ``flows`` is split at its first injection. The flows before it, the latent block :math:`h`, are
+    summed as in normflows. Everything from the injection to the data is one map :math:`G` with
+    one encoder :math:`F` and one log-volume, because behind an injection log-dets do not add:
+
+    .. math:: \log q(\hat x) = \log q_0(h^{-1}(z)) + \log |\det (h^{-1})'(z)|
+              - \tfrac12 \log\det\big(G'(z)^\top G'(z)\big), \quad z = F(x),\ \hat x = G(z)
+
+    a density against the manifold's own :math:`d`-dimensional measure, in nats. It is blind to the
+    distance from the manifold, so read :meth:`log_prob` with :meth:`reconstruction_error`.
+
+    Args:
+        q0: Base distribution of the latent shape.
+        flows: Layers from latent to data, at least one of them an injection.
+        likelihood: The training term; by default ``SurrogateLikelihood()`` with
+            :math:`\beta = 10`.
+        p: Target for :meth:`reverse_kld`. It must declare itself a density on the manifold by a
+            true attribute ``on_manifold``.
+
+    Raises:
+        NotInjectiveError: If no layer raises the dimension.
+        ShapeError: If base and layers do not fit.
+        UnsupportedLayerError: If a layer would make the density or a gradient silently wrong.
+
+    References:
+        Sorrenson et al., Lifting architectural constraints of injective flows, arXiv 2306.01843.
+
+    Examples:
+        >>> from normflows_injective.flows import FreeFormInjection
+        >>> _ = torch.manual_seed(0)
+        >>> model = InjectiveNormalizingFlow(
+        ...     nf.distributions.DiagGaussian(2, trainable=False),
+        ...     [FreeFormInjection(nn.Linear(5, 2), nn.Linear(2, 5))],
+        ... )
+        >>> loss = model.forward_kld(torch.randn(8, 5))
+        >>> loss.backward()
+        >>> x, log_q = model.sample(3)
+        >>> x.shape, log_q.shape
+        (torch.Size([3, 5]), torch.Size([3]))
+    """
+
+    def __init__(
+        self,
+        q0: nn.Module,
+        flows: Iterable[nf.flows.Flow],
+        likelihood: SurrogateLikelihood | None = None,
+        p: Any = None,
+    ) -> None:
+        super().__init__(q0, list(flows), p)
+        self.likelihood = SurrogateLikelihood() if likelihood is None else likelihood
+        injections = [i for i, flow in enumerate(self.flows) if isinstance(flow, Injection)]
+        for flow in self.flows:
+            check_invertible(flow)
+        if not injections:
+            raise NotInjectiveError(
+                "flows contains no injection, so this model has no manifold. Add "
+                "nfi.flows.FreeFormInjection, or use nf.NormalizingFlow."
+            )
+        self._num_latent = injections[0]
+        check_composite(self.composite)
+        self._shapes = trial_pass(self.q0, self.flows, self._num_latent)
+
+    @property
+    def latent_block(self) -> list[nf.flows.Flow]:
+        """The flows before the first injection."""
+        return list(self.flows)[: self._num_latent]
+
+    @property
+    def composite(self) -> list[nf.flows.Flow]:
+        """The layers from the first injection to the data, differentiated as one map."""
+        return list(self.flows)[self._num_latent :]
+
+    def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        r"""Coordinates on the manifold, :math:`z = F(x)`, before the latent block.
+
+        Args:
+            x: Data of shape :math:`(B, *)`.
+            context: Optional context, one row per sample.
+
+        Returns:
+            Latents of shape :math:`(B, *)` at the first injection.
+        """
+        self._check_data(x, context)
+        return joint_encode(self.composite, x.clone(), context)
+
+    def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        r"""Point on the manifold, :math:`G(z)`, from coordinates at the first injection.
+
+        Args:
+            z: Latents of shape :math:`(B, *)`, as :meth:`encode` gives them.
+            context: Optional context, one row per sample.
+
+        Returns:
+            Data of shape :math:`(B, *)`.
+        """
+        self._check(z, "z", self._shapes and self._shapes.latent, context)
+        return joint_decode(self.composite, z.clone(), context)
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        r"""Send base variables to the data space, :math:`G(h(z))`.
+
+        Args:
+            z: Base variables of shape :math:`(B, *)`.
+            context: Optional context, one row per sample.
+
+        Returns:
+            Data of shape :math:`(B, *)`.
+        """
+        self._check(z, "z", self._shapes and self._shapes.base, context)
+        return joint_decode(self.flows, z.clone(), context)
+
+    def inverse(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        r"""Send data to base variables, :math:`h^{-1}(F(x))`.
+
+        Args:
+            x: Data of shape :math:`(B, *)`.
+            context: Optional context, one row per sample.
+
+        Returns:
+            Base variables of shape :math:`(B, *)`.
+        """
+        self._check_data(x, context)
+        return joint_encode(self.flows, x.clone(), context)
+
+    def forward_and_log_det(
+        self, z: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        r"""Send base variables to the data space, with the exact log-volume of the whole map.
+
+        Args:
+            z: Base variables of shape :math:`(B, *)`.
+            context: Optional context, one row per sample.
+
+        Returns:
+            Data of shape :math:`(B, *)` and
+            :math:`\log|\det h'| + \tfrac12 \log\det G'^\top G'` of shape :math:`(B,)` in nats.
+        """
+        self._check(z, "z", self._shapes and self._shapes.base, context)
+        return self._forward_and_log_det(z, context)
+
+    def inverse_and_log_det(
+        self, x: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        r"""Send data to base variables, with minus the exact log-volume at their projection.
+
+        Args:
+            x: Data of shape :math:`(B, *)`.
+            context: Optional context, one row per sample.
+
+        Returns:
+            Base variables of shape :math:`(B, *)` and minus the log-volume, shape :math:`(B,)`.
+        """
+        self._check_data(x, context)
+        return self._inverse_and_log_det(x, context)
+
+    def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        r"""Exact log-density of the projection of the data onto the manifold.
+
+        Costs :math:`d` Jacobian-vector products; evaluate under ``torch.no_grad()``. Do not train
+        on it: without a reconstruction term the manifold collapses.
+
+        Args:
+            x: Data of shape :math:`(B, *)`, on the manifold or not.
+            context: Optional context, one row per sample.
+
+        Returns:
+            Log-density of shape :math:`(B,)` in nats against the :math:`d`-dimensional measure.
+        """
+        z, log_det = self.inverse_and_log_det(x, context)
+        return base_log_prob(self.q0, z, context) + log_det
+
+    def sample(
+        self, num_samples: int = 1, context: Tensor | None = None, log_prob: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
+        r"""Draw samples on the manifold.
+
+        Args:
+            num_samples: Number of samples :math:`n`.
+            context: Optional context with :math:`n` rows.
+            log_prob: Whether to compute the exact log-density, which costs :math:`d` decodes.
+
+        Returns:
+            Samples of shape :math:`(n, *)`, and their log-density of shape :math:`(n,)` in nats or
+            None.
+        """
+        check_context([self.q0, *self.flows], context, num_samples)
+        z, log_q = sample_base(self.q0, num_samples, context, model_dtype(self.flows))
+        if not log_prob:
+            return joint_decode(self.flows, z, context), None
+        x, log_det = self._forward_and_log_det(z, context)
+        return x, log_q - log_det
+
+    def forward_kld(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        r"""Training loss: the mean of ``loss_terms(x).loss``.
+
+        The name and the loop are the host's. The value is *not* a likelihood or a divergence: the
+        surrogate has the right gradient and a meaningless value. Watch ``log_prob`` and
+        ``reconstruction_error`` on held-out data instead.
+
+        Args:
+            x: Data of shape :math:`(B, *)`.
+            context: Optional context, one row per sample.
+
+        Returns:
+            Loss, a 0-dimensional tensor in the dtype of ``x``.
+
+        Raises:
+            NonFiniteError: If the data or a term of the loss is not finite.
+        """
+        terms = self.loss_terms(x, context)
+        loss = terms.loss.mean()
+        if not bool(torch.isfinite(loss)):
+            for name, term in terms._asdict().items():
+                check_finite(term, f"the training term {name}")
+            raise NonFiniteError("The mean of the loss overflowed although every term is finite.")
+        if self.training and torch.is_grad_enabled():
+            self.likelihood.advance()
+        return loss
+
+    def loss_terms(self, x: Tensor, context: Tensor | None = None) -> LossTerms:
+        r"""Parts of the training loss per sample, for training and logging.
+
+        Args:
+            x: Data of shape :math:`(B, *)`.
+            context: Optional context, one row per sample.
+
+        Returns:
+            :class:`LossTerms` ``(log_prob_latent, surrogate, reconstruction_error, loss)``.
+        """
+        self._check_data(x, context)
+        terms: SurrogateTerms = self.likelihood(
+            x,
+            partial(joint_encode, self.composite, context=context),
+            partial(joint_decode, self.composite, context=context),
+            self._prior(len(x), context),
+        )
+        z, log_det = self._latent_inverse(terms.z, context)
+        log_prob = base_log_prob(self.q0, z, context) + log_det
+        return LossTerms(
+            log_prob_latent=log_prob,
+            surrogate=terms.volume,
+            reconstruction_error=terms.reconstruction_error,
+            loss=self.likelihood.loss(terms, log_prob),
+        )
+
+    def project(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        r"""Reconstruction :math:`\hat x = G(F(x))`, the point whose density ``log_prob`` gives.
+
+        Args:
+            x: Data of shape :math:`(B, *)`.
+            context: Optional context, one row per sample.
+
+        Returns:
+            Points on the manifold, shape :math:`(B, *)`.
+        """
+        self._check_data(x, context)
+        z = joint_encode(self.composite, x.clone(), context)
+        return joint_decode(self.composite, z, context)
+
+    def reconstruction_error(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        r"""Squared distance from the reconstruction, :math:`\lVert x - G(F(x)) \rVert^2`.
+
+        Args:
+            x: Data of shape :math:`(B, *)`.
+            context: Optional context, one row per sample.
+
+        Returns:
+            Sums over dimensions, shape :math:`(B,)`.
+        """
+        return (x - self.project(x, context)).flatten(1).square().sum(1)
+
+    def reverse_kld(
+        self,
+        num_samples: int = 1,
+        beta: float = 1.0,
+        score_fn: bool = True,
+        context: Tensor | None = None,
+    ) -> Tensor:
+        r"""Reverse divergence from a target on the same manifold, :math:`\mathrm{KL}(q \| p)`.
+
+        Args:
+            num_samples: Number of samples from the model.
+            beta: Annealing weight of the target.
+            score_fn: Keep the score term in the gradient.
+            context: Optional context, one row per sample.
+
+        Returns:
+            Estimate in nats, 0-dimensional.
+
+        Raises:
+            OffManifoldError: Unless ``p`` declares itself a density on the manifold by a true
+                attribute ``on_manifold``; else the true divergence is infinite.
+        """
+        return divergences.reverse_kld(self, num_samples, beta, score_fn, context)
+
+    def reverse_alpha_div(
+        self,
+        num_samples: int = 1,
+        alpha: float = 1,
+        dreg: bool = False,
+        context: Tensor | None = None,
+    ) -> Tensor:
+        r"""Alpha divergence from a target on the same manifold, in the host's form.
+
+        Args:
+            num_samples: Number of samples from the model.
+            alpha: Order; 1 needs ``dreg``.
+            dreg: Use the doubly reparametrised gradient.
+            context: Optional context, one row per sample.
+
+        Returns:
+            Estimate, 0-dimensional.
+
+        Raises:
+            OffManifoldError: Unless ``p`` declares itself a density on the manifold.
+            OptionError: If ``alpha`` is 1 without ``dreg``.
+        """
+        return divergences.reverse_alpha_div(self, num_samples, alpha, dreg, context)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the weights to one safetensors file with a JSON header, completely or not at all.
+
+        Args:
+            path: File to write.
+        """
+        save_checkpoint(self, path)
+
+    def load(
+        self, path: str | os.PathLike[str], map_location: str | torch.device | None = None
+    ) -> None:
+        """Read weights written by :meth:`save` into a model of the same structure.
+
+        Args:
+            path: File to read.
+            map_location: Device to read the tensors to; by default the CPU. The model keeps its
+                own device and dtype.
+
+        Raises:
+            CheckpointError: If the file is no checkpoint, damaged or of another model; then the
+                model is as it was.
+        """
+        load_checkpoint(self, path, map_location)
+
+    def _check_data(self, x: Tensor, context: Tensor | None) -> None:
+        self._check(x, "x", self._shapes and self._shapes.data, context)
+
+    def _check(
+        self, batch: Tensor, name: str, shape: Sequence[int] | None, context: Tensor | None
+    ) -> None:
+        check_batch(batch, name, model_dtype(self.flows))
+        check_event_shape(batch, shape, name)
+        check_context([self.q0, *self.flows], context, len(batch))
+
+    def _forward_and_log_det(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        z, log_det = z.clone(), z.new_zeros(len(z))
+        for flow in self.latent_block:
+            z, flow_log_det = flow(z, **with_context(flow, context))
+            log_det = log_det + torch.as_tensor(flow_log_det).to(log_det)
+        x, log_volume = joint_decode_and_log_volume(self.composite, z, context)
+        return x, log_det + log_volume
+
+    def _inverse_and_log_det(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        latent = joint_encode(self.composite, x.clone(), context)
+        _, log_volume = joint_decode_and_log_volume(self.composite, latent, context)
+        z, log_det = self._latent_inverse(latent, context)
+        return z, log_det - log_volume
+
+    def _latent_inverse(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        z, log_det = z.clone(), z.new_zeros(len(z))
+        for flow in reversed(self.latent_block):
+            z, flow_log_det = flow.inverse(z, **with_context(flow, context))
+            log_det = log_det + torch.as_tensor(flow_log_det).to(log_det)
+        return z, log_det
+
+    def _prior(self, num_samples: int, context: Tensor | None) -> Tensor | None:
+        if self.likelihood.latent_cycle == 0:
+            return None
+        with torch.no_grad():
+            z, _ = sample_base(self.q0, num_samples, context, model_dtype(self.flows))
+            return joint_decode(self.latent_block, z, context)

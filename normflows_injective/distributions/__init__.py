@@ -1,0 +1,5 @@
+"""Base distributions."""
+
+from normflows.distributions import DiagGaussian
+
+__all__ = ["DiagGaussian"]

@@ -1,0 +1,123 @@
+"""Reverse divergences, for targets that are densities on the model's own manifold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from .errors import OffManifoldError, OptionError
+
+if TYPE_CHECKING:
+    from .core import InjectiveNormalizingFlow
+
+__all__ = ["reverse_alpha_div", "reverse_kld"]
+
+
+def reverse_kld(
+    model: InjectiveNormalizingFlow,
+    num_samples: int,
+    beta: float,
+    score_fn: bool,
+    context: Tensor | None,
+) -> Tensor:
+    r"""Monte-Carlo estimate of :math:`\mathbb E_q[\log q(x) - \beta \log p(x)]`.
+
+    Args:
+        model: Model with a target ``p``.
+        num_samples: Number of samples.
+        beta: Annealing weight of the target.
+        score_fn: Keep the score term in the gradient; without it only the path gradient is taken.
+        context: Optional context, one row per sample.
+
+    Returns:
+        Estimate in nats, 0-dimensional.
+
+    Raises:
+        OffManifoldError: If ``p`` does not declare itself a density on the manifold.
+    """
+    _require_target(model, "reverse_kld")
+    x, log_q = _sample_for_gradient(model, num_samples, score_fn, context)
+    return log_q.mean() - beta * model.p.log_prob(x).mean()
+
+
+def reverse_alpha_div(
+    model: InjectiveNormalizingFlow,
+    num_samples: int,
+    alpha: float,
+    dreg: bool,
+    context: Tensor | None,
+) -> Tensor:
+    r"""The host's surrogate of an alpha divergence from samples of the model.
+
+    Args:
+        model: Model with a target ``p``.
+        num_samples: Number of samples.
+        alpha: Order of the divergence.
+        dreg: Use the doubly reparametrised gradient, arXiv 1810.04152.
+        context: Optional context, one row per sample.
+
+    Returns:
+        Estimate, 0-dimensional.
+
+    Raises:
+        OffManifoldError: If ``p`` does not declare itself a density on the manifold.
+        OptionError: If ``alpha`` is 1 without ``dreg``, where the expression is identically zero.
+    """
+    _require_target(model, "reverse_alpha_div")
+    if alpha == 1 and not dreg:
+        raise OptionError(
+            "reverse_alpha_div with alpha=1 and dreg=False is identically zero and trains "
+            "nothing. Use another alpha, dreg=True, or reverse_kld."
+        )
+    x, log_q = _sample_for_gradient(model, num_samples, not dreg, context)
+    log_w = model.p.log_prob(x) - log_q
+    if not dreg:
+        return (1.0 if alpha > 1 else -1.0) * torch.logsumexp(alpha * log_w, 0)
+    w_alpha = torch.softmax(alpha * log_w.detach(), 0) * len(log_w)
+    weights = (1 - alpha) * w_alpha + alpha * w_alpha**2
+    return -alpha * (weights * log_w).mean()
+
+
+def _require_target(model: InjectiveNormalizingFlow, name: str) -> None:
+    if model.p is None:
+        raise OffManifoldError(
+            f"{name} compares the model with a target, and p is None. Give p=, a density on the "
+            "manifold."
+        )
+    if not getattr(model.p, "on_manifold", False):
+        raise OffManifoldError(
+            f"{name} needs a target with the support of the model, but {type(model.p).__name__} "
+            "does not declare itself a density on the manifold. Against a density on the data "
+            "space the true divergence is infinite, and any finite number would be meaningless. "
+            "If p is a density against the manifold's own measure, set p.on_manifold = True; to "
+            "learn from data use forward_kld."
+        )
+
+
+def _sample_for_gradient(
+    model: InjectiveNormalizingFlow, num_samples: int, score_fn: bool, context: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    x, log_q = model.sample(num_samples, context=context)
+    if score_fn:
+        assert log_q is not None
+        return x, log_q
+    with _frozen(model):
+        return x, model.log_prob(x, context)
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Switch gradients of all parameters off, and back to what they were."""
+    parameters = list(model.parameters())
+    flags = [parameter.requires_grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter, flag in zip(parameters, flags, strict=True):
+            parameter.requires_grad_(flag)

@@ -1,0 +1,73 @@
+"""The named errors and warnings of the package.
+
+Every message says what was expected, what came, and what to do. The errors also derive from the
+built-in class that fits, so that ``except ValueError`` works in code that knows nothing of us.
+"""
+
+__all__ = [
+    "CheckpointError",
+    "ContextError",
+    "DtypeError",
+    "InjectiveFlowError",
+    "NonFiniteError",
+    "NotInjectiveError",
+    "NumericalWarning",
+    "OffManifoldError",
+    "OptionError",
+    "RegistrationError",
+    "ShapeError",
+    "StackingWarning",
+    "UnsupportedLayerError",
+]
+
+
+class InjectiveFlowError(Exception):
+    """Base class of every error that this package raises on purpose."""
+
+
+class ShapeError(InjectiveFlowError, ValueError):
+    """A tensor, base distribution or layer has the wrong shape."""
+
+
+class DtypeError(InjectiveFlowError, TypeError):
+    """A tensor has another dtype than the model computes in."""
+
+
+class ContextError(InjectiveFlowError, ValueError):
+    """A context is missing, superfluous, or of another length than the batch."""
+
+
+class NonFiniteError(InjectiveFlowError, ValueError):
+    """A tensor contains NaN or infinity."""
+
+
+class OptionError(InjectiveFlowError, ValueError):
+    """An option is unknown or outside its range."""
+
+
+class NotInjectiveError(InjectiveFlowError, ValueError):
+    """A map that must raise the dimension does not, or a stack contains no such map."""
+
+
+class UnsupportedLayerError(InjectiveFlowError, TypeError):
+    """A layer would make the density or its gradient silently wrong at this place."""
+
+
+class OffManifoldError(InjectiveFlowError, ValueError):
+    """A quantity was asked for that needs a density on the manifold, or a point on it."""
+
+
+class CheckpointError(InjectiveFlowError, RuntimeError):
+    """A file is no checkpoint, is damaged, or belongs to another model."""
+
+
+class RegistrationError(InjectiveFlowError, RuntimeError):
+    """Registering would overwrite a name of the host."""
+
+
+class NumericalWarning(RuntimeWarning):
+    """A result was computed, but it has lost most or all of its digits."""
+
+
+class StackingWarning(UserWarning):
+    """An injection seems to be followed by trainable layers in a container that sums log-dets."""

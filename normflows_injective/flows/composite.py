@@ -1,0 +1,204 @@
+r"""One map from an injection to the data, with one log-volume.
+
+Behind an injection log-dets do not add: for :math:`G = a \circ g` the volume is
+:math:`\tfrac12 \log\det(g'^\top a'^\top a' g')`, and a uniform scaling :math:`a(x) = c x` adds
+:math:`d \log c` to it, not :math:`D \log c`. So everything from the first injection to the data is
+differentiated as one map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any, final
+
+import normflows as nf
+import torch
+from torch import Tensor, nn
+
+from ..context import needs_context, takes_context, with_context
+from ..errors import NotInjectiveError, OptionError, UnsupportedLayerError
+from ..volume.log_volume import DecodedVolume, decode_and_log_volume
+from ..volume.modules import refuse_unsupported
+from .injection import Injection
+
+__all__ = [
+    "Flows",
+    "InjectiveComposite",
+    "check_composite",
+    "check_invertible",
+    "joint_decode",
+    "joint_decode_and_log_volume",
+    "joint_encode",
+]
+
+
+Flows = Sequence[nf.flows.Flow] | nn.ModuleList
+
+
+def joint_decode(flows: Flows, z: Tensor, context: Tensor | None = None) -> Tensor:
+    """Send latents (B, *) through flows from the first to the last, without log-dets."""
+    for flow in flows:
+        if isinstance(flow, Injection):
+            z = flow.decode(z, context)
+        else:
+            z, _ = flow(z, **with_context(flow, context))
+    return z
+
+
+def joint_encode(flows: Flows, x: Tensor, context: Tensor | None = None) -> Tensor:
+    """Send data (B, *) through flows from the last to the first, without log-dets."""
+    for flow in reversed(list(flows)):
+        if isinstance(flow, Injection):
+            x = flow.encode(x, context)
+        else:
+            x, _ = flow.inverse(x, **with_context(flow, context))
+    return x
+
+
+def joint_decode_and_log_volume(
+    flows: Flows, z: Tensor, context: Tensor | None = None
+) -> DecodedVolume:
+    """Send latents through flows, with the joint log-volume (B,) of the whole map."""
+    if len(flows) == 1 and isinstance(flows[0], Injection):
+        return flows[0].decode_and_log_volume(z, context)
+    return decode_and_log_volume(partial(joint_decode, flows, context=context), z)
+
+
+@final
+class InjectiveComposite(Injection):
+    r"""Injections and bijective flows as one layer, with their joint log-volume.
+
+    For containers of the host that sum per-layer log-dets (``nf.ClassCondFlow``,
+    ``nf.ConditionalNormalizingFlow``, ``nf.NormalizingFlow``): put everything from the first
+    injection to the data in here, as their last layer. In an
+    :class:`~normflows_injective.InjectiveNormalizingFlow` it is not needed.
+
+    Args:
+        flows: Layers from latent to data; the first must be an :class:`Injection`.
+        likelihood: A :class:`~normflows_injective.SurrogateLikelihood` without warm-up. With it,
+            ``inverse`` returns as ``log_det``, in training mode and with gradients enabled,
+            :math:`-(\text{volume} + \beta\,\text{reconstruction error})`, so that the container's
+            own ``forward_kld`` is the training loss; everywhere else, and without it, ``log_det``
+            is exact. Training a container without it has no reconstruction term and collapses.
+
+    Raises:
+        NotInjectiveError: If the first layer is no injection.
+        UnsupportedLayerError: If a layer cannot stand behind an injection.
+        OptionError: If the likelihood has a warm-up, whose weight the container cannot apply.
+
+    References:
+        Derived above.
+
+    Examples:
+        >>> from normflows_injective.flows import LinearInjection
+        >>> scale = nf.flows.AffineConstFlow((3,))
+        >>> _ = nn.init.constant_(scale.s, 0.5)
+        >>> x = torch.zeros(1, 3)
+        >>> injection = LinearInjection(2, 3)
+        >>> _, volume = injection.inverse(x)
+        >>> _, joint = InjectiveComposite([injection, scale]).inverse(x)
+        >>> round((volume - joint).item(), 4)  # d log c = 2 * 0.5, where the host says 3 * 0.5
+        1.0
+    """
+
+    def __init__(
+        self, flows: Iterable[nf.flows.Flow], likelihood: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        self.flows = nn.ModuleList(flows)
+        check_composite(self.flows)
+        if getattr(likelihood, "warmup_steps", None) is not None:
+            raise OptionError(
+                "InjectiveComposite cannot ramp the likelihood, because the container adds the "
+                "latent density itself. Use warmup_steps=None, or InjectiveNormalizingFlow."
+            )
+        self.likelihood: Any = likelihood
+        first: Any = self.flows[0]
+        self.latent_shape = first.latent_shape
+        self.takes_context = any(takes_context(flow) for flow in self.flows)
+        self.needs_context = any(needs_context(flow) for flow in self.flows)
+
+    def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        r"""Encode through all layers; x of shape (B, *), result (B, *)."""
+        # Some of the host's layers shift their input in place.
+        return joint_encode(self.flows, x.clone(), context)
+
+    def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        r"""Decode through all layers; z of shape (B, *), result (B, *)."""
+        return joint_decode(self.flows, z, context)
+
+    def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        r"""Encode, with minus the joint log-volume or, in training, minus the training term.
+
+        Args:
+            x: Data of shape :math:`(B, *)`.
+            context: Optional context of shape :math:`(B, *)`.
+
+        Returns:
+            Latents of shape :math:`(B, *)` and ``log_det`` of shape :math:`(B,)` in nats.
+        """
+        if self.likelihood is None or not (self.training and torch.is_grad_enabled()):
+            return super().inverse(x, context)
+        terms = self.likelihood(
+            x, partial(self.encode, context=context), partial(self.decode, context=context)
+        )
+        self.likelihood.advance()
+        return terms.z, -self.likelihood.loss(terms, torch.zeros_like(terms.volume))
+
+
+def check_composite(flows: Flows) -> None:
+    """Raise unless the layers can be one injective map.
+
+    Args:
+        flows: Layers from the first injection to the data.
+
+    Raises:
+        NotInjectiveError: If there are none, or the first is no injection.
+        UnsupportedLayerError: If a layer has no inverse, is stochastic, couples the batch, hides
+            an injection, or drops its gradient.
+    """
+    if not flows or not isinstance(flows[0], Injection):
+        raise NotInjectiveError(
+            "The first layer of an injective map must be an Injection, got "
+            f"{type(flows[0]).__name__ if flows else 'no layer'}. Put nfi.flows.FreeFormInjection "
+            "first; bijective flows alone belong into nf.NormalizingFlow."
+        )
+    for flow in flows:
+        check_invertible(flow)
+        if not isinstance(flow, Injection):
+            refuse_unsupported(flow.modules())
+
+
+def check_invertible(flow: nn.Module) -> None:
+    """Raise if a layer has no inverse or hides an injection in a container that sums log-dets.
+
+    Args:
+        flow: Layer of a model.
+
+    Raises:
+        UnsupportedLayerError: Naming the layer and what to use.
+
+    Examples:
+        >>> check_invertible(nf.flows.Radial((2,)))
+        Traceback (most recent call last):
+            ...
+        normflows_injective.errors.UnsupportedLayerError: Radial has no inverse, so no data can \
+be encoded through it. Use an invertible layer such as nf.flows.AffineCouplingBlock.
+    """
+    if not isinstance(flow, Injection) and any(isinstance(m, Injection) for m in flow.modules()):
+        raise UnsupportedLayerError(
+            f"{type(flow).__name__} holds an injection, and would reverse it or add its "
+            "log-volume to other log-dets, which is wrong. List the layers in flows= directly, "
+            "or use nfi.flows.InjectiveComposite."
+        )
+    for module in flow.modules():
+        one_way_planar = isinstance(module, nf.flows.Planar) and module.act != "leaky_relu"
+        inherits = isinstance(module, nf.flows.Flow) and (
+            type(module).inverse is nf.flows.base.Flow.inverse
+        )
+        if one_way_planar or inherits:
+            raise UnsupportedLayerError(
+                f"{type(module).__name__} has no inverse, so no data can be encoded through it. "
+                "Use an invertible layer such as nf.flows.AffineCouplingBlock."
+            )

@@ -1,0 +1,102 @@
+"""The free-form injection: any encoder with any decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import final
+
+from torch import Tensor, nn
+
+from ..checks import check_event_shape
+from ..context import needs_context, takes_context, with_context
+from .injection import Injection
+from .shapes import check_raises_dimension
+
+__all__ = ["FreeFormInjection"]
+
+
+@final
+class FreeFormInjection(Injection):
+    r"""Injection made of an unconstrained encoder and an unconstrained decoder.
+
+    .. math:: x = g_\phi(z), \qquad z = f_\theta(x), \qquad f_\theta \circ g_\phi \approx
+              \mathrm{id} \text{ by training}
+
+    Use smooth activations (SiLU, GELU, softplus, tanh): the surrogate learns curvature through
+    second derivatives, which vanish for ReLU. Use group or layer normalisation, not batch
+    normalisation.
+
+    Args:
+        encoder: Module taking data :math:`(B, *)` to latents :math:`(B, *)`. With a context it is
+            called ``encoder(x, context=context)`` if it has that keyword.
+        decoder: Module taking latents to data, likewise.
+        latent_shape: Event shape of the latents; by default the decoder's ``input_shape``, if it
+            has one (those of ``nfi.nets`` do).
+        data_shape: Event shape of the data; by default the encoder's ``input_shape``.
+
+    Raises:
+        NotInjectiveError: If the latents are known to be at least as wide as the data.
+
+    References:
+        Sorrenson et al., Lifting architectural constraints of injective flows, arXiv 2306.01843.
+
+    Examples:
+        >>> import torch
+        >>> injection = FreeFormInjection(nn.Linear(3, 2), nn.Linear(2, 3))
+        >>> x, log_volume = injection(torch.zeros(4, 2))
+        >>> x.shape, log_volume.shape
+        (torch.Size([4, 3]), torch.Size([4]))
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        latent_shape: Sequence[int] | None = None,
+        data_shape: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+        self.latent_shape = latent_shape or getattr(decoder, "input_shape", None)
+        self.data_shape = data_shape or getattr(encoder, "input_shape", None)
+        if self.latent_shape is not None and self.data_shape is not None:
+            check_raises_dimension(self.latent_shape, self.data_shape, "FreeFormInjection")
+        self.takes_context = takes_context(encoder) or takes_context(decoder)
+        self.needs_context = needs_context(encoder) or needs_context(decoder)
+
+    def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        r"""Apply the encoder.
+
+        Args:
+            x: Data of shape :math:`(B, *)`.
+            context: Optional context of shape :math:`(B, *)`.
+
+        Returns:
+            Latents of shape :math:`(B, *)`.
+
+        Raises:
+            ShapeError: If the data or the encoder's result have another shape than declared.
+        """
+        check_event_shape(x, self.data_shape, "x")
+        z: Tensor = self.encoder(x, **with_context(self.encoder, context))
+        check_event_shape(z, self.latent_shape, "the encoder's output")
+        return z
+
+    def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        r"""Apply the decoder.
+
+        Args:
+            z: Latents of shape :math:`(B, *)`.
+            context: Optional context of shape :math:`(B, *)`.
+
+        Returns:
+            Data of shape :math:`(B, *)`.
+
+        Raises:
+            ShapeError: If the latents or the decoder's result have another shape than declared.
+        """
+        check_event_shape(z, self.latent_shape, "z")
+        x: Tensor = self.decoder(z, **with_context(self.decoder, context))
+        check_event_shape(x, self.data_shape, "the decoder's output")
+        return x

@@ -1,0 +1,92 @@
+"""The contract of a layer that raises the dimension."""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import partial
+
+import normflows as nf
+import torch
+from torch import Tensor
+
+from ..errors import StackingWarning
+from ..volume.log_volume import DecodedVolume, decode_and_log_volume
+
+__all__ = ["Injection"]
+
+
+class Injection(nf.flows.Flow, ABC):
+    r"""A map :math:`g: \mathbb R^d \to \mathbb R^D`, :math:`d < D`, with an encoder :math:`f`.
+
+    ``forward`` goes from latent to data and returns the log-volume
+    :math:`\tfrac12 \log\det g'^\top g'` as ``log_det``; ``inverse`` encodes and returns minus the
+    log-volume at the encoded point, so that a host model whose *last* layer this is scores the
+    projection of its data exactly.
+
+    A subclass gives :meth:`encode` and :meth:`decode`. Where the log-volume has a closed form it
+    also replaces :meth:`decode_and_log_volume`, which by default differentiates :meth:`decode`.
+    ``latent_shape`` and ``data_shape`` are event shapes, or None where they are not known; where
+    they are, models check their stack at construction. ``takes_context`` and ``needs_context``
+    tell whether a context can, and whether it must, be given.
+
+    References:
+        Formulas and signs: arXiv 2306.01843 and the host's convention for ``log_det``.
+    """
+
+    latent_shape: Sequence[int] | None = None
+    data_shape: Sequence[int] | None = None
+    takes_context: bool = False
+    needs_context: bool = False
+
+    @abstractmethod
+    def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Map data (B, *) to latents (B, *)."""
+
+    @abstractmethod
+    def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """Map latents (B, *) to data (B, *)."""
+
+    def decode_and_log_volume(self, z: Tensor, context: Tensor | None = None) -> DecodedVolume:
+        """Map latents (B, *) to data (B, *) and give the log-volume (B,) there, in nats."""
+        return decode_and_log_volume(partial(self.decode, context=context), z)
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        r"""Decode, with the log-volume.
+
+        Args:
+            z: Latents of shape :math:`(B, *)`.
+            context: Optional context of shape :math:`(B, *)`.
+
+        Returns:
+            Data of shape :math:`(B, *)` and the log-volume of shape :math:`(B,)` in nats.
+        """
+        x, log_volume = self.decode_and_log_volume(z, context)
+        return x, log_volume
+
+    def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        r"""Encode, with minus the log-volume at the encoded point.
+
+        Args:
+            x: Data of shape :math:`(B, *)`.
+            context: Optional context of shape :math:`(B, *)`.
+
+        Returns:
+            Latents of shape :math:`(B, *)` and minus the log-volume, shape :math:`(B,)` in nats.
+
+        Warns:
+            StackingWarning: If the data come from a trainable layer. A container that sums
+                per-layer log-dets is wrong behind an injection.
+        """
+        if torch.is_grad_enabled() and x.grad_fn is not None:
+            warnings.warn(
+                f"{type(self).__name__}.inverse got data that depend on trainable parameters: "
+                "does a flow stand behind this injection in a plain normflows model? There the "
+                "sum of per-layer log-dets is wrong. Use nfi.InjectiveNormalizingFlow, or wrap the "
+                "injection and all that follows it in nfi.flows.InjectiveComposite.",
+                StackingWarning,
+                stacklevel=2,
+            )
+        z = self.encode(x, context)
+        return z, -self.decode_and_log_volume(z, context).log_volume

@@ -1,0 +1,84 @@
+"""Event shapes: the layer that changes them, and the check that an injection raises the size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import final
+
+import normflows as nf
+from torch import Tensor
+
+from ..checks import check_event_shape
+from ..errors import NotInjectiveError, ShapeError
+
+__all__ = ["Reshape", "check_raises_dimension"]
+
+
+@final
+class Reshape(nf.flows.Flow):
+    """Change the event shape, keeping every number: the flatten layer that the host lacks.
+
+    Args:
+        latent_shape: Event shape on the latent side.
+        data_shape: Event shape on the data side, of the same size.
+
+    Raises:
+        ShapeError: If the sizes differ.
+
+    Examples:
+        >>> import torch
+        >>> x, log_det = Reshape((4,), (1, 2, 2))(torch.zeros(3, 4))
+        >>> x.shape, log_det
+        (torch.Size([3, 1, 2, 2]), tensor([0., 0., 0.]))
+    """
+
+    def __init__(self, latent_shape: Sequence[int], data_shape: Sequence[int]) -> None:
+        super().__init__()
+        if math.prod(latent_shape) != math.prod(data_shape):
+            raise ShapeError(
+                f"Reshape needs shapes of the same size, got {tuple(latent_shape)} with "
+                f"{math.prod(latent_shape)} elements and {tuple(data_shape)} with "
+                f"{math.prod(data_shape)}."
+            )
+        self.latent_shape, self.data_shape = tuple(latent_shape), tuple(data_shape)
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Reshape latents (B, *latent_shape) to (B, *data_shape), with log_det zero."""
+        check_event_shape(z, self.latent_shape, "z")
+        return z.reshape(len(z), *self.data_shape), z.new_zeros(len(z))
+
+    def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Reshape data (B, *data_shape) to (B, *latent_shape), with log_det zero."""
+        check_event_shape(x, self.data_shape, "x")
+        return x.reshape(len(x), *self.latent_shape), x.new_zeros(len(x))
+
+    @property
+    def takes_context(self) -> bool:
+        """False: the keyword is accepted, as by the host's own reshaping layers, and not used."""
+        return False
+
+
+def check_raises_dimension(
+    latent_shape: Sequence[int], data_shape: Sequence[int], name: str
+) -> None:
+    """Raise unless the data have more dimensions than the latents.
+
+    Args:
+        latent_shape: Event shape of the latents.
+        data_shape: Event shape of the data.
+        name: What the message calls the map.
+
+    Raises:
+        NotInjectiveError: If the latents are at least as wide as the data.
+
+    Examples:
+        >>> check_raises_dimension((2,), (3,), "Pad")
+    """
+    latent, data = math.prod(latent_shape), math.prod(data_shape)
+    if latent >= data:
+        raise NotInjectiveError(
+            f"{name} must raise the dimension, got latent shape {tuple(latent_shape)} with "
+            f"{latent} dimensions and data shape {tuple(data_shape)} with {data}. Use fewer "
+            "latent dimensions; for equal ones use nf.NormalizingFlow."
+        )

@@ -1,0 +1,236 @@
+"""The training term of free-form injective flows, as a component of its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .errors import OptionError
+from .volume.estimators import Estimator, estimator_from
+from .volume.probes import PROBES, draw_probes
+from .volume.products import Map
+
+__all__ = ["SurrogateLikelihood", "SurrogateTerms"]
+
+
+class SurrogateTerms(NamedTuple):
+    r"""What one pass of the training term gives, per sample.
+
+    Attributes:
+        z: Latents :math:`f(x)`, shape :math:`(B, *)`.
+        reconstruction: :math:`g(f(x))`, shape :math:`(B, *)`.
+        volume: Surrogate of the log-volume, shape :math:`(B,)`; its value means nothing, its
+            gradient is added to the loss.
+        reconstruction_error: :math:`\lVert x - g(f(x)) \rVert^2`, shape :math:`(B,)`.
+        latent_cycle_error: :math:`\lVert z' - f(g(z')) \rVert^2` at prior samples :math:`z'`,
+            shape :math:`(B,)`; zero where it was not asked for.
+    """
+
+    z: Tensor
+    reconstruction: Tensor
+    volume: Tensor
+    reconstruction_error: Tensor
+    latent_cycle_error: Tensor
+
+
+class SurrogateLikelihood(nn.Module):
+    r"""Surrogate likelihood of a free-form injective flow.
+
+    .. math:: \mathcal L = \beta \lVert x - g(f(x)) \rVert^2 - \log p_Z(f(x))
+              - \frac1K \sum_k v_k^\top f'(x)\, \mathrm{SG}[g'(f(x)) v_k]
+
+    Works on any pair of callables: ``terms = likelihood(x, encode, decode)`` gives everything but
+    :math:`\log p_Z`, and ``likelihood.loss(terms, log_prob)`` puts the loss together. Squared
+    error and log-densities are sums over dimensions, in nats, one value per sample.
+
+    Args:
+        beta: Weight :math:`\beta \ge 0` of the reconstruction error: a number, or a callable of
+            the step. Can be changed at any time by attribute.
+        n_probes: Number of probes :math:`K`, at most the latent dimension.
+        estimator: ``"encoder"`` (Jacobian at the data), ``"on_manifold"`` (at the reconstruction),
+            ``"decoder"``, ``"conditional"``, ``"conditional_opposite"``, ``"conjugate_gradient"``,
+            or a :class:`normflows_injective.volume.Estimator`.
+        probes: ``"orthonormal"``, ``"sphere"``, ``"gaussian"`` or ``"rademacher"``.
+        warmup_steps: ``(start, end)``: reconstruction alone before step ``start``, then the weight
+            of likelihood and volume grows linearly to one at step ``end``.
+        input_noise: Standard deviation of Gaussian noise added to the data in training mode. The
+            reconstruction is compared with the noisy data, which tells the encoder about the
+            surroundings of the manifold.
+        latent_cycle: Weight of :math:`\lVert z' - f(g(z')) \rVert^2` at prior samples.
+
+    Raises:
+        OptionError: If an option is unknown or out of range.
+
+    References:
+        Sorrenson et al., Lifting architectural constraints of injective flows, arXiv 2306.01843.
+
+    Examples:
+        >>> _ = torch.manual_seed(0)
+        >>> encoder, decoder = nn.Linear(5, 2), nn.Linear(2, 5)
+        >>> likelihood = SurrogateLikelihood(beta=10.0)
+        >>> terms = likelihood(torch.randn(3, 5), encoder, decoder)
+        >>> log_prob = -0.5 * terms.z.square().sum(1) - math.log(2 * math.pi)
+        >>> likelihood.loss(terms, log_prob).shape
+        torch.Size([3])
+    """
+
+    step: Tensor
+
+    def __init__(
+        self,
+        beta: float | Callable[[int], float] = 10.0,
+        n_probes: int = 1,
+        estimator: str | Estimator = "encoder",
+        probes: str = "orthonormal",
+        *,
+        warmup_steps: tuple[int, int] | None = None,
+        input_noise: float = 0.0,
+        latent_cycle: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if probes not in PROBES:
+            raise OptionError(f"probes must be one of {', '.join(PROBES)}, got {probes!r}.")
+        if not isinstance(n_probes, int) or n_probes < 1:
+            raise OptionError(f"n_probes must be a positive integer, got {n_probes!r}.")
+        if warmup_steps is not None and not 0 <= warmup_steps[0] <= warmup_steps[1]:
+            raise OptionError(
+                f"warmup_steps must be (start, end) with 0 <= start <= end, got {warmup_steps}."
+            )
+        self.beta = beta if callable(beta) else _non_negative("beta", beta)
+        self.n_probes = n_probes
+        self.estimator = estimator_from(estimator)
+        self.probes = probes
+        self.warmup_steps = warmup_steps
+        self.input_noise = _non_negative("input_noise", input_noise)
+        self.latent_cycle = _non_negative("latent_cycle", latent_cycle)
+        self.register_buffer("step", torch.zeros((), dtype=torch.long))
+
+    def forward(
+        self, x: Tensor, encode: Map, decode: Map, prior: Tensor | None = None
+    ) -> SurrogateTerms:
+        r"""Encode, decode and estimate the volume term.
+
+        Args:
+            x: Data of shape :math:`(B, *)`.
+            encode: :math:`f`, data to latents.
+            decode: :math:`g`, latents to data.
+            prior: Prior samples :math:`z'` of shape :math:`(B, *)`, needed if ``latent_cycle`` is
+                positive.
+
+        Returns:
+            :class:`SurrogateTerms`.
+
+        Raises:
+            OptionError: If there are more probes than latent dimensions, or the prior is missing.
+            ShapeError: If the decoder does not return the shape of the data.
+            NotInjectiveError: If the latents are wider than the data.
+            UnsupportedLayerError: If a layer makes the gradient silently wrong.
+        """
+        if self.training and self.input_noise > 0:
+            x = x + self.input_noise * torch.randn_like(x)
+        if self.likelihood_weight() == 0:
+            z = encode(x.clone())
+            reconstruction = decode(z)
+            volume = torch.zeros(len(x), dtype=z.dtype, device=z.device)
+        else:
+            draw = partial(draw_probes, self.probes, self.n_probes)
+            z, reconstruction, volume = self.estimator(x, encode, decode, draw)
+        return SurrogateTerms(
+            z=z,
+            reconstruction=reconstruction,
+            volume=volume,
+            reconstruction_error=_squared_error(x, reconstruction),
+            latent_cycle_error=self._latent_cycle_error(encode, decode, prior, volume),
+        )
+
+    def loss(self, terms: SurrogateTerms, log_prob: Tensor) -> Tensor:
+        r"""Put the training loss together.
+
+        .. math:: w\,(\text{volume} - \log p_Z) + \beta\, \text{reconstruction error}
+                  + \lambda\, \text{latent cycle error}
+
+        Args:
+            terms: What :meth:`forward` returned.
+            log_prob: :math:`\log p_Z` at ``terms.z``, shape :math:`(B,)` in nats.
+
+        Returns:
+            Loss per sample, shape :math:`(B,)`. It is no likelihood: see the package's README.
+        """
+        likelihood = terms.volume - log_prob
+        return (
+            self.likelihood_weight() * likelihood
+            + self.current_beta() * terms.reconstruction_error
+            + self.latent_cycle * terms.latent_cycle_error
+        )
+
+    def current_beta(self) -> float:
+        """Weight of the reconstruction error at the current step.
+
+        Returns:
+            ``beta``, or what the schedule gives for the step.
+
+        Raises:
+            OptionError: If it is negative or not finite.
+
+        Examples:
+            >>> SurrogateLikelihood(beta=lambda step: 10.0 + step).current_beta()
+            10.0
+        """
+        value = self.beta(int(self.step)) if callable(self.beta) else self.beta
+        return _non_negative("beta", value)
+
+    def likelihood_weight(self) -> float:
+        """Weight of likelihood and volume at the current step, between 0 and 1.
+
+        Returns:
+            1 without ``warmup_steps``; else 0 before ``start``, 1 from ``end`` on, linear between.
+
+        Examples:
+            >>> SurrogateLikelihood(warmup_steps=(10, 20)).likelihood_weight()
+            0.0
+        """
+        if self.warmup_steps is None:
+            return 1.0
+        start, end = self.warmup_steps
+        step = int(self.step)
+        if step < start:
+            return 0.0
+        return min(1.0, (step - start + 1) / (end - start + 1))
+
+    def advance(self) -> None:
+        """Count one training step, for schedules and warm-up."""
+        self.step += 1
+
+    def extra_repr(self) -> str:
+        """Options as shown by ``print(model)``."""
+        return (
+            f"beta={self.beta}, n_probes={self.n_probes}, estimator={self.estimator}, "
+            f"probes={self.probes!r}, warmup_steps={self.warmup_steps}"
+        )
+
+    def _latent_cycle_error(
+        self, encode: Map, decode: Map, prior: Tensor | None, like: Tensor
+    ) -> Tensor:
+        if self.latent_cycle == 0:
+            return torch.zeros_like(like)
+        if prior is None:
+            raise OptionError(
+                "latent_cycle needs prior samples: pass prior=, latents of shape (B, ...). "
+                "InjectiveNormalizingFlow does so by itself."
+            )
+        return _squared_error(prior, encode(decode(prior)))
+
+
+def _squared_error(a: Tensor, b: Tensor) -> Tensor:
+    return (a - b).flatten(1).square().sum(1)
+
+
+def _non_negative(name: str, value: float) -> float:
+    if not (math.isfinite(value) and value >= 0):
+        raise OptionError(f"{name} must be finite and not negative, got {value}.")
+    return value

@@ -1,0 +1,42 @@
+"""Opt-in registration of the components on the host's namespaces."""
+
+from __future__ import annotations
+
+import normflows as nf
+
+from . import flows, nets
+from .core import InjectiveNormalizingFlow
+from .errors import RegistrationError
+from .likelihoods import SurrogateLikelihood
+
+__all__ = ["register"]
+
+
+def register() -> None:
+    """Hang the components on normflows: ``nf.InjectiveNormalizingFlow``, ``nf.flows.Pad``, ...
+
+    Nothing is registered on import. Calling it again changes nothing.
+
+    Raises:
+        RegistrationError: If normflows already has another object under one of the names; then
+            nothing is registered.
+
+    Examples:
+        >>> register()
+        >>> nf.flows.FreeFormInjection is flows.FreeFormInjection
+        True
+    """
+    planned = [
+        (nf, "InjectiveNormalizingFlow", InjectiveNormalizingFlow),
+        (nf, "SurrogateLikelihood", SurrogateLikelihood),
+        *((nf.flows, name, getattr(flows, name)) for name in flows.__all__),
+        *((nf.nets, name, getattr(nets, name)) for name in nets.__all__),
+    ]
+    for namespace, name, component in planned:
+        if getattr(namespace, name, component) is not component:
+            raise RegistrationError(
+                f"{namespace.__name__}.{name} exists and is not ours. Nothing was registered; use "
+                f"the components as nfi.{name} instead."
+            )
+    for namespace, name, component in planned:
+        setattr(namespace, name, component)

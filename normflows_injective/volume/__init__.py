@@ -1,0 +1,18 @@
+"""Pure functions on callables: exact log-volumes, surrogates, probes, Jacobian products."""
+
+from .conjugate_gradient import conjugate_gradient
+from .estimators import Conditional, ConjugateGradient, Estimator
+from .log_volume import decode_and_log_volume, log_volume
+from .probes import draw_probes
+from .products import jacobian
+
+__all__ = [
+    "Conditional",
+    "ConjugateGradient",
+    "Estimator",
+    "conjugate_gradient",
+    "decode_and_log_volume",
+    "draw_probes",
+    "jacobian",
+    "log_volume",
+]

@@ -1,0 +1,140 @@
+"""What the modules behind a callable do to its derivatives: warm-up and refusal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any
+
+import normflows as nf
+import torch
+from normflows.flows.residual import iResBlock
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+from ..errors import ShapeError, UnsupportedLayerError
+
+__all__ = ["modules_of", "refuse_unsupported", "warm_up"]
+
+
+def modules_of(*sources: Any) -> Iterator[nn.Module]:
+    """All modules that can be found behind modules, bound methods, partials and closures.
+
+    Args:
+        *sources: Modules, callables, or lists and tuples of them.
+
+    Yields:
+        Every module once, submodules included.
+
+    Examples:
+        >>> net = nn.Sequential(nn.Linear(1, 1))
+        >>> [type(m).__name__ for m in modules_of(lambda z: net(z))]
+        []
+        >>> [type(m).__name__ for m in modules_of(net.forward)]
+        ['Sequential', 'Linear']
+    """
+    seen: set[int] = set()
+    stack = list(sources)
+    while stack:
+        source = stack.pop()
+        if id(source) in seen:
+            continue
+        seen.add(id(source))
+        if isinstance(source, nn.Module):
+            for module in source.modules():
+                if module is source or id(module) not in seen:
+                    seen.add(id(module))
+                    yield module
+        elif isinstance(source, list | tuple):
+            stack.extend(source)
+        elif isinstance(source, partial):
+            stack.extend([source.func, *source.args, *source.keywords.values()])
+        elif hasattr(source, "__self__"):
+            stack.append(source.__self__)
+        elif getattr(source, "__closure__", None):
+            stack.extend(cell.cell_contents for cell in source.__closure__)
+
+
+def warm_up(function: Callable[[Tensor], Tensor], z: Tensor) -> None:
+    """Call a function once in the ordinary way if a layer behind it initialises itself on data.
+
+    Such a layer (the host's ``ActNorm``, also inside ``GlowBlock`` and ``ConvNet2d``) stores its
+    first input through ``.data``. Inside a functional transform that stores a wrapper tensor whose
+    lifetime ends with the transform, and the process dies with a segmentation fault.
+
+    Args:
+        function: Map to be differentiated next.
+        z: Batch of shape :math:`(B, *)` to initialise on.
+
+    Raises:
+        ShapeError: If the batch has one sample, whose standard deviation does not exist.
+    """
+    if any(_is_cold(module) for module in modules_of(function)):
+        if len(z) < 2:
+            raise ShapeError(
+                "A layer that initialises itself on its first batch (ActNorm) got a batch of one "
+                "sample, which has no standard deviation. Start with a larger batch."
+            )
+        with torch.no_grad():
+            function(z.detach().clone())
+
+
+def refuse_unsupported(modules: Iterable[nn.Module]) -> None:
+    """Raise at the first module that would make a Jacobian or its gradient silently wrong.
+
+    Args:
+        modules: Modules of the differentiated part, as from :func:`modules_of`.
+
+    Raises:
+        UnsupportedLayerError: For batch normalisation and dropout in training mode, stochastic
+            layers, the host's ``Residual`` with ``reduce_memory=True`` in training mode, and
+            compiled sub-networks; the message says what to use.
+
+    Examples:
+        >>> refuse_unsupported(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).eval().modules())
+    """
+    for module in modules:
+        reason = _reason_against(module)
+        if reason is not None:
+            raise UnsupportedLayerError(f"{type(module).__name__} {reason}")
+
+
+def _is_cold(module: nn.Module) -> bool:
+    done = getattr(module, "data_dep_init_done", None)
+    return isinstance(done, Tensor) and not bool(done > 0)
+
+
+def _reason_against(module: nn.Module) -> str | None:
+    if isinstance(module, _BatchNorm) and module.training:
+        return (
+            "in training mode couples the samples of a batch, so no per-sample Jacobian exists. "
+            "Use nn.GroupNorm, or .eval() it."
+        )
+    if isinstance(module, _DropoutNd) and module.training and module.p > 0:
+        return (
+            "in training mode draws another network at every call, so encoder, decoder and "
+            "their Jacobians would not belong together. Set p=0, or .eval() it."
+        )
+    if isinstance(module, nf.flows.BatchNorm):
+        return (
+            "couples the samples of a batch and has no inverse. Use nf.flows.ActNorm, or put "
+            "nn.GroupNorm into the networks."
+        )
+    if isinstance(module, nf.flows.MetropolisHastings | nf.flows.HamiltonianMonteCarlo):
+        return (
+            "is stochastic: it has a log-weight but no Jacobian. It can stand before the first "
+            "injection only."
+        )
+    if isinstance(module, iResBlock) and module.grad_in_forward and module.training:
+        return (
+            "with reduce_memory=True drops its own branch from the graph of a vector-Jacobian "
+            "product, so its weights get no gradient. Build nf.flows.Residual with "
+            "reduce_memory=False."
+        )
+    if type(module).__name__ == "OptimizedModule":
+        return (
+            "(a network wrapped by torch.compile) has no double backward, which the surrogate "
+            "needs. Pass the network uncompiled."
+        )
+    return None

@@ -1,0 +1,91 @@
+r"""Hutchinson probes: random directions :math:`v` with :math:`\mathbb E[v v^\top] = I`.
+
+Variance of the one-sample trace estimate :math:`\frac1K \sum_k v_k^\top M v_k` of a
+:math:`d \times d` matrix with symmetric part :math:`S`:
+
+* orthonormal: :math:`\frac{2d(d-K)}{K(d-1)(d+2)}
+  (\lVert S\rVert_F^2 - (\operatorname{tr} S)^2/d)`, zero at :math:`K = d`;
+* sphere: :math:`\frac{2d}{K(d+2)} (\lVert S\rVert_F^2 - (\operatorname{tr} S)^2/d)`;
+* Rademacher: :math:`\frac2K (\lVert S\rVert_F^2 - \sum_i S_{ii}^2)`;
+* Gaussian: :math:`\frac2K \lVert S\rVert_F^2`.
+
+The first three vanish at :math:`M = I`, where a consistent encoder-decoder pair is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..errors import OptionError
+
+__all__ = ["PROBES", "draw_probes"]
+
+
+def _gaussian(n_probes: int, z: Tensor) -> Tensor:
+    return torch.randn(n_probes, *z.shape, dtype=z.dtype, device=z.device)
+
+
+def _rademacher(n_probes: int, z: Tensor) -> Tensor:
+    return torch.empty(n_probes, *z.shape, dtype=z.dtype, device=z.device).bernoulli_(0.5) * 2 - 1
+
+
+def _sphere(n_probes: int, z: Tensor) -> Tensor:
+    v = _gaussian(n_probes, z).flatten(2)
+    norm = torch.linalg.vector_norm(v, dim=2, keepdim=True)
+    return (v * (v.shape[2] ** 0.5 / norm)).view(n_probes, *z.shape)
+
+
+def _orthonormal(n_probes: int, z: Tensor) -> Tensor:
+    if n_probes == 1:
+        return _sphere(1, z)
+    # (B, d, K) -> Q with orthonormal columns. The factorisation does not exist in half precision.
+    v = _gaussian(n_probes, z).flatten(2).permute(1, 2, 0)
+    factored = torch.promote_types(z.dtype, torch.float32)
+    q = torch.linalg.qr(v.to(factored)).Q * v.shape[1] ** 0.5
+    return q.permute(2, 0, 1).to(z.dtype).reshape(n_probes, *z.shape)
+
+
+PROBES: dict[str, Callable[[int, Tensor], Tensor]] = {
+    "orthonormal": _orthonormal,
+    "sphere": _sphere,
+    "gaussian": _gaussian,
+    "rademacher": _rademacher,
+}
+
+
+def draw_probes(kind: str, n_probes: int, z: Tensor) -> Tensor:
+    r"""Draw :math:`K` probes for every sample of a latent batch.
+
+    Args:
+        kind: ``"orthonormal"`` (columns of :math:`\sqrt d\,Q`), ``"sphere"`` (independent on the
+            sphere of radius :math:`\sqrt d`), ``"gaussian"`` or ``"rademacher"``.
+        n_probes: Number of probes :math:`K`, between 1 and :math:`d`.
+        z: Latent batch of shape :math:`(B, *)` with :math:`d` elements per sample; gives shape,
+            dtype and device.
+
+    Returns:
+        Probes of shape :math:`(K, B, *)`.
+
+    Raises:
+        OptionError: If the kind is unknown or :math:`K` is not between 1 and :math:`d`.
+
+    References:
+        Free-form injective flows, arXiv 2306.01843, section on trace estimation.
+
+    Examples:
+        >>> v = draw_probes("orthonormal", 2, torch.zeros(5, 3))
+        >>> v.shape, bool(torch.allclose((v[0] * v[1]).sum(1), torch.zeros(5), atol=1e-6))
+        (torch.Size([2, 5, 3]), True)
+    """
+    if kind not in PROBES:
+        raise OptionError(f"probes must be one of {', '.join(PROBES)}, got {kind!r}.")
+    dimension = z[0].numel()
+    if not 1 <= n_probes <= dimension:
+        raise OptionError(
+            f"n_probes must be between 1 and the latent dimension {dimension}, got {n_probes}. "
+            f"With {dimension} orthonormal probes the trace is already exact."
+        )
+    return PROBES[kind](n_probes, z.detach())

@@ -1,0 +1,232 @@
+r"""Jacobian products of whole batches: forward mode, reverse mode, and dense Jacobians.
+
+The host's layers do not survive a per-sample ``vmap`` (boolean masks, in-place accumulation), but
+all of them survive a Jacobian-vector product of the whole batch, and a ``vmap`` over *tangents* at
+a shared primal. Everything here is built on that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.autograd.forward_ad as forward_ad
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from ..errors import NotInjectiveError, UnsupportedLayerError
+
+__all__ = ["Map", "ValueAndJacobian", "jacobian", "jvp", "vjp"]
+
+Map = Callable[[Tensor], Tensor]
+
+
+class ValueAndJacobian(NamedTuple):
+    """Value of a map at a batch, and its Jacobians as matrices of shape (B, D, d)."""
+
+    value: Tensor
+    jacobian: Tensor
+
+
+def vjp(output: Tensor, point: Tensor, cotangents: Tensor, create_graph: bool) -> Tensor:
+    r"""Vector-Jacobian products :math:`u_k^\top J` of a map that has already been evaluated.
+
+    Args:
+        output: :math:`f(x)` of shape :math:`(B, *)`, recorded on a graph that reaches ``point``.
+        point: :math:`x` of shape :math:`(B, *)`.
+        cotangents: :math:`u` of shape :math:`(K, B, *)`.
+        create_graph: Whether the products can be differentiated again.
+
+    Returns:
+        Products of shape :math:`(K, B, *)`.
+
+    Raises:
+        NotInjectiveError: If the output does not depend on the point.
+
+    Examples:
+        >>> x = torch.ones(1, 2, requires_grad=True)
+        >>> vjp(x**2, x, torch.eye(2).view(2, 1, 2), create_graph=False).squeeze()
+        tensor([[2., 0.],
+                [0., 2.]])
+    """
+    if not output.requires_grad:
+        raise NotInjectiveError(
+            "The output of a map does not depend on its input (or was detached inside it), so it "
+            "has no Jacobian. Remove detach() or no_grad() from the network."
+        )
+    if len(cotangents) == 1:
+        (product,) = torch.autograd.grad(
+            output, point, cotangents[0], create_graph=create_graph, retain_graph=True
+        )
+        return product.unsqueeze(0)
+    (products,) = torch.autograd.grad(
+        output,
+        point,
+        cotangents,
+        create_graph=create_graph,
+        retain_graph=True,
+        is_grads_batched=True,
+    )
+    return products
+
+
+def jvp(function: Map, point: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Value and Jacobian-vector products :math:`J v_k` of a map, in one pass where possible.
+
+    ``torch.func.jvp`` is tried first. Layers that write into buffers or use an
+    ``autograd.Function`` without a forward rule (the host's ``Residual``) make it fail loudly;
+    then raw dual numbers, and last two reverse passes, :math:`\partial_u (u^\top J) v = J v`.
+
+    Args:
+        function: Map of a batch :math:`(B, *)` to a batch.
+        point: Where to evaluate, shape :math:`(B, *)`.
+        tangents: :math:`v` of shape :math:`(K, B, *)`.
+
+    Returns:
+        The value :math:`(B, *)`, on the caller's graph, and the products :math:`(K, B, *)`, on it
+        only if gradients are enabled and the first method served.
+
+    Raises:
+        UnsupportedLayerError: If forward mode gives no tangent.
+
+    Examples:
+        >>> x, jv = jvp(lambda z: z**2, torch.ones(1, 2), torch.ones(1, 1, 2))
+        >>> x, jv[0]
+        (tensor([[1., 1.]]), tensor([[2., 2.]]))
+    """
+    attempts = (_jvp_functional, _jvp_dual, _jvp_double_reverse)
+    for attempt in attempts[:-1]:
+        try:
+            return attempt(function, point, tangents)
+        except torch.OutOfMemoryError:
+            raise
+        except (_TangentWithoutGradient, UnsupportedLayerError):
+            raise
+        except RuntimeError:
+            continue
+    return attempts[-1](function, point, tangents)
+
+
+def jacobian(function: Map, point: Tensor, chunk_size: int | None = None) -> ValueAndJacobian:
+    r"""Value and dense Jacobians of a map, by products with the basis vectors.
+
+    With gradients disabled this takes :math:`d` forward-mode products. With gradients enabled the
+    result stays on the graph; there forward mode is right for most layers, but backward through
+    the *tangent* of layer and instance normalisation is silently wrong in torch (pytorch#196700)
+    and missing for GLU, so when one of those is met the rows are taken by :math:`D` reverse-mode
+    products instead.
+
+    Args:
+        function: Map of a batch :math:`(B, *)` with :math:`d` elements per sample to one with
+            :math:`D` elements.
+        point: Where to evaluate, shape :math:`(B, *)`.
+        chunk_size: Number of basis vectors per pass, which bounds the memory; None takes all.
+
+    Returns:
+        :class:`ValueAndJacobian` with matrices of shape :math:`(B, D, d)`.
+
+    Examples:
+        >>> jacobian(lambda z: torch.cat([z, z**2], 1), torch.full((1, 1), 3.0)).jacobian
+        tensor([[[1.],
+                 [6.]]])
+    """
+    if not torch.is_grad_enabled():
+        return _jacobian_by_columns(function, point, chunk_size)
+    try:
+        with _RefuseTangentWithoutGradient():
+            return _jacobian_by_columns(function, point, chunk_size)
+    except _TangentWithoutGradient:
+        return _jacobian_by_rows(function, point)
+
+
+def _jvp_functional(function: Map, point: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor]:
+    if len(tangents) == 1:
+        value, tangent = torch.func.jvp(function, (point,), (tangents[0],))[:2]
+        return value, tangent.unsqueeze(0)
+
+    def product(tangent: Tensor) -> tuple[Tensor, Tensor]:
+        value, out = torch.func.jvp(function, (point,), (tangent,))[:2]
+        return value, out
+
+    # The primal does not depend on the mapped tangent, so it is computed once.
+    value, products = torch.func.vmap(product, out_dims=(None, 0))(tangents)  # type: ignore[arg-type]
+    return value, products
+
+
+def _jvp_dual(function: Map, point: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor]:
+    products = []
+    for tangent in tangents:
+        with forward_ad.dual_level():
+            out = function(forward_ad.make_dual(point, tangent.contiguous()))
+            value, product = forward_ad.unpack_dual(out)
+        if product is None:
+            raise UnsupportedLayerError(
+                "Forward-mode differentiation gave no tangent: a layer drops it (a compiled "
+                "function does), or the output does not depend on the input."
+            )
+        products.append(product)
+    return value, torch.stack(products)
+
+
+def _jvp_double_reverse(function: Map, point: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor]:
+    with torch.enable_grad():
+        leaf = point if point.requires_grad else point.detach().requires_grad_()
+        value = function(leaf.clone())
+        dummy = torch.zeros_like(value, requires_grad=True)
+        pulled = vjp(value, leaf, dummy.unsqueeze(0), create_graph=True)[0]
+        products = [
+            torch.autograd.grad(pulled, dummy, tangent, retain_graph=True)[0]
+            for tangent in tangents
+        ]
+    return value, torch.stack(products)
+
+
+def _jacobian_by_columns(function: Map, point: Tensor, chunk_size: int | None) -> ValueAndJacobian:
+    dimension = point[0].numel()
+    basis = torch.eye(dimension, dtype=point.dtype, device=point.device)
+    basis = basis.view(dimension, 1, *point.shape[1:]).expand(dimension, *point.shape)
+    columns = []
+    for tangents in basis.split(chunk_size or dimension):
+        value, products = jvp(function, point, tangents)
+        columns.append(products.flatten(2))
+    return ValueAndJacobian(value, torch.cat(columns).permute(1, 2, 0))
+
+
+def _jacobian_by_rows(function: Map, point: Tensor) -> ValueAndJacobian:
+    leaf = point if point.requires_grad else point.detach().requires_grad_()
+    value = function(leaf.clone())
+    dimension = value[0].numel()
+    basis = torch.eye(dimension, dtype=value.dtype, device=value.device)
+    basis = basis.view(dimension, 1, *value.shape[1:]).expand(dimension, *value.shape)
+    rows = vjp(value, leaf, basis, create_graph=True)
+    return ValueAndJacobian(value, rows.flatten(2).transpose(0, 1))
+
+
+class _TangentWithoutGradient(Exception):
+    """A layer was met whose tangent cannot be differentiated again."""
+
+
+class _RefuseTangentWithoutGradient(TorchFunctionMode):
+    _FAULTY = frozenset(
+        {
+            F.layer_norm,
+            torch.layer_norm,
+            F.instance_norm,
+            torch.instance_norm,
+            F.glu,
+            torch._C._nn.glu,
+        }
+    )
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func in self._FAULTY:
+            raise _TangentWithoutGradient
+        return func(*args, **(kwargs or {}))
