@@ -62,7 +62,8 @@ def base_log_prob(q0: Any, z: Tensor, context: Tensor | None) -> Tensor:
 
     Examples:
         >>> import normflows as nf
-        >>> base_log_prob(nf.distributions.DiagGaussian(1, trainable=False), torch.zeros(1, 1), None)
+        >>> q0 = nf.distributions.DiagGaussian(1, trainable=False)
+        >>> base_log_prob(q0, torch.zeros(1, 1), None)
         tensor([-0.9189])
     """
     check_event_shape(z, getattr(q0, "shape", None), "the encoded batch, by the base's shape,")
@@ -70,6 +71,7 @@ def base_log_prob(q0: Any, z: Tensor, context: Tensor | None) -> Tensor:
     if log_p.shape != (len(z),):
         raise ShapeError(
             f"The base {type(q0).__name__} must give log-densities of shape ({len(z)},) for "
-            f"latents of shape {tuple(z.shape)}, got {tuple(log_p.shape)}. Is it of the latent shape?"
+            f"latents of shape {tuple(z.shape)}, got {tuple(log_p.shape)}. "
+            "Is it of the latent shape?"
         )
     return log_p.to(z.dtype)

@@ -83,8 +83,8 @@ class Injection(nf.flows.Flow, ABC):
             warnings.warn(
                 f"{type(self).__name__}.inverse got data that depend on trainable parameters: "
                 "does a flow stand behind this injection in a plain normflows model? There the "
-                "sum of per-layer log-dets is wrong. Use nfi.InjectiveNormalizingFlow, or wrap the "
-                "injection and all that follows it in nfi.flows.InjectiveComposite.",
+                "sum of per-layer log-dets is wrong. Use nfi.InjectiveNormalizingFlow, or wrap "
+                "the injection and all that follows it in nfi.flows.InjectiveComposite.",
                 StackingWarning,
                 stacklevel=2,
             )

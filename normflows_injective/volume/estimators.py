@@ -148,8 +148,8 @@ class Decoder(Estimator):
     .. math:: S_D = +\frac1K \sum_k \mathrm{SG}[v_k^\top f'(x)]\, g'(z) v_k
 
     Computed as :math:`\langle g'^\top a_k, v_k \rangle`, :math:`a_k = \mathrm{SG}[f'^\top v_k]`,
-    by a reverse-mode product of the decoder: backward through a *tangent* is silently wrong for layer
-    normalisation in torch, backward through a reverse-mode product is right.
+    by a reverse-mode product of the decoder: backward through a *tangent* is silently wrong for
+    layer normalisation in torch, backward through a reverse-mode product is right.
 
     References:
         Free-form injective flows, arXiv 2306.01843; free-form flows, arXiv 2310.16624.
