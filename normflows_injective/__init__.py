@@ -3,7 +3,7 @@
 Imported as ``import normflows_injective as nfi``.
 """
 
-from . import distributions, errors, flows, nets, volume
+from . import diagnostics, distributions, errors, flows, nets, volume
 from ._version import __version__
 from .core import InjectiveNormalizingFlow, LossTerms
 from .likelihoods import SurrogateLikelihood, SurrogateTerms
@@ -15,6 +15,7 @@ __all__ = [
     "SurrogateLikelihood",
     "SurrogateTerms",
     "__version__",
+    "diagnostics",
     "distributions",
     "errors",
     "flows",

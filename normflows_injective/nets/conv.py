@@ -122,4 +122,6 @@ def _halvings(image_shape: tuple[int, int, int], stages: int) -> list[tuple[int,
 
 
 def _group_norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(math.gcd(8, channels), channels)
+    # At least 16 channels a group: a group of one value, as few channels give on an image reduced
+    # to one pixel, would be normalised to a constant.
+    return nn.GroupNorm(math.gcd(8, max(1, channels // 16)), channels)

@@ -1,0 +1,38 @@
+"""Dense derivatives, the independent oracle of everything matrix-free."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def dense_jacobian(function: Callable[[Tensor], Tensor], point: Tensor) -> Tensor:
+    """Jacobians (B, out, in) of a batched map, one sample and one reverse pass at a time."""
+    rows = []
+    for sample in point.detach():
+        jacobian = torch.autograd.functional.jacobian(
+            lambda s: function(s.unsqueeze(0)).squeeze(0), sample
+        )
+        rows.append(jacobian.reshape(-1, sample.numel()))
+    return torch.stack(rows)
+
+
+def dense_log_volume(function: Callable[[Tensor], Tensor], point: Tensor) -> Tensor:
+    """Log-volumes (B,) from the singular values of dense Jacobians, in float64."""
+    return torch.linalg.svdvals(dense_jacobian(function, point).double()).log().sum(1)
+
+
+def numerical_jacobian(
+    function: Callable[[Tensor], Tensor], point: Tensor, step: float = 1e-6
+) -> Tensor:
+    """Jacobians (B, out, in) by central differences in float64; knows nothing of autograd."""
+    columns = []
+    for index in range(point[0].numel()):
+        shift = torch.zeros_like(point).flatten(1)
+        shift[:, index] = step
+        shift = shift.view_as(point)
+        difference = (function(point + shift) - function(point - shift)) / (2 * step)
+        columns.append(difference.detach().flatten(1))
+    return torch.stack(columns, dim=2)
