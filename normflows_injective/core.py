@@ -27,6 +27,7 @@ from .flows.composite import (
 from .flows.injection import Injection
 from .likelihoods import SurrogateLikelihood, SurrogateTerms
 from .stack import model_dtype, trial_pass
+from .volume.modules import refuse_single_sample
 
 __all__ = ["InjectiveNormalizingFlow", "LossTerms"]
 
@@ -279,6 +280,10 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
             :class:`LossTerms` ``(log_prob_latent, surrogate, reconstruction_error, loss)``.
         """
         self._check_data(x, context)
+        if context is not None and context.is_inference():
+            # The surrogate's products need autograd, which refuses tensors of inference mode.
+            with torch.inference_mode(False):
+                context = context.clone()
         terms: SurrogateTerms = self.likelihood(
             x,
             partial(joint_encode, self.composite, context=context),
@@ -401,6 +406,7 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
         check_batch(batch, name, model_dtype(self.flows))
         check_event_shape(batch, shape, name)
         check_context([self.q0, *self.flows], context, len(batch))
+        refuse_single_sample(self.modules(), batch)
 
     def _forward_and_log_det(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         z, log_det = z.clone(), z.new_zeros(len(z))

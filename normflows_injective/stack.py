@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -33,7 +34,7 @@ def model_dtype(module: nn.Module) -> torch.dtype:
         >>> model_dtype(nn.Linear(2, 2).double())
         torch.float64
     """
-    for tensor in [*module.parameters(), *module.buffers()]:
+    for tensor in chain(module.parameters(), module.buffers()):
         if tensor.is_floating_point():
             return tensor.dtype
     return torch.get_default_dtype()
@@ -51,8 +52,8 @@ def trial_pass(q0: nn.Module, flows: Flows, num_latent: int) -> StackShapes | No
         num_latent: Number of layers before the first injection.
 
     Returns:
-        The shapes, or None where a pass is not possible: a part needs a context, or the parameters
-        are on the meta device.
+        The shapes, or None where a pass is not possible: a part needs a context, the parameters
+        are on the meta device, or the layers still differ in dtype.
 
     Raises:
         ShapeError: If a layer cannot take what the one before it returns.
@@ -61,7 +62,12 @@ def trial_pass(q0: nn.Module, flows: Flows, num_latent: int) -> StackShapes | No
     """
     parts = [q0, *flows]
     tensors = [t for part in parts for t in [*part.parameters(), *part.buffers()]]
-    if any(needs_context(part) for part in parts) or any(t.is_meta for t in tensors):
+    dtypes = {p.dtype for flow in flows for p in flow.parameters()}
+    if (
+        any(needs_context(part) for part in parts)
+        or any(t.is_meta for t in tensors)
+        or len(dtypes) > 1
+    ):
         return None
     dtype = model_dtype(nn.ModuleList(flows))
     devices = sorted({t.device.index for t in tensors if t.device.type == "cuda"})

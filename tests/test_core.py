@@ -284,7 +284,7 @@ def test_reverse_kld_of_the_model_with_itself_is_zero(score_fn):
 
 
 def test_path_gradient_of_reverse_kld_vanishes_at_the_target():
-    """Without the score term the gradient is zero sample by sample where model and target agree."""
+    """Without the score term the gradient is zero, sample by sample, where the two agree."""
     ours = exact_model().double()
     ours.p = OnManifoldTarget(copy.deepcopy(ours))
     ours.reverse_kld(16, score_fn=False).backward()

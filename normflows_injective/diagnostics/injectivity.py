@@ -108,14 +108,14 @@ class InjectivityReport:
         }
         for label, values in errors.items():
             axes[0, 1].hist(
-                values.detach().cpu().clamp(min=1e-12).log10(), 30, alpha=0.6, label=label
+                values.detach().cpu().clamp(min=1e-12).log10().numpy(), 30, alpha=0.6, label=label
             )
         axes[0, 1].set(xlabel="log10 of the error", ylabel="samples", title="Consistency")
         axes[0, 1].legend()
-        axes[1, 0].hist(self.reconstruction_error.detach().cpu(), 30)
+        axes[1, 0].hist(self.reconstruction_error.detach().cpu().numpy(), 30)
         axes[1, 0].set(xlabel=r"$|x - \hat x|^2$", ylabel="samples", title="Reconstruction error")
         image = axes[1, 1].imshow(
-            self.latent_covariance.detach().cpu(), cmap="RdBu_r", vmin=-1.5, vmax=1.5
+            self.latent_covariance.detach().cpu().numpy(), cmap="RdBu_r", vmin=-1.5, vmax=1.5
         )
         axes[1, 1].set(title="Covariance of the base variables")
         figure.colorbar(image, ax=axes[1, 1])
@@ -244,8 +244,8 @@ def _norm(matrices: Tensor) -> Tensor:
 
 def _plot_spectrum(axis: Any, singular_values: Tensor) -> None:
     levels = torch.tensor([0.05, 0.5, 0.95], dtype=singular_values.dtype)
-    low, median, high = torch.quantile(singular_values, levels, dim=0)
-    index = torch.arange(1, len(median) + 1)
+    low, median, high = torch.quantile(singular_values, levels, dim=0).numpy()
+    index = range(1, len(median) + 1)
     axis.fill_between(index, low, high, alpha=0.3, label="5 % to 95 %")
     axis.plot(index, median, "o-", label="median")
     axis.set(yscale="log", xlabel="index", ylabel="singular value", title="Decoder Jacobian")

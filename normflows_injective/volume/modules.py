@@ -15,7 +15,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from ..errors import ShapeError, UnsupportedLayerError
 
-__all__ = ["modules_of", "refuse_unsupported", "warm_up"]
+__all__ = ["modules_of", "refuse_single_sample", "refuse_unsupported", "warm_up"]
 
 
 def modules_of(*sources: Any) -> Iterator[nn.Module]:
@@ -70,14 +70,32 @@ def warm_up(function: Callable[[Tensor], Tensor], z: Tensor) -> None:
     Raises:
         ShapeError: If the batch has one sample, whose standard deviation does not exist.
     """
-    if any(_is_cold(module) for module in modules_of(function)):
-        if len(z) < 2:
-            raise ShapeError(
-                "A layer that initialises itself on its first batch (ActNorm) got a batch of one "
-                "sample, which has no standard deviation. Start with a larger batch."
-            )
+    modules = list(modules_of(function))
+    if any(_is_cold(module) for module in modules):
+        refuse_single_sample(modules, z)
         with torch.no_grad():
             function(z.detach().clone())
+
+
+def refuse_single_sample(modules: Iterable[nn.Module], batch: Tensor) -> None:
+    """Raise if a layer would initialise itself on a batch of one sample.
+
+    Args:
+        modules: Modules that the batch will pass.
+        batch: Batch of shape (B, *).
+
+    Raises:
+        ShapeError: If B is one and a module has yet to be initialised: one sample has no standard
+            deviation, and the host's layers would fill their parameters with NaN.
+
+    Examples:
+        >>> refuse_single_sample([nf.flows.ActNorm((2,))], torch.zeros(2, 2))
+    """
+    if len(batch) == 1 and any(_is_cold(module) for module in modules):
+        raise ShapeError(
+            "A layer that initialises itself on its first batch (ActNorm) got a batch of one "
+            "sample, which has no standard deviation. Start with a larger batch."
+        )
 
 
 def refuse_unsupported(modules: Iterable[nn.Module]) -> None:

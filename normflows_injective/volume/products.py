@@ -8,6 +8,7 @@ a shared primal. Everything here is built on that.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -56,20 +57,24 @@ def vjp(output: Tensor, point: Tensor, cotangents: Tensor, create_graph: bool) -
             "The output of a map does not depend on its input (or was detached inside it), so it "
             "has no Jacobian. Remove detach() or no_grad() from the network."
         )
-    if len(cotangents) == 1:
-        (product,) = torch.autograd.grad(
-            output, point, cotangents[0], create_graph=create_graph, retain_graph=True
+
+    def product(cotangent: Tensor, batched: bool = False) -> Tensor:
+        (pulled,) = torch.autograd.grad(
+            output,
+            point,
+            cotangent,
+            create_graph=create_graph,
+            retain_graph=True,
+            is_grads_batched=batched,
         )
-        return product.unsqueeze(0)
-    (products,) = torch.autograd.grad(
-        output,
-        point,
-        cotangents,
-        create_graph=create_graph,
-        retain_graph=True,
-        is_grads_batched=True,
-    )
-    return products
+        return pulled
+
+    if not create_graph and len(cotangents) > 1:
+        with suppress(RuntimeError):
+            return product(cotangents, batched=True)
+    # One at a time, because torch's batching of *differentiable* reverse passes is at fault: it
+    # confuses axes in group normalisation and loses the graph in softmax and GLU.
+    return torch.stack([product(cotangent) for cotangent in cotangents])
 
 
 def jvp(function: Map, point: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor]:

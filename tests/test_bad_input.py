@@ -1,0 +1,247 @@
+"""Every mistake a caller can make is a named error with a text that helps."""
+
+from __future__ import annotations
+
+import copy
+
+import normflows as nf
+import pytest
+import torch
+from models import LinearPair, base, mlp_injection, model, stacks
+from torch import nn
+
+import normflows_injective as nfi
+from normflows_injective import errors
+
+METHODS = (
+    "forward_kld",
+    "loss_terms",
+    "log_prob",
+    "inverse",
+    "inverse_and_log_det",
+    "project",
+    "reconstruction_error",
+    "encode",
+)
+
+
+def foreign_model():
+    """Networks that declare no shapes, so that the model must find them out."""
+    injection = nfi.flows.FreeFormInjection(LinearPair(5, 2), LinearPair(2, 5))
+    return nfi.InjectiveNormalizingFlow(base(2), [injection, nf.flows.LULinearPermute(5)])
+
+
+@pytest.mark.parametrize("build", [model, foreign_model])
+@pytest.mark.parametrize("method", METHODS)
+def test_wrong_width(build, method):
+    with pytest.raises(errors.ShapeError, match=r"x must have shape \(B, 5\), got \(4, 6\)"):
+        getattr(build(), method)(torch.randn(4, 6))
+
+
+@pytest.mark.parametrize("method", ["forward", "forward_and_log_det", "decode"])
+def test_wrong_latent_width(method):
+    with pytest.raises(errors.ShapeError, match=r"z must have shape \(B, 2\), got \(4, 3\)"):
+        getattr(foreign_model(), method)(torch.randn(4, 3))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_wrong_dtype(method):
+    with pytest.raises(errors.DtypeError, match=r"model's dtype torch.float32, got torch.float64"):
+        getattr(model(), method)(torch.randn(4, 5).double())
+
+
+def test_integer_input():
+    with pytest.raises(
+        errors.DtypeError, match=r"must be floating point, got torch.int64.*x.float"
+    ):
+        model().forward_kld(torch.ones(4, 5, dtype=torch.long))
+
+
+def test_no_tensor():
+    with pytest.raises(errors.DtypeError, match="must be a torch.Tensor, got list"):
+        model().forward_kld([[1.0] * 5])
+
+
+def test_missing_batch_dimension():
+    with pytest.raises(errors.ShapeError, match=r"got shape \(5,\)\. Add one with x.unsqueeze"):
+        model().log_prob(torch.randn(5))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("method", METHODS)
+def test_not_finite(method, value):
+    x = torch.randn(4, 5)
+    x[2, 3] = x[3, 0] = value
+    with pytest.raises(errors.NonFiniteError, match=r"x has 2 of 20 .* first at index \[2, 3\]"):
+        getattr(model(), method)(x)
+
+
+@pytest.mark.parametrize("name", stacks())
+def test_a_non_finite_batch_leaves_the_parameters_unchanged(name):
+    flows = [*stacks()[name], nf.flows.ActNorm((5,))]
+    ours = nfi.InjectiveNormalizingFlow(base(2), flows)
+    optimizer = torch.optim.Adam(ours.parameters())
+    before = copy.deepcopy(ours.state_dict())
+    x = torch.randn(4, 5)
+    x[0, 0] = float("nan")
+    with pytest.raises(errors.NonFiniteError):
+        ours.forward_kld(x).backward()
+    optimizer.step()
+    for key, tensor in ours.state_dict().items():
+        assert torch.equal(tensor, before[key]), key
+
+
+def test_a_diverged_model_says_which_term():
+    ours = model()
+    ours.flows[0].decoder.layers[-1].bias.data.fill_(1e30)
+    with pytest.raises(
+        errors.NonFiniteError, match="training term reconstruction_error has 4 of 4"
+    ):
+        ours.forward_kld(torch.randn(4, 5))
+
+
+def test_empty_batch():
+    with pytest.raises(errors.ShapeError, match=r"x is an empty batch of shape \(0, 5\)"):
+        model().forward_kld(torch.randn(0, 5))
+
+
+@pytest.mark.parametrize("name", stacks())
+def test_a_batch_of_one_works_where_nothing_is_initialised_by_it(name):
+    ours = nfi.InjectiveNormalizingFlow(base(2), stacks()[name])
+    x = torch.randn(1, 5)
+    assert torch.isfinite(ours.forward_kld(x))
+    assert ours.log_prob(x).shape == (1,)
+    assert ours.sample(1)[0].shape == (1, 5)
+
+
+def test_a_batch_of_one_that_would_initialise_a_layer():
+    ours = nfi.InjectiveNormalizingFlow(base(2), [mlp_injection(), nf.flows.ActNorm((5,))])
+    with pytest.raises(errors.ShapeError, match="got a batch of one sample"):
+        ours.forward_kld(torch.randn(1, 5))
+
+
+@pytest.mark.parametrize("latent", [5, 6])
+def test_latent_at_least_as_wide_as_the_data(latent):
+    injection = nfi.flows.FreeFormInjection(nn.Linear(5, latent), nn.Linear(latent, 5))
+    with pytest.raises(errors.NotInjectiveError, match="must raise the dimension"):
+        nfi.InjectiveNormalizingFlow(base(latent), [injection])
+
+
+def test_base_of_the_wrong_shape():
+    with pytest.raises(errors.ShapeError, match=r"flows\[0\] \(FreeFormInjection\).*\(B, 2\)"):
+        nfi.InjectiveNormalizingFlow(base(3), [mlp_injection()])
+    foreign = nfi.flows.FreeFormInjection(LinearPair(5, 2), LinearPair(2, 5))
+    with pytest.raises(errors.ShapeError, match=r"flows\[0\].*event shape \(3,\).*generative"):
+        nfi.InjectiveNormalizingFlow(base(3), [foreign])
+
+
+def test_a_latent_flow_of_another_width_is_named():
+    with pytest.raises(errors.ShapeError, match=r"flows\[0\] \(LULinearPermute\)"):
+        nfi.InjectiveNormalizingFlow(base(2), [nf.flows.LULinearPermute(3), mlp_injection()])
+
+
+def test_encoder_and_decoder_of_different_latents():
+    injection = nfi.flows.FreeFormInjection(nn.Linear(5, 3), nn.Linear(2, 5))
+    with pytest.raises(errors.ShapeError, match="Encoder and decoder must have opposite shapes"):
+        nfi.InjectiveNormalizingFlow(base(2), [injection])
+
+
+def test_flows_without_an_injection():
+    with pytest.raises(errors.NotInjectiveError, match="use nf.NormalizingFlow"):
+        nfi.InjectiveNormalizingFlow(base(2), [nf.flows.LULinearPermute(2)])
+    with pytest.raises(
+        errors.NotInjectiveError, match="must be an Injection, got LULinearPermute"
+    ):
+        nfi.flows.InjectiveComposite([nf.flows.LULinearPermute(2)])
+    with pytest.raises(errors.NotInjectiveError, match="got no layer"):
+        nfi.flows.InjectiveComposite([])
+
+
+class OneWay(nf.flows.Flow):
+    """A layer whose missing inverse shows only when it is called."""
+
+    def forward(self, z):
+        return z, z.new_zeros(len(z))
+
+    def inverse(self, x):
+        raise NotImplementedError("not yet")
+
+
+def test_a_layer_that_lacks_a_direction():
+    with pytest.raises(
+        errors.UnsupportedLayerError, match=r"flows\[1\] \(OneWay\) lacks the encod"
+    ):
+        nfi.InjectiveNormalizingFlow(base(2), [mlp_injection(), OneWay()])
+
+
+class BadBase(nf.distributions.BaseDistribution):
+    def forward(self, num_samples=1):
+        return torch.randn(num_samples, 2), torch.zeros(num_samples, 1)
+
+    def log_prob(self, z):
+        return torch.zeros(len(z), 1)
+
+
+def test_a_base_with_a_column_of_log_densities():
+    with pytest.raises(
+        errors.ShapeError, match=r"BadBase must return 2 samples and log-densities"
+    ):
+        nfi.InjectiveNormalizingFlow(BadBase(), [mlp_injection()])
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"estimator": "cholesky"}, "estimator must be .*conjugate_gradient, got 'cholesky'"),
+        ({"probes": "cauchy"}, "probes must be one of orthonormal.*got 'cauchy'"),
+        ({"n_probes": 0}, "n_probes must be a positive integer, got 0"),
+        ({"n_probes": 1.5}, "n_probes must be a positive integer, got 1.5"),
+        ({"beta": -1.0}, "beta must be finite and not negative, got -1.0"),
+        ({"beta": float("nan")}, "beta must be finite"),
+        ({"warmup_steps": (5, 2)}, r"0 <= start <= end, got \(5, 2\)"),
+        ({"input_noise": -0.1}, "input_noise must be finite and not negative"),
+        ({"latent_cycle": -0.1}, "latent_cycle must be finite and not negative"),
+    ],
+)
+def test_unknown_or_impossible_options(options, text):
+    with pytest.raises(errors.OptionError, match=text):
+        nfi.SurrogateLikelihood(**options)
+
+
+def test_a_schedule_that_goes_negative():
+    likelihood = nfi.SurrogateLikelihood(beta=lambda step: 1.0 - step)
+    likelihood.step += 3
+    with pytest.raises(errors.OptionError, match="beta must be finite and not negative, got -2.0"):
+        likelihood.current_beta()
+
+
+def test_more_probes_than_latent_dimensions():
+    ours = model(likelihood=nfi.SurrogateLikelihood(n_probes=3))
+    with pytest.raises(errors.OptionError, match="between 1 and the latent dimension 2, got 3"):
+        ours.forward_kld(torch.randn(4, 5))
+
+
+def test_decoder_of_another_shape_on_bare_callables():
+    likelihood = nfi.SurrogateLikelihood()
+    with pytest.raises(errors.ShapeError, match=r"shape of the data \(4, 5\), got \(4, 6\)"):
+        likelihood(torch.randn(4, 5), nn.Linear(5, 2), nn.Linear(2, 6))
+    with pytest.raises(errors.NotInjectiveError, match="6 dimensions and the data 5"):
+        likelihood(torch.randn(4, 5), nn.Linear(5, 6), nn.Linear(6, 5))
+
+
+def test_conjugate_gradient_options():
+    with pytest.raises(errors.OptionError, match="max_iterations must be at least 1"):
+        nfi.volume.ConjugateGradient(max_iterations=0)
+    with pytest.raises(errors.OptionError, match="tolerance must be positive"):
+        nfi.volume.ConjugateGradient(tolerance=0.0)
+
+
+def test_batch_norm_in_training_mode_is_refused_and_in_evaluation_mode_served():
+    encoder = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.SiLU(), nn.Linear(8, 2))
+    ours = nfi.InjectiveNormalizingFlow(
+        base(2), [nfi.flows.FreeFormInjection(encoder, nn.Linear(2, 5))]
+    )
+    with pytest.raises(errors.UnsupportedLayerError, match="BatchNorm1d in training mode couples"):
+        ours.forward_kld(torch.randn(4, 5))
+    ours.eval()
+    assert torch.isfinite(ours.forward_kld(torch.randn(4, 5)))
