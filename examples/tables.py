@@ -1,0 +1,99 @@
+"""Read the tables of the tabular example from .npz files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+__all__ = ["TableError", "Tables", "read_tables"]
+
+Array = NDArray[np.float64]
+Split = tuple[Array, Array, Array]
+
+# Columns of HIGGS that take three values only (the b-tags of the four jets).
+HIGGS_DISCRETE = (8, 12, 16, 20)
+HOLDOUT = 0.1
+
+
+class TableError(Exception):
+    """A data file, or a table in it, is not there."""
+
+
+class Tables(NamedTuple):
+    """Standardised float32 splits of a table, each of shape (N, D)."""
+
+    train: Tensor
+    validation: Tensor
+    test: Tensor
+
+
+def read_tables(name: str, folder: Path) -> Tables:
+    """Read a table and standardise it by the moments of its training and validation rows.
+
+    Args:
+        name: ``higgs_small`` (signal events, 24 continuous columns) or ``uci:NAME``, a table of
+            the UCI regression collection with its target as the last column.
+        folder: Folder of ``higgs_small.npz`` and ``uci_regression.npz``.
+
+    Returns:
+        :class:`Tables` ``(train, validation, test)``.
+
+    Raises:
+        TableError: If the folder, the file or the table is missing.
+    """
+    if name.startswith("uci:"):
+        return _standardise(_read_uci(name.removeprefix("uci:"), folder))
+    readers: dict[str, Callable[[Path], Split]] = {"higgs_small": _read_higgs}
+    if name not in readers:
+        raise TableError(f"Unknown table {name!r}: expected higgs_small or uci:NAME.")
+    return _standardise(readers[name](folder))
+
+
+def _read_higgs(folder: Path) -> Split:
+    with _open(folder, "higgs_small.npz") as arrays:
+        rows, labels = arrays["x"], arrays["y"]
+    signal = np.delete(rows[labels == 1].astype(np.float64), HIGGS_DISCRETE, axis=1)
+    signal = signal[np.random.RandomState(0).permutation(len(signal))]
+    rest, test = _hold_out(signal)
+    return *_hold_out(rest), test
+
+
+def _read_uci(table: str, folder: Path) -> Split:
+    with _open(folder, "uci_regression.npz") as arrays:
+        names = [name for name in arrays.files if not name.endswith("_fold0")]
+        if table not in names:
+            raise TableError(f"No table {table!r} in uci_regression.npz: it has {names}.")
+        rows, in_test = arrays[table].astype(np.float64), arrays[f"{table}_fold0"]
+    train, validation = _hold_out(rows[~in_test])
+    varying = rows[~in_test].std(0) > 0
+    return train[:, varying], validation[:, varying], rows[in_test][:, varying]
+
+
+def _open(folder: Path, file: str) -> np.lib.npyio.NpzFile:
+    path = folder / file
+    if not path.is_file():
+        raise TableError(
+            f"There is no file {path}. Give the folder that has {file} by --data path/to/data, or "
+            "by the environment variable NFI_DATA."
+        )
+    arrays: np.lib.npyio.NpzFile = np.load(path, allow_pickle=False)
+    return arrays
+
+
+def _hold_out(rows: Array) -> tuple[Array, Array]:
+    held = int(HOLDOUT * len(rows))
+    return rows[:-held], rows[-held:]
+
+
+def _standardise(split: Split) -> Tables:
+    seen = np.concatenate(split[:2])
+    mean, deviation = seen.mean(0), seen.std(0)
+    return Tables(
+        *(torch.from_numpy((rows - mean) / deviation).to(torch.float32) for rows in split)
+    )
