@@ -5,8 +5,8 @@ Imported as ``import normflows_injective as nfi``.
 
 from . import diagnostics, distributions, errors, flows, nets, volume
 from ._version import __version__
-from .core import InjectiveNormalizingFlow, LossTerms
-from .likelihoods import SurrogateLikelihood, SurrogateTerms
+from .core import InjectiveNormalizingFlow
+from .likelihoods import LossTerms, SurrogateLikelihood, SurrogateTerms
 from .registration import register
 
 __all__ = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import normflows as nf
 import torch
@@ -15,7 +15,7 @@ from . import divergences
 from .bases import base_log_prob, sample_base
 from .checkpoints import load_checkpoint, save_checkpoint
 from .checks import check_batch, check_event_shape, check_finite
-from .context import check_context, with_context
+from .context import check_context
 from .errors import NonFiniteError, NotInjectiveError
 from .flows.composite import (
     check_composite,
@@ -23,29 +23,15 @@ from .flows.composite import (
     joint_decode,
     joint_decode_and_log_volume,
     joint_encode,
+    summed_forward,
+    summed_inverse,
 )
 from .flows.injection import Injection
-from .likelihoods import SurrogateLikelihood, SurrogateTerms
+from .likelihoods import LossTerms, SurrogateLikelihood, SurrogateTerms
 from .stack import model_dtype, trial_pass
 from .volume.modules import refuse_single_sample
 
-__all__ = ["InjectiveNormalizingFlow", "LossTerms"]
-
-
-class LossTerms(NamedTuple):
-    r"""The parts of the training loss per sample, each of shape (B,).
-
-    Attributes:
-        log_prob_latent: Log-density of the encoded data under the latent block, in nats.
-        surrogate: Surrogate of the log-volume; only its gradient means something.
-        reconstruction_error: :math:`\lVert x - \hat x \rVert^2`, summed over dimensions.
-        loss: The weighted sum whose mean ``forward_kld`` returns.
-    """
-
-    log_prob_latent: Tensor
-    surrogate: Tensor
-    reconstruction_error: Tensor
-    loss: Tensor
+__all__ = ["InjectiveNormalizingFlow"]
 
 
 class InjectiveNormalizingFlow(nf.NormalizingFlow):
@@ -60,6 +46,10 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
 
     a density against the manifold's own :math:`d`-dimensional measure, in nats. It is blind to the
     distance from the manifold, so read :meth:`log_prob` with :meth:`reconstruction_error`.
+
+    Every method takes an optional ``context`` with one row per sample, which goes to the base, the
+    flows and the networks that were built for one. Every method checks its input, and raises
+    ``ShapeError``, ``DtypeError``, ``NonFiniteError`` or ``ContextError`` with what to do.
 
     Args:
         q0: Base distribution of the latent shape.
@@ -123,54 +113,22 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
         return list(self.flows)[self._num_latent :]
 
     def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        r"""Coordinates on the manifold, :math:`z = F(x)`, before the latent block.
-
-        Args:
-            x: Data of shape :math:`(B, *)`.
-            context: Optional context, one row per sample.
-
-        Returns:
-            Latents of shape :math:`(B, *)` at the first injection.
-        """
+        r"""Coordinates :math:`F(x)`, (B, *), of data (B, *), before the latent block."""
         self._check_data(x, context)
         return joint_encode(self.composite, x.clone(), context)
 
     def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        r"""Point on the manifold, :math:`G(z)`, from coordinates at the first injection.
-
-        Args:
-            z: Latents of shape :math:`(B, *)`, as :meth:`encode` gives them.
-            context: Optional context, one row per sample.
-
-        Returns:
-            Data of shape :math:`(B, *)`.
-        """
+        r"""Points on the manifold :math:`G(z)`, (B, *), of coordinates from :meth:`encode`."""
         self._check(z, "z", self._shapes and self._shapes.latent, context)
         return joint_decode(self.composite, z.clone(), context)
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        r"""Send base variables to the data space, :math:`G(h(z))`.
-
-        Args:
-            z: Base variables of shape :math:`(B, *)`.
-            context: Optional context, one row per sample.
-
-        Returns:
-            Data of shape :math:`(B, *)`.
-        """
+        r"""Send base variables (B, *) to the data space (B, *), :math:`G(h(z))`."""
         self._check(z, "z", self._shapes and self._shapes.base, context)
         return joint_decode(self.flows, z.clone(), context)
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        r"""Send data to base variables, :math:`h^{-1}(F(x))`.
-
-        Args:
-            x: Data of shape :math:`(B, *)`.
-            context: Optional context, one row per sample.
-
-        Returns:
-            Base variables of shape :math:`(B, *)`.
-        """
+        r"""Send data (B, *) to base variables (B, *), :math:`h^{-1}(F(x))`."""
         self._check_data(x, context)
         return joint_encode(self.flows, x.clone(), context)
 
@@ -181,14 +139,16 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
 
         Args:
             z: Base variables of shape :math:`(B, *)`.
-            context: Optional context, one row per sample.
+            context: One row per sample.
 
         Returns:
             Data of shape :math:`(B, *)` and
             :math:`\log|\det h'| + \tfrac12 \log\det G'^\top G'` of shape :math:`(B,)` in nats.
         """
         self._check(z, "z", self._shapes and self._shapes.base, context)
-        return self._forward_and_log_det(z, context)
+        z, log_det = summed_forward(self.latent_block, z, context)
+        x, log_volume = joint_decode_and_log_volume(self.composite, z, context)
+        return x, log_det + log_volume
 
     def inverse_and_log_det(
         self, x: Tensor, context: Tensor | None = None
@@ -197,13 +157,16 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
 
         Args:
             x: Data of shape :math:`(B, *)`.
-            context: Optional context, one row per sample.
+            context: One row per sample.
 
         Returns:
             Base variables of shape :math:`(B, *)` and minus the log-volume, shape :math:`(B,)`.
         """
         self._check_data(x, context)
-        return self._inverse_and_log_det(x, context)
+        latent = joint_encode(self.composite, x.clone(), context)
+        _, log_volume = joint_decode_and_log_volume(self.composite, latent, context)
+        z, log_det = summed_inverse(self.latent_block, latent, context)
+        return z, log_det - log_volume
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Exact log-density of the projection of the data onto the manifold.
@@ -213,7 +176,7 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
 
         Args:
             x: Data of shape :math:`(B, *)`, on the manifold or not.
-            context: Optional context, one row per sample.
+            context: One row per sample.
 
         Returns:
             Log-density of shape :math:`(B,)` in nats against the :math:`d`-dimensional measure.
@@ -239,19 +202,18 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
         z, log_q = sample_base(self.q0, num_samples, context, model_dtype(self.flows))
         if not log_prob:
             return joint_decode(self.flows, z, context), None
-        x, log_det = self._forward_and_log_det(z, context)
+        x, log_det = self.forward_and_log_det(z, context)
         return x, log_q - log_det
 
     def forward_kld(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Training loss: the mean of ``loss_terms(x).loss``.
 
-        The name and the loop are the host's. The value is *not* a likelihood or a divergence: the
-        surrogate has the right gradient and a meaningless value. Watch ``log_prob`` and
-        ``reconstruction_error`` on held-out data instead.
+        The value is *not* a likelihood: the surrogate has the right gradient and a meaningless
+        value. Watch ``log_prob`` and ``reconstruction_error`` on held-out data instead.
 
         Args:
             x: Data of shape :math:`(B, *)`.
-            context: Optional context, one row per sample.
+            context: One row per sample.
 
         Returns:
             Loss, a 0-dimensional tensor in the dtype of ``x``.
@@ -274,7 +236,7 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
 
         Args:
             x: Data of shape :math:`(B, *)`.
-            context: Optional context, one row per sample.
+            context: One row per sample.
 
         Returns:
             :class:`LossTerms` ``(log_prob_latent, surrogate, reconstruction_error, loss)``.
@@ -290,7 +252,7 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
             partial(joint_decode, self.composite, context=context),
             self._prior(len(x), context),
         )
-        z, log_det = self._latent_inverse(terms.z, context)
+        z, log_det = summed_inverse(self.latent_block, terms.z, context)
         log_prob = base_log_prob(self.q0, z, context) + log_det
         return LossTerms(
             log_prob_latent=log_prob,
@@ -300,29 +262,13 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
         )
 
     def project(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        r"""Reconstruction :math:`\hat x = G(F(x))`, the point whose density ``log_prob`` gives.
-
-        Args:
-            x: Data of shape :math:`(B, *)`.
-            context: Optional context, one row per sample.
-
-        Returns:
-            Points on the manifold, shape :math:`(B, *)`.
-        """
+        r"""Reconstructions :math:`\hat x = G(F(x))`, (B, *), the points whose density is given."""
         self._check_data(x, context)
         z = joint_encode(self.composite, x.clone(), context)
         return joint_decode(self.composite, z, context)
 
     def reconstruction_error(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        r"""Squared distance from the reconstruction, :math:`\lVert x - G(F(x)) \rVert^2`.
-
-        Args:
-            x: Data of shape :math:`(B, *)`.
-            context: Optional context, one row per sample.
-
-        Returns:
-            Sums over dimensions, shape :math:`(B,)`.
-        """
+        r"""Squared distances :math:`\lVert x - G(F(x)) \rVert^2`, summed over dimensions, (B,)."""
         return (x - self.project(x, context)).flatten(1).square().sum(1)
 
     def reverse_kld(
@@ -332,16 +278,13 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
         score_fn: bool = True,
         context: Tensor | None = None,
     ) -> Tensor:
-        r"""Reverse divergence from a target on the same manifold, :math:`\mathrm{KL}(q \| p)`.
+        r"""Estimate :math:`\mathrm{KL}(q \| p)` in nats, for a target on the same manifold.
 
         Args:
             num_samples: Number of samples from the model.
             beta: Annealing weight of the target.
             score_fn: Keep the score term in the gradient.
-            context: Optional context, one row per sample.
-
-        Returns:
-            Estimate in nats, 0-dimensional.
+            context: One row per sample.
 
         Raises:
             OffManifoldError: Unless ``p`` declares itself a density on the manifold by a true
@@ -356,16 +299,13 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
         dreg: bool = False,
         context: Tensor | None = None,
     ) -> Tensor:
-        r"""Alpha divergence from a target on the same manifold, in the host's form.
+        r"""Estimate an alpha divergence in the host's form, for a target on the same manifold.
 
         Args:
             num_samples: Number of samples from the model.
             alpha: Order; 1 needs ``dreg``.
             dreg: Use the doubly reparametrised gradient.
-            context: Optional context, one row per sample.
-
-        Returns:
-            Estimate, 0-dimensional.
+            context: One row per sample.
 
         Raises:
             OffManifoldError: Unless ``p`` declares itself a density on the manifold.
@@ -374,11 +314,7 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
         return divergences.reverse_alpha_div(self, num_samples, alpha, dreg, context)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the weights to one safetensors file with a JSON header, completely or not at all.
-
-        Args:
-            path: File to write.
-        """
+        """Write the weights to one safetensors file with a JSON header, wholly or not at all."""
         save_checkpoint(self, path)
 
     def load(
@@ -388,8 +324,7 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
 
         Args:
             path: File to read.
-            map_location: Device to read the tensors to; by default the CPU. The model keeps its
-                own device and dtype.
+            map_location: Device to read to, by default the CPU; the model keeps its own.
 
         Raises:
             CheckpointError: If the file is no checkpoint, damaged or of another model; then the
@@ -407,27 +342,6 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
         check_event_shape(batch, shape, name)
         check_context([self.q0, *self.flows], context, len(batch))
         refuse_single_sample(self.modules(), batch)
-
-    def _forward_and_log_det(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        z, log_det = z.clone(), z.new_zeros(len(z))
-        for flow in self.latent_block:
-            z, flow_log_det = flow(z, **with_context(flow, context))
-            log_det = log_det + torch.as_tensor(flow_log_det).to(log_det)
-        x, log_volume = joint_decode_and_log_volume(self.composite, z, context)
-        return x, log_det + log_volume
-
-    def _inverse_and_log_det(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        latent = joint_encode(self.composite, x.clone(), context)
-        _, log_volume = joint_decode_and_log_volume(self.composite, latent, context)
-        z, log_det = self._latent_inverse(latent, context)
-        return z, log_det - log_volume
-
-    def _latent_inverse(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        z, log_det = z.clone(), z.new_zeros(len(z))
-        for flow in reversed(self.latent_block):
-            z, flow_log_det = flow.inverse(z, **with_context(flow, context))
-            log_det = log_det + torch.as_tensor(flow_log_det).to(log_det)
-        return z, log_det
 
     def _prior(self, num_samples: int, context: Tensor | None) -> Tensor | None:
         if self.likelihood.latent_cycle == 0:

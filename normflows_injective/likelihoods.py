@@ -15,7 +15,7 @@ from .volume.estimators import Estimator, estimator_from
 from .volume.probes import PROBES, draw_probes
 from .volume.products import Map
 
-__all__ = ["SurrogateLikelihood", "SurrogateTerms"]
+__all__ = ["LossTerms", "SurrogateLikelihood", "SurrogateTerms"]
 
 
 class SurrogateTerms(NamedTuple):
@@ -36,6 +36,22 @@ class SurrogateTerms(NamedTuple):
     volume: Tensor
     reconstruction_error: Tensor
     latent_cycle_error: Tensor
+
+
+class LossTerms(NamedTuple):
+    r"""The parts of the training loss per sample, each of shape (B,).
+
+    Attributes:
+        log_prob_latent: Log-density of the encoded data under the latent block, in nats.
+        surrogate: Surrogate of the log-volume; only its gradient means something.
+        reconstruction_error: :math:`\lVert x - \hat x \rVert^2`, summed over dimensions.
+        loss: The weighted sum whose mean ``forward_kld`` returns.
+    """
+
+    log_prob_latent: Tensor
+    surrogate: Tensor
+    reconstruction_error: Tensor
+    loss: Tensor
 
 
 class SurrogateLikelihood(nn.Module):

@@ -30,6 +30,8 @@ __all__ = [
     "joint_decode",
     "joint_decode_and_log_volume",
     "joint_encode",
+    "summed_forward",
+    "summed_inverse",
 ]
 
 
@@ -63,6 +65,31 @@ def joint_decode_and_log_volume(
     if len(flows) == 1 and isinstance(flows[0], Injection):
         return flows[0].decode_and_log_volume(z, context)
     return decode_and_log_volume(partial(joint_decode, flows, context=context), z)
+
+
+def summed_forward(
+    flows: Flows, z: Tensor, context: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Send latents (B, *) through bijective flows, with the sum (B,) of their log-dets.
+
+    The host's sums are float32 even in double models, and not every flow returns a (B,) tensor.
+    """
+    z, log_det = z.clone(), z.new_zeros(len(z))
+    for flow in flows:
+        z, flow_log_det = flow(z, **with_context(flow, context))
+        log_det = log_det + torch.as_tensor(flow_log_det).to(log_det)
+    return z, log_det
+
+
+def summed_inverse(
+    flows: Flows, z: Tensor, context: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Send latents (B, *) back through bijective flows, with the sum (B,) of their log-dets."""
+    z, log_det = z.clone(), z.new_zeros(len(z))
+    for flow in reversed(list(flows)):
+        z, flow_log_det = flow.inverse(z, **with_context(flow, context))
+        log_det = log_det + torch.as_tensor(flow_log_det).to(log_det)
+    return z, log_det
 
 
 @final
