@@ -6,8 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
+import normflows as nf
 import torch
 from torch import Tensor, nn
+
+import normflows_injective as nfi
+from normflows_injective.flows.injection import Injection
 
 Map = Callable[[Tensor], Tensor]
 
@@ -182,6 +186,27 @@ def warped(pair: Pair, warp: Warp) -> Pair:
         return warp.inverse(pair.sample(num_samples)).detach()
 
     return Pair(lambda x: warp.inverse(pair.encode(x)), lambda z: pair.decode(warp(z)), sample)
+
+
+class Chart(Injection):
+    """A pair of maps as a layer."""
+
+    def __init__(self, pair: Pair, *modules: nn.Module):
+        super().__init__()
+        self.pair, self.held = pair, nn.ModuleList(modules)
+        # A model takes its dtype from its layers, and a chart may have no parameters.
+        self.register_buffer("origin", torch.zeros(0, dtype=torch.float64))
+
+    def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        return self.pair.encode(x)
+
+    def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        return self.pair.decode(z)
+
+
+def flow_on(pair: Pair, dimension: int, *modules: nn.Module) -> nfi.InjectiveNormalizingFlow:
+    base = nf.distributions.DiagGaussian(dimension, trainable=False).double()
+    return nfi.InjectiveNormalizingFlow(base, [Chart(pair, *modules)])
 
 
 TIED_PAIRS = {"sphere": mercator_sphere, "flat torus": flat_torus}
