@@ -54,8 +54,7 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
     Args:
         q0: Base distribution of the latent shape.
         flows: Layers from latent to data, at least one of them an injection.
-        likelihood: The training term; by default ``SurrogateLikelihood()`` with
-            :math:`\beta = 10`.
+        likelihood: The training term; by default ``SurrogateLikelihood()``, :math:`\beta = 10`.
         p: Target for :meth:`reverse_kld`. It must declare itself a density on the manifold by a
             true attribute ``on_manifold``.
 
