@@ -1,4 +1,7 @@
-"""Oracle 21: the conditional surrogate follows the reconstruction's gradient, probe by probe."""
+"""Oracle 21: the conditional surrogate follows the reconstruction's gradient, probe by probe.
+
+The switch is that of arXiv 2608.12084; inner products of gradients settle its direction here.
+"""
 
 from typing import NamedTuple
 
@@ -88,7 +91,7 @@ def test_oracle_21_alignment_with_noise(below, encoder_share, decoder_share):
     side = (pairs.c < 0) == below
     for estimator, share in ((Encoder(), encoder_share), (Decoder(), decoder_share)):
         aligned = float((alignment(estimator, pairs)[side] > 0).double().mean())
-        # The shares of the table come from as many draws, and are rounded to a percent.
+        # The expected shares were found with as many draws, and rounded to a percent.
         standard_error = (2 * share * (1 - share) / int(side.sum())) ** 0.5
         assert abs(aligned - share) < 4 * standard_error + 0.005
 

@@ -111,11 +111,11 @@ def test_oracle_17_surrogate_gradient_by_finite_differences(estimator):
 
 @pytest.mark.parametrize("name", ESTIMATORS)
 @seeded(175)
-def test_oracle_17_batch_independence(name, device, dtype):
+def test_oracle_17_batch_independence(name, device):
     """A sample's terms are the same in any order, in a smaller batch, and alone."""
-    encoder, decoder = tanh_pair(5, 3, device, dtype)
-    x = torch.randn(6, 5, dtype=torch.float64).to(device, dtype)
-    probes = torch.randn(2, 6, 3, dtype=torch.float64).to(device, dtype)
+    encoder, decoder = tanh_pair(5, 3, device, torch.float64)
+    x = torch.randn(6, 5, dtype=torch.float64).to(device)
+    probes = torch.randn(2, 6, 3, dtype=torch.float64).to(device)
 
     def volume(index: Tensor) -> Tensor:
         return ESTIMATORS[name](x[index], encoder, decoder, lambda z: probes[:, index]).volume

@@ -1,4 +1,8 @@
-"""When the surrogate's gradient is that of the log-volume: oracles 4, 6, 7, 8, 13, 16 and 17."""
+"""When the surrogate's gradient is that of the log-volume: oracles 4, 6, 7, 8, 13, 16 and 17.
+
+Free-form injective flows, arXiv 2306.01843; rectangular flows, arXiv 2106.01413; the case of equal
+dimensions, free-form flows, arXiv 2310.16624.
+"""
 
 from functools import partial
 
@@ -7,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from normflows_injective.volume import ConjugateGradient, draw_probes, log_volume
-from normflows_injective.volume.estimators import Decoder, Encoder
+from normflows_injective.volume.estimators import ESTIMATORS, Decoder, Encoder
 
 from .geometry import (
     TIED_PAIRS,
@@ -85,7 +89,7 @@ def test_oracle_06_tied_latent_warp(manifold):
     assert_gradients_close(actual, gradients(exact, [warp.weights]), 1e-11)
 
 
-@pytest.mark.parametrize("estimator", [Encoder(), Decoder(), ConjugateGradient()])
+@pytest.mark.parametrize("estimator", ["encoder", "decoder", "conjugate_gradient"])
 @pytest.mark.parametrize("kind", ["orthonormal", "gaussian", "rademacher"])
 @seeded(61)
 def test_oracle_06_one_probe_on_average(kind, estimator):
@@ -95,7 +99,8 @@ def test_oracle_06_one_probe_on_average(kind, estimator):
     point = pair.decode(pair.sample(1)).detach()
     direction = torch.randn_like(warp.weights)
     draw = partial(draw_probes, kind, 1)
-    volume = estimator(point.expand(3000, 3), pair.encode, pair.decode, draw).volume
+    many = point.expand(3000, 3)
+    volume = ESTIMATORS[estimator](many, pair.encode, pair.decode, draw).volume
     draws = directional_derivatives(volume, [warp.weights], [direction])
     exact = log_volume(pair.decode, pair.encode(point))
     expected = directional_derivatives(exact, [warp.weights], [direction])
@@ -209,6 +214,22 @@ def test_oracle_16_equal_dimensions():
     for estimator in (Encoder(), Decoder(), ConjugateGradient(tolerance=1e-12)):
         volume = estimator(x, pair.encode, pair.decode, ALL_PROBES).volume
         assert_gradients_close(gradients(volume.sum(), [warp.weights]), exact, 1e-10)
+
+
+@seeded(161)
+def test_oracle_16_equal_dimensions_with_separate_networks():
+    """The encoder form is then the free-form flow's: -v'f' SG[g'v] for any two networks."""
+    encoder, decoder = tanh_pair(3, 3, torch.device("cpu"), torch.float64)
+    x = torch.randn(4, 3, dtype=torch.float64)
+    v = draw_probes("orthonormal", 1, x)
+    volume = Encoder()(x, encoder, decoder, lambda z: v).volume
+    f, g = dense_jacobian(encoder, x), dense_jacobian(decoder, encoder(x)).detach()
+    expected = -torch.einsum("bi,bij,bjl,bl->b", v[0], f, g, v[0])
+    torch.testing.assert_close(volume, expected)
+    parameters = list(encoder.parameters())
+    assert_gradients_close(
+        gradients(volume.sum(), parameters), gradients(expected.sum(), parameters), 1e-10
+    )
 
 
 @pytest.mark.parametrize("manifold", TIED_PAIRS)

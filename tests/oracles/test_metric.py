@@ -1,4 +1,4 @@
-"""Oracle 19: the squared 2-Wasserstein distance between Gaussian fits."""
+"""Oracle 19: the squared 2-Wasserstein distance between Gaussian fits, as in arXiv 2106.01413."""
 
 import pytest
 import scipy.linalg

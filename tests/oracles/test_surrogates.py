@@ -1,4 +1,7 @@
-"""Surrogates against dense Jacobians: oracles 1, 2, 3, 9, 10 and 18."""
+"""Surrogates against dense Jacobians: oracles 1, 2, 3, 9, 10 and 18.
+
+The formulas are those of free-form injective flows, arXiv 2306.01843.
+"""
 
 import math
 

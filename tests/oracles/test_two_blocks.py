@@ -1,4 +1,4 @@
-"""Oracle 20: a model of two injections is one map, and trains."""
+"""Oracle 20: a model of two injections is one map, and trains (arXiv 2306.01843)."""
 
 import normflows as nf
 import pytest
