@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import OptionError
-from .volume.estimators import Estimator, estimator_from
+from .volume.estimators import Estimator, NoVolume, estimator_from
 from .volume.probes import PROBES, draw_probes
 from .volume.products import Map
 
@@ -149,13 +149,9 @@ class SurrogateLikelihood(nn.Module):
         """
         if self.training and self.input_noise > 0:
             x = x + self.input_noise * torch.randn_like(x)
-        if self.likelihood_weight() == 0:
-            z = encode(x.clone())
-            reconstruction = decode(z)
-            volume = torch.zeros(len(x), dtype=z.dtype, device=z.device)
-        else:
-            draw = partial(draw_probes, self.probes, self.n_probes)
-            z, reconstruction, volume = self.estimator(x, encode, decode, draw)
+        estimator = self.estimator if self.likelihood_weight() > 0 else NoVolume()
+        draw = partial(draw_probes, self.probes, self.n_probes)
+        z, reconstruction, volume = estimator(x, encode, decode, draw)
         return SurrogateTerms(
             z=z,
             reconstruction=reconstruction,

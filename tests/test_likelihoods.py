@@ -103,6 +103,19 @@ def test_warm_up_trains_reconstruction_alone_then_ramps():
     assert weights == [0, 0, 0, 0.25, 0.5, 0.75, 1, 1]
 
 
+def test_warm_up_refuses_what_would_fail_after_it(pair, x):
+    """A run should not train for an hour and then stop at the first ramped step."""
+    encoder, decoder = pair
+    likelihood = nfi.SurrogateLikelihood(warmup_steps=(3, 6), n_probes=2)
+    with pytest.raises(nfi.errors.UnsupportedLayerError, match="BatchNorm1d in training mode"):
+        likelihood(x, nn.Sequential(encoder, nn.BatchNorm1d(2).to(x)), decoder)
+    with pytest.raises(nfi.errors.ShapeError, match="must return the shape of the data"):
+        likelihood(x, encoder, lambda z: z[:, :1] * 2)
+    likelihood.n_probes = 3
+    with pytest.raises(nfi.errors.OptionError, match="between 1 and the latent dimension 2"):
+        likelihood(x, encoder, decoder)
+
+
 @pytest.mark.parametrize("window", [(0, 0), (0, 4), (4, 4)])
 def test_warm_up_windows_at_the_edges(window):
     likelihood = nfi.SurrogateLikelihood(warmup_steps=window)

@@ -29,6 +29,7 @@ __all__ = [
     "Decoder",
     "Encoder",
     "Estimator",
+    "NoVolume",
     "OnManifold",
     "Surrogate",
     "estimator_from",
@@ -251,6 +252,16 @@ class ConjugateGradient(Estimator):
         sum_of_rules = _mean_inner(a_jv, probes) + _mean_inner(b_js, solved)
         value = _mean_inner(pushed_solution, pushed_probes)
         return Surrogate(z, reconstruction, (sum_of_rules - value) / 2)
+
+
+@dataclass(frozen=True)
+class NoVolume(Estimator):
+    """No volume term: encode and decode alone, for the reconstruction phase of a warm-up."""
+
+    def _surrogate(
+        self, x: Tensor, z: Tensor, encode: Map, decode: Map, probes: Tensor
+    ) -> Surrogate:
+        return Surrogate(z, _decode(decode, z, x), z.new_zeros(len(z)))
 
 
 ESTIMATORS: dict[str, Estimator] = {
