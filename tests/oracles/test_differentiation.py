@@ -1,4 +1,4 @@
-"""Oracle 17: modes of differentiation against each other, and samples against their batch."""
+"""Oracles 1 and 17: layers and modes of differentiation, and samples against their batch."""
 
 import pytest
 import torch
@@ -10,7 +10,15 @@ from normflows_injective.volume import ConjugateGradient, jacobian, log_volume
 from normflows_injective.volume.estimators import ESTIMATORS
 from normflows_injective.volume.products import jvp, vjp
 
-from .geometry import dense_jacobian, gradients, gram_log_volume, seeded, tanh_pair
+from .dense import EXACT, dense_surrogate
+from .geometry import (
+    assert_gradients_close,
+    dense_jacobian,
+    gradients,
+    gram_log_volume,
+    seeded,
+    tanh_pair,
+)
 
 NETWORKS = {
     "perceptron": lambda: nn.Sequential(nn.Linear(3, 6), nn.SiLU(), nn.Linear(6, 5)),
@@ -73,6 +81,32 @@ def test_oracle_17_gradient_of_the_log_volume(name):
     expected = gradients(gram_log_volume(dense_jacobian(network, z)).sum(), parameters)
     for a, e in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, e, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("network", NETWORKS)
+@seeded(178)
+def test_oracle_01_gradients_through_layers(network, name):
+    """Layers whose batched or forward derivatives torch has wrong, with two probes at once."""
+    encoder, decoder = (
+        nn.Sequential(nn.Linear(inputs, 3), NETWORKS[network](), nn.LazyLinear(outputs)).double()
+        for inputs, outputs in ((5, 2), (2, 5))
+    )
+    x = torch.randn(4, 5, dtype=torch.float64)
+    decoder(encoder(x))  # The lazy layers find their widths.
+    parameters = [*encoder.parameters(), *decoder.parameters()]
+    for parameter in parameters:
+        nn.init.normal_(parameter, std=0.7)
+    probes = torch.randn(2, 4, 2, dtype=torch.float64)
+    volume = EXACT[name](x, encoder, decoder, lambda z: probes).volume
+    expected = dense_surrogate(name, x, encoder, decoder, probes)
+    torch.testing.assert_close(volume, expected, rtol=1e-9, atol=1e-9)
+    weights = torch.linspace(0.5, 2, 4, dtype=torch.float64)
+    assert_gradients_close(
+        gradients((volume * weights).sum(), parameters),
+        gradients((expected * weights).sum(), parameters),
+        1e-8,
+    )
 
 
 @pytest.mark.parametrize("estimator", ["encoder", "on_manifold", "conjugate_gradient"])
