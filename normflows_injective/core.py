@@ -198,7 +198,7 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
             None.
         """
         check_context([self.q0, *self.flows], context, num_samples)
-        z, log_q = sample_base(self.q0, num_samples, context, model_dtype(self.flows))
+        z, log_q = sample_base(self.q0, num_samples, context, model_dtype(self.q0, self.flows))
         if not log_prob:
             return joint_decode(self.flows, z, context), None
         x, log_det = self.forward_and_log_det(z, context)
@@ -337,7 +337,7 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
     def _check(
         self, batch: Tensor, name: str, shape: Sequence[int] | None, context: Tensor | None
     ) -> None:
-        check_batch(batch, name, model_dtype(self.flows))
+        check_batch(batch, name, model_dtype(self.q0, self.flows))
         check_event_shape(batch, shape, name)
         check_context([self.q0, *self.flows], context, len(batch))
         refuse_single_sample(self.modules(), batch)
@@ -346,5 +346,5 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
         if self.likelihood.latent_cycle == 0:
             return None
         with torch.no_grad():
-            z, _ = sample_base(self.q0, num_samples, context, model_dtype(self.flows))
+            z, _ = sample_base(self.q0, num_samples, context, model_dtype(self.q0, self.flows))
             return joint_decode(self.latent_block, z, context)

@@ -27,16 +27,20 @@ class StackShapes(NamedTuple):
     data: tuple[int, ...]
 
 
-def model_dtype(module: nn.Module) -> torch.dtype:
-    """Dtype of the first floating-point parameter or buffer, or torch's default.
+def model_dtype(q0: nn.Module, flows: nn.Module) -> torch.dtype:
+    """Dtype in which a stack computes: of its flows, or of its base where these hold no numbers.
+
+    The base comes second, because some of the host's are float64 in a float32 model.
 
     Examples:
-        >>> model_dtype(nn.Linear(2, 2).double())
+        >>> import normflows as nf
+        >>> model_dtype(nf.distributions.DiagGaussian(2), nn.Linear(2, 2).double())
         torch.float64
     """
-    for tensor in chain(module.parameters(), module.buffers()):
-        if tensor.is_floating_point():
-            return tensor.dtype
+    for module in (flows, q0):
+        for tensor in chain(module.parameters(), module.buffers()):
+            if tensor.is_floating_point():
+                return tensor.dtype
     return torch.get_default_dtype()
 
 
@@ -69,7 +73,7 @@ def trial_pass(q0: nn.Module, flows: Flows, num_latent: int) -> StackShapes | No
         or len(dtypes) > 1
     ):
         return None
-    dtype = model_dtype(nn.ModuleList(flows))
+    dtype = model_dtype(q0, nn.ModuleList(flows))
     devices = sorted({t.device.index for t in tensors if t.device.type == "cuda"})
     with torch.no_grad(), torch.random.fork_rng(devices=devices), _left_as_it_was(parts):
         base, _ = sample_base(q0, 2, None, dtype)

@@ -137,6 +137,12 @@ def test_double_models_compute_in_double(stacked, x):
     assert (stacked.log_prob(x) - stacked.log_prob(nudged)).abs().max() < 1e-8
 
 
+def test_layers_without_numbers_take_the_dtype_of_the_base():
+    ours = nfi.InjectiveNormalizingFlow(base(2), [nfi.flows.Pad(2, 5)]).double()
+    assert ours.sample(3)[0].dtype == torch.float64
+    assert ours.log_prob(torch.randn(3, 5, dtype=torch.float64)).dtype == torch.float64
+
+
 def test_inputs_are_neither_mutated_nor_marked(x):
     flows = [nf.transforms.Shift(-0.5), mlp_injection(), nf.transforms.Shift(0.5)]
     shifted = nfi.InjectiveNormalizingFlow(base(2), flows).to(x)

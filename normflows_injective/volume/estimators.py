@@ -214,8 +214,8 @@ class ConjugateGradient(Estimator):
     keep the value of the formula.
 
     Args:
-        max_iterations: Bound on the iterations; None takes the latent dimension, which is exact up
-            to rounding.
+        max_iterations: Bound on the iterations; None takes twice the latent dimension :math:`d`.
+            In exact arithmetic :math:`d` suffice, rounding asks for a few more.
         tolerance: Relative residual at which a solve stops.
 
     Raises:
@@ -244,7 +244,7 @@ class ConjugateGradient(Estimator):
         def gram(p: Tensor) -> Tensor:
             return vjp(reconstruction, z, push(p), create_graph=False).detach()
 
-        bound = self.max_iterations or z[0].numel()
+        bound = self.max_iterations or 2 * z[0].numel()
         solved = conjugate_gradient(gram, probes, bound, self.tolerance).solution
         pushed_solution, pushed_probes = push(solved), push(probes)
         a_jv = vjp(reconstruction, z, pushed_solution, create_graph=True)

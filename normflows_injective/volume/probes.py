@@ -44,7 +44,9 @@ def _orthonormal(n_probes: int, z: Tensor) -> Tensor:
     # (B, d, K) -> Q with orthonormal columns. The factorisation does not exist in half precision.
     v = _gaussian(n_probes, z).flatten(2).permute(1, 2, 0)
     factored = torch.promote_types(z.dtype, torch.float32)
-    q = torch.linalg.qr(v.to(factored)).Q * v.shape[1] ** 0.5
+    q, r = torch.linalg.qr(v.to(factored))
+    # LAPACK's signs are not random; with those of R the columns are uniformly distributed.
+    q = q * r.diagonal(dim1=1, dim2=2).sign().unsqueeze(1) * v.shape[1] ** 0.5
     return q.permute(2, 0, 1).to(z.dtype).reshape(n_probes, *z.shape)
 
 
