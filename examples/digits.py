@@ -1,11 +1,11 @@
 """An injective flow on scikit-learn's handwritten digits, 64 to 16 dimensions.
 
-    python examples/digits.py [--epochs 150] [--out out]
+    python examples/digits.py [--epochs 120] [--out out]
 
-1797 real images of 8x8 pixels come with scikit-learn, so nothing is downloaded. The model is an
-autoencoder with a flow in its latent space, trained together in normflows' own loop. It prints the
-exact test NLL, the reconstruction error beside PCA's, and how injective the decoder is, and writes
-samples, reconstructions and latent traversals. One to three minutes on two cores.
+1797 real images of 8x8 pixels come with scikit-learn, so nothing is downloaded. The model is a
+convolutional autoencoder with a flow in its latent space, trained together in normflows' own loop.
+It prints the exact test NLL, the reconstruction error beside PCA's, and how injective the decoder
+is, and writes samples, reconstructions and latent traversals. One to three minutes on two cores.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from tqdm import trange
 
 import normflows_injective as nfi
 
-DATA_DIM, LATENT_DIM, BATCH = 64, 16, 128
+SHAPE, LATENT_DIM, BATCH = (1, 8, 8), 16, 128
 
 
 def load(seed: int) -> tuple[Tensor, Tensor]:
-    """Training and test images as rows of 64 grey values in [0, 1], 80 : 20 by class."""
+    """Training and test images (N, 1, 8, 8) with values in [0, 1], 80 : 20 by class."""
     digits = load_digits()
-    images = (digits.data / 16).astype("float32")
+    images = (digits.data / 16).astype("float32").reshape(-1, *SHAPE)
     parts = train_test_split(images, test_size=0.2, random_state=seed, stratify=digits.target)
     return torch.from_numpy(parts[0]), torch.from_numpy(parts[1])
 
 
 def build(steps: int) -> nfi.InjectiveNormalizingFlow:
-    """Spline flows on the latent side of a residual autoencoder.
+    """Spline flows on the latent side of a convolutional autoencoder.
 
     The first fifth of the steps trains reconstruction alone; over the second fifth the likelihood
     ramps up. A flexible latent flow wants a large beta.
@@ -44,10 +44,10 @@ def build(steps: int) -> nfi.InjectiveNormalizingFlow:
     latent_flows: list[nf.flows.Flow] = []
     for layer in range(4):
         spline = nf.flows.CoupledRationalQuadraticSpline(
-            LATENT_DIM, 1, 64, tail_bound=4.0, activation=nn.SiLU, reverse_mask=layer % 2 == 1
+            LATENT_DIM, 1, 32, tail_bound=4.0, activation=nn.SiLU, reverse_mask=layer % 2 == 1
         )
         latent_flows += [spline, nf.flows.LULinearPermute(LATENT_DIM)]
-    encoder, decoder = nfi.nets.residual_autoencoder(DATA_DIM, LATENT_DIM, num_blocks=2)
+    encoder, decoder = nfi.nets.conv_autoencoder(SHAPE, LATENT_DIM, channels=(32, 64))
     return nfi.InjectiveNormalizingFlow(
         nf.distributions.DiagGaussian(LATENT_DIM, trainable=False),
         [*latent_flows, nfi.flows.FreeFormInjection(encoder, decoder)],
@@ -60,8 +60,8 @@ def build(steps: int) -> nfi.InjectiveNormalizingFlow:
 def train(model: nfi.InjectiveNormalizingFlow, images: Tensor, epochs: int) -> None:
     """The loop of normflows' README, with a one-cycle rate, clipping and a progress bar."""
     batches = len(images) // BATCH
-    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=1e-4)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=epochs * batches)
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=1e-2)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=epochs * batches)
     progress = trange(epochs, desc="training", unit="epoch")
     for _ in progress:
         for index in torch.randperm(len(images))[: batches * BATCH].split(BATCH):
@@ -79,20 +79,23 @@ def train(model: nfi.InjectiveNormalizingFlow, images: Tensor, epochs: int) -> N
 
 def pca_error(train_images: Tensor, test_images: Tensor) -> float:
     """Mean squared reconstruction error of PCA at the same latent dimension."""
-    pca = PCA(LATENT_DIM).fit(train_images.numpy())
-    restored = pca.inverse_transform(pca.transform(test_images.numpy()))
-    return float(((test_images.numpy() - restored) ** 2).sum(1).mean())
+    train_rows, test_rows = train_images.flatten(1).numpy(), test_images.flatten(1).numpy()
+    pca = PCA(LATENT_DIM).fit(train_rows)
+    restored = pca.inverse_transform(pca.transform(test_rows))
+    return float(((test_rows - restored) ** 2).sum(1).mean())
 
 
 def main() -> None:
     """Train, print the table and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--epochs", type=int, default=150)
+    parser.add_argument("--epochs", type=int, default=120)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder of the figures")
     options = parser.parse_args()
 
     torch.manual_seed(options.seed)
+    # So small a network gains nothing from more threads, and on a busy machine they slow it down.
+    torch.set_num_threads(1)
     train_images, test_images = load(options.seed)
     model = build(steps=options.epochs * (len(train_images) // BATCH))
     train(model, train_images, options.epochs)
@@ -111,7 +114,7 @@ def main() -> None:
         f"| the same for PCA with 16 components | {pca_error(train_images, test_images):.3f} |\n"
     )
     print(nfi.diagnostics.injectivity_report(model, test_images))
-    for path in write_image_figures(model, test_images, (1, 8, 8), options.out, "digits"):
+    for path in write_image_figures(model, test_images, SHAPE, options.out, "digits"):
         print(f"wrote {path}")
     checkpoint = options.out / "digits.safetensors"
     model.save(checkpoint)
