@@ -4,9 +4,10 @@ r"""The toy of arXiv 2306.01843: a noisy sine in the plane, learned as a curve.
 
 x1 is standard normal and x2 = sin(pi/2 x1), both standardised, with Gaussian input noise of scale
 sigma in training. One latent dimension. With a small beta encoder and decoder are no inverse pair
-and the NLL is spuriously low; between 1 and 10 there is a sharp transition to the sine. The script
-prints exact NLL and reconstruction error for every beta beside the entropy of the noiseless curve,
-and draws data, learned curve and density.
+and the NLL is spuriously low; then comes a sharp transition to the sine, in the paper between 1
+and 10. The script prints exact NLL and reconstruction error for every beta, with standard errors
+over the seeds, beside the entropy of the noiseless curve, and draws data, learned curve and
+density. Five minutes of one core.
 """
 
 from __future__ import annotations
@@ -51,9 +52,10 @@ def train(beta: float, sigma: float, steps: int, seed: int) -> nfi.InjectiveNorm
     """Train one model in the host's loop."""
     torch.manual_seed(seed)
     data = sine(100_000)
+    encoder, decoder = nfi.nets.residual_autoencoder(2, 1, width=64, num_blocks=2)
     model = nfi.InjectiveNormalizingFlow(
         nf.distributions.DiagGaussian(1, trainable=False),
-        [nfi.flows.FreeFormInjection(*nfi.nets.residual_autoencoder(2, 1, width=64))],
+        [nfi.flows.FreeFormInjection(encoder, decoder)],
         nfi.SurrogateLikelihood(beta=beta, input_noise=sigma),
     )
     optimizer = torch.optim.Adam(model.parameters())
@@ -94,9 +96,9 @@ def draw(models: dict[float, nfi.InjectiveNormalizingFlow], sigma: float, path: 
             curve, log_volume = model.forward_and_log_det(z)
             density = (model.q0.log_prob(z) - log_volume).exp()
         axis.scatter(*data.T, s=2, color="0.75", linewidths=0)
-        drawn = axis.scatter(*curve.T, c=density.clamp(max=1.0), s=6, cmap="viridis", vmin=0)
+        drawn = axis.scatter(*curve.T, c=density, s=6, vmin=0, vmax=0.3)
         axis.set(title=rf"$\beta$ = {beta:g}", xlim=(-3.2, 3.2), ylim=(-2.2, 2.2))
-    figure.colorbar(drawn, ax=axes[-1], label="density on the curve")
+    figure.colorbar(drawn, ax=axes[-1], label="density on the curve", extend="max")
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -110,6 +112,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder of the figure")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
+    # So small a network gains nothing from more threads, and on a busy machine they slow it down.
+    torch.set_num_threads(1)
 
     first: dict[float, nfi.InjectiveNormalizingFlow] = {}
     rows = []
@@ -118,7 +122,7 @@ def main() -> None:
         first[beta] = models[0]
         table = torch.tensor([scores(model, options.sigma) for model in models])
         spread = table.std(0) / math.sqrt(len(table)) if len(table) > 1 else table[0] * 0
-        cells = [f"{m:.3f} +- {e:.3f}" for m, e in zip(table.mean(0), spread, strict=True)]
+        cells = [f"{m:.4f} +- {e:.4f}" for m, e in zip(table.mean(0), spread, strict=True)]
         rows.append(f"| {beta:g} | " + " | ".join(cells) + " |")
     print("| beta | NLL, clean | reconstruction, clean | NLL, noisy | reconstruction, noisy |")
     print("|---|---|---|---|---|")
