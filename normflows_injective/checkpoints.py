@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
+import secrets
+from contextlib import suppress
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from ._version import __version__
@@ -31,7 +32,11 @@ def save_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
         model: Module to save.
         path: File to write.
 
+    Raises:
+        CheckpointError: If its folder does not exist.
+
     Examples:
+        >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save_checkpoint(nn.Linear(2, 1), os.path.join(folder, "a.safetensors"))
         ...     os.listdir(folder)
@@ -41,13 +46,18 @@ def save_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
     state = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
     header = {"version": __version__, "checksum": _checksum(state), **_description(model, state)}
     folder = os.path.dirname(os.path.abspath(path))
-    handle, temporary = tempfile.mkstemp(dir=folder, suffix=".part")
-    os.close(handle)
+    if not os.path.isdir(folder):
+        raise CheckpointError(f"The folder {folder} does not exist. Create it before saving.")
+    temporary = f"{os.fspath(path)}.{secrets.token_hex(4)}.part"
     try:
-        save_file(state, temporary, metadata={_KEY: json.dumps(header)})
+        with open(temporary, "xb") as file:
+            file.write(save(state, metadata={_KEY: json.dumps(header)}))
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
         raise
 
 
@@ -76,7 +86,9 @@ def load_checkpoint(
     """
     name = os.fspath(path)
     if not os.path.isfile(name):
-        raise CheckpointError(f"{name} does not exist.")
+        raise CheckpointError(
+            f"{name} {'is no file' if os.path.exists(name) else 'does not exist'}."
+        )
     try:
         with safe_open(name, framework="pt", device=str(map_location or "cpu")) as file:
             metadata = file.metadata() or {}
@@ -86,6 +98,8 @@ def load_checkpoint(
             f"{name} is not a readable safetensors file ({error}). It is truncated or of another "
             "format; pickled files are never read."
         ) from error
+    except RuntimeError as error:
+        raise CheckpointError(f"{name} cannot be read to {map_location}: {error}") from error
     if _KEY not in metadata:
         raise CheckpointError(
             f"{name} is a safetensors file, but was not written by normflows_injective: its "

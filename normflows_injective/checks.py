@@ -7,17 +7,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .errors import DtypeError, NonFiniteError, ShapeError
+from .errors import DtypeError, NonFiniteError, OptionError, ShapeError
 
-__all__ = ["check_batch", "check_event_shape", "check_finite"]
+__all__ = ["check_batch", "check_count", "check_event_shape", "check_finite"]
 
 
-def check_finite(tensor: Tensor, name: str) -> None:
+_BAD_DATA = "Clean or drop these samples before the step; no parameter was changed."
+
+
+def check_finite(tensor: Tensor, name: str, advice: str = _BAD_DATA) -> None:
     """Raise if a tensor holds NaN or infinity, naming it, the count and the first index.
 
     Args:
         tensor: Any tensor; integer tensors pass.
         name: How the message calls it.
+        advice: What the message tells to do.
 
     Raises:
         NonFiniteError: If any element is NaN or infinite.
@@ -35,8 +39,7 @@ at index [1]. Clean or drop these samples before the step; no parameter was chan
     bad = (~finite).nonzero()
     raise NonFiniteError(
         f"{name} has {len(bad)} of {tensor.numel()} values NaN or infinite, the first at index "
-        f"{bad[0].tolist()}. Clean or drop these samples before the step; no parameter was "
-        "changed."
+        f"{bad[0].tolist()}. {advice}"
     )
 
 
@@ -63,8 +66,9 @@ one event dimension, got shape (4,). Add one with x.unsqueeze(0) or x.unsqueeze(
     """
     if not isinstance(tensor, Tensor):
         raise DtypeError(
-            f"{name} must be a torch.Tensor, got {type(tensor).__name__}. "
-            "Convert it with torch.as_tensor."
+            f"{name} must be a torch.Tensor, got {type(tensor).__name__}. A loader of a "
+            "TensorDataset gives lists: unpack them, 'for (x,) in loader'; convert arrays with "
+            "torch.as_tensor."
         )
     if tensor.dim() < 2:
         raise ShapeError(
@@ -74,13 +78,13 @@ one event dimension, got shape (4,). Add one with x.unsqueeze(0) or x.unsqueeze(
         )
     if tensor.numel() == 0:
         raise ShapeError(
-            f"{name} is an empty batch of shape {tuple(tensor.shape)}: it has no mean to train or "
-            "report. Skip it, or let the loader drop it."
+            f"{name} is an empty batch of shape {tuple(tensor.shape)}. Skip it, or let the loader "
+            "drop it."
         )
     if not tensor.is_floating_point():
         raise DtypeError(
-            f"{name} must be floating point, got {tensor.dtype}. Convert it with {name}.float(); "
-            "integer data such as pixels also need dequantisation."
+            f"{name} must be real floating point, got {tensor.dtype}. Convert integers with "
+            f"{name}.float(); pixels also want scaling and a little noise (dequantisation)."
         )
     if dtype is not None and tensor.dtype != dtype:
         raise DtypeError(
@@ -88,6 +92,23 @@ one event dimension, got shape (4,). Add one with x.unsqueeze(0) or x.unsqueeze(
             f"with {name}.to({dtype}) or the model with model.to({tensor.dtype})."
         )
     check_finite(tensor, name)
+
+
+def check_count(count: int, name: str) -> None:
+    """Raise unless a number of samples is a positive integer.
+
+    Args:
+        count: Candidate.
+        name: How the message calls it.
+
+    Raises:
+        OptionError: If it is not.
+
+    Examples:
+        >>> check_count(3, "num_samples")
+    """
+    if not isinstance(count, int) or count < 1:
+        raise OptionError(f"{name} must be a positive integer, got {count!r}.")
 
 
 def check_event_shape(tensor: Tensor, shape: Sequence[int] | None, name: str) -> None:

@@ -18,7 +18,14 @@ from torch import Tensor, nn
 from .checks import check_finite
 from .errors import ContextError
 
-__all__ = ["check_context", "context_keyword", "needs_context", "takes_context", "with_context"]
+__all__ = [
+    "built_for_context",
+    "check_context",
+    "context_keyword",
+    "needs_context",
+    "takes_context",
+    "with_context",
+]
 
 _KEYWORDS = ("context", "y")
 _BUILT_FOR_CONTEXT = ("context_features", "context_channels", "context_layer", "context_encoder")
@@ -66,7 +73,7 @@ def takes_context(component: Any) -> bool:
         return bool(own)
     if context_keyword(component) is None:
         return False
-    return _built_for_context(component) if _is_hosts(component) else True
+    return built_for_context(component) if _is_hosts(component) else True
 
 
 def needs_context(component: Any) -> bool:
@@ -89,7 +96,7 @@ def needs_context(component: Any) -> bool:
     if keyword is None:
         return False
     if _is_hosts(component):
-        return _built_for_context(component)
+        return built_for_context(component)
     return _parameters(component)[keyword].default is inspect.Parameter.empty
 
 
@@ -143,10 +150,16 @@ def check_context(components: Iterable[Any], context: Tensor | None, length: int
             "A context came, but no base, flow or network of this model takes one: the answer "
             "would ignore it. Leave it out, or build the networks with context_dim=."
         )
+    if not isinstance(context, Tensor):
+        raise ContextError(
+            f"context must be a torch.Tensor, got {type(context).__name__}. Convert it with "
+            "torch.as_tensor."
+        )
     if context.dim() == 0 or len(context) != length:
         raise ContextError(
             f"context must have one row per sample, {length} in all, got shape "
-            f"{tuple(context.shape)}. Repeat a single condition with context.expand({length}, -1)."
+            f"{tuple(context.shape)}. Repeat a single row with context.repeat_interleave("
+            f"{length}, 0), or ask sample() for num_samples=len(context)."
         )
     check_finite(context, "context")
 
@@ -165,10 +178,24 @@ def _forward_parameters(kind: Any) -> Mapping[str, inspect.Parameter]:
 
 
 def _is_hosts(component: Any) -> bool:
-    return type(component).__module__.partition(".")[0] == "normflows"
+    # By where its call was written: a user's subclass may inherit it, or bring its own.
+    call = getattr(type(component), "forward", component)
+    return getattr(call, "__module__", "").partition(".")[0] == "normflows"
 
 
-def _built_for_context(component: nn.Module) -> bool:
+def built_for_context(component: nn.Module) -> bool:
+    """Whether a module or one inside it was built with context features.
+
+    Args:
+        component: A module of the host, or one that wraps some.
+
+    Returns:
+        True if a layer inside reads a context.
+
+    Examples:
+        >>> built_for_context(nn.Linear(2, 2))
+        False
+    """
     if getattr(component, "class_cond", False) or getattr(component, "num_classes", None):
         return True
     return any(

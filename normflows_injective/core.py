@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -14,24 +15,26 @@ from torch import Tensor, nn
 from . import divergences
 from .bases import base_log_prob, sample_base
 from .checkpoints import load_checkpoint, save_checkpoint
-from .checks import check_batch, check_event_shape, check_finite
+from .checks import check_batch, check_count, check_event_shape, check_finite
 from .context import check_context
-from .errors import NonFiniteError, NotInjectiveError
+from .errors import ContextError, NonFiniteError
 from .flows.composite import (
-    check_composite,
-    check_invertible,
     joint_decode,
     joint_decode_and_log_volume,
     joint_encode,
     summed_forward,
     summed_inverse,
 )
-from .flows.injection import Injection
 from .likelihoods import LossTerms, SurrogateLikelihood, SurrogateTerms
-from .stack import model_dtype, trial_pass
-from .volume.modules import refuse_single_sample
+from .stack import check_parts, model_dtype, trial_pass
+from .volume.modules import refuse_single_sample, warm_up
 
 __all__ = ["InjectiveNormalizingFlow"]
+
+_DIVERGED = (
+    "The data are finite, so the model has diverged, or they lie outside the domain of a layer. "
+    "Lower the learning rate, clip gradients, raise beta; this call changed no parameter."
+)
 
 
 class InjectiveNormalizingFlow(nf.NormalizingFlow):
@@ -83,22 +86,14 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
     def __init__(
         self,
         q0: nn.Module,
-        flows: Iterable[nf.flows.Flow],
+        flows: Sequence[nf.flows.Flow],
         likelihood: SurrogateLikelihood | None = None,
         p: Any = None,
     ) -> None:
+        likelihood = SurrogateLikelihood() if likelihood is None else likelihood
+        num_latent = check_parts(q0, flows, likelihood)
         super().__init__(q0, list(flows), p)
-        self.likelihood = SurrogateLikelihood() if likelihood is None else likelihood
-        injections = [i for i, flow in enumerate(self.flows) if isinstance(flow, Injection)]
-        for flow in self.flows:
-            check_invertible(flow)
-        if not injections:
-            raise NotInjectiveError(
-                "flows contains no injection, so this model has no manifold. Add "
-                "nfi.flows.FreeFormInjection, or use nf.NormalizingFlow."
-            )
-        self._num_latent = injections[0]
-        check_composite(self.composite)
+        self.likelihood, self._num_latent = likelihood, num_latent
         self._shapes = trial_pass(self.q0, self.flows, self._num_latent)
 
     @property
@@ -113,22 +108,22 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
 
     def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Coordinates :math:`F(x)`, (B, *), of data (B, *), before the latent block."""
-        self._check_data(x, context)
+        self._check(x, "x", "data", context)
         return joint_encode(self.composite, x.clone(), context)
 
     def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Points on the manifold :math:`G(z)`, (B, *), of coordinates from :meth:`encode`."""
-        self._check(z, "z", self._shapes and self._shapes.latent, context)
+        self._check(z, "z", "latent", context)
         return joint_decode(self.composite, z.clone(), context)
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Send base variables (B, *) to the data space (B, *), :math:`G(h(z))`."""
-        self._check(z, "z", self._shapes and self._shapes.base, context)
+        self._check(z, "z", "base", context)
         return joint_decode(self.flows, z.clone(), context)
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Send data (B, *) to base variables (B, *), :math:`h^{-1}(F(x))`."""
-        self._check_data(x, context)
+        self._check(x, "x", "data", context)
         return joint_encode(self.flows, x.clone(), context)
 
     def forward_and_log_det(
@@ -144,7 +139,7 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
             Data of shape :math:`(B, *)` and
             :math:`\log|\det h'| + \tfrac12 \log\det G'^\top G'` of shape :math:`(B,)` in nats.
         """
-        self._check(z, "z", self._shapes and self._shapes.base, context)
+        self._check(z, "z", "base", context)
         z, log_det = summed_forward(self.latent_block, z, context)
         x, log_volume = joint_decode_and_log_volume(self.composite, z, context)
         return x, log_det + log_volume
@@ -159,9 +154,9 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
             context: One row per sample.
 
         Returns:
-            Base variables of shape :math:`(B, *)` and minus the log-volume, shape :math:`(B,)`.
+            Base variables of shape :math:`(B, *)`, minus the log-volume of shape :math:`(B,)`.
         """
-        self._check_data(x, context)
+        self._check(x, "x", "data", context)
         latent = joint_encode(self.composite, x.clone(), context)
         _, log_volume = joint_decode_and_log_volume(self.composite, latent, context)
         z, log_det = summed_inverse(self.latent_block, latent, context)
@@ -170,15 +165,15 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Exact log-density of the projection of the data onto the manifold.
 
-        Costs :math:`d` Jacobian-vector products; evaluate under ``torch.no_grad()``. Do not train
-        on it: without a reconstruction term the manifold collapses.
+        Costs :math:`d` Jacobian-vector products; evaluate under ``torch.no_grad()``, and do not
+        train on it: without a reconstruction term the manifold collapses.
 
         Args:
             x: Data of shape :math:`(B, *)`, on the manifold or not.
             context: One row per sample.
 
         Returns:
-            Log-density of shape :math:`(B,)` in nats against the :math:`d`-dimensional measure.
+            Log-density :math:`(B,)` in nats against the :math:`d`-dimensional measure.
         """
         z, log_det = self.inverse_and_log_det(x, context)
         return base_log_prob(self.q0, z, context) + log_det
@@ -194,11 +189,11 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
             log_prob: Whether to compute the exact log-density, which costs :math:`d` decodes.
 
         Returns:
-            Samples of shape :math:`(n, *)`, and their log-density of shape :math:`(n,)` in nats or
-            None.
+            Samples :math:`(n, *)`, and their log-density :math:`(n,)` in nats or None.
         """
-        check_context([self.q0, *self.flows], context, num_samples)
+        self._check_call(context, num_samples)
         z, log_q = sample_base(self.q0, num_samples, context, model_dtype(self.q0, self.flows))
+        refuse_single_sample(self.modules(), z)
         if not log_prob:
             return joint_decode(self.flows, z, context), None
         x, log_det = self.forward_and_log_det(z, context)
@@ -207,8 +202,8 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
     def forward_kld(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Training loss: the mean of ``loss_terms(x).loss``.
 
-        The value is *not* a likelihood: the surrogate has the right gradient and a meaningless
-        value. Watch ``log_prob`` and ``reconstruction_error`` on held-out data instead.
+        The value is *not* a likelihood: the surrogate has the right gradient and no meaning as a
+        number. Watch ``log_prob`` and ``reconstruction_error`` on held-out data.
 
         Args:
             x: Data of shape :math:`(B, *)`.
@@ -224,7 +219,7 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
         loss = terms.loss.mean()
         if not bool(torch.isfinite(loss)):
             for name, term in terms._asdict().items():
-                check_finite(term, f"the training term {name}")
+                check_finite(term, f"the training term {name}", _DIVERGED)
             raise NonFiniteError("The mean of the loss overflowed although every term is finite.")
         if self.training and torch.is_grad_enabled():
             self.likelihood.advance()
@@ -240,7 +235,7 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
         Returns:
             :class:`LossTerms` ``(log_prob_latent, surrogate, reconstruction_error, loss)``.
         """
-        self._check_data(x, context)
+        self._check(x, "x", "data", context)
         if context is not None and context.is_inference():
             # The surrogate's products need autograd, which refuses tensors of inference mode.
             with torch.inference_mode(False):
@@ -249,7 +244,7 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
             x,
             partial(joint_encode, self.composite, context=context),
             partial(joint_decode, self.composite, context=context),
-            self._prior(len(x), context),
+            self._prior(x, context),
         )
         z, log_det = summed_inverse(self.latent_block, terms.z, context)
         log_prob = base_log_prob(self.q0, z, context) + log_det
@@ -262,7 +257,7 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
 
     def project(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Reconstructions :math:`\hat x = G(F(x))`, (B, *), the points whose density is given."""
-        self._check_data(x, context)
+        self._check(x, "x", "data", context)
         z = joint_encode(self.composite, x.clone(), context)
         return joint_decode(self.composite, z, context)
 
@@ -331,20 +326,26 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
         """
         load_checkpoint(self, path, map_location)
 
-    def _check_data(self, x: Tensor, context: Tensor | None) -> None:
-        self._check(x, "x", self._shapes and self._shapes.data, context)
-
-    def _check(
-        self, batch: Tensor, name: str, shape: Sequence[int] | None, context: Tensor | None
-    ) -> None:
+    def _check(self, batch: Tensor, name: str, space: str, context: Tensor | None) -> None:
         check_batch(batch, name, model_dtype(self.q0, self.flows))
-        check_event_shape(batch, shape, name)
-        check_context([self.q0, *self.flows], context, len(batch))
+        self._check_call(context, len(batch))
+        check_event_shape(batch, self._shapes and getattr(self._shapes, space), name)
         refuse_single_sample(self.modules(), batch)
 
-    def _prior(self, num_samples: int, context: Tensor | None) -> Tensor | None:
+    def _check_call(self, context: Tensor | None, length: int) -> None:
+        check_count(length, "num_samples")
+        check_context([self.q0, *self.flows], context, length)
+        if self._shapes is None and context is not None:
+            # What could not be tried at construction for want of a context.
+            two = context[:2] if length > 1 else torch.cat([context, context])
+            with suppress(ContextError):  # which the call itself will raise, with its own shape
+                self._shapes = trial_pass(self.q0, self.flows, self._num_latent, two)
+
+    def _prior(self, x: Tensor, context: Tensor | None) -> Tensor | None:
         if self.likelihood.latent_cycle == 0:
             return None
+        # Layers that initialise themselves must see data first, not prior samples.
+        warm_up(partial(joint_encode, self.flows, context=context), x)
         with torch.no_grad():
-            z, _ = sample_base(self.q0, num_samples, context, model_dtype(self.q0, self.flows))
+            z, _ = sample_base(self.q0, len(x), context, model_dtype(self.q0, self.flows))
             return joint_decode(self.latent_block, z, context)

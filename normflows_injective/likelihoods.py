@@ -10,10 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .errors import OptionError
-from .volume.estimators import Estimator, NoVolume, estimator_from
+from .errors import OptionError, ShapeError
+from .volume.estimators import NoVolume, estimator_from
 from .volume.probes import PROBES, draw_probes
 from .volume.products import Map
+from .volume.surrogate import Estimator
 
 __all__ = ["LossTerms", "SurrogateLikelihood", "SurrogateTerms"]
 
@@ -113,10 +114,7 @@ class SurrogateLikelihood(nn.Module):
             raise OptionError(f"probes must be one of {', '.join(PROBES)}, got {probes!r}.")
         if not isinstance(n_probes, int) or n_probes < 1:
             raise OptionError(f"n_probes must be a positive integer, got {n_probes!r}.")
-        if warmup_steps is not None and not 0 <= warmup_steps[0] <= warmup_steps[1]:
-            raise OptionError(
-                f"warmup_steps must be (start, end) with 0 <= start <= end, got {warmup_steps}."
-            )
+        _check_window(warmup_steps)
         self.beta = beta if callable(beta) else _non_negative("beta", beta)
         self.n_probes = n_probes
         self.estimator = estimator_from(estimator)
@@ -149,7 +147,8 @@ class SurrogateLikelihood(nn.Module):
         """
         if self.training and self.input_noise > 0:
             x = x + self.input_noise * torch.randn_like(x)
-        estimator = self.estimator if self.likelihood_weight() > 0 else NoVolume()
+        chosen = estimator_from(self.estimator)
+        estimator = chosen if self.likelihood_weight() > 0 else NoVolume()
         draw = partial(draw_probes, self.probes, self.n_probes)
         z, reconstruction, volume = estimator(x, encode, decode, draw)
         return SurrogateTerms(
@@ -172,13 +171,21 @@ class SurrogateLikelihood(nn.Module):
 
         Returns:
             Loss per sample, shape :math:`(B,)`. It is no likelihood: see the package's README.
+
+        Raises:
+            ShapeError: If the log-density has another shape.
         """
-        likelihood = terms.volume - log_prob
-        return (
-            self.likelihood_weight() * likelihood
-            + self.current_beta() * terms.reconstruction_error
-            + self.latent_cycle * terms.latent_cycle_error
-        )
+        if log_prob.shape != terms.volume.shape:
+            raise ShapeError(
+                f"log_prob must have one value per sample, shape {tuple(terms.volume.shape)}, got "
+                f"{tuple(log_prob.shape)}."
+            )
+        loss = self.current_beta() * terms.reconstruction_error
+        if self.latent_cycle > 0:
+            loss = loss + self.latent_cycle * terms.latent_cycle_error
+        weight = self.likelihood_weight()
+        # Left out rather than multiplied by zero: an infinite log-density would give NaN.
+        return loss + weight * (terms.volume - log_prob) if weight > 0 else loss
 
     def current_beta(self) -> float:
         """Weight of the reconstruction error at the current step.
@@ -222,7 +229,8 @@ class SurrogateLikelihood(nn.Module):
         """Options as shown by ``print(model)``."""
         return (
             f"beta={self.beta}, n_probes={self.n_probes}, estimator={self.estimator}, "
-            f"probes={self.probes!r}, warmup_steps={self.warmup_steps}"
+            f"probes={self.probes!r}, warmup_steps={self.warmup_steps}, "
+            f"input_noise={self.input_noise}, latent_cycle={self.latent_cycle}"
         )
 
     def _latent_cycle_error(
@@ -243,6 +251,15 @@ def _squared_error(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _non_negative(name: str, value: float) -> float:
-    if not (math.isfinite(value) and value >= 0):
-        raise OptionError(f"{name} must be finite and not negative, got {value}.")
+    if not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
+        raise OptionError(f"{name} must be a number, finite and not negative, got {value!r}.")
     return value
+
+
+def _check_window(steps: tuple[int, int] | None) -> None:
+    if steps is None:
+        return
+    if not isinstance(steps, tuple | list) or len(steps) != 2 or not 0 <= steps[0] <= steps[1]:
+        raise OptionError(
+            f"warmup_steps must be (start, end) with 0 <= start <= end, got {steps!r}."
+        )

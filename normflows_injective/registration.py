@@ -36,7 +36,7 @@ def register() -> None:
         if getattr(namespace, name, component) is not component:
             raise RegistrationError(
                 f"{namespace.__name__}.{name} exists and is not ours. Nothing was registered; use "
-                f"the components as nfi.{name} instead."
+                f"{component.__module__}.{name} directly instead."
             )
     for namespace, name, component in planned:
         setattr(namespace, name, component)

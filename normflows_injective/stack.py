@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
 from typing import NamedTuple
 
+import normflows as nf
 import torch
 from torch import Tensor, nn
 
 from .bases import sample_base
 from .context import needs_context
-from .errors import InjectiveFlowError, NotInjectiveError, ShapeError, UnsupportedLayerError
-from .flows.composite import Flows, joint_decode, joint_encode
+from .errors import (
+    InjectiveFlowError,
+    NotInjectiveError,
+    OptionError,
+    ShapeError,
+    UnsupportedLayerError,
+)
+from .flows.composite import Flows, check_composite, check_invertible, joint_decode, joint_encode
+from .flows.injection import Injection
 from .flows.shapes import check_raises_dimension
+from .likelihoods import SurrogateLikelihood
 
-__all__ = ["StackShapes", "model_dtype", "trial_pass"]
+__all__ = ["StackShapes", "check_parts", "model_dtype", "trial_pass"]
 
 
 class StackShapes(NamedTuple):
@@ -28,23 +37,74 @@ class StackShapes(NamedTuple):
 
 
 def model_dtype(q0: nn.Module, flows: nn.Module) -> torch.dtype:
-    """Dtype in which a stack computes: of its flows, or of its base where these hold no numbers.
+    """Dtype in which a stack computes: that of most numbers in its flows, or else in its base.
 
-    The base comes second, because some of the host's are float64 in a float32 model.
+    A majority, because some of the host's layers keep a float64 scalar in a float32 model; the
+    flows first, because some of the host's bases are float64 altogether.
 
     Examples:
         >>> import normflows as nf
         >>> model_dtype(nf.distributions.DiagGaussian(2), nn.Linear(2, 2).double())
         torch.float64
     """
-    for module in (flows, q0):
-        for tensor in chain(module.parameters(), module.buffers()):
+    for tensors in (flows.parameters(), flows.buffers(), q0.parameters(), q0.buffers()):
+        count: Counter[torch.dtype] = Counter()
+        for tensor in tensors:
             if tensor.is_floating_point():
-                return tensor.dtype
+                count[tensor.dtype] += tensor.numel()
+        if count:
+            return count.most_common(1)[0][0]
     return torch.get_default_dtype()
 
 
-def trial_pass(q0: nn.Module, flows: Flows, num_latent: int) -> StackShapes | None:
+def check_parts(q0: object, flows: object, likelihood: object) -> int:
+    """Check the parts of a model one by one, before they are put together.
+
+    Args:
+        q0: Base distribution.
+        flows: Layers from latent to data.
+        likelihood: Training term.
+
+    Returns:
+        The number of layers before the first injection.
+
+    Raises:
+        OptionError: If a part is of the wrong kind.
+        UnsupportedLayerError: If a layer is no invertible flow, or cannot stand where it does.
+        NotInjectiveError: If no layer raises the dimension.
+    """
+    if not isinstance(q0, nn.Module):
+        raise OptionError(
+            f"q0 must be a base distribution of normflows, got {type(q0).__name__}. Use "
+            "nf.distributions.DiagGaussian or another class with forward and log_prob."
+        )
+    if not isinstance(flows, list | tuple | nn.ModuleList):
+        raise OptionError(f"flows must be a list of layers, got {type(flows).__name__}.")
+    if not isinstance(likelihood, SurrogateLikelihood):
+        raise OptionError(
+            f"likelihood must be a SurrogateLikelihood, got {type(likelihood).__name__}. A target "
+            "density goes by keyword, p=."
+        )
+    for flow in flows:
+        check_invertible(flow)
+        if getattr(flow, "likelihood", None) is not None:
+            raise OptionError(
+                "An InjectiveComposite with a likelihood of its own is for the host's containers. "
+                "Give the likelihood to InjectiveNormalizingFlow instead."
+            )
+    injections = [i for i, flow in enumerate(flows) if isinstance(flow, Injection)]
+    if not injections:
+        raise NotInjectiveError(
+            "flows contains no injection, so this model has no manifold. Add "
+            "nfi.flows.FreeFormInjection, or use nf.NormalizingFlow."
+        )
+    check_composite(list(flows)[injections[0] :])
+    return injections[0]
+
+
+def trial_pass(
+    q0: nn.Module, flows: Flows, num_latent: int, context: Tensor | None = None
+) -> StackShapes | None:
     """Send two base samples to the data and back, and read off the shapes.
 
     The random state, the modes of the modules and layers that initialise themselves on data are
@@ -54,10 +114,12 @@ def trial_pass(q0: nn.Module, flows: Flows, num_latent: int) -> StackShapes | No
         q0: Base distribution.
         flows: Layers from latent to data.
         num_latent: Number of layers before the first injection.
+        context: Context with two rows, if there is one.
 
     Returns:
-        The shapes, or None where a pass is not possible: a part needs a context, the parameters
-        are on the meta device, or the layers still differ in dtype.
+        The shapes, or None where a pass is not possible: a part needs a context and there is none,
+        or it needs gradients, the parameters are on the meta device, or the layers still differ in
+        dtype.
 
     Raises:
         ShapeError: If a layer cannot take what the one before it returns.
@@ -66,9 +128,11 @@ def trial_pass(q0: nn.Module, flows: Flows, num_latent: int) -> StackShapes | No
     """
     parts = [q0, *flows]
     tensors = [t for part in parts for t in [*part.parameters(), *part.buffers()]]
-    dtypes = {p.dtype for flow in flows for p in flow.parameters()}
+    # Scalars do not count: the host's residual flow keeps two in float64.
+    dtypes = {p.dtype for flow in flows for p in flow.parameters() if p.dim() > 0}
     if (
-        any(needs_context(part) for part in parts)
+        (context is None and any(needs_context(part) for part in parts))
+        or any(isinstance(flow, nf.flows.HamiltonianMonteCarlo) for flow in flows)
         or any(t.is_meta for t in tensors)
         or len(dtypes) > 1
     ):
@@ -76,12 +140,13 @@ def trial_pass(q0: nn.Module, flows: Flows, num_latent: int) -> StackShapes | No
     dtype = model_dtype(q0, nn.ModuleList(flows))
     devices = sorted({t.device.index for t in tensors if t.device.type == "cuda"})
     with torch.no_grad(), torch.random.fork_rng(devices=devices), _left_as_it_was(parts):
-        base, _ = sample_base(q0, 2, None, dtype)
-        latent = _through(flows, range(num_latent), base.clone(), forward=True)
-        data = _through(flows, range(num_latent, len(flows)), latent.clone(), forward=True)
+        base, _ = sample_base(q0, 2, context, dtype)
+        latent = _through(flows, range(num_latent), base.clone(), context, forward=True)
+        behind = range(num_latent, len(flows))
+        data = _through(flows, behind, latent.clone(), context, forward=True)
         shapes = StackShapes(*(tuple(t.shape[1:]) for t in (base, latent, data)))
         check_raises_dimension(shapes.latent, shapes.data, "The stack from injection to data")
-        back = _through(flows, reversed(range(len(flows))), data.clone(), forward=False)
+        back = _through(flows, reversed(range(len(flows))), data.clone(), context, forward=False)
     if back.shape != base.shape:
         raise ShapeError(
             f"The layers send the base's shape {shapes.base} to data of shape {shapes.data}, but "
@@ -91,13 +156,19 @@ def trial_pass(q0: nn.Module, flows: Flows, num_latent: int) -> StackShapes | No
     return shapes
 
 
-def _through(flows: Flows, order: Iterator[int] | range, value: Tensor, forward: bool) -> Tensor:
+def _through(
+    flows: Flows,
+    order: Iterator[int] | range,
+    value: Tensor,
+    context: Tensor | None,
+    forward: bool,
+) -> Tensor:
     step = joint_decode if forward else joint_encode
     for index in order:
         where = f"flows[{index}] ({type(flows[index]).__name__})"
         shape = tuple(value.shape[1:]) if isinstance(value, Tensor) else "a list"
         try:
-            value = step([flows[index]], value)
+            value = step([flows[index]], value, context)
         except InjectiveFlowError as error:
             if isinstance(error, ShapeError | NotInjectiveError):
                 raise type(error)(f"{where}, given event shape {shape}: {error}") from error

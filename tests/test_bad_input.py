@@ -52,7 +52,7 @@ def test_wrong_dtype(method):
 
 def test_integer_input():
     with pytest.raises(
-        errors.DtypeError, match=r"must be floating point, got torch.int64.*x.float"
+        errors.DtypeError, match=r"must be real floating point, got torch.int64.*x.float"
     ):
         model().forward_kld(torch.ones(4, 5, dtype=torch.long))
 
@@ -196,11 +196,14 @@ def test_a_base_with_a_column_of_log_densities():
         ({"probes": "cauchy"}, "probes must be one of orthonormal.*got 'cauchy'"),
         ({"n_probes": 0}, "n_probes must be a positive integer, got 0"),
         ({"n_probes": 1.5}, "n_probes must be a positive integer, got 1.5"),
-        ({"beta": -1.0}, "beta must be finite and not negative, got -1.0"),
-        ({"beta": float("nan")}, "beta must be finite"),
+        ({"beta": -1.0}, "beta must be a number, finite and not negative, got -1.0"),
+        ({"beta": float("nan")}, "beta must be a number, finite"),
+        ({"beta": "10"}, "beta must be a number, finite and not negative, got '10'"),
+        ({"warmup_steps": 100}, r"must be \(start, end\) with .* got 100"),
+        ({"warmup_steps": (1, 2, 3)}, r"must be \(start, end\)"),
         ({"warmup_steps": (5, 2)}, r"0 <= start <= end, got \(5, 2\)"),
-        ({"input_noise": -0.1}, "input_noise must be finite and not negative"),
-        ({"latent_cycle": -0.1}, "latent_cycle must be finite and not negative"),
+        ({"input_noise": -0.1}, "input_noise must be a number"),
+        ({"latent_cycle": -0.1}, "latent_cycle must be a number"),
     ],
 )
 def test_unknown_or_impossible_options(options, text):
@@ -211,7 +214,9 @@ def test_unknown_or_impossible_options(options, text):
 def test_a_schedule_that_goes_negative():
     likelihood = nfi.SurrogateLikelihood(beta=lambda step: 1.0 - step)
     likelihood.step += 3
-    with pytest.raises(errors.OptionError, match="beta must be finite and not negative, got -2.0"):
+    with pytest.raises(
+        errors.OptionError, match="beta must be a number, finite and not negative, got -2.0"
+    ):
         likelihood.current_beta()
 
 
@@ -245,3 +250,84 @@ def test_batch_norm_in_training_mode_is_refused_and_in_evaluation_mode_served():
         ours.forward_kld(torch.randn(4, 5))
     ours.eval()
     assert torch.isfinite(ours.forward_kld(torch.randn(4, 5)))
+
+
+@pytest.mark.parametrize("count", [0, -1, 2.0])
+def test_a_number_of_samples_that_is_none(count):
+    with pytest.raises(errors.OptionError, match="num_samples must be a positive integer, got"):
+        model().sample(count)
+
+
+def test_sampling_one_from_a_cold_layer_is_refused_before_it_writes_nan():
+    ours = nfi.InjectiveNormalizingFlow(base(2), [mlp_injection(), nf.flows.ActNorm((5,))])
+    with pytest.raises(errors.ShapeError, match="batch of one"):
+        ours.sample(1, log_prob=False)
+    assert all(bool(torch.isfinite(p).all()) for p in ours.parameters())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ((base(2), mlp_injection()), "flows must be a list of layers, got FreeFormInjection"),
+        ((torch.distributions.Normal(0, 1), [mlp_injection()]), "q0 must be a base .* got Normal"),
+        (
+            (base(2), [mlp_injection()], base(5)),
+            "must be a SurrogateLikelihood, got DiagGaussian.*p=",
+        ),
+        (
+            (
+                base(2),
+                [nfi.flows.InjectiveComposite([mlp_injection()], nfi.SurrogateLikelihood())],
+            ),
+            "Give the likelihood to InjectiveNormalizingFlow",
+        ),
+    ],
+)
+def test_parts_of_the_wrong_kind(arguments, text):
+    with pytest.raises(errors.OptionError, match=text):
+        nfi.InjectiveNormalizingFlow(*arguments)
+
+
+def test_a_network_among_the_flows():
+    pair = nfi.nets.mlp_autoencoder(5, 2)
+    with pytest.raises(errors.UnsupportedLayerError, match=r"SmoothMLP is no flow.*FreeFormInj"):
+        nfi.InjectiveNormalizingFlow(base(2), list(pair))
+
+
+def test_an_injection_without_a_context_keyword_is_refused_where_it_is_written():
+    with pytest.raises(errors.UnsupportedLayerError, match="Short.decode must accept a keyword"):
+
+        class Short(nfi.flows.Injection):
+            def encode(self, x, context=None):
+                return x
+
+            def decode(self, z):
+                return z
+
+
+@pytest.mark.parametrize("where", ["encoder", "decoder", "decoder output"])
+def test_a_detached_network_is_an_error_not_a_zero(where):
+    def cut(net):
+        return lambda s: net(s.detach())
+
+    encoder, decoder = nn.Linear(5, 2), nn.Linear(2, 5)
+    maps = {
+        "encoder": (cut(encoder), decoder),
+        "decoder": (encoder, cut(decoder)),
+        "decoder output": (encoder, lambda z: decoder(z).detach()),
+    }
+    for estimator in ("encoder", "decoder", "conditional", "conjugate_gradient"):
+        likelihood = nfi.SurrogateLikelihood(estimator=estimator)
+        if where == "encoder" and estimator == "conjugate_gradient":
+            continue  # needs no encoder Jacobian
+        with pytest.raises(
+            errors.NotInjectiveError, match="cut inside it|not connected to the lat"
+        ):
+            likelihood(torch.randn(4, 5), *maps[where])
+
+
+def test_log_prob_per_sample_is_not_broadcast():
+    likelihood = nfi.SurrogateLikelihood()
+    terms = likelihood(torch.randn(4, 5), nn.Linear(5, 2), nn.Linear(2, 5))
+    with pytest.raises(errors.ShapeError, match=r"one value per sample, shape \(4,\), got \(\)"):
+        likelihood.loss(terms, torch.tensor(0.0))

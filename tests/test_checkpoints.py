@@ -125,6 +125,25 @@ def test_a_foreign_safetensors_file(path):
     unchanged(model(), path, "damaged header")
 
 
+def test_a_folder_that_is_missing_or_in_the_way(tmp_path):
+    with pytest.raises(CheckpointError, match="folder .*nowhere does not exist"):
+        model().save(tmp_path / "nowhere" / "model.safetensors")
+    unchanged(model(), tmp_path, "is no file")
+
+
+def test_a_device_that_is_not_there(path):
+    model().save(path)
+    if not torch.cuda.is_available():
+        with pytest.raises(CheckpointError, match="cannot be read to cuda"):
+            model().load(path, map_location="cuda")
+
+
+def test_the_file_has_ordinary_permissions(path):
+    model().save(path)
+    path.with_suffix(".other").touch()
+    assert path.stat().st_mode == path.with_suffix(".other").stat().st_mode
+
+
 def test_a_missing_file(path):
     unchanged(model(), path, "does not exist")
 
@@ -137,7 +156,7 @@ def test_a_failed_save_leaves_the_old_file(path, monkeypatch):
     def fail(*_args, **_options):
         raise OSError("disk full")
 
-    monkeypatch.setattr("normflows_injective.checkpoints.save_file", fail)
+    monkeypatch.setattr("normflows_injective.checkpoints.save", fail)
     with pytest.raises(OSError, match="disk full"):
         ours.save(path)
     assert os.listdir(path.parent) == [path.name]

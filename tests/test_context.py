@@ -116,6 +116,60 @@ def test_a_context_of_another_width():
         ours.forward_kld(torch.randn(4, 5), torch.randn(4, 2))
 
 
+def test_a_conditional_flow_inside_a_wrapper_without_the_keyword_is_refused():
+    inner = nf.flows.MaskedAffineAutoregressive(5, 8, context_features=3)
+    for wrapper in (nf.flows.Reverse(inner), nf.flows.Composite([inner])):
+        with pytest.raises(
+            errors.UnsupportedLayerError, match="has no keyword context, but holds"
+        ):
+            nfi.InjectiveNormalizingFlow(base(2), [mlp_injection(), wrapper])
+
+
+class Inherited(nf.flows.MaskedAffineAutoregressive):
+    """A user's subclass that inherits the call of the host."""
+
+
+class Own(nf.flows.Flow):
+    """A user's flow that brings its own call."""
+
+    def forward(self, z, context=None):
+        return z, z.new_zeros(len(z))
+
+
+def test_subclasses_of_the_hosts_flows():
+    assert needs_context(Inherited(2, 4, context_features=3))
+    assert not takes_context(Inherited(2, 4))
+    assert takes_context(Own())
+    assert not needs_context(Own())
+
+
+def test_composite_in_a_host_model_asks_for_its_context(x):
+    composite = nfi.flows.InjectiveComposite([mlp_injection(context_dim=3)])
+    host = nf.ConditionalNormalizingFlow(base(2), [composite]).double()
+    with pytest.raises(errors.ContextError, match="none came"):
+        host.log_prob(x)
+
+
+@pytest.mark.parametrize("width", [4, 6])
+def test_foreign_conditional_networks_are_tried_with_the_first_context(width, context):
+    """Without a context nothing could be tried at construction."""
+    injection = nfi.flows.FreeFormInjection(Foreign(), nn.Linear(2, 5))
+    ours = nfi.InjectiveNormalizingFlow(base(2), [injection]).double()
+    with pytest.raises(
+        errors.ShapeError, match=rf"x must have shape \(B, 5\), got \(4, {width}\)"
+    ):
+        ours.log_prob(torch.randn(4, width, dtype=torch.float64), context)
+    square = nfi.flows.FreeFormInjection(Foreign(), nn.Linear(2, 2))
+    ours = nfi.InjectiveNormalizingFlow(base(2), [square]).double()
+    with pytest.raises(errors.NotInjectiveError, match="must raise the dimension"):
+        ours.sample(4, context=context)
+
+
+def test_a_context_that_is_no_tensor(model, x):
+    with pytest.raises(errors.ContextError, match="must be a torch.Tensor, got list"):
+        model.log_prob(x, [[1.0, 2.0, 3.0]] * 4)
+
+
 def test_a_superfluous_context():
     ours = nfi.InjectiveNormalizingFlow(base(2), [spline(), mlp_injection()])
     with pytest.raises(errors.ContextError, match="no base, flow or network of this model takes"):

@@ -137,6 +137,15 @@ def test_double_models_compute_in_double(stacked, x):
     assert (stacked.log_prob(x) - stacked.log_prob(nudged)).abs().max() < 1e-8
 
 
+def test_float64_scalars_of_the_hosts_residual_flow_do_not_decide_the_dtype():
+    net = nf.nets.LipschitzMLP([2, 8, 2], init_zeros=False, lipschitz_const=0.8)
+    ours = nfi.InjectiveNormalizingFlow(base(2), [nf.flows.Residual(net), mlp_injection()])
+    x = torch.randn(4, 5)
+    ours.forward_kld(x).backward()
+    assert ours.log_prob(x).dtype == torch.float32
+    assert ours.sample(2)[0].dtype == torch.float32
+
+
 def test_layers_without_numbers_take_the_dtype_of_the_base():
     ours = nfi.InjectiveNormalizingFlow(base(2), [nfi.flows.Pad(2, 5)]).double()
     assert ours.sample(3)[0].dtype == torch.float64
@@ -296,6 +305,17 @@ def test_path_gradient_of_reverse_kld_vanishes_at_the_target():
     ours.reverse_kld(16, score_fn=False).backward()
     worst = max(p.grad.abs().max() for p in ours.flows[0].parameters() if p.grad is not None)
     assert worst < 1e-8
+
+
+def test_path_estimate_has_the_value_of_the_samples_density_for_free_form_pairs():
+    ours = model().double()
+    ours.p = OnManifoldTarget(copy.deepcopy(ours))
+    ours.p.log_prob = lambda x: torch.zeros(len(x), dtype=x.dtype)
+    values = []
+    for score_fn in (True, False):
+        torch.manual_seed(1)
+        values.append(ours.reverse_kld(16, score_fn=score_fn))
+    torch.testing.assert_close(values[0], values[1])
 
 
 def test_reverse_alpha_divergence():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import math
 
 import pytest
 import torch
@@ -108,6 +109,31 @@ def test_plot_without_matplotlib_says_how_to_install_it(x, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(nfi.errors.OptionError, match=r"pip install normflows-injective\[plot\]"):
         report.plot()
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_report_without_trainable_parameters(frozen, x):
+    flows = [mlp_injection()] if frozen else [nfi.flows.Pad(2, 5)]
+    ours = nfi.InjectiveNormalizingFlow(base(2), flows).double().requires_grad_(False)
+    report = injectivity_report(ours, x)
+    assert math.isnan(report.gradient_cosine)
+    assert torch.isfinite(report.condition_number).all()
+
+
+def test_report_in_inference_mode(x):
+    ours = model().double()
+    expected = injectivity_report(ours, x)
+    with torch.inference_mode():
+        report = injectivity_report(ours, x + 0)
+    torch.testing.assert_close(report.pseudo_inverse_error, expected.pseudo_inverse_error)
+    assert repr(report) == str(report)
+
+
+def test_report_of_a_diverged_model(x):
+    ours = model().double()
+    ours.flows[0].decoder.layers[0].weight.data.fill_(float("nan"))
+    with pytest.raises(nfi.errors.NonFiniteError, match="decoder Jacobian .* diverged"):
+        injectivity_report(ours, x)
 
 
 def test_report_needs_two_samples():

@@ -178,10 +178,51 @@ def test_latent_cycle_prior_goes_through_the_latent_block():
     flows[0].linear.bias.data.fill_(100.0)
     likelihood = nfi.SurrogateLikelihood(latent_cycle=1.0)
     ours = nfi.InjectiveNormalizingFlow(base(2), flows, likelihood)
-    prior = ours._prior(64, None)
+    prior = ours._prior(torch.randn(64, 5), None)
     assert prior.shape == (64, 2)
     assert prior.abs().mean() > 50
     assert not prior.requires_grad
+
+
+def test_latent_cycle_lets_layers_initialise_themselves_on_data():
+    """The host's convention: the first batch of data leaves the base variables standardised."""
+    norm = nf.flows.ActNorm((2,))
+    likelihood = nfi.SurrogateLikelihood(latent_cycle=1.0)
+    ours = nfi.InjectiveNormalizingFlow(
+        base(2), [norm, nfi.flows.LinearInjection(2, 5)], likelihood
+    )
+    x = 3 + 2 * torch.randn(64, 5)
+    ours.loss_terms(x)
+    z = ours.inverse(x)
+    torch.testing.assert_close(z.mean(0), torch.zeros(2), atol=1e-4, rtol=0)
+    torch.testing.assert_close(z.std(0), torch.ones(2), atol=1e-4, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")  # of the host's Uniform
+def test_reconstruction_alone_survives_data_outside_the_support_of_the_base():
+    q0 = nf.distributions.base.Uniform((2,), -1e-6, 1e-6)
+    ours = nfi.InjectiveNormalizingFlow(
+        q0, [nfi.flows.LinearInjection(2, 5)], nfi.SurrogateLikelihood(warmup_steps=(2, 4))
+    )
+    ours.forward_kld(torch.randn(4, 5)).backward()
+    assert all(torch.isfinite(p.grad).all() for p in ours.parameters() if p.grad is not None)
+
+
+def test_conjugate_gradient_warns_where_the_precision_does_not_suffice():
+    """At condition number 1e4 the Gram matrix has 1e8: too much for float32, fine in float64."""
+    spectrum = torch.logspace(0, -4, 8, dtype=torch.float64)
+    matrix = torch.linalg.qr(torch.randn(20, 8, dtype=torch.float64)).Q * spectrum
+    matrix = matrix @ torch.linalg.qr(torch.randn(8, 8, dtype=torch.float64)).Q
+    likelihood = nfi.SurrogateLikelihood(estimator="conjugate_gradient")
+    for kept, warns in ((torch.float64, False), (torch.float32, True)):
+        a = matrix.to(kept)
+        a_inverse = torch.linalg.pinv(matrix).to(kept)
+        call = (torch.randn(3, 20, dtype=kept), lambda x, b=a_inverse: x @ b.T)
+        if warns:
+            with pytest.warns(nfi.errors.NumericalWarning, match="relative residual above 1 %"):
+                likelihood(*call, lambda z, a=a: z @ a.T)
+        else:
+            likelihood(*call, lambda z, a=a: z @ a.T)
 
 
 def test_latent_cycle_without_prior_samples_is_an_error(pair, x):

@@ -236,6 +236,14 @@ REFUSED = {
     ),
     "residual": (lambda: Residual(reduce_memory=True), "reduce_memory=False"),
     "host batch norm": (lambda: nn.Sequential(nn.Linear(2, 5), nf.flows.BatchNorm()), "ActNorm"),
+    "batch norm without statistics": (
+        lambda: nn.Sequential(
+            nn.Linear(2, 5), nn.BatchNorm1d(5, track_running_stats=False)
+        ).eval(),
+        "without running statistics",
+    ),
+    "rrelu": (lambda: nn.Sequential(nn.Linear(2, 5), nn.RReLU()), "another slope at every call"),
+    "attention": (lambda: nn.MultiheadAttention(2, 1, dropout=0.1), "another network at every"),
     "compiled": (
         lambda: torch.compile(nn.Linear(2, 5), backend="eager"),
         "Pass the network uncompiled",
@@ -251,6 +259,79 @@ def test_layers_that_make_results_silently_wrong_are_refused(name):
     for callable_ in (net, lambda z: net(z), *hidden):
         with pytest.raises(nfi.errors.UnsupportedLayerError, match=text):
             log_volume(callable_, torch.randn(3, 2))
+
+
+GLOBAL_NET = nn.Sequential(nn.Linear(2, 5), nn.BatchNorm1d(5))
+
+
+def test_networks_behind_globals_and_plain_objects_are_found():
+    class Holder:
+        def __init__(self, net):
+            self.net = net
+
+        def __call__(self, z):
+            return self.net(z)
+
+    def through_a_global(z):
+        return GLOBAL_NET(z)
+
+    for decode in (through_a_global, Holder(GLOBAL_NET)):
+        with pytest.raises(nfi.errors.UnsupportedLayerError, match="couples the samples"):
+            log_volume(decode, torch.randn(3, 2))
+
+
+def test_a_network_compiled_in_place_is_refused():
+    net = nn.Linear(2, 5)
+    net.compile(backend="eager")
+    with pytest.raises(nfi.errors.UnsupportedLayerError, match="compiled by torch.compile"):
+        log_volume(net, torch.randn(3, 2))
+
+
+def test_functional_dropout_is_refused_where_it_shows():
+    net = nn.Linear(2, 50)
+    with pytest.raises(nfi.errors.UnsupportedLayerError, match="another value at every call"):
+        jvp(lambda z: nn.functional.dropout(net(z)), torch.randn(3, 2), torch.randn(2, 3, 2))
+
+
+def test_the_jacobian_warms_up_and_refuses_by_itself():
+    net = Cold()
+    jacobian(net, torch.randn(6, 2))
+    assert bool(net.norm.data_dep_init_done)
+    with pytest.raises(nfi.errors.UnsupportedLayerError):
+        jacobian(GLOBAL_NET, torch.randn(6, 2))
+
+
+def test_log_volume_gradient_without_a_forward_rule():
+    """The last forward mode has no graph, so rows by reverse mode must step in."""
+    linear = nn.Linear(2, 5).double()
+    z = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
+
+    def decode(s):
+        return linear(Square.apply(s))
+
+    assert torch.autograd.gradcheck(lambda s: log_volume(decode, s), (z,))
+    log_volume(decode, z).sum().backward()
+    assert linear.weight.grad.abs().max() > 0
+
+
+class Square(torch.autograd.Function):
+    """Twice differentiable in reverse mode, without a rule for forward mode."""
+
+    @staticmethod
+    def forward(ctx, z):
+        ctx.save_for_backward(z)
+        return z**2
+
+    @staticmethod
+    def backward(ctx, grad):
+        (z,) = ctx.saved_tensors
+        return 2 * z * grad
+
+
+@pytest.mark.parametrize("chunk_size", [0, -1])
+def test_chunk_size_must_be_positive(chunk_size):
+    with pytest.raises(nfi.errors.OptionError, match="chunk_size must be at least 1 or None"):
+        log_volume(nn.Linear(2, 5), torch.randn(3, 2), chunk_size)
 
 
 def test_the_same_layers_are_fine_in_evaluation_mode():

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..checks import check_count, check_finite
 from ..core import InjectiveNormalizingFlow
 from ..errors import OptionError
 from ..flows.composite import joint_decode, joint_encode
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["InjectivityReport", "injectivity_report"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class InjectivityReport:
     r"""What :func:`injectivity_report` measured; ``print`` it, or ``plot()`` it.
 
@@ -39,8 +40,8 @@ class InjectivityReport:
         latent_covariance: Their covariance, shape :math:`(d, d)`.
         latent_kurtosis: Their excess kurtosis per coordinate, shape :math:`(d,)`; 0 for a normal.
         gradient_cosine: Cosine between the gradient of the encoder surrogate with all :math:`d`
-            probes and that of the exact :math:`-\tfrac12 \log\det f' f'^\top`, over the parameters
-            of the encoding map, on a few samples.
+            probes and that of the exact :math:`-\tfrac12 \log\det f' f'^\top`, over the trainable
+            parameters of the encoding map, on a few samples; NaN where there are none.
         gradient_ratio: Ratio of their norms.
     """
 
@@ -54,6 +55,9 @@ class InjectivityReport:
     latent_kurtosis: Tensor
     gradient_cosine: float
     gradient_ratio: float
+
+    def __repr__(self) -> str:
+        return str(self)
 
     def __str__(self) -> str:
         """The report as a table of quantiles over the samples."""
@@ -163,6 +167,16 @@ def injectivity_report(
     """
     if len(x) < 2:
         raise OptionError("injectivity_report needs at least two samples for the latent moments.")
+    check_count(num_gradient_samples, "num_gradient_samples")
+    with torch.inference_mode(False):
+        # Autograd refuses tensors of inference mode; a clone outside of it is an ordinary one.
+        context = None if context is None else context.clone()
+        return _measure(model, x.clone(), context, num_gradient_samples)
+
+
+def _measure(
+    model: InjectiveNormalizingFlow, x: Tensor, context: Tensor | None, num_gradient_samples: int
+) -> InjectivityReport:
     composite = model.composite
     encode = partial(joint_encode, composite, context=context)
     decode = partial(joint_decode, composite, context=context)
@@ -170,6 +184,7 @@ def injectivity_report(
         base = model.inverse(x, context).flatten(1)
         z = model.encode(x, context)
         projection, decoder_jacobian = jacobian(decode, z)
+    check_finite(decoder_jacobian, "the decoder Jacobian", "Has the training diverged?")
     encoder_jacobian = _encoder_jacobian(encode, projection, create_graph=False).detach()
     decoder_jacobian, encoder_jacobian = decoder_jacobian.double(), encoder_jacobian.double()
     singular_values = torch.linalg.svdvals(decoder_jacobian)
@@ -218,17 +233,21 @@ def _gradient_agreement(
         basis = torch.eye(latent_dim, dtype=z.dtype, device=z.device) * latent_dim**0.5
         return basis.view(latent_dim, 1, *z.shape[1:]).expand(latent_dim, *z.shape)
 
+    parameters = [p for flow in model.composite for p in flow.parameters() if p.requires_grad]
+    if not parameters:
+        return float("nan"), float("nan")
     with torch.enable_grad():
         surrogate = Encoder()(x.detach(), encode, decode, all_probes).volume.sum()
         exact = -matrix_log_volume(_encoder_jacobian(encode, x, create_graph=True).mT).sum()
-        estimated, true = (_flat_gradient(value, model) for value in (surrogate, exact))
+        estimated, true = (_flat_gradient(value, parameters) for value in (surrogate, exact))
     norms = estimated.norm(), true.norm()
     cosine = estimated @ true / (norms[0] * norms[1])
     return float(cosine), float(norms[0] / norms[1])
 
 
-def _flat_gradient(value: Tensor, model: InjectiveNormalizingFlow) -> Tensor:
-    parameters = [p for p in model.parameters() if p.requires_grad]
+def _flat_gradient(value: Tensor, parameters: list[Tensor]) -> Tensor:
+    if not value.requires_grad:
+        return torch.zeros(1, dtype=torch.float64, device=value.device)
     gradients = torch.autograd.grad(value, parameters, allow_unused=True)
     return torch.cat(
         [

@@ -16,10 +16,17 @@ import normflows as nf
 import torch
 from torch import Tensor, nn
 
-from ..context import needs_context, takes_context, with_context
+from ..context import (
+    built_for_context,
+    check_context,
+    context_keyword,
+    needs_context,
+    takes_context,
+    with_context,
+)
 from ..errors import NotInjectiveError, OptionError, UnsupportedLayerError
 from ..volume.log_volume import DecodedVolume, decode_and_log_volume
-from ..volume.modules import refuse_unsupported
+from ..volume.modules import refuse_single_sample, refuse_unsupported
 from .injection import Injection
 
 __all__ = [
@@ -148,11 +155,13 @@ class InjectiveComposite(Injection):
 
     def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Encode through all layers; x of shape (B, *), result (B, *)."""
+        self._check(x, context)
         # Some of the host's layers shift their input in place.
         return joint_encode(self.flows, x.clone(), context)
 
     def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Decode through all layers; z of shape (B, *), result (B, *)."""
+        self._check(z, context)
         return joint_decode(self.flows, z, context)
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -172,6 +181,11 @@ class InjectiveComposite(Injection):
         )
         self.likelihood.advance()
         return terms.z, -self.likelihood.loss(terms, torch.zeros_like(terms.volume))
+
+    def _check(self, batch: Tensor, context: Tensor | None) -> None:
+        # A host container may hand on a context that no layer in here takes.
+        check_context(self.flows, context if self.takes_context else None, len(batch))
+        refuse_single_sample(self.modules(), batch)
 
 
 def check_composite(flows: Flows) -> None:
@@ -213,11 +227,22 @@ def check_invertible(flow: nn.Module) -> None:
         normflows_injective.errors.UnsupportedLayerError: Radial has no inverse, so no data can \
 be encoded through it. Use an invertible layer such as nf.flows.AffineCouplingBlock.
     """
+    if not isinstance(flow, nf.flows.Flow):
+        raise UnsupportedLayerError(
+            f"{type(flow).__name__} is no flow: it lacks forward and inverse with log-dets. "
+            "Layers derive from nf.flows.Flow; an encoder and a decoder go together into "
+            "nfi.flows.FreeFormInjection(encoder, decoder)."
+        )
     if not isinstance(flow, Injection) and any(isinstance(m, Injection) for m in flow.modules()):
         raise UnsupportedLayerError(
             f"{type(flow).__name__} holds an injection, and would reverse it or add its "
             "log-volume to other log-dets, which is wrong. List the layers in flows= directly, "
             "or use nfi.flows.InjectiveComposite."
+        )
+    if context_keyword(flow) is None and built_for_context(flow):
+        raise UnsupportedLayerError(
+            f"{type(flow).__name__} has no keyword context, but holds a layer that was built for "
+            "one: it would answer as if there were none. List that layer in flows= directly."
         )
     for module in flow.modules():
         one_way_planar = isinstance(module, nf.flows.Planar) and module.act != "leaky_relu"

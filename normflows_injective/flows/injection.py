@@ -6,12 +6,13 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import partial
+from inspect import signature
 
 import normflows as nf
 import torch
 from torch import Tensor
 
-from ..errors import StackingWarning
+from ..errors import StackingWarning, UnsupportedLayerError
 from ..volume.log_volume import DecodedVolume, decode_and_log_volume
 
 __all__ = ["Injection"]
@@ -39,6 +40,16 @@ class Injection(nf.flows.Flow, ABC):
     data_shape: Sequence[int] | None = None
     takes_context: bool = False
     needs_context: bool = False
+
+    def __init_subclass__(cls) -> None:
+        """Check at definition what would otherwise fail far away, in a model."""
+        super().__init_subclass__()
+        for method in (cls.encode, cls.decode):
+            if "context" not in signature(method).parameters:
+                raise UnsupportedLayerError(
+                    f"{cls.__name__}.{method.__name__} must accept a keyword context=None, "
+                    "also if it does not use it."
+                )
 
     @abstractmethod
     def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:

@@ -1,10 +1,11 @@
 """Pure functions on callables: exact log-volumes, surrogates, probes, Jacobian products."""
 
 from .conjugate_gradient import conjugate_gradient
-from .estimators import Conditional, ConjugateGradient, Estimator
+from .estimators import Conditional, ConjugateGradient
 from .log_volume import decode_and_log_volume, log_volume
 from .probes import draw_probes
 from .products import jacobian
+from .surrogate import Estimator
 
 __all__ = [
     "Conditional",

@@ -12,7 +12,7 @@ __all__ = ["ConjugateGradientSolution", "conjugate_gradient"]
 
 
 class ConjugateGradientSolution(NamedTuple):
-    """Solution (K, B, *), relative residual norms (K, B), and the number of iterations done."""
+    """Solution (K, B, *), true relative residuals (K, B), and the number of iterations."""
 
     solution: Tensor
     residual: Tensor
@@ -61,7 +61,9 @@ def conjugate_gradient(
         direction = residual + _scale(momentum, direction)
         norm = torch.where(moving, updated, norm)
         iterations += 1
-    relative = (norm / _inner(v, v)).sqrt()
+    # The recursion's own residual drifts away from the true one in low precision.
+    true = v - product(solution) if iterations else v
+    relative = (_inner(true, true) / _inner(v, v)).sqrt()
     return ConjugateGradientSolution(solution, relative, iterations)
 
 

@@ -8,19 +8,25 @@ nothing: at a consistent pair the encoder surrogate is :math:`-d` whatever the v
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable
+import warnings
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..errors import NotInjectiveError, OptionError, ShapeError
+from ..errors import NumericalWarning, OptionError
 from .conjugate_gradient import conjugate_gradient
-from .modules import modules_of, refuse_unsupported, warm_up
-from .products import Map, jvp, vjp
+from .products import Map, vjp
+from .surrogate import (
+    Estimator,
+    Surrogate,
+    decode_checked,
+    decode_with_tangents,
+    inner,
+    mean_inner,
+    push_tangents,
+)
 
 __all__ = [
     "ESTIMATORS",
@@ -28,68 +34,10 @@ __all__ = [
     "ConjugateGradient",
     "Decoder",
     "Encoder",
-    "Estimator",
     "NoVolume",
     "OnManifold",
-    "Surrogate",
     "estimator_from",
 ]
-
-DrawProbes = Callable[[Tensor], Tensor]
-
-
-class Surrogate(NamedTuple):
-    """Latents (B, *), reconstruction (B, *), and the surrogate per sample (B,)."""
-
-    z: Tensor
-    reconstruction: Tensor
-    volume: Tensor
-
-
-class Estimator(ABC):
-    """How the gradient of the log-volume is estimated from an encoder and a decoder."""
-
-    def __call__(self, x: Tensor, encode: Map, decode: Map, draw_probes: DrawProbes) -> Surrogate:
-        r"""Encode, decode and form the surrogate.
-
-        Works under ``torch.no_grad()`` and ``torch.inference_mode()``, where it gives the value.
-        ``x`` is neither mutated nor marked as requiring gradients.
-
-        Args:
-            x: Data of shape :math:`(B, *)`.
-            encode: :math:`f`, taking :math:`(B, *)` data to :math:`(B, *)` latents.
-            decode: :math:`g`, the other way.
-            draw_probes: Gives probes :math:`(K, B, *)` for a latent batch :math:`(B, *)`.
-
-        Returns:
-            :class:`Surrogate` ``(z, reconstruction, volume)``.
-
-        Raises:
-            ShapeError: If the decoder does not return the shape of the data.
-            NotInjectiveError: If the latents are wider than the data.
-            UnsupportedLayerError: If a layer makes the products silently wrong.
-        """
-        refuse_unsupported(modules_of(encode, decode))
-        recorded = torch.is_grad_enabled()
-        with torch.inference_mode(False), torch.enable_grad():
-            if x.is_inference():
-                x = x.clone()
-            # A view of the caller's storage that may require gradients without marking theirs.
-            point = x if x.requires_grad else x.detach().requires_grad_()
-            # A copy goes in, because some of the host's layers shift their input in place.
-            z = encode(point.clone())
-            _check_latent(z, x)
-            warm_up(decode, z)
-            surrogate = self._surrogate(point, z, encode, decode, draw_probes(z))
-        if recorded:
-            return surrogate
-        return Surrogate(*(term.detach() for term in surrogate))
-
-    @abstractmethod
-    def _surrogate(
-        self, x: Tensor, z: Tensor, encode: Map, decode: Map, probes: Tensor
-    ) -> Surrogate:
-        """The estimator's formula; ``z`` is on a graph that reaches ``x``."""
 
 
 @dataclass(frozen=True)
@@ -115,9 +63,9 @@ class Encoder(Estimator):
     def _surrogate(
         self, x: Tensor, z: Tensor, encode: Map, decode: Map, probes: Tensor
     ) -> Surrogate:
-        reconstruction, pushed = _decode_with_tangents(decode, z, probes, x)
+        reconstruction, pushed = decode_with_tangents(decode, z, probes, x)
         pulled = vjp(z, x, probes, create_graph=True)
-        return Surrogate(z, reconstruction, -_mean_inner(pulled, pushed))
+        return Surrogate(z, reconstruction, -mean_inner(pulled, pushed))
 
 
 @dataclass(frozen=True)
@@ -136,10 +84,10 @@ class OnManifold(Estimator):
     def _surrogate(
         self, x: Tensor, z: Tensor, encode: Map, decode: Map, probes: Tensor
     ) -> Surrogate:
-        reconstruction, pushed = _decode_with_tangents(decode, z, probes, x)
+        reconstruction, pushed = decode_with_tangents(decode, z, probes, x)
         again = encode(reconstruction.clone())
         pulled = vjp(again, reconstruction, probes, create_graph=True)
-        return Surrogate(z, reconstruction, -_mean_inner(pulled, pushed))
+        return Surrogate(z, reconstruction, -mean_inner(pulled, pushed))
 
 
 @dataclass(frozen=True)
@@ -160,9 +108,9 @@ class Decoder(Estimator):
         self, x: Tensor, z: Tensor, encode: Map, decode: Map, probes: Tensor
     ) -> Surrogate:
         pulled = vjp(z, x, probes, create_graph=False).detach()
-        reconstruction = _decode(decode, z, x)
+        reconstruction = decode_checked(decode, z, x)
         back = vjp(reconstruction, z, pulled, create_graph=True)
-        return Surrogate(z, reconstruction, _mean_inner(back, probes))
+        return Surrogate(z, reconstruction, mean_inner(back, probes))
 
 
 @dataclass(frozen=True)
@@ -187,12 +135,12 @@ class Conditional(Estimator):
     def _surrogate(
         self, x: Tensor, z: Tensor, encode: Map, decode: Map, probes: Tensor
     ) -> Surrogate:
-        reconstruction, pushed = _decode_with_tangents(decode, z, probes, x)
+        reconstruction, pushed = decode_with_tangents(decode, z, probes, x)
         pulled = vjp(z, x, probes, create_graph=True)
         back = vjp(reconstruction, z, pulled.detach(), create_graph=True)
-        encoder_form = -_inner(pulled, pushed)
-        decoder_form = _inner(back, probes)
-        below = decoder_form.detach() < _inner(probes, probes)
+        encoder_form = -inner(pulled, pushed)
+        decoder_form = inner(back, probes)
+        below = decoder_form.detach() < inner(probes, probes)
         use_encoder = ~below if self.opposite else below
         return Surrogate(
             z, reconstruction, torch.where(use_encoder, encoder_form, decoder_form).mean(0)
@@ -221,6 +169,9 @@ class ConjugateGradient(Estimator):
     Raises:
         OptionError: If the bound or the tolerance is not positive.
 
+    Warns:
+        NumericalWarning: If a solve without a bound of the user's fails in this precision.
+
     References:
         Rectangular flows, arXiv 2106.01413, the stochastic gradient of the log-volume (the factor
         1/2 is easily lost).
@@ -238,19 +189,21 @@ class ConjugateGradient(Estimator):
     def _surrogate(
         self, x: Tensor, z: Tensor, encode: Map, decode: Map, probes: Tensor
     ) -> Surrogate:
-        reconstruction = _decode(decode, z, x)
-        push = partial(_push, decode, z.detach())
+        reconstruction = decode_checked(decode, z, x)
+        push = partial(push_tangents, decode, z.detach())
 
         def gram(p: Tensor) -> Tensor:
             return vjp(reconstruction, z, push(p), create_graph=False).detach()
 
         bound = self.max_iterations or 2 * z[0].numel()
-        solved = conjugate_gradient(gram, probes, bound, self.tolerance).solution
+        solved, residual, _ = conjugate_gradient(gram, probes, bound, self.tolerance)
+        if self.max_iterations is None:
+            _warn_if_unsolved(residual)
         pushed_solution, pushed_probes = push(solved), push(probes)
         a_jv = vjp(reconstruction, z, pushed_solution, create_graph=True)
         b_js = vjp(reconstruction, z, pushed_probes, create_graph=True)
-        sum_of_rules = _mean_inner(a_jv, probes) + _mean_inner(b_js, solved)
-        value = _mean_inner(pushed_solution, pushed_probes)
+        sum_of_rules = mean_inner(a_jv, probes) + mean_inner(b_js, solved)
+        value = mean_inner(pushed_solution, pushed_probes)
         return Surrogate(z, reconstruction, (sum_of_rules - value) / 2)
 
 
@@ -261,7 +214,20 @@ class NoVolume(Estimator):
     def _surrogate(
         self, x: Tensor, z: Tensor, encode: Map, decode: Map, probes: Tensor
     ) -> Surrogate:
-        return Surrogate(z, _decode(decode, z, x), z.new_zeros(len(z)))
+        return Surrogate(z, decode_checked(decode, z, x), z.new_zeros(len(z)))
+
+
+def _warn_if_unsolved(residual: Tensor) -> None:
+    unsolved = int((residual > 0.01).sum())
+    if unsolved:
+        warnings.warn(
+            f"{unsolved} of {residual.numel()} conjugate-gradient solves kept a relative residual "
+            f"above 1 % (worst {float(residual.max()):.2g}): the decoder Jacobian is too badly "
+            "conditioned for this precision, and the gradient is wrong. Use float64 or another "
+            "estimator, or accept a truncated solve by setting max_iterations.",
+            NumericalWarning,
+            stacklevel=2,
+        )
 
 
 ESTIMATORS: dict[str, Estimator] = {
@@ -297,50 +263,3 @@ def estimator_from(estimator: str | Estimator) -> Estimator:
             f"estimator must be an Estimator or one of {', '.join(ESTIMATORS)}, got {estimator!r}."
         )
     return ESTIMATORS[estimator]
-
-
-def _decode_with_tangents(
-    decode: Map, z: Tensor, probes: Tensor, x: Tensor
-) -> tuple[Tensor, Tensor]:
-    reconstruction, pushed = jvp(decode, z, probes)
-    _check_reconstruction(reconstruction, x)
-    return reconstruction, pushed.detach()
-
-
-def _decode(decode: Map, z: Tensor, x: Tensor) -> Tensor:
-    reconstruction = decode(z)
-    _check_reconstruction(reconstruction, x)
-    return reconstruction
-
-
-def _push(decode: Map, z: Tensor, tangents: Tensor) -> Tensor:
-    with torch.no_grad():
-        return jvp(decode, z, tangents)[1].detach()
-
-
-def _inner(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).flatten(2).sum(2)
-
-
-def _mean_inner(a: Tensor, b: Tensor) -> Tensor:
-    return _inner(a, b).mean(0)
-
-
-def _check_latent(z: Tensor, x: Tensor) -> None:
-    if len(z) != len(x):
-        raise ShapeError(
-            f"The encoder took a batch of {len(x)} samples to {len(z)}: it must keep the batch."
-        )
-    if z[0].numel() > x[0].numel():
-        raise NotInjectiveError(
-            f"The latent space has {z[0].numel()} dimensions and the data {x[0].numel()}: a map "
-            "from latents to data cannot be injective. Use fewer latent dimensions."
-        )
-
-
-def _check_reconstruction(reconstruction: Tensor, x: Tensor) -> None:
-    if reconstruction.shape != x.shape:
-        raise ShapeError(
-            f"The decoder must return the shape of the data {tuple(x.shape)}, got "
-            f"{tuple(reconstruction.shape)}."
-        )

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ..errors import NotInjectiveError, NumericalWarning
-from .modules import modules_of, refuse_unsupported, warm_up
 from .products import Map, jacobian
 
 __all__ = ["DecodedVolume", "decode_and_log_volume", "log_volume", "matrix_log_volume"]
@@ -38,7 +37,7 @@ def log_volume(decode: Map, z: Tensor, chunk_size: int | None = None) -> Tensor:
         chunk_size: Number of tangents per pass, which bounds the memory; None takes all :math:`d`.
 
     Returns:
-        Log-volumes of shape :math:`(B,)` in nats, dtype of ``z``.
+        Log-volumes of shape :math:`(B,)` in nats, in the dtype of ``z`` but at least float32.
 
     Raises:
         NotInjectiveError: If the map lowers the dimension.
@@ -79,10 +78,9 @@ def decode_and_log_volume(decode: Map, z: Tensor, chunk_size: int | None = None)
         >>> x, volume
         (tensor([[1., 1.]]), tensor([0.3466]))
     """
-    refuse_unsupported(modules_of(decode))
-    warm_up(decode, z)
     x, matrix = jacobian(decode, z, chunk_size)
-    return DecodedVolume(x, matrix_log_volume(matrix).to(z.dtype))
+    kept = torch.promote_types(matrix.dtype, torch.float32)
+    return DecodedVolume(x, matrix_log_volume(matrix).to(kept))
 
 
 def matrix_log_volume(matrix: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from types import CellType, FunctionType, MethodType
 from typing import Any
 
 import normflows as nf
@@ -29,8 +30,6 @@ def modules_of(*sources: Any) -> Iterator[nn.Module]:
 
     Examples:
         >>> net = nn.Sequential(nn.Linear(1, 1))
-        >>> [type(m).__name__ for m in modules_of(lambda z: net(z))]
-        []
         >>> [type(m).__name__ for m in modules_of(net.forward)]
         ['Sequential', 'Linear']
     """
@@ -50,10 +49,12 @@ def modules_of(*sources: Any) -> Iterator[nn.Module]:
             stack.extend(source)
         elif isinstance(source, partial):
             stack.extend([source.func, *source.args, *source.keywords.values()])
-        elif hasattr(source, "__self__"):
+        elif isinstance(source, MethodType):
             stack.append(source.__self__)
-        elif getattr(source, "__closure__", None):
-            stack.extend(cell.cell_contents for cell in source.__closure__)
+        elif isinstance(source, FunctionType):
+            stack.extend(_modules_named_in(source))
+        elif callable(source) and hasattr(source, "__dict__"):
+            stack.extend(v for v in vars(source).values() if isinstance(v, nn.Module))
 
 
 def warm_up(function: Callable[[Tensor], Tensor], z: Tensor) -> None:
@@ -118,18 +119,37 @@ def refuse_unsupported(modules: Iterable[nn.Module]) -> None:
             raise UnsupportedLayerError(f"{type(module).__name__} {reason}")
 
 
+def _modules_named_in(function: FunctionType) -> list[object]:
+    """What a function closes over, and the modules among the globals that it names."""
+    cells = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
+    named = (function.__globals__.get(name) for name in function.__code__.co_names)
+    return cells + [value for value in named if isinstance(value, nn.Module)]
+
+
+def _is_filled(cell: CellType) -> bool:
+    try:
+        _ = cell.cell_contents
+    except ValueError:
+        return False
+    return True
+
+
 def _is_cold(module: nn.Module) -> bool:
     done = getattr(module, "data_dep_init_done", None)
     return isinstance(done, Tensor) and not bool(done > 0)
 
 
 def _reason_against(module: nn.Module) -> str | None:
-    if isinstance(module, _BatchNorm) and module.training:
+    if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
+        mode = "in training mode" if module.training else "without running statistics"
         return (
-            "in training mode couples the samples of a batch, so no per-sample Jacobian exists. "
+            f"{mode} couples the samples of a batch, so no per-sample Jacobian exists. "
             "Use nn.GroupNorm, or .eval() it."
         )
-    if isinstance(module, _DropoutNd) and module.training and module.p > 0:
+    dropout = module.p if isinstance(module, _DropoutNd) else getattr(module, "dropout", 0)
+    if isinstance(module, _DropoutNd | nn.MultiheadAttention | nn.RNNBase) and (
+        module.training and dropout > 0
+    ):
         return (
             "in training mode draws another network at every call, so encoder, decoder and "
             "their Jacobians would not belong together. Set p=0, or .eval() it."
@@ -150,9 +170,12 @@ def _reason_against(module: nn.Module) -> str | None:
             "product, so its weights get no gradient. Build nf.flows.Residual with "
             "reduce_memory=False."
         )
-    if type(module).__name__ == "OptimizedModule":
+    if isinstance(module, nn.RReLU) and module.training:
+        return "in training mode draws another slope at every call. Use a fixed smooth activation."
+    compiled_in_place = getattr(module, "_compiled_call_impl", None) is not None
+    if type(module).__name__ == "OptimizedModule" or compiled_in_place:
         return (
-            "(a network wrapped by torch.compile) has no double backward, which the surrogate "
+            "(a network compiled by torch.compile) has no double backward, which the surrogate "
             "needs. Pass the network uncompiled."
         )
     return None

@@ -17,11 +17,21 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ..errors import NotInjectiveError, UnsupportedLayerError
+from ..errors import NotInjectiveError, OptionError, UnsupportedLayerError
+from .modules import modules_of, refuse_unsupported, warm_up
 
 __all__ = ["Map", "ValueAndJacobian", "jacobian", "jvp", "vjp"]
 
 Map = Callable[[Tensor], Tensor]
+
+_RANDOM = (
+    "The map gives another value at every call, so every tangent would belong to another network. "
+    "Call .eval() on its dropout, or remove it."
+)
+_DETACHED = (
+    "The output of a map does not depend on its input, or the dependence was cut inside it, so it "
+    "has no Jacobian. Remove detach(), no_grad() and .data from the network."
+)
 
 
 class ValueAndJacobian(NamedTuple):
@@ -53,10 +63,7 @@ def vjp(output: Tensor, point: Tensor, cotangents: Tensor, create_graph: bool) -
                 [0., 2.]])
     """
     if not output.requires_grad:
-        raise NotInjectiveError(
-            "The output of a map does not depend on its input (or was detached inside it), so it "
-            "has no Jacobian. Remove detach() or no_grad() from the network."
-        )
+        raise NotInjectiveError(_DETACHED)
 
     def product(cotangent: Tensor, batched: bool = False) -> Tensor:
         (pulled,) = torch.autograd.grad(
@@ -65,8 +72,11 @@ def vjp(output: Tensor, point: Tensor, cotangents: Tensor, create_graph: bool) -
             cotangent,
             create_graph=create_graph,
             retain_graph=True,
+            allow_unused=True,
             is_grads_batched=batched,
         )
+        if pulled is None:
+            raise NotInjectiveError(_DETACHED)
         return pulled
 
     if not create_graph and len(cotangents) > 1:
@@ -94,7 +104,7 @@ def jvp(function: Map, point: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor]
         only if gradients are enabled and the first method served.
 
     Raises:
-        UnsupportedLayerError: If forward mode gives no tangent.
+        NotInjectiveError: If the value does not depend on the point.
 
     Examples:
         >>> x, jv = jvp(lambda z: z**2, torch.ones(1, 2), torch.ones(1, 1, 2))
@@ -105,9 +115,7 @@ def jvp(function: Map, point: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor]
     for attempt in attempts[:-1]:
         try:
             return attempt(function, point, tangents)
-        except torch.OutOfMemoryError:
-            raise
-        except (_TangentWithoutGradient, UnsupportedLayerError):
+        except torch.cuda.OutOfMemoryError:
             raise
         except RuntimeError:
             continue
@@ -132,27 +140,37 @@ def jacobian(function: Map, point: Tensor, chunk_size: int | None = None) -> Val
     Returns:
         :class:`ValueAndJacobian` with matrices of shape :math:`(B, D, d)`.
 
+    Raises:
+        UnsupportedLayerError: If a layer behind the map has no per-sample Jacobian.
+        NotInjectiveError: If the value does not depend on the point.
+        OptionError: If ``chunk_size`` is less than 1.
+
     Examples:
         >>> jacobian(lambda z: torch.cat([z, z**2], 1), torch.full((1, 1), 3.0)).jacobian
         tensor([[[1.],
                  [6.]]])
     """
+    refuse_unsupported(modules_of(function))
+    warm_up(function, point)
     if not torch.is_grad_enabled():
-        return _jacobian_by_columns(function, point, chunk_size)
+        return _jacobian_by_columns(jvp, function, point, chunk_size)
     try:
         with _RefuseTangentWithoutGradient():
-            return _jacobian_by_columns(function, point, chunk_size)
-    except _TangentWithoutGradient:
+            return _jacobian_by_columns(_jvp_functional, function, point, chunk_size)
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except (_TangentWithoutGradient, RuntimeError):
+        # The other forward modes lose the graph or cannot be differentiated.
         return _jacobian_by_rows(function, point)
 
 
 def _jvp_functional(function: Map, point: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor]:
     if len(tangents) == 1:
-        value, tangent = torch.func.jvp(function, (point,), (tangents[0],))[:2]
+        value, tangent = torch.func.jvp(function, (point,), (tangents[0],), strict=True)[:2]
         return value, tangent.unsqueeze(0)
 
     def product(tangent: Tensor) -> tuple[Tensor, Tensor]:
-        value, out = torch.func.jvp(function, (point,), (tangent,))[:2]
+        value, out = torch.func.jvp(function, (point,), (tangent,), strict=True)[:2]
         return value, out
 
     # The primal does not depend on the mapped tangent, so it is computed once.
@@ -161,18 +179,19 @@ def _jvp_functional(function: Map, point: Tensor, tangents: Tensor) -> tuple[Ten
 
 
 def _jvp_dual(function: Map, point: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor]:
-    products = []
+    values: list[Tensor] = []
+    products: list[Tensor] = []
     for tangent in tangents:
         with forward_ad.dual_level():
             out = function(forward_ad.make_dual(point, tangent.contiguous()))
             value, product = forward_ad.unpack_dual(out)
         if product is None:
-            raise UnsupportedLayerError(
-                "Forward-mode differentiation gave no tangent: a layer drops it (a compiled "
-                "function does), or the output does not depend on the input."
-            )
+            raise RuntimeError("Forward mode gave no tangent.")
+        if values and not torch.equal(value, values[0]):
+            raise UnsupportedLayerError(_RANDOM)
+        values.append(value)
         products.append(product)
-    return value, torch.stack(products)
+    return values[0], torch.stack(products)
 
 
 def _jvp_double_reverse(function: Map, point: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor]:
@@ -188,13 +207,20 @@ def _jvp_double_reverse(function: Map, point: Tensor, tangents: Tensor) -> tuple
     return value, torch.stack(products)
 
 
-def _jacobian_by_columns(function: Map, point: Tensor, chunk_size: int | None) -> ValueAndJacobian:
+def _jacobian_by_columns(
+    product: Callable[[Map, Tensor, Tensor], tuple[Tensor, Tensor]],
+    function: Map,
+    point: Tensor,
+    chunk_size: int | None,
+) -> ValueAndJacobian:
+    if chunk_size is not None and chunk_size < 1:
+        raise OptionError(f"chunk_size must be at least 1 or None, got {chunk_size}.")
     dimension = point[0].numel()
     basis = torch.eye(dimension, dtype=point.dtype, device=point.device)
     basis = basis.view(dimension, 1, *point.shape[1:]).expand(dimension, *point.shape)
     columns = []
     for tangents in basis.split(chunk_size or dimension):
-        value, products = jvp(function, point, tangents)
+        value, products = product(function, point, tangents)
         columns.append(products.flatten(2))
     return ValueAndJacobian(value, torch.cat(columns).permute(1, 2, 0))
 
