@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 
 # The main job: an injective flow on real images of digits, with figures in out/.
 demo: $(VENV)/demo
-	$(BIN)/python examples/digits.py
+	OMP_NUM_THREADS=1 $(BIN)/python examples/digits.py
 
 # Everything that must hold, linters first.
 test: lint

@@ -202,15 +202,14 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
     def forward_kld(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Training loss: the mean of ``loss_terms(x).loss``.
 
-        The value is *not* a likelihood: the surrogate has the right gradient and no meaning as a
-        number. Watch ``log_prob`` and ``reconstruction_error`` on held-out data.
+        The value is *not* a likelihood. Watch ``log_prob`` and ``reconstruction_error``.
 
         Args:
             x: Data of shape :math:`(B, *)`.
             context: One row per sample.
 
         Returns:
-            Loss, a 0-dimensional tensor in the dtype of ``x``.
+            Loss, 0-dimensional, in the dtype of ``x``.
 
         Raises:
             NonFiniteError: If the data or a term of the loss is not finite.
@@ -308,7 +307,7 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
         return divergences.reverse_alpha_div(self, num_samples, alpha, dreg, context)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the weights to one safetensors file with a JSON header, wholly or not at all."""
+        """Write the weights to a safetensors file with a JSON header, wholly or not at all."""
         save_checkpoint(self, path)
 
     def load(

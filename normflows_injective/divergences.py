@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -102,8 +102,8 @@ def _require_target(model: InjectiveNormalizingFlow, name: str) -> None:
 def _sample_for_gradient(
     model: InjectiveNormalizingFlow, num_samples: int, score_fn: bool, context: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    x, log_det = model.sample(num_samples, context=context)
-    log_q = torch.as_tensor(log_det)
+    x, sampled = model.sample(num_samples, context=context)
+    log_q = cast(Tensor, sampled)
     if score_fn:
         return x, log_q
     # Only the gradient through x is taken from the second evaluation: for a free-form pair the

@@ -1,0 +1,61 @@
+"""The code a reader copies from the README and the pages runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import normflows as nf
+import pytest
+import torch
+
+import normflows_injective as nfi
+
+ROOT = Path(__file__).parent.parent
+
+
+def blocks(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+def test_the_example_of_the_readme():
+    (code,) = blocks("README.md")
+    names: dict = {}
+    exec(code.replace("torch.randn(100, 256, 64)", "torch.randn(3, 32, 64)"), names)
+    assert names["samples"].shape == (10, 64)
+    assert names["log_q"].shape == (10,)
+
+
+def test_the_class_conditional_example_of_the_page_on_stacking():
+    (code,) = blocks("docs/stacking.md")
+    names = {
+        "nf": nf,
+        "nfi": nfi,
+        "injection": nfi.flows.LinearInjection(2, 4),
+        "coupling": nf.flows.AffineCouplingBlock(nf.nets.MLP([2, 8, 4])),
+    }
+    exec(code, names)
+    names["model"].forward_kld(torch.randn(6, 4), torch.arange(6)).backward()
+
+
+def test_the_injection_of_the_contributing_page():
+    (code,) = blocks("docs/contributing.md")
+    names: dict = {}
+    exec(code, names)
+    model = nfi.InjectiveNormalizingFlow(nf.distributions.DiagGaussian(2), [names["Graph"]()])
+    z = torch.randn(4, 2)
+    expected = 0.5 * torch.log1p(4 * z.square().sum(1))
+    torch.testing.assert_close(model.forward_and_log_det(z)[1], expected)
+    assert nfi.diagnostics.injectivity_report(model, torch.randn(4, 3)).condition_number.shape == (
+        4,
+    )
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", *sorted(p.name for p in (ROOT / "docs").glob("*.md"))]
+)
+def test_relative_links_lead_somewhere(page):
+    path = ROOT / page if page == "README.md" else ROOT / "docs" / page
+    for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+        if not target.startswith("http"):
+            assert (path.parent / target).exists(), target
