@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import pytest
 import torch
 
@@ -26,10 +24,16 @@ def dtype(request):
 
 
 @pytest.fixture(autouse=True)
-def reproducible():
-    """Every test starts from the same random state and leaves the global state as it was."""
-    before = (torch.get_default_dtype(), torch.is_grad_enabled(), warnings.filters[:])
+def reproducible(device):
+    """Every test starts from the same random state and leaves the global state as it was.
+
+    On another device than the CPU everything that a test builds without naming one goes there.
+    """
+    before = (torch.get_default_dtype(), torch.is_grad_enabled())
     torch.manual_seed(0)
-    yield
-    assert torch.get_default_dtype() == before[0]
-    assert torch.is_grad_enabled() == before[1]
+    if device.type == "cpu":
+        yield
+    else:
+        with device:
+            yield
+    assert (torch.get_default_dtype(), torch.is_grad_enabled()) == before

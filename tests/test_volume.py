@@ -39,6 +39,19 @@ def test_float32_within_a_thousandth_of_a_nat_of_float64_svd(condition):
     assert max(errors) < 1e-3
 
 
+def test_float32_through_a_nonlinear_map():
+    """Here the products round too: the error is a few eps times the condition number."""
+    inner = torch.linalg.qr(torch.randn(8, 8, dtype=torch.float64)).Q
+    outer = matrix_of_condition(1e4, 3)
+
+    def decode(z):
+        return torch.tanh(z @ inner.to(z).T) @ outer.to(z).T
+
+    z = 0.3 * torch.randn(20, 8, dtype=torch.float64)
+    error = log_volume(decode, z.float()).double() - log_volume(decode, z)
+    assert error.abs().max() < 1e-3
+
+
 def test_the_gram_determinant_would_fail_that():
     matrix = matrix_of_condition(1e5, 0).float()
     expected = torch.linalg.svdvals(matrix.double()).log().sum()
