@@ -16,7 +16,7 @@ from . import divergences
 from .bases import base_log_prob, sample_base
 from .checkpoints import load_checkpoint, save_checkpoint
 from .checks import check_batch, check_count, check_event_shape, check_finite
-from .context import check_context
+from .context import check_context, takes_context
 from .errors import ContextError, NonFiniteError
 from .flows.composite import (
     joint_decode,
@@ -51,8 +51,8 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
     distance from the manifold, so read :meth:`log_prob` with :meth:`reconstruction_error`.
 
     Every method takes an optional ``context`` with one row per sample, which goes to the base, the
-    flows and the networks that were built for one. Every method checks its input, and raises
-    ``ShapeError``, ``DtypeError``, ``NonFiniteError`` or ``ContextError`` with what to do.
+    flows and the networks that were built for one, and checks its input, raising ``ShapeError``,
+    ``DtypeError``, ``NonFiniteError`` or ``ContextError`` with what to do.
 
     Args:
         q0: Base distribution of the latent shape.
@@ -94,6 +94,7 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
         num_latent = check_parts(q0, flows, likelihood)
         super().__init__(q0, list(flows), p)
         self.likelihood, self._num_latent = likelihood, num_latent
+        self._conditional = [part for part in (q0, *flows) if takes_context(part)]
         self._shapes = trial_pass(self.q0, self.flows, self._num_latent)
 
     @property
@@ -103,7 +104,7 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
 
     @property
     def composite(self) -> list[nf.flows.Flow]:
-        """The layers from the first injection to the data, differentiated as one map."""
+        """The layers from the first injection on, differentiated as one map."""
         return list(self.flows)[self._num_latent :]
 
     def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -136,8 +137,7 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
             context: One row per sample.
 
         Returns:
-            Data of shape :math:`(B, *)` and
-            :math:`\log|\det h'| + \tfrac12 \log\det G'^\top G'` of shape :math:`(B,)` in nats.
+            Data :math:`(B, *)`; :math:`\log|\det h'| + \tfrac12 \log\det G'^\top G'`, (B,), nats.
         """
         self._check(z, "z", "base", context)
         z, log_det = summed_forward(self.latent_block, z, context)
@@ -333,7 +333,7 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
 
     def _check_call(self, context: Tensor | None, length: int) -> None:
         check_count(length, "num_samples")
-        check_context([self.q0, *self.flows], context, length)
+        check_context(self._conditional, context, length)
         if self._shapes is None and context is not None:
             # What could not be tried at construction for want of a context.
             two = context[:2] if length > 1 else torch.cat([context, context])
