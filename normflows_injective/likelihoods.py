@@ -47,6 +47,11 @@ class LossTerms(NamedTuple):
         surrogate: Surrogate of the log-volume; only its gradient means something.
         reconstruction_error: :math:`\lVert x - \hat x \rVert^2`, summed over dimensions.
         loss: The weighted sum whose mean ``forward_kld`` returns.
+
+    Examples:
+        >>> terms = LossTerms(*torch.ones(4, 3))  # as loss_terms gives them, for three samples
+        >>> {name: round(float(term.mean()), 2) for name, term in terms._asdict().items()}
+        {'log_prob_latent': 1.0, 'surrogate': 1.0, 'reconstruction_error': 1.0, 'loss': 1.0}
     """
 
     log_prob_latent: Tensor
@@ -74,10 +79,11 @@ class SurrogateLikelihood(nn.Module):
             or a :class:`normflows_injective.volume.Estimator`.
         probes: ``"orthonormal"``, ``"sphere"``, ``"gaussian"`` or ``"rademacher"``.
         warmup_steps: ``(start, end)``: reconstruction alone before step ``start``, then the weight
-            of likelihood and volume grows linearly to one at step ``end``.
+            of likelihood and volume grows linearly to one at step ``end``. The steps before are
+            several times faster, so a progress bar is too hopeful at first.
         input_noise: Standard deviation of Gaussian noise added to the data in training mode. The
             reconstruction is compared with the noisy data, which tells the encoder about the
-            surroundings of the manifold.
+            surroundings of the manifold. ``reconstruction_error`` of the model never adds noise.
         latent_cycle: Weight of :math:`\lVert z' - f(g(z')) \rVert^2` at prior samples.
 
     Raises:

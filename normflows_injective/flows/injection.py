@@ -34,6 +34,15 @@ class Injection(nf.flows.Flow, ABC):
 
     References:
         Formulas and signs: arXiv 2306.01843 and the host's convention for ``log_det``.
+
+    Examples:
+        >>> class Parabola(Injection):
+        ...     def encode(self, x, context=None):
+        ...         return x[:, :1]
+        ...     def decode(self, z, context=None):
+        ...         return torch.cat([z, z**2], dim=1)
+        >>> Parabola()(torch.ones(1, 1))  # the log-volume is log sqrt(1 + 4 z^2)
+        (tensor([[1., 1.]]), tensor([0.8047]))
     """
 
     latent_shape: Sequence[int] | None = None

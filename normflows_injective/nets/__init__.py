@@ -2,9 +2,10 @@
 
 from .conv import ConvDecoder, ConvEncoder
 from .mlp import ResidualMLP, SmoothMLP
-from .pairs import conv_autoencoder, mlp_autoencoder, residual_autoencoder
+from .pairs import Autoencoder, conv_autoencoder, mlp_autoencoder, residual_autoencoder
 
 __all__ = [
+    "Autoencoder",
     "ConvDecoder",
     "ConvEncoder",
     "ResidualMLP",

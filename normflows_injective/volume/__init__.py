@@ -2,15 +2,17 @@
 
 from .conjugate_gradient import conjugate_gradient
 from .estimators import Conditional, ConjugateGradient
-from .log_volume import decode_and_log_volume, log_volume
+from .log_volume import DecodedVolume, decode_and_log_volume, log_volume
 from .probes import draw_probes
 from .products import jacobian
-from .surrogate import Estimator
+from .surrogate import Estimator, Surrogate
 
 __all__ = [
     "Conditional",
     "ConjugateGradient",
+    "DecodedVolume",
     "Estimator",
+    "Surrogate",
     "conjugate_gradient",
     "decode_and_log_volume",
     "draw_probes",

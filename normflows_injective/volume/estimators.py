@@ -79,6 +79,12 @@ class OnManifold(Estimator):
 
     References:
         Free-form injective flows, arXiv 2306.01843, section on the on-manifold pathology.
+
+    Examples:
+        >>> encode, decode = (lambda x: x[:, :1] / 2), (lambda z: torch.cat([2 * z, 0 * z], 1))
+        >>> one_probe = lambda z: torch.ones(1, *z.shape)
+        >>> OnManifold()(torch.ones(1, 2), encode, decode, one_probe).volume.detach()
+        tensor([-1.])
     """
 
     def _surrogate(
@@ -102,6 +108,12 @@ class Decoder(Estimator):
 
     References:
         Free-form injective flows, arXiv 2306.01843; free-form flows, arXiv 2310.16624.
+
+    Examples:
+        >>> encode, decode = (lambda x: x[:, :1] / 2), (lambda z: torch.cat([2 * z, 0 * z], 1))
+        >>> one_probe = lambda z: torch.ones(1, *z.shape)
+        >>> Decoder()(torch.ones(1, 2), encode, decode, one_probe).volume.detach()
+        tensor([1.])
     """
 
     def _surrogate(
@@ -128,6 +140,12 @@ class Conditional(Estimator):
     References:
         The switch is that of arXiv 2608.12084; the direction is derived above and checked against
         the gradient of :math:`\lVert I - g'f' \rVert_F^2` in the tests.
+
+    Examples:
+        >>> encode, decode = (lambda x: x[:, :1] / 2), (lambda z: torch.cat([2 * z, 0 * z], 1))
+        >>> one_probe = lambda z: torch.ones(1, *z.shape)
+        >>> Conditional()(torch.ones(1, 2), encode, decode, one_probe).volume.detach()
+        tensor([1.])
     """
 
     opposite: bool = False
@@ -175,6 +193,13 @@ class ConjugateGradient(Estimator):
     References:
         Rectangular flows, arXiv 2106.01413, the stochastic gradient of the log-volume (the factor
         1/2 is easily lost).
+
+    Examples:
+        >>> encode, decode = (lambda x: x[:, :1] / 2), (lambda z: torch.cat([2 * z, 0 * z], 1))
+        >>> one_probe = lambda z: torch.ones(1, *z.shape)
+        >>> solver = ConjugateGradient(max_iterations=1)
+        >>> solver(torch.ones(1, 2), encode, decode, one_probe).volume.detach()
+        tensor([0.5000])
     """
 
     max_iterations: int | None = None
