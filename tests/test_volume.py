@@ -214,6 +214,8 @@ def test_fall_back_to_dual_numbers_for_residual_flows():
 
 
 class NoForwardMode(torch.autograd.Function):
+    """The square, twice differentiable in reverse mode, without a rule for forward mode."""
+
     @staticmethod
     def forward(ctx, z):
         ctx.save_for_backward(z)
@@ -320,25 +322,11 @@ def test_log_volume_gradient_without_a_forward_rule():
     z = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
 
     def decode(s):
-        return linear(Square.apply(s))
+        return linear(NoForwardMode.apply(s))
 
     assert torch.autograd.gradcheck(lambda s: log_volume(decode, s), (z,))
     log_volume(decode, z).sum().backward()
     assert linear.weight.grad.abs().max() > 0
-
-
-class Square(torch.autograd.Function):
-    """Twice differentiable in reverse mode, without a rule for forward mode."""
-
-    @staticmethod
-    def forward(ctx, z):
-        ctx.save_for_backward(z)
-        return z**2
-
-    @staticmethod
-    def backward(ctx, grad):
-        (z,) = ctx.saved_tensors
-        return 2 * z * grad
 
 
 @pytest.mark.parametrize("chunk_size", [0, -1])

@@ -1,12 +1,11 @@
 """The estimators' formulas, with dense Jacobians."""
 
 import torch
+from dense import dense_jacobian
 from torch import Tensor
 
 from normflows_injective.volume import Conditional, ConjugateGradient
 from normflows_injective.volume.estimators import Decoder, Encoder, OnManifold
-
-from .geometry import dense_jacobian
 
 EXACT = {
     "encoder": Encoder(),

@@ -24,19 +24,6 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def dense_jacobian(function: Map, batch: Tensor) -> Tensor:
-    """Jacobians (B, out, in), one sample at a time by torch's own dense Jacobian."""
-    matrices = []
-    for point in batch:
-
-        def single(p: Tensor) -> Tensor:
-            return function(p.unsqueeze(0)).flatten()
-
-        matrix = torch.autograd.functional.jacobian(single, point, create_graph=True)
-        matrices.append(matrix.flatten(1))
-    return torch.stack(matrices)
-
-
 def gram_log_volume(matrix: Tensor) -> Tensor:
     """Half the log-determinant of the Gram matrix of tall matrices, by its definition."""
     return 0.5 * torch.logdet(matrix.mT @ matrix)

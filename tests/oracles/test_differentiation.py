@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from dense import dense_jacobian
 from torch import Tensor, nn
 
 import normflows_injective as nfi
@@ -13,7 +14,6 @@ from normflows_injective.volume.products import jvp, vjp
 from .dense import EXACT, dense_surrogate
 from .geometry import (
     assert_gradients_close,
-    dense_jacobian,
     gradients,
     gram_log_volume,
     seeded,

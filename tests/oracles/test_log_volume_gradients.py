@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 import torch
+from dense import dense_jacobian
 from torch import Tensor, nn
 
 from normflows_injective.volume import ConjugateGradient, draw_probes, log_volume
@@ -18,7 +19,6 @@ from .geometry import (
     Pair,
     Warp,
     assert_gradients_close,
-    dense_jacobian,
     directional_derivatives,
     gradients,
     gram_log_volume,

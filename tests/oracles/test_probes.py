@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from dense import dense_jacobian
 from torch import Tensor
 
 import normflows_injective as nfi
@@ -12,7 +13,7 @@ from normflows_injective.volume import Estimator, draw_probes
 from normflows_injective.volume.estimators import Encoder, Surrogate
 from normflows_injective.volume.probes import PROBES
 
-from .geometry import dense_jacobian, seeded, tanh_pair
+from .geometry import seeded, tanh_pair
 
 DIMENSION, DRAWS = 5, 100_000
 

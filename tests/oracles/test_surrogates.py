@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from dense import dense_jacobian
 from torch import Tensor
 
 import normflows_injective as nfi
@@ -19,7 +20,6 @@ from .geometry import (
     Warp,
     assert_gradients_close,
     circle,
-    dense_jacobian,
     gradients,
     seeded,
     tanh_pair,

@@ -3,13 +3,13 @@
 import normflows as nf
 import pytest
 import torch
+from dense import dense_jacobian
 
 import normflows_injective as nfi
 from normflows_injective.volume.estimators import ESTIMATORS
 
 from .geometry import (
     assert_gradients_close,
-    dense_jacobian,
     gradients,
     gram_log_volume,
     seeded,
