@@ -82,8 +82,8 @@ def vjp(output: Tensor, point: Tensor, cotangents: Tensor, create_graph: bool) -
     if not create_graph and len(cotangents) > 1:
         with suppress(RuntimeError):
             return product(cotangents, batched=True)
-    # One at a time, because torch's batching of *differentiable* reverse passes is at fault: it
-    # confuses axes in group normalisation and loses the graph in softmax and GLU.
+    # One at a time, because torch's batching of *differentiable* reverse passes confuses axes in
+    # group normalisation: it raises for most shapes and is silently wrong for some.
     return torch.stack([product(cotangent) for cotangent in cotangents])
 
 
