@@ -1,7 +1,7 @@
 """Surrogate gradients through layers on which torch's derivatives of derivatives fail.
 
-Batched differentiable reverse passes confuse axes in group normalisation; backward through a tangent
-is silently wrong for layer and instance normalisation, and missing for GLU.
+Batched differentiable reverse passes confuse axes in group normalisation; backward through a
+tangent is silently wrong for layer and instance normalisation, and missing for GLU.
 """
 
 from __future__ import annotations
