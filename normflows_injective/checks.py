@@ -95,7 +95,7 @@ one event dimension, got shape (4,). Add one with x.unsqueeze(0) or x.unsqueeze(
 
 
 def check_count(count: int, name: str) -> None:
-    """Raise unless a number of samples is a positive integer.
+    """Raise unless a number of things is a positive integer.
 
     Args:
         count: Candidate.

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .checks import check_count
 from .errors import OptionError, ShapeError
 from .volume.estimators import NoVolume, estimator_from
 from .volume.probes import PROBES, draw_probes
@@ -118,8 +119,7 @@ class SurrogateLikelihood(nn.Module):
         super().__init__()
         if probes not in PROBES:
             raise OptionError(f"probes must be one of {', '.join(PROBES)}, got {probes!r}.")
-        if not isinstance(n_probes, int) or n_probes < 1:
-            raise OptionError(f"n_probes must be a positive integer, got {n_probes!r}.")
+        check_count(n_probes, "n_probes")
         _check_window(warmup_steps)
         self.beta = beta if callable(beta) else _non_negative("beta", beta)
         self.n_probes = n_probes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,10 +13,10 @@ from torch import Tensor
 from ..checks import check_count, check_finite
 from ..core import InjectiveNormalizingFlow
 from ..errors import OptionError
-from ..flows.composite import joint_decode, joint_encode
+from ..flows.composite import joint_decode, joint_encode, summed_inverse
 from ..volume.estimators import Encoder
 from ..volume.log_volume import matrix_log_volume
-from ..volume.products import jacobian, vjp
+from ..volume.products import basis_of, jacobian, jacobian_by_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -181,11 +182,12 @@ def _measure(
     encode = partial(joint_encode, composite, context=context)
     decode = partial(joint_decode, composite, context=context)
     with torch.no_grad():
-        base = model.inverse(x, context).flatten(1)
         z = model.encode(x, context)
+        base = summed_inverse(model.latent_block, z, context)[0].flatten(1)
         projection, decoder_jacobian = jacobian(decode, z)
     check_finite(decoder_jacobian, "the decoder Jacobian", "Has the training diverged?")
-    encoder_jacobian = _encoder_jacobian(encode, projection, create_graph=False).detach()
+    with torch.enable_grad():
+        encoder_jacobian = jacobian_by_rows(encode, projection, create_graph=False).jacobian
     decoder_jacobian, encoder_jacobian = decoder_jacobian.double(), encoder_jacobian.double()
     singular_values = torch.linalg.svdvals(decoder_jacobian)
     latent_dim = singular_values.shape[1]
@@ -194,9 +196,7 @@ def _measure(
     centred = base - base.mean(0)
     variance = centred.square().mean(0)
     few = min(num_gradient_samples, len(x))
-    cosine, ratio = _gradient_agreement(
-        model, x[:few], None if context is None else context[:few], latent_dim
-    )
+    cosine, ratio = _gradient_agreement(model, x[:few], None if context is None else context[:few])
     return InjectivityReport(
         singular_values=singular_values,
         condition_number=singular_values[:, 0] / singular_values[:, -1],
@@ -211,34 +211,22 @@ def _measure(
     )
 
 
-def _encoder_jacobian(encode: Any, x: Tensor, create_graph: bool) -> Tensor:
-    """Jacobians (B, d, D) of an encoding map, by d reverse-mode products."""
-    with torch.enable_grad():
-        leaf = x.detach().requires_grad_()
-        z = encode(leaf.clone())
-        dimension = z[0].numel()
-        basis = torch.eye(dimension, dtype=z.dtype, device=z.device)
-        basis = basis.view(dimension, 1, *z.shape[1:]).expand(dimension, *z.shape)
-        rows = vjp(z, leaf, basis, create_graph=create_graph)
-    return rows.flatten(2).transpose(0, 1)
-
-
 def _gradient_agreement(
-    model: InjectiveNormalizingFlow, x: Tensor, context: Tensor | None, latent_dim: int
+    model: InjectiveNormalizingFlow, x: Tensor, context: Tensor | None
 ) -> tuple[float, float]:
     encode = partial(joint_encode, model.composite, context=context)
     decode = partial(joint_decode, model.composite, context=context)
 
     def all_probes(z: Tensor) -> Tensor:
-        basis = torch.eye(latent_dim, dtype=z.dtype, device=z.device) * latent_dim**0.5
-        return basis.view(latent_dim, 1, *z.shape[1:]).expand(latent_dim, *z.shape)
+        return basis_of(z) * z[0].numel() ** 0.5
 
     parameters = [p for flow in model.composite for p in flow.parameters() if p.requires_grad]
     if not parameters:
         return float("nan"), float("nan")
     with torch.enable_grad():
         surrogate = Encoder()(x.detach(), encode, decode, all_probes).volume.sum()
-        exact = -matrix_log_volume(_encoder_jacobian(encode, x, create_graph=True).mT).sum()
+        encoder_jacobian = jacobian_by_rows(encode, x, create_graph=True).jacobian
+        exact = -matrix_log_volume(encoder_jacobian.mT).sum()
         estimated, true = (_flat_gradient(value, parameters) for value in (surrogate, exact))
     norms = estimated.norm(), true.norm()
     cosine = estimated @ true / (norms[0] * norms[1])
@@ -246,9 +234,9 @@ def _gradient_agreement(
 
 
 def _flat_gradient(value: Tensor, parameters: list[Tensor]) -> Tensor:
-    if not value.requires_grad:
-        return torch.zeros(1, dtype=torch.float64, device=value.device)
-    gradients = torch.autograd.grad(value, parameters, allow_unused=True)
+    gradients: Sequence[Tensor | None] = [None] * len(parameters)
+    if value.requires_grad:
+        gradients = torch.autograd.grad(value, parameters, allow_unused=True)
     return torch.cat(
         [
             torch.zeros_like(p).flatten() if g is None else g.flatten()

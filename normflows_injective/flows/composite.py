@@ -184,7 +184,7 @@ class InjectiveComposite(Injection):
 
     def _check(self, batch: Tensor, context: Tensor | None) -> None:
         # A host container may hand on a context that no layer in here takes.
-        check_context(self.flows, context if self.takes_context else None, len(batch))
+        check_context([self], context if self.takes_context else None, len(batch))
         refuse_single_sample(self.modules(), batch)
 
 

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from ..errors import NotInjectiveError, OptionError, UnsupportedLayerError
 from .modules import modules_of, refuse_unsupported, warm_up
 
-__all__ = ["Map", "ValueAndJacobian", "jacobian", "jvp", "vjp"]
+__all__ = ["Map", "ValueAndJacobian", "basis_of", "jacobian", "jacobian_by_rows", "jvp", "vjp"]
 
 Map = Callable[[Tensor], Tensor]
 
@@ -159,9 +159,51 @@ def jacobian(function: Map, point: Tensor, chunk_size: int | None = None) -> Val
             return _jacobian_by_columns(_jvp_functional, function, point, chunk_size)
     except torch.cuda.OutOfMemoryError:
         raise
-    except (_TangentWithoutGradient, RuntimeError):
+    except RuntimeError:
         # The other forward modes lose the graph or cannot be differentiated.
-        return _jacobian_by_rows(function, point)
+        return jacobian_by_rows(function, point, create_graph=True)
+
+
+def jacobian_by_rows(function: Map, point: Tensor, create_graph: bool) -> ValueAndJacobian:
+    """Value and dense Jacobians (B, D, d) of a map by D reverse-mode products.
+
+    Args:
+        function: Map of a batch (B, *) with d elements per sample to one with D elements.
+        point: Where to evaluate, shape (B, *).
+        create_graph: Whether the Jacobians can be differentiated.
+
+    Returns:
+        :class:`ValueAndJacobian`; gradients must be enabled, and reach the point if it has some.
+
+    Raises:
+        NotInjectiveError: If the value does not depend on the point.
+
+    Examples:
+        >>> jacobian_by_rows(lambda z: z**2, torch.full((1, 1), 3.0), create_graph=False).jacobian
+        tensor([[[6.]]])
+    """
+    leaf = point if point.requires_grad else point.detach().requires_grad_()
+    value = function(leaf.clone())
+    rows = vjp(value, leaf, basis_of(value), create_graph=create_graph)
+    return ValueAndJacobian(value, rows.flatten(2).transpose(0, 1))
+
+
+def basis_of(batch: Tensor) -> Tensor:
+    """The standard basis of the event space of a batch (B, *), repeated over it: (d, B, *).
+
+    Args:
+        batch: Gives event shape, batch size, dtype and device.
+
+    Returns:
+        Tangents or cotangents, one basis vector for all samples in each of the d slices.
+
+    Examples:
+        >>> basis_of(torch.zeros(5, 2, 3)).shape
+        torch.Size([6, 5, 2, 3])
+    """
+    dimension = batch[0].numel()
+    basis = torch.eye(dimension, dtype=batch.dtype, device=batch.device)
+    return basis.view(dimension, 1, *batch.shape[1:]).expand(dimension, *batch.shape)
 
 
 def _jvp_functional(function: Map, point: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor]:
@@ -215,27 +257,15 @@ def _jacobian_by_columns(
 ) -> ValueAndJacobian:
     if chunk_size is not None and chunk_size < 1:
         raise OptionError(f"chunk_size must be at least 1 or None, got {chunk_size}.")
-    dimension = point[0].numel()
-    basis = torch.eye(dimension, dtype=point.dtype, device=point.device)
-    basis = basis.view(dimension, 1, *point.shape[1:]).expand(dimension, *point.shape)
+    basis = basis_of(point)
     columns = []
-    for tangents in basis.split(chunk_size or dimension):
+    for tangents in basis.split(chunk_size or len(basis)):
         value, products = product(function, point, tangents)
         columns.append(products.flatten(2))
     return ValueAndJacobian(value, torch.cat(columns).permute(1, 2, 0))
 
 
-def _jacobian_by_rows(function: Map, point: Tensor) -> ValueAndJacobian:
-    leaf = point if point.requires_grad else point.detach().requires_grad_()
-    value = function(leaf.clone())
-    dimension = value[0].numel()
-    basis = torch.eye(dimension, dtype=value.dtype, device=value.device)
-    basis = basis.view(dimension, 1, *value.shape[1:]).expand(dimension, *value.shape)
-    rows = vjp(value, leaf, basis, create_graph=True)
-    return ValueAndJacobian(value, rows.flatten(2).transpose(0, 1))
-
-
-class _TangentWithoutGradient(Exception):
+class _TangentWithoutGradient(RuntimeError):
     """A layer was met whose tangent cannot be differentiated again."""
 
 
