@@ -18,8 +18,8 @@ from pathlib import Path
 import normflows as nf
 import numpy as np
 import torch
+from baselines import pca_error
 from figures import write_image_figures
-from sklearn.decomposition import PCA
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -95,14 +95,6 @@ def evaluate(
     return nll.mean().item(), nll.std().item() / len(nll) ** 0.5, error.mean().item()
 
 
-def pca_error(train_images: Tensor, test_images: Tensor) -> float:
-    """Mean squared reconstruction error of PCA at the same latent dimension."""
-    train_rows, test_rows = train_images.flatten(1).numpy(), test_images.flatten(1).numpy()
-    pca = PCA(LATENT_DIM, random_state=0).fit(train_rows)
-    restored = pca.inverse_transform(pca.transform(test_rows))
-    return float(((test_rows - restored) ** 2).sum(1).mean())
-
-
 def main() -> None:
     """Train, print the table and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -121,7 +113,7 @@ def main() -> None:
     train(model, train_images, options.epochs, options.device)
     minutes = (time.monotonic() - start) / 60
     nll, standard_error, error = evaluate(model, test_images, options.device)
-    pca = pca_error(train_images, test_images)
+    pca = pca_error(train_images, test_images, LATENT_DIM)
     print(f"\n| {options.name}, 784 -> 16, {options.epochs} epochs in {minutes:.0f} min | test |")
     print("|---|---|")
     print(f"| exact NLL, first {NLL_IMAGES} images | {nll:.2f} +- {standard_error:.2f} |")
