@@ -7,9 +7,11 @@ from . import diagnostics, distributions, errors, flows, nets, volume
 from ._version import __version__
 from .core import InjectiveNormalizingFlow
 from .likelihoods import LossTerms, SurrogateLikelihood, SurrogateTerms
+from .losses import ForwardKLD
 from .registration import register
 
 __all__ = [
+    "ForwardKLD",
     "InjectiveNormalizingFlow",
     "LossTerms",
     "SurrogateLikelihood",

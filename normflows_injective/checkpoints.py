@@ -33,7 +33,7 @@ def save_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
         path: File to write.
 
     Raises:
-        CheckpointError: If its folder does not exist.
+        CheckpointError: If its folder does not exist, or the model is sharded over processes.
 
     Examples:
         >>> import tempfile
@@ -42,6 +42,12 @@ def save_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
         ...     os.listdir(folder)
         ['a.safetensors']
     """
+    _refuse_sharded(
+        model,
+        "On every rank call torch.distributed.checkpoint.state_dict.get_model_state_dict(model, "
+        "options=StateDictOptions(full_state_dict=True, cpu_offload=True)); on rank 0 load the "
+        "result into a model that is not sharded, and save that.",
+    )
     # Cloned, because safetensors refuses tensors that share memory (tied weights).
     state = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
     header = {"version": __version__, "checksum": _checksum(state), **_description(model, state)}
@@ -76,7 +82,7 @@ def load_checkpoint(
 
     Raises:
         CheckpointError: If the file is missing, no checkpoint, truncated, altered, or of another
-            model; the message names the first difference.
+            model; the message names the first difference. Also if the model is sharded.
 
     Examples:
         >>> load_checkpoint(nn.Linear(2, 1), "missing.safetensors")
@@ -84,6 +90,7 @@ def load_checkpoint(
             ...
         normflows_injective.errors.CheckpointError: missing.safetensors does not exist.
     """
+    _refuse_sharded(model, "Load the weights before fully_shard.")
     name = os.fspath(path)
     if not os.path.isfile(name):
         raise CheckpointError(
@@ -119,6 +126,15 @@ def load_checkpoint(
     for part in ("classes", "shapes"):
         _compare(name, part, header.get(part), expected[part])
     model.load_state_dict(state)
+
+
+def _refuse_sharded(model: nn.Module, remedy: str) -> None:
+    for key, parameter in model.named_parameters():
+        # What a DTensor has and a tensor has not; torch may be built without distributed.
+        if hasattr(parameter, "full_tensor"):
+            raise CheckpointError(
+                f"{key} is sharded over processes, so this one has only a part of it. {remedy}"
+            )
 
 
 def _description(model: nn.Module, state: dict[str, Tensor]) -> dict[str, dict[str, Any]]:

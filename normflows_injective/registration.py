@@ -8,6 +8,7 @@ from . import flows, nets
 from .core import InjectiveNormalizingFlow
 from .errors import RegistrationError
 from .likelihoods import SurrogateLikelihood
+from .losses import ForwardKLD
 
 __all__ = ["register"]
 
@@ -29,6 +30,7 @@ def register() -> None:
     planned = [
         (nf, "InjectiveNormalizingFlow", InjectiveNormalizingFlow),
         (nf, "SurrogateLikelihood", SurrogateLikelihood),
+        (nf, "ForwardKLD", ForwardKLD),
         *((nf.flows, name, getattr(flows, name)) for name in flows.__all__),
         *((nf.nets, name, getattr(nets, name)) for name in nets.__all__),
     ]

@@ -8,6 +8,7 @@ from pathlib import Path
 import normflows as nf
 import pytest
 import torch
+import torch.distributed as dist
 
 import normflows_injective as nfi
 
@@ -49,6 +50,31 @@ def test_the_injection_of_the_contributing_page():
     assert nfi.diagnostics.injectivity_report(model, torch.randn(4, 3)).condition_number.shape == (
         4,
     )
+
+
+@pytest.fixture
+def one_process(tmp_path, monkeypatch):
+    """A process group of one, in a folder to write to."""
+    if not (dist.is_available() and dist.is_gloo_available()):
+        pytest.skip("this torch has no gloo")
+    monkeypatch.chdir(tmp_path)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/it", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_the_example_of_several_processes(one_process):
+    """In one, whose group is already there; tests/test_distributed.py has two."""
+    wrapped, sharded = (code for code in blocks("docs/training.md") if "nfi.ForwardKLD" in code)
+    code = wrapped.replace("dist.init_process_group()", "").replace("(100, 256", "(3, 32")
+    code = code.replace("dist.destroy_process_group()", "")
+    names: dict = {}
+    exec(code, names)
+    state = names["model"].state_dict()
+    names["model"].load("model.safetensors")
+    exec(code.partition("loss =")[0] + "x = data[0]\n" + sharded, names)
+    assert names["log_prob"].shape == (32,)
+    assert set(names["state"]) == set(state)
 
 
 @pytest.mark.parametrize(

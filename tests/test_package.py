@@ -28,7 +28,7 @@ def unregister():
         vars(nf.flows).pop(name, None)
     for name in nfi.nets.__all__:
         vars(nf.nets).pop(name, None)
-    for name in ("InjectiveNormalizingFlow", "SurrogateLikelihood"):
+    for name in ("InjectiveNormalizingFlow", "SurrogateLikelihood", "ForwardKLD"):
         vars(nf).pop(name, None)
 
 
