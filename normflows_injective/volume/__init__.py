@@ -1,7 +1,8 @@
-"""Pure functions on callables: exact log-volumes, surrogates, probes, Jacobian products."""
+"""Pure functions on callables: log-volumes, surrogates, probes, Jacobian products."""
 
 from .conjugate_gradient import conjugate_gradient
 from .estimators import Conditional, ConjugateGradient
+from .lanczos import EstimatedVolume
 from .log_volume import DecodedVolume, decode_and_log_volume, log_volume
 from .probes import draw_probes
 from .products import jacobian
@@ -11,6 +12,7 @@ __all__ = [
     "Conditional",
     "ConjugateGradient",
     "DecodedVolume",
+    "EstimatedVolume",
     "Estimator",
     "Surrogate",
     "conjugate_gradient",

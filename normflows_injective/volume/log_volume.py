@@ -1,17 +1,20 @@
-r"""Exact log-volume :math:`\tfrac12 \log\det J^\top J` of a decoding map."""
+r"""Log-volume :math:`\tfrac12 \log\det J^\top J` of a decoding map."""
 
 from __future__ import annotations
 
-import warnings
-from typing import NamedTuple
+from typing import Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
 
-from ..errors import NotInjectiveError, NumericalWarning
+from ..errors import OptionError
+from .factoring import factored_dtype, refuse_lower_dimension, warn_if_deficient
+from .lanczos import EstimatedVolume, lanczos_log_volume
 from .products import Map, jacobian
 
 __all__ = ["DecodedVolume", "decode_and_log_volume", "log_volume", "matrix_log_volume"]
+
+METHODS = ("exact", "lanczos")
 
 
 class DecodedVolume(NamedTuple):
@@ -21,27 +24,65 @@ class DecodedVolume(NamedTuple):
     log_volume: Tensor
 
 
-def log_volume(decode: Map, z: Tensor, chunk_size: int | None = None) -> Tensor:
-    r"""Exact log-volume of a decoding map at a batch of latents.
+@overload
+def log_volume(
+    decode: Map, z: Tensor, chunk_size: int | None = None, *, method: Literal["exact"] = "exact"
+) -> Tensor: ...
+
+
+@overload
+def log_volume(
+    decode: Map,
+    z: Tensor,
+    chunk_size: int | None = None,
+    *,
+    method: Literal["lanczos"],
+    n_probes: int | None = None,
+    num_steps: int | None = None,
+) -> EstimatedVolume: ...
+
+
+def log_volume(
+    decode: Map,
+    z: Tensor,
+    chunk_size: int | None = None,
+    *,
+    method: str = "exact",
+    n_probes: int | None = None,
+    num_steps: int | None = None,
+) -> Tensor | EstimatedVolume:
+    r"""Log-volume of a decoding map at a batch of latents, exact or estimated with its error.
 
     .. math:: \tfrac12 \log\det\big(g'(z)^\top g'(z)\big) = \sum_i \log |R_{ii}|, \quad g'(z) = QR
 
-    The Jacobian comes from :math:`d` Jacobian-vector products of the whole batch and is factored
-    by QR in float64. The Gram matrix :math:`J^\top J`, whose condition number is squared, is never
-    formed. Differentiable where gradients are enabled; evaluate under ``torch.no_grad()`` to keep
-    the memory of one decode.
+    With ``"exact"`` the Jacobian comes from :math:`d` Jacobian-vector products of the whole batch
+    and is factored by QR in float64. The Gram matrix :math:`J^\top J`, whose condition number is
+    squared, is never formed. Differentiable where gradients are enabled; evaluate under
+    ``torch.no_grad()`` to keep the memory of one decode.
+
+    With ``"lanczos"`` the Jacobian is not formed either. The value is estimated from
+    ``2 * n_probes * num_steps`` products and comes with a standard error, as
+    :func:`~normflows_injective.volume.lanczos.lanczos_log_volume` describes. It is for latents of
+    so many dimensions that the Jacobian does not fit, and for values only: train with a surrogate.
 
     Args:
         decode: Map :math:`g` of :math:`(B, *)` to :math:`(B, *)`, acting on each sample alone.
         z: Latents of shape :math:`(B, *)` with :math:`d` elements per sample.
-        chunk_size: Number of tangents per pass, which bounds the memory; None takes all :math:`d`.
+        chunk_size: Number of tangents per pass, which bounds the memory; None takes all
+            :math:`d`, or all probes.
+        method: ``"exact"`` or ``"lanczos"``.
+        n_probes: Number of random directions of ``"lanczos"``, 2 or more; None takes 8.
+        num_steps: Number of steps of ``"lanczos"`` per direction, 4 or more; None takes 64.
 
     Returns:
-        Log-volumes of shape :math:`(B,)` in nats, in the dtype of ``z`` but at least float32.
+        Log-volumes of shape :math:`(B,)` in nats, in the dtype of ``z`` but at least float32. With
+        ``"lanczos"`` an :class:`EstimatedVolume` ``(log_volume, standard_error)`` of two such
+        tensors, without a graph.
 
     Raises:
         NotInjectiveError: If the map lowers the dimension.
         UnsupportedLayerError: If a layer behind ``decode`` has no per-sample Jacobian.
+        OptionError: If the method is unknown, or an option out of range or of another method.
 
     Warns:
         NumericalWarning: If a Jacobian is rank deficient to the precision it was computed in.
@@ -54,7 +95,19 @@ def log_volume(decode: Map, z: Tensor, chunk_size: int | None = None) -> Tensor:
         >>> circle = lambda z: 2.0 * torch.cat([z.cos(), z.sin()], dim=1)
         >>> log_volume(circle, torch.zeros(1, 1))  # log of the radius
         tensor([0.6931])
+        >>> torus = lambda z: 2.0 * torch.cat([z.cos(), z.sin()], dim=1)
+        >>> log_volume(torus, torch.zeros(1, 500), method="lanczos").log_volume
+        tensor([346.5736])
     """
+    if method not in METHODS:
+        raise OptionError(f"method must be one of {', '.join(METHODS)}, got {method!r}.")
+    if method == "lanczos":
+        return lanczos_log_volume(decode, z, chunk_size, n_probes, num_steps)
+    if n_probes is not None or num_steps is not None:
+        raise OptionError(
+            "n_probes and num_steps are options of method='lanczos', but the method is 'exact', "
+            "which needs neither. Leave them out, or pass method='lanczos'."
+        )
     return decode_and_log_volume(decode, z, chunk_size).log_volume
 
 
@@ -103,29 +156,12 @@ def matrix_log_volume(matrix: Tensor) -> Tensor:
         >>> matrix_log_volume(torch.tensor([[[3.0], [4.0]]])).exp()
         tensor([5.0000], dtype=torch.float64)
     """
-    if matrix.shape[1] < matrix.shape[2]:
-        raise NotInjectiveError(
-            f"The decoding map takes {matrix.shape[2]} dimensions to {matrix.shape[1]}: it cannot "
-            "be injective. A decoder must not lower the dimension."
-        )
-    factored = torch.float32 if matrix.device.type == "mps" else torch.float64
-    lifted = matrix.to(factored)
+    refuse_lower_dimension(matrix.shape[2], matrix.shape[1])
+    lifted = matrix.to(factored_dtype(matrix.device))
     mode = "reduced" if lifted.requires_grad else "r"
     diagonal = torch.linalg.qr(lifted, mode=mode).R.diagonal(dim1=1, dim2=2).abs()
-    _warn_if_deficient(diagonal.detach(), torch.finfo(matrix.dtype).eps)
-    return diagonal.log().sum(1)
-
-
-def _warn_if_deficient(diagonal: Tensor, eps: float) -> None:
     # |R_ii| brackets the singular values, so the ratio is a lower bound on the condition number.
-    deficient = diagonal.amin(1) <= eps * diagonal.amax(1)
-    if bool(deficient.any()):
-        first = int(deficient.nonzero()[0])
-        warnings.warn(
-            f"{int(deficient.sum())} of {len(deficient)} decoder Jacobians are rank deficient to "
-            f"machine precision (first at index {first}): their log-volumes have no correct "
-            "digit. Check nfi.diagnostics.injectivity_report; use a smaller latent dimension, "
-            "smooth activations, or float64.",
-            NumericalWarning,
-            stacklevel=4,
-        )
+    bracket = diagonal.detach()
+    eps = torch.finfo(matrix.dtype).eps
+    warn_if_deficient(bracket.amin(1) <= eps * bracket.amax(1), stacklevel=3)
+    return diagonal.log().sum(1)

@@ -1,0 +1,73 @@
+"""What every factorisation of Jacobians shares: its dtype, what it refuses, when it warns."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+
+from ..errors import NotInjectiveError, NumericalWarning
+
+__all__ = ["factored_dtype", "refuse_lower_dimension", "warn_if_deficient"]
+
+
+def factored_dtype(device: torch.device) -> torch.dtype:
+    """The dtype to factor matrices in: float64 where the device has it, else float32.
+
+    Args:
+        device: Where the matrices are.
+
+    Returns:
+        The dtype.
+
+    Examples:
+        >>> factored_dtype(torch.device("cpu"))
+        torch.float64
+    """
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def refuse_lower_dimension(latent_dim: int, data_dim: int) -> None:
+    """Raise if a decoding map lowers the dimension.
+
+    Args:
+        latent_dim: Number of elements of a latent.
+        data_dim: Number of elements of what it is decoded to.
+
+    Raises:
+        NotInjectiveError: If the second is smaller.
+
+    Examples:
+        >>> refuse_lower_dimension(2, 3)
+    """
+    if data_dim < latent_dim:
+        raise NotInjectiveError(
+            f"The decoding map takes {latent_dim} dimensions to {data_dim}: it cannot "
+            "be injective. A decoder must not lower the dimension."
+        )
+
+
+def warn_if_deficient(deficient: Tensor, stacklevel: int) -> None:
+    """Warn if Jacobians are rank deficient to the precision they were computed in.
+
+    Args:
+        deficient: Which samples of the batch are, booleans of shape (B,).
+        stacklevel: Whom to blame, counted as in ``warnings.warn`` called in place of this.
+
+    Warns:
+        NumericalWarning: With the number of them and the first index.
+
+    Examples:
+        >>> warn_if_deficient(torch.tensor([False, False]), stacklevel=2)
+    """
+    if bool(deficient.any()):
+        first = int(deficient.nonzero()[0])
+        warnings.warn(
+            f"{int(deficient.sum())} of {len(deficient)} decoder Jacobians are rank deficient to "
+            f"machine precision (first at index {first}): their log-volumes have no correct "
+            "digit. Check nfi.diagnostics.injectivity_report; use a smaller latent dimension, "
+            "smooth activations, or float64.",
+            NumericalWarning,
+            stacklevel=stacklevel + 1,
+        )
