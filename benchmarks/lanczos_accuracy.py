@@ -4,7 +4,8 @@
 
 Linear maps from d to 2d dimensions in float32, with logarithmically spaced singular values from 1
 to 1/condition and random singular vectors: a hard spectrum for the quadrature, because its small
-values are neither few nor gathered. The truth is the sum of the logarithms of the singular values in float64.
+values are neither few nor gathered. The truth is the sum of the logarithms
+of the singular values in float64.
 """
 
 from __future__ import annotations
