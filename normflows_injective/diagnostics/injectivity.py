@@ -15,8 +15,8 @@ from ..core import InjectiveNormalizingFlow
 from ..errors import OptionError
 from ..flows.composite import joint_decode, joint_encode, summed_inverse
 from ..volume.estimators import Encoder
+from ..volume.jacobians import basis_of, jacobian, jacobian_by_rows
 from ..volume.log_volume import matrix_log_volume
-from ..volume.products import basis_of, jacobian, jacobian_by_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

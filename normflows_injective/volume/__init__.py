@@ -2,10 +2,10 @@
 
 from .conjugate_gradient import conjugate_gradient
 from .estimators import Conditional, ConjugateGradient
+from .jacobians import jacobian
 from .lanczos import EstimatedVolume
 from .log_volume import DecodedVolume, decode_and_log_volume, log_volume
 from .probes import draw_probes
-from .products import jacobian
 from .surrogate import Estimator, Surrogate
 
 __all__ = [

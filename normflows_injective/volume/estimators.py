@@ -18,13 +18,14 @@ from torch import Tensor
 from ..errors import NumericalWarning, OptionError
 from .conjugate_gradient import conjugate_gradient
 from .products import Map, vjp
+from .recording import Recorded, inner, record, record_first_layers
 from .surrogate import (
     Estimator,
     Surrogate,
     decode_checked,
     decode_with_tangents,
-    inner,
     mean_inner,
+    point_at,
     push_tangents,
 )
 
@@ -60,12 +61,13 @@ class Encoder(Estimator):
         tensor([-1.])
     """
 
-    def _surrogate(
-        self, x: Tensor, z: Tensor, encode: Map, decode: Map, probes: Tensor
-    ) -> Surrogate:
+    def _encode(self, encode: Map, x: Tensor) -> Recorded:
+        return record(encode, x) if x.requires_grad else record_first_layers(encode, point_at(x))
+
+    def _surrogate(self, encoded: Recorded, encode: Map, decode: Map, probes: Tensor) -> Surrogate:
+        z, x = encoded.value, encoded.point
         reconstruction, pushed = decode_with_tangents(decode, z, probes, x)
-        pulled = vjp(z, x, probes, create_graph=True)
-        return Surrogate(z, reconstruction, -mean_inner(pulled, pushed))
+        return Surrogate(z, reconstruction, -encoded.contract(probes, pushed).mean(0))
 
 
 @dataclass(frozen=True)
@@ -87,13 +89,11 @@ class OnManifold(Estimator):
         tensor([-1.])
     """
 
-    def _surrogate(
-        self, x: Tensor, z: Tensor, encode: Map, decode: Map, probes: Tensor
-    ) -> Surrogate:
+    def _surrogate(self, encoded: Recorded, encode: Map, decode: Map, probes: Tensor) -> Surrogate:
+        z, x = encoded.value, encoded.point
         reconstruction, pushed = decode_with_tangents(decode, z, probes, x)
-        again = encode(reconstruction.clone())
-        pulled = vjp(again, reconstruction, probes, create_graph=True)
-        return Surrogate(z, reconstruction, -mean_inner(pulled, pushed))
+        again = record(encode, reconstruction)
+        return Surrogate(z, reconstruction, -again.contract(probes, pushed).mean(0))
 
 
 @dataclass(frozen=True)
@@ -116,10 +116,9 @@ class Decoder(Estimator):
         tensor([1.])
     """
 
-    def _surrogate(
-        self, x: Tensor, z: Tensor, encode: Map, decode: Map, probes: Tensor
-    ) -> Surrogate:
-        pulled = vjp(z, x, probes, create_graph=False).detach()
+    def _surrogate(self, encoded: Recorded, encode: Map, decode: Map, probes: Tensor) -> Surrogate:
+        z, x = encoded.value, encoded.point
+        pulled = encoded.pull(probes, create_graph=False).detach()
         reconstruction = decode_checked(decode, z, x)
         back = vjp(reconstruction, z, pulled, create_graph=True)
         return Surrogate(z, reconstruction, mean_inner(back, probes))
@@ -150,11 +149,10 @@ class Conditional(Estimator):
 
     opposite: bool = False
 
-    def _surrogate(
-        self, x: Tensor, z: Tensor, encode: Map, decode: Map, probes: Tensor
-    ) -> Surrogate:
+    def _surrogate(self, encoded: Recorded, encode: Map, decode: Map, probes: Tensor) -> Surrogate:
+        z, x = encoded.value, encoded.point
         reconstruction, pushed = decode_with_tangents(decode, z, probes, x)
-        pulled = vjp(z, x, probes, create_graph=True)
+        pulled = encoded.pull(probes, create_graph=True)
         back = vjp(reconstruction, z, pulled.detach(), create_graph=True)
         encoder_form = -inner(pulled, pushed)
         decoder_form = inner(back, probes)
@@ -211,9 +209,8 @@ class ConjugateGradient(Estimator):
         if not self.tolerance > 0:
             raise OptionError(f"tolerance must be positive, got {self.tolerance}.")
 
-    def _surrogate(
-        self, x: Tensor, z: Tensor, encode: Map, decode: Map, probes: Tensor
-    ) -> Surrogate:
+    def _surrogate(self, encoded: Recorded, encode: Map, decode: Map, probes: Tensor) -> Surrogate:
+        z, x = encoded.value, encoded.point
         reconstruction = decode_checked(decode, z, x)
         push = partial(push_tangents, decode, z.detach())
 
@@ -236,10 +233,12 @@ class ConjugateGradient(Estimator):
 class NoVolume(Estimator):
     """No volume term: encode and decode alone, for the reconstruction phase of a warm-up."""
 
-    def _surrogate(
-        self, x: Tensor, z: Tensor, encode: Map, decode: Map, probes: Tensor
-    ) -> Surrogate:
-        return Surrogate(z, decode_checked(decode, z, x), z.new_zeros(len(z)))
+    def _encode(self, encode: Map, x: Tensor) -> Recorded:
+        return Recorded(encode(x.clone()), x)
+
+    def _surrogate(self, encoded: Recorded, encode: Map, decode: Map, probes: Tensor) -> Surrogate:
+        z, x = encoded.value, encoded.point
+        return Surrogate(z, decode_checked(decode, z, x), x.new_zeros(len(z)))
 
 
 def _warn_if_unsolved(residual: Tensor) -> None:

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from ..errors import OptionError
 from .factoring import factored_dtype, refuse_lower_dimension, warn_if_deficient
+from .jacobians import jacobian
 from .lanczos import EstimatedVolume, lanczos_log_volume
-from .products import Map, jacobian
+from .products import Map
 
 __all__ = ["DecodedVolume", "decode_and_log_volume", "log_volume", "matrix_log_volume"]
 

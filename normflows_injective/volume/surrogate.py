@@ -11,15 +11,16 @@ from torch import Tensor
 
 from ..errors import NotInjectiveError, ShapeError
 from .modules import modules_of, refuse_unsupported, warm_up
-from .products import Map, jvp
+from .products import Map, differentiable_attention, jvp
+from .recording import Recorded, inner, record
 
 __all__ = [
     "Estimator",
     "Surrogate",
     "decode_checked",
     "decode_with_tangents",
-    "inner",
     "mean_inner",
+    "point_at",
     "push_tangents",
 ]
 
@@ -58,26 +59,29 @@ class Estimator(ABC):
             UnsupportedLayerError: If a layer makes the products silently wrong.
         """
         refuse_unsupported(modules_of(encode, decode))
-        recorded = torch.is_grad_enabled()
-        with torch.inference_mode(False), torch.enable_grad():
+        recording = torch.is_grad_enabled()
+        with torch.inference_mode(False), torch.enable_grad(), differentiable_attention():
             if x.is_inference():
                 x = x.clone()
-            # A view of the caller's storage that may require gradients without marking theirs.
-            point = x if x.requires_grad else x.detach().requires_grad_()
-            # A copy goes in, because some of the host's layers shift their input in place.
-            z = encode(point.clone())
-            _check_latent(z, x)
-            warm_up(decode, z)
-            surrogate = self._surrogate(point, z, encode, decode, draw_probes(z))
-        if recorded:
-            return surrogate
-        return Surrogate(*(term.detach() for term in surrogate))
+            encoded = self._encode(encode, x)
+            _check_latent(encoded.value, x)
+            warm_up(decode, encoded.value)
+            surrogate = self._surrogate(encoded, encode, decode, draw_probes(encoded.value))
+        surrogate = Surrogate(_lifted(surrogate.z, x), *surrogate[1:])
+        return surrogate if recording else Surrogate(*(term.detach() for term in surrogate))
+
+    def _encode(self, encode: Map, x: Tensor) -> Recorded:
+        """Encode so that the estimator can take its products."""
+        return record(encode, point_at(x))
 
     @abstractmethod
-    def _surrogate(
-        self, x: Tensor, z: Tensor, encode: Map, decode: Map, probes: Tensor
-    ) -> Surrogate:
-        """The estimator's formula; ``z`` is on a graph that reaches ``x``."""
+    def _surrogate(self, encoded: Recorded, encode: Map, decode: Map, probes: Tensor) -> Surrogate:
+        """The estimator's formula, from the recorded pass of the encoder at the data."""
+
+
+def point_at(x: Tensor) -> Tensor:
+    """A tensor that requires gradients, without marking the caller's: a view of its storage."""
+    return x if x.requires_grad else x.detach().requires_grad_()
 
 
 def decode_with_tangents(
@@ -86,7 +90,7 @@ def decode_with_tangents(
     """Decode z, checked, with the detached products g'(z) v_k (K, B, *) of the same pass."""
     reconstruction, pushed = jvp(decode, z, probes)
     _check_reconstruction(reconstruction, x)
-    return reconstruction, pushed.detach()
+    return reconstruction, pushed
 
 
 def decode_checked(decode: Map, z: Tensor, x: Tensor) -> Tensor:
@@ -99,17 +103,17 @@ def decode_checked(decode: Map, z: Tensor, x: Tensor) -> Tensor:
 def push_tangents(decode: Map, z: Tensor, tangents: Tensor) -> Tensor:
     """Decoder products g'(z) v_k, shape (K, B, *), without a graph."""
     with torch.no_grad():
-        return jvp(decode, z, tangents)[1].detach()
-
-
-def inner(a: Tensor, b: Tensor) -> Tensor:
-    """Inner products (K, B) of tensors (K, B, *)."""
-    return (a * b).flatten(2).sum(2)
+        return jvp(decode, z, tangents)[1]
 
 
 def mean_inner(a: Tensor, b: Tensor) -> Tensor:
     """Inner products averaged over the probes, (B,), of tensors (K, B, *)."""
     return inner(a, b).mean(0)
+
+
+def _lifted(z: Tensor, x: Tensor) -> Tensor:
+    # Under autocast a network ends in half precision, too coarse for a log-density.
+    return z.to(torch.promote_types(z.dtype, x.dtype))
 
 
 def _check_latent(z: Tensor, x: Tensor) -> None:

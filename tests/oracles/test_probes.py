@@ -127,7 +127,7 @@ class Recorder(Estimator):
         self.probes = draw_probes(encode(x))
         return Encoder()(x, encode, decode, lambda z: self.probes)
 
-    def _surrogate(self, x, z, encode, decode, probes) -> Surrogate:
+    def _surrogate(self, encoded, encode, decode, probes) -> Surrogate:
         raise NotImplementedError
 
 

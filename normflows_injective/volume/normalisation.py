@@ -1,0 +1,219 @@
+r"""Group and layer normalisation with second derivatives in few kernels.
+
+Let :math:`\hat x = r (x - \mu)` be the normalised group of :math:`M` values and :math:`r` its
+reciprocal standard deviation. With the symmetric matrix
+:math:`P = I - \tfrac1M 1 1^\top - \tfrac1M \hat x \hat x^\top`
+
+.. math:: \frac{\partial \hat x}{\partial x} = r P, \qquad
+          \frac{\partial r}{\partial x} = -\frac{r^2}{M} \hat x^\top.
+
+A reverse pass is :math:`h \mapsto r P h`. Pairing it with :math:`b` gives
+:math:`\varphi = r\, b^\top P h`, whose derivatives are
+
+.. math:: \partial_h \varphi = r P b, \qquad \partial_r \varphi = (P b)^\top h, \qquad
+          \partial_{\hat x} \varphi =
+          -\tfrac{r}{M} \big((b^\top \hat x) h + (h^\top \hat x) b\big).
+
+:math:`\hat x` and :math:`r` are therefore two outputs of one function, and the chain rule from
+there to :math:`x` costs nothing new: it is the product with :math:`P` that the backward pass of
+the loss makes in any case. torch writes the derivatives of group normalisation out in some
+seventy kernels. As :math:`P` is symmetric, forward products are reverse products, too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["group_norm", "layer_norm", "push_group_norm", "push_layer_norm"]
+
+
+def group_norm(
+    x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    """Group normalisation that is cheap to differentiate twice.
+
+    Args:
+        x: Contiguous tensor of shape (B, C, *).
+        num_groups: Number of groups of channels.
+        weight: Scale of shape (C,), or None.
+        bias: Shift of shape (C,), or None.
+        eps: Added to the variances.
+
+    Returns:
+        Tensor of the shape of ``x``.
+
+    Examples:
+        >>> group_norm(torch.tensor([[1.0, 3.0]]), 1, None, None, 0.0)
+        tensor([[-1.,  1.]])
+    """
+    normalised, _ = _normalise(_group_rows(x, num_groups), eps)
+    return _affine(normalised.view_as(x), _per_channel(weight, x), _per_channel(bias, x))
+
+
+def layer_norm(
+    x: Tensor, normalized_shape: Any, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    """Layer normalisation that is cheap to differentiate twice.
+
+    Args:
+        x: Contiguous tensor of shape (*, normalized_shape).
+        normalized_shape: Trailing dimensions to normalise over.
+        weight: Scale of that shape, or None.
+        bias: Shift of that shape, or None.
+        eps: Added to the variances.
+
+    Returns:
+        Tensor of the shape of ``x``.
+
+    Examples:
+        >>> layer_norm(torch.tensor([[1.0, 3.0]]), (2,), None, None, 0.0)
+        tensor([[-1.,  1.]])
+    """
+    normalised, _ = _normalise(_trailing_rows(x, normalized_shape), eps)
+    return _affine(normalised.view_as(x), weight, bias)
+
+
+def push_group_norm(
+    tangent: Tensor, x: Tensor, num_groups: int, weight: Tensor | None, eps: float
+) -> Tensor:
+    """Product of the Jacobian of :func:`group_norm` at x with a tangent of its shape.
+
+    Examples:
+        >>> push_group_norm(torch.ones(1, 2), torch.tensor([[1.0, 3.0]]), 1, None, 0.0)
+        tensor([[0., 0.]])
+    """
+    normalised, r = _normalised_rows(_group_rows(x, num_groups), eps)
+    pushed = _pull(_group_rows(tangent, num_groups), normalised, r)
+    return _affine(pushed.view_as(x), _per_channel(weight, x), None)
+
+
+def push_layer_norm(
+    tangent: Tensor, x: Tensor, normalized_shape: Any, weight: Tensor | None, eps: float
+) -> Tensor:
+    """Product of the Jacobian of :func:`layer_norm` at x with a tangent of its shape.
+
+    Examples:
+        >>> push_layer_norm(torch.ones(1, 2), torch.tensor([[1.0, 3.0]]), (2,), None, 0.0)
+        tensor([[0., 0.]])
+    """
+    normalised, r = _normalised_rows(_trailing_rows(x, normalized_shape), eps)
+    pushed = _pull(_trailing_rows(tangent, normalized_shape), normalised, r)
+    return _affine(pushed.view_as(x), weight, None)
+
+
+def _group_rows(x: Tensor, num_groups: int) -> Tensor:
+    return x.reshape(len(x) * num_groups, -1)
+
+
+def _trailing_rows(x: Tensor, normalized_shape: Any) -> Tensor:
+    return x.flatten(-len(normalized_shape)).flatten(0, -2)
+
+
+def _per_channel(parameter: Tensor | None, x: Tensor) -> Tensor | None:
+    return None if parameter is None else parameter.view(-1, *(1 for _ in x.shape[2:]))
+
+
+def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    if weight is not None and bias is not None:
+        return torch.addcmul(bias, x, weight)
+    x = x if weight is None else x * weight
+    return x if bias is None else x + bias
+
+
+def _normalise(rows: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    normalised, r = _Normalise.apply(rows, eps)  # type: ignore[no-untyped-call]
+    return normalised, r
+
+
+def _normalised_rows(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    normalised, _, r = torch.ops.aten.native_layer_norm(x, [x.shape[1]], None, None, eps)
+    return normalised, r
+
+
+def _pull(h: Tensor, normalised: Tensor, r: Tensor) -> Tensor:
+    pulled: Tensor = _NormaliseBackward.apply(  # type: ignore[no-untyped-call]
+        h, normalised, r
+    )
+    return pulled
+
+
+class _Normalise(torch.autograd.Function):
+    """Rows (R, M) normalised, and their reciprocal standard deviations (R, 1)."""
+
+    @staticmethod
+    def forward(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        return _normalised_rows(x, eps)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(*output)
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor, cotangent_r: Tensor) -> tuple[Tensor, None]:
+        normalised, r = ctx.saved_tensors
+        along = cotangent_r * r.square() / normalised.shape[1]
+        return torch.addcmul(_pull(cotangent, normalised, r), normalised, along, value=-1), None
+
+
+class _NormaliseBackward(torch.autograd.Function):
+    """The product r P h; h has shape (R, M), or (K, R, M) with K probes."""
+
+    @staticmethod
+    def forward(h: Tensor, normalised: Tensor, r: Tensor) -> Tensor:
+        if h.dim() == 2:
+            return _project(h, normalised).mul_(r)
+        # One kernel for each probe: fetching memory for intermediate results would cost more.
+        return torch.stack([_project(probe, normalised).mul_(r) for probe in h])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        h, normalised, r = ctx.saved_tensors
+        if h.dim() == 2:
+            return _differentiate(b, h, normalised, r)
+        parts = [_differentiate(*pair, normalised, r) for pair in zip(b, h, strict=True)]
+        for_h, for_normalised, for_r = zip(*parts, strict=True)
+        return torch.stack(for_h), sum(for_normalised), sum(for_r)
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], h: Tensor, normalised: Tensor, r: Tensor
+    ) -> tuple[Tensor, int]:
+        if in_dims[0] is None or in_dims[1:] != (None, None):
+            raise RuntimeError("Only the cotangent of a normalisation can be batched.")
+        return _pull(h.movedim(in_dims[0], 0), normalised, r), 0
+
+
+def _differentiate(
+    b: Tensor, h: Tensor, normalised: Tensor, r: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Derivatives of the pairing of b with r P h, by h, the normalised rows and r."""
+    projected = _project(b, normalised)
+    scale = -r / h.shape[-1]
+    along_b, along_h = _dot(b, normalised), _dot(h, normalised)
+    for_normalised = torch.addcmul(h * (along_b * scale), b, along_h * scale)
+    return projected * r, for_normalised, _dot(projected, h)
+
+
+def _project(h: Tensor, normalised: Tensor) -> Tensor:
+    """The product P h for rows (R, M)."""
+    if torch.is_grad_enabled():
+        along = _dot(h, normalised) / h.shape[-1]
+        return torch.addcmul(h - h.mean(-1, keepdim=True), normalised, along, value=-1)
+    # torch's kernel for rows that have mean 0 and standard deviation 1 already.
+    mean, r = normalised.new_zeros(len(h), 1), normalised.new_ones(len(h), 1)
+    pulled: Tensor = torch.ops.aten.native_layer_norm_backward(
+        h, normalised, [h.shape[1]], mean, r, None, None, [True, False, False]
+    )[0]
+    return pulled
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Inner products of rows (R, M), shape (R, 1)."""
+    return (a * b).sum(-1, keepdim=True)

@@ -1,0 +1,287 @@
+r"""One pass of a map, recorded so that products with its Jacobian can be differentiated.
+
+The surrogate needs :math:`\langle v, f'(x) u \rangle` with a graph, for constant :math:`u`. For
+all layers but the first the cheapest way is to pull :math:`v` back. At a first layer
+:math:`h = W x + b` it is to push :math:`u` forward instead,
+
+.. math:: \langle v, f'(x) u \rangle = \langle (\partial z / \partial h)^\top v, W u \rangle,
+
+because the graph then ends at :math:`h`: no product takes a cotangent to the data, neither here
+nor in the backward pass of the loss, which would throw it away. That saves two of six products
+with :math:`W`. Where the data reach other layers too (a skip connection), what arrives there is
+pulled back to the data and added, which is the chain rule for several first layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.overrides import TorchFunctionMode
+
+from ..errors import NotInjectiveError
+from .activations import silu
+from .normalisation import group_norm, layer_norm
+from .tangents import AFFINE, Function, is_in_place, is_plain
+
+__all__ = ["DETACHED", "Recorded", "record", "record_first_layers"]
+
+DETACHED = (
+    "The output of a map does not depend on its input, or the dependence was cut inside it, so it "
+    "has no Jacobian. Remove detach(), no_grad() and .data from the network."
+)
+
+Map = Callable[[Tensor], Tensor]
+Push = Callable[[Tensor], Tensor]
+
+# Linear maps without parameters, which often stand before the first layer.
+_RESHAPING: frozenset[Function] = frozenset(
+    {
+        Tensor.clone,
+        Tensor.contiguous,
+        Tensor.flatten,
+        Tensor.reshape,
+        Tensor.unflatten,
+        Tensor.view,
+        torch.clone,
+        torch.flatten,
+        torch.reshape,
+        torch.unflatten,
+    }
+)
+
+
+# Functions with replacements that are cheap to differentiate twice.
+_TWICE: dict[Function, Function] = {
+    F.silu: lambda x, inplace=False: silu(x),
+    F.group_norm: lambda x, num_groups, weight=None, bias=None, eps=1e-5: group_norm(
+        x, num_groups, weight, bias, eps
+    ),
+    F.layer_norm: lambda x, normalized_shape, weight=None, bias=None, eps=1e-5: layer_norm(
+        x, normalized_shape, weight, bias, eps
+    ),
+}
+
+
+class _FirstLayer(NamedTuple):
+    """Where the graph of the value begins, and the map from the data to there."""
+
+    edge: GradientEdge
+    push: Push
+
+
+class Recorded(NamedTuple):
+    """Value of a map at a point, on a graph that reaches the point or its first layers.
+
+    Attributes:
+        value: :math:`f(x)` of shape (B, *).
+        point: The point :math:`x`, shape (B, *).
+        first_layers: Where the graph ends before it reaches the point.
+    """
+
+    value: Tensor
+    point: Tensor
+    first_layers: tuple[_FirstLayer, ...] = ()
+
+    def pull(self, cotangents: Tensor, create_graph: bool) -> Tensor:
+        r"""Vector-Jacobian products :math:`u_k^\top f'(x)`, as :func:`pull_back` gives them."""
+        (pulled,) = pull_back(self.value, [self.point], cotangents, create_graph)
+        if pulled is None:
+            raise NotInjectiveError(DETACHED)
+        return pulled
+
+    def contract(self, cotangents: Tensor, tangents: Tensor) -> Tensor:
+        r"""Inner products :math:`\langle v_k, f'(x) u_k \rangle` with a graph.
+
+        Args:
+            cotangents: :math:`v` of shape :math:`(K, B, *)`.
+            tangents: :math:`u` of shape :math:`(K, B, *)`, constant.
+
+        Returns:
+            Inner products of shape :math:`(K, B)`.
+
+        Raises:
+            NotInjectiveError: If the value does not depend on the point.
+        """
+        ends = [*(layer.edge for layer in self.first_layers), self.point]
+        pushes = [*(layer.push for layer in self.first_layers), None]
+        pulled = pull_back(self.value, ends, cotangents, create_graph=True)
+        products = [
+            inner(cotangent, tangents if push is None else _over_probes(push, tangents))
+            for cotangent, push in zip(pulled, pushes, strict=True)
+            if cotangent is not None
+        ]
+        if not products:
+            raise NotInjectiveError(DETACHED)
+        return torch.stack(products).sum(0) if len(products) > 1 else products[0]
+
+
+def record(function: Map, point: Tensor) -> Recorded:
+    """Evaluate a map so that products with its Jacobian at a point can be taken.
+
+    Args:
+        function: Map of a batch (B, *) to a batch.
+        point: Where to evaluate, shape (B, *), requiring gradients.
+
+    Returns:
+        :class:`Recorded`, whose graph reaches the point.
+
+    Examples:
+        >>> x = torch.ones(1, 2, requires_grad=True)
+        >>> record(torch.square, x).pull(torch.ones(1, 1, 2), create_graph=False)
+        tensor([[[2., 2.]]])
+    """
+    with _Recording():
+        # A copy goes in, because some of the host's layers shift their input in place.
+        return Recorded(function(point.clone()), point)
+
+
+def record_first_layers(function: Map, point: Tensor) -> Recorded:
+    """As :func:`record`, with a graph that ends at the first affine layers where there are some.
+
+    Only for points whose gradient nobody wants.
+    """
+    copy = point.clone()
+    with _RecordingFirstLayers(copy) as recording:
+        value = function(copy)
+    return Recorded(value, point, tuple(recording.first_layers))
+
+
+def inner(a: Tensor, b: Tensor) -> Tensor:
+    """Inner products (K, B) of tensors (K, B, *), at least in float32."""
+    product = a * b
+    if product.dim() == 2:
+        return product
+    kept = torch.promote_types(product.dtype, torch.float32)
+    return product.sum(tuple(range(2, product.dim())), dtype=kept)
+
+
+def pull_back(
+    value: Tensor, ends: list[Any], cotangents: Tensor, create_graph: bool
+) -> list[Tensor | None]:
+    r"""Products :math:`u_k^\top \partial \text{value} / \partial \text{end}`, K in one pass.
+
+    Args:
+        value: Tensor of shape :math:`(B, *)`.
+        ends: Tensors or edges of its graph.
+        cotangents: :math:`u` of shape :math:`(K, B, *)`.
+        create_graph: Whether the products can be differentiated again.
+
+    Returns:
+        For every end the products of shape :math:`(K, B, *)`, or None if the value does not
+        depend on it.
+
+    Raises:
+        NotInjectiveError: If the value is on no graph.
+    """
+    if not value.requires_grad:
+        raise NotInjectiveError(DETACHED)
+    cotangents = cotangents.to(value.dtype)
+
+    def pull(cotangent: Tensor) -> tuple[Tensor | None, ...]:
+        return torch.autograd.grad(
+            value, ends, cotangent, create_graph=create_graph, retain_graph=True, allow_unused=True
+        )
+
+    def stacked(pulled: list[tuple[Tensor | None, ...]]) -> list[Tensor | None]:
+        return [
+            None if parts[0] is None else torch.stack(parts) for parts in zip(*pulled, strict=True)
+        ]
+
+    if len(cotangents) == 1:
+        return stacked([pull(cotangents[0])])
+    reached: list[bool] = []
+
+    def pull_reached(cotangent: Tensor) -> list[Tensor]:
+        pulled = pull(cotangent)
+        reached[:] = [part is not None for part in pulled]
+        return [part for part in pulled if part is not None]
+
+    try:
+        # The functional transform: autograd's own batching (is_grads_batched) confuses axes in
+        # group normalisation when the result is to be differentiated again.
+        parts = iter(torch.func.vmap(pull_reached)(cotangents))
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except RuntimeError:
+        # A layer with a Function of its own that has no batching rule.
+        return stacked([pull(cotangent) for cotangent in cotangents])
+    return [next(parts) if there else None for there in reached]
+
+
+def _over_probes(push: Push, tangents: Tensor) -> Tensor:
+    if len(tangents) == 1:
+        return push(tangents[0]).unsqueeze(0)
+    pushed: Tensor = torch.func.vmap(push)(tangents)
+    return pushed
+
+
+class _Recording(TorchFunctionMode):
+    """Use activations and normalisations whose second derivatives are cheap."""
+
+    def __torch_function__(
+        self,
+        func: Function,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _TWICE and is_plain(args[0]) and not is_in_place(args, kwargs):
+            return _TWICE[func](*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+class _RecordingFirstLayers(_Recording):
+    def __init__(self, point: Tensor) -> None:
+        super().__init__()
+        self.first_layers: list[_FirstLayer] = []
+        # By identity, with the tensor kept alive so that its identity is not taken over, and the
+        # version at which it was equal to its push.
+        self._images: dict[int, tuple[Tensor, int, Push]] = {}
+        self._remember(point, lambda tangent: tangent)
+
+    def __torch_function__(
+        self,
+        func: Function,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        push = self._push_of(args[0]) if args else None
+        if push is None:
+            return super().__torch_function__(func, types, args, kwargs)
+        if func in _RESHAPING:
+            image = func(*args, **kwargs)
+            self._remember(image, lambda tangent: func(push(tangent), *args[1:], **kwargs))
+            return image
+        if func in AFFINE and len(args) >= 2 and args[1].requires_grad:
+            return self._first_layer(func, push, args, dict(kwargs))
+        return super().__torch_function__(func, types, args, kwargs)
+
+    def _first_layer(
+        self, func: Function, push: Push, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Tensor:
+        x, weight, *rest = args
+        bias = rest.pop(0) if rest else kwargs.pop("bias", None)
+        value: Tensor = func(x.detach(), weight, bias, *rest, **kwargs)
+        self.first_layers.append(
+            _FirstLayer(
+                # The edge rather than the tensor, which an activation may overwrite.
+                get_gradient_edge(value),
+                lambda tangent: func(push(tangent), weight, None, *rest, **kwargs),
+            )
+        )
+        return value
+
+    def _remember(self, image: Tensor, push: Push) -> None:
+        self._images[id(image)] = (image, image._version, push)
+
+    def _push_of(self, value: Any) -> Push | None:
+        image, version, push = self._images.get(id(value), (None, 0, None))
+        return push if image is not None and image._version == version else None

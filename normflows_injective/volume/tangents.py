@@ -1,0 +1,202 @@
+r"""Forward mode without waste: what torch does for tangents, and need not do.
+
+For a layer :math:`y = W x + b` torch's forward mode computes :math:`W \dot x + \dot W x`, with a
+tangent :math:`\dot W = 0` that it writes out and multiplies (pytorch#69687): a third product
+beside the two that are needed. And where gradients are enabled it records every tangent for
+backward, in a form that can be differentiated again, which for SiLU and group normalisation takes
+ten kernels where one would do. The modes below intercept those functions, wherever in a network
+they are called, and leave all others to torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.forward_ad import make_dual, unpack_dual
+from torch.overrides import TorchFunctionMode
+
+from .activations import push_silu
+from .normalisation import push_group_norm, push_layer_norm
+
+__all__ = ["AFFINE", "SkipZeroProducts", "TangentsWithoutGraph", "is_in_place", "is_plain"]
+
+Function = Callable[..., Any]
+
+AFFINE: frozenset[Function] = frozenset(
+    {
+        F.linear,
+        F.conv1d,
+        F.conv2d,
+        F.conv3d,
+        F.conv_transpose1d,
+        F.conv_transpose2d,
+        F.conv_transpose3d,
+    }
+)
+"""Functions of (input, weight, bias, ...), linear in the first without the third."""
+
+
+def _push_group_norm(
+    tangent: Tensor,
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    return push_group_norm(tangent, x, num_groups, weight, eps)
+
+
+def _push_layer_norm(
+    tangent: Tensor,
+    x: Tensor,
+    normalized_shape: Any,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    return push_layer_norm(tangent, x, normalized_shape, weight, eps)
+
+
+# Functions whose forward product has a kernel, with arguments (tangent, input, ...).
+_PUSHED: dict[Function, Function] = {
+    F.silu: lambda tangent, x, inplace=False: push_silu(tangent, x),
+    F.group_norm: _push_group_norm,
+    F.layer_norm: _push_layer_norm,
+}
+
+# Functions whose result shares no memory with their arguments. Evaluating them a second time,
+# without a graph, is cheaper than a tangent that could be differentiated.
+_FRESH: frozenset[Function] = frozenset(
+    {
+        F.celu,
+        F.elu,
+        F.gelu,
+        F.hardswish,
+        F.leaky_relu,
+        F.logsigmoid,
+        F.mish,
+        F.relu,
+        F.selu,
+        F.softplus,
+        F.softsign,
+        F.tanhshrink,
+        F.rms_norm,
+        F.softmax,
+        F.log_softmax,
+        F.glu,
+        torch.sin,
+        torch.cos,
+        torch.exp,
+        torch.relu,
+        torch.sigmoid,
+        torch.tanh,
+    }
+)
+
+
+class SkipZeroProducts(TorchFunctionMode):
+    """Run no product with the tangent of a weight that has none.
+
+    Covers linear layers, convolutions and transposed convolutions. Where the weight or the bias
+    carries a tangent, as in a network whose weights are the output of another, torch's own rule
+    stands.
+
+    Examples:
+        >>> weight = torch.ones(1, 2)
+        >>> with SkipZeroProducts():
+        ...     torch.func.jvp(lambda z: F.linear(z, weight), (torch.ones(3, 2),),
+        ...                    (torch.ones(3, 2),))[1].flatten()
+        tensor([2., 2., 2.])
+    """
+
+    def __torch_function__(
+        self,
+        func: Function,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in AFFINE and len(args) >= 2:
+            return self._affine(func, args, dict(kwargs))
+        return func(*args, **kwargs)
+
+    def _affine(self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        x, weight, *rest = args
+        bias = rest.pop(0) if rest else kwargs.pop("bias", None)
+        point, tangent = unpack_dual(x)
+        if tangent is None or _has_tangent(weight) or _has_tangent(bias):
+            return func(x, weight, bias, *rest, **kwargs)
+        # The value first: under autocast its copy of the weight is kept, and must have a graph.
+        value = func(point, weight, bias, *rest, **kwargs)
+        with self._recording():
+            pushed = func(tangent, weight, None, *rest, **kwargs)
+        return make_dual(value, pushed)
+
+    def _recording(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+class TangentsWithoutGraph(SkipZeroProducts):
+    """Keep tangents off the graph as well, for products that are not differentiated again.
+
+    Covers smooth activations and normalisations beside the affine layers; tangents that other
+    functions put on the graph leave it at the next one that is covered.
+    """
+
+    def __torch_function__(
+        self,
+        func: Function,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        covered = func in _PUSHED or func in _FRESH
+        if covered and isinstance(args[0], Tensor) and not is_in_place(args, kwargs):
+            point, tangent = unpack_dual(args[0])
+            others = [*args[1:], *kwargs.values()]
+            if tangent is not None and not any(_has_tangent(other) for other in others):
+                return self._fresh(func, point, tangent, args[1:], kwargs)
+        return super().__torch_function__(func, types, args, kwargs)
+
+    def _fresh(
+        self,
+        func: Function,
+        point: Tensor,
+        tangent: Tensor,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Tensor:
+        value = func(point, *args, **kwargs)
+        with torch.no_grad():
+            if func in _PUSHED and is_plain(point):
+                pushed = _PUSHED[func](tangent, point, *args, **kwargs)
+            else:
+                dual = make_dual(point.detach(), tangent)
+                pushed = unpack_dual(func(dual, *args, **kwargs)).tangent
+        return make_dual(value, pushed)
+
+    def _recording(self) -> AbstractContextManager[None]:
+        return torch.no_grad()
+
+
+def is_plain(x: Tensor) -> bool:
+    """Whether our own kernels compute what torch's would: full precision, standard layout."""
+    return x.is_contiguous() and x.dtype in (torch.float32, torch.float64)
+
+
+def is_in_place(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a call of an activation asks for its input to be overwritten."""
+    # Positional too: nn.LeakyReLU passes its flag after the slope.
+    return any(argument is True for argument in (*args, *kwargs.values()))
+
+
+def _has_tangent(value: Any) -> bool:
+    return isinstance(value, Tensor) and unpack_dual(value).tangent is not None
