@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .checks import check_finite
@@ -31,6 +32,8 @@ _KEYWORDS = ("context", "y")
 _BUILT_FOR_CONTEXT = ("context_features", "context_channels", "context_layer", "context_encoder")
 
 
+# torch.compile need not trace the reading of signatures.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def context_keyword(component: Any) -> str | None:
     """Name of the keyword by which a component receives the context, or None.
 

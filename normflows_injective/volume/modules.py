@@ -19,6 +19,12 @@ from ..errors import ShapeError, UnsupportedLayerError
 __all__ = ["modules_of", "refuse_single_sample", "refuse_unsupported", "warm_up"]
 
 
+_COMPILED = (
+    "was compiled by torch.compile and has no double backward, which the surrogate needs. Pass "
+    "the network uncompiled; SurrogateLikelihood(compile=True) compiles it with its derivatives."
+)
+
+
 def modules_of(*sources: Any) -> Iterator[nn.Module]:
     """All modules that can be found behind modules, bound methods, partials and closures.
 
@@ -27,6 +33,9 @@ def modules_of(*sources: Any) -> Iterator[nn.Module]:
 
     Yields:
         Every module once, submodules included.
+
+    Raises:
+        UnsupportedLayerError: If a function compiled by torch.compile is met.
 
     Examples:
         >>> net = nn.Sequential(nn.Linear(1, 1))
@@ -52,6 +61,8 @@ def modules_of(*sources: Any) -> Iterator[nn.Module]:
         elif isinstance(source, MethodType):
             stack.append(source.__self__)
         elif isinstance(source, FunctionType):
+            if hasattr(source, "_torchdynamo_orig_callable"):
+                raise UnsupportedLayerError(f"A function {_COMPILED}")
             stack.extend(_modules_named_in(source))
         elif callable(source) and hasattr(source, "__dict__"):
             stack.extend(v for v in vars(source).values() if isinstance(v, nn.Module))
@@ -174,8 +185,5 @@ def _reason_against(module: nn.Module) -> str | None:
         return "in training mode draws another slope at every call. Use a fixed smooth activation."
     compiled_in_place = getattr(module, "_compiled_call_impl", None) is not None
     if type(module).__name__ == "OptimizedModule" or compiled_in_place:
-        return (
-            "(a network compiled by torch.compile) has no double backward, which the surrogate "
-            "needs. Pass the network uncompiled."
-        )
+        return _COMPILED
     return None

@@ -25,7 +25,9 @@ __all__ = ["PROBES", "draw_probes"]
 
 
 def _gaussian(n_probes: int, z: Tensor) -> Tensor:
-    return torch.randn(n_probes, *z.shape, dtype=z.dtype, device=z.device)
+    # At least in float32, where norms and factorisations exist and keep E[v v^T] = I.
+    drawn = torch.promote_types(z.dtype, torch.float32)
+    return torch.randn(n_probes, *z.shape, dtype=drawn, device=z.device)
 
 
 def _rademacher(n_probes: int, z: Tensor) -> Tensor:
@@ -41,13 +43,12 @@ def _sphere(n_probes: int, z: Tensor) -> Tensor:
 def _orthonormal(n_probes: int, z: Tensor) -> Tensor:
     if n_probes == 1:
         return _sphere(1, z)
-    # (B, d, K) -> Q with orthonormal columns. The factorisation does not exist in half precision.
+    # (B, d, K) -> Q with orthonormal columns.
     v = _gaussian(n_probes, z).flatten(2).permute(1, 2, 0)
-    factored = torch.promote_types(z.dtype, torch.float32)
-    q, r = torch.linalg.qr(v.to(factored))
+    q, r = torch.linalg.qr(v)
     # LAPACK's signs are not random; with those of R the columns are uniformly distributed.
     q = q * r.diagonal(dim1=1, dim2=2).sign().unsqueeze(1) * v.shape[1] ** 0.5
-    return q.permute(2, 0, 1).to(z.dtype).reshape(n_probes, *z.shape)
+    return q.permute(2, 0, 1).reshape(n_probes, *z.shape)
 
 
 PROBES: dict[str, Callable[[int, Tensor], Tensor]] = {
@@ -90,4 +91,4 @@ def draw_probes(kind: str, n_probes: int, z: Tensor) -> Tensor:
             f"n_probes must be between 1 and the latent dimension {dimension}, got {n_probes}. "
             f"With {dimension} orthonormal probes the trace is already exact."
         )
-    return PROBES[kind](n_probes, z.detach())
+    return PROBES[kind](n_probes, z.detach()).to(z.dtype)

@@ -17,11 +17,13 @@ from .recording import Recorded, inner, record
 __all__ = [
     "Estimator",
     "Surrogate",
+    "SurrogateAndErrors",
     "decode_checked",
     "decode_with_tangents",
     "mean_inner",
     "point_at",
     "push_tangents",
+    "with_errors",
 ]
 
 DrawProbes = Callable[[Tensor], Tensor]
@@ -33,6 +35,20 @@ class Surrogate(NamedTuple):
     z: Tensor
     reconstruction: Tensor
     volume: Tensor
+
+
+class SurrogateAndErrors(NamedTuple):
+    """A surrogate with the squared errors that go into the training term beside it.
+
+    Attributes:
+        surrogate: Latents, reconstruction and volume.
+        reconstruction_error: Squared error (B,) of the reconstruction.
+        latent_cycle_error: Squared error (B,) of prior samples decoded and encoded, or None.
+    """
+
+    surrogate: Surrogate
+    reconstruction_error: Tensor
+    latent_cycle_error: Tensor | None
 
 
 class Estimator(ABC):
@@ -106,9 +122,26 @@ def push_tangents(decode: Map, z: Tensor, tangents: Tensor) -> Tensor:
         return jvp(decode, z, tangents)[1]
 
 
+def with_errors(
+    surrogate: Surrogate, x: Tensor, encode: Map, decode: Map, prior: Tensor | None
+) -> SurrogateAndErrors:
+    """Add the errors of the reconstruction of x and, if there is a prior, of its cycle."""
+    return SurrogateAndErrors(
+        surrogate,
+        _squared_error(x, surrogate.reconstruction),
+        None if prior is None else _squared_error(prior, encode(decode(prior))),
+    )
+
+
 def mean_inner(a: Tensor, b: Tensor) -> Tensor:
     """Inner products averaged over the probes, (B,), of tensors (K, B, *)."""
     return inner(a, b).mean(0)
+
+
+def _squared_error(a: Tensor, b: Tensor) -> Tensor:
+    # Summed without flattening, which would copy another memory format.
+    squares = (a - b).square()
+    return squares if squares.dim() == 1 else squares.sum(tuple(range(1, squares.dim())))
 
 
 def _lifted(z: Tensor, x: Tensor) -> Tensor:

@@ -1,0 +1,182 @@
+r"""The encoder surrogate as one function for torch.compile.
+
+torch.compile traces neither ``autograd.grad`` nor dual numbers, but it traces the functional
+transforms, so everything is written with ``torch.func.vjp`` and ``torch.func.jvp`` here. What it
+saves is element-wise work: the matrix products are those of the eager form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from inspect import signature
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import UnsupportedLayerError
+from .estimators import Encoder
+from .modules import modules_of, refuse_unsupported, warm_up
+from .products import Map
+from .recording import inner
+from .surrogate import DrawProbes, Surrogate, SurrogateAndErrors, with_errors
+from .tangents import Function, SkipZeroProducts
+
+__all__ = ["CompiledSurrogate"]
+
+# Every batch size is compiled for itself, because forward mode does not know symbolic sizes.
+_MOST_SHAPES = 8
+
+
+class CompiledSurrogate:
+    r"""The encoder surrogate with its errors, through one ``torch.compile``.
+
+    The first call at every shape runs the eager form once, which initialises layers on data and
+    raises what there is to raise, and then compiles for some ten seconds to minutes. After
+    8 shapes others run eagerly. Random numbers are drawn outside, so that the result
+    is that of the eager form up to rounding.
+
+    Args:
+        options: Keyword arguments for ``torch.compile``, such as ``mode`` or ``backend``.
+
+    Examples:
+        >>> surrogate = CompiledSurrogate({"backend": "eager"})
+        >>> encode, decode = (lambda x: x[:, :1] / 2), (lambda z: torch.cat([2 * z, 0 * z], 1))
+        >>> one_probe = lambda z: torch.ones(1, *z.shape)
+        >>> x = torch.ones(1, 2, requires_grad=True)
+        >>> surrogate(x, encode, decode, one_probe, None).surrogate.volume.detach()
+        tensor([-1.])
+    """
+
+    def __init__(self, options: Mapping[str, Any] | None = None) -> None:
+        self.options = dict(options or {})
+        self._forget()
+
+    def __call__(
+        self, x: Tensor, encode: Map, decode: Map, draw_probes: DrawProbes, prior: Tensor | None
+    ) -> SurrogateAndErrors:
+        """Encode, decode and form the surrogate and the errors.
+
+        Args:
+            x: Data of shape (B, *).
+            encode: Data to latents.
+            decode: Latents to data.
+            draw_probes: Gives probes (K, B, *) for a latent batch.
+            prior: Latents (B, *) to decode and encode, or None.
+
+        Returns:
+            :class:`SurrogateAndErrors`.
+
+        Raises:
+            UnsupportedLayerError: If torch.compile cannot trace a layer.
+        """
+        latent = self._latent_like(x, encode, decode) if torch.is_grad_enabled() else None
+        if latent is None:
+            surrogate = Encoder()(x, encode, decode, draw_probes)
+            return with_errors(surrogate, x, encode, decode, prior)
+        refuse_unsupported(modules_of(encode, decode))
+        try:
+            return self._compiled()(x, draw_probes(latent), prior, encode, decode)
+        except (torch._dynamo.exc.TorchDynamoException, AssertionError) as error:
+            raise UnsupportedLayerError(
+                "torch.compile cannot trace this encoder and decoder as one graph. Build "
+                "SurrogateLikelihood with compile=False, or replace the layer that it names: "
+                f"{_summary(error)}"
+            ) from error
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"options": self.options}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.options = state["options"]
+        self._forget()
+
+    def _forget(self) -> None:
+        self._function: Callable[..., SurrogateAndErrors] | None = None
+        self._latents: dict[Any, Tensor] = {}
+
+    def _compiled(self) -> Callable[..., SurrogateAndErrors]:
+        if self._function is None:
+            options: dict[str, Any] = {"fullgraph": True, "dynamic": False, **self.options}
+            if "isolate_recompiles" in signature(torch.compile).parameters:
+                # Models of the same class would otherwise share one limit of compilations.
+                options.setdefault("isolate_recompiles", True)
+            self._function = torch.compile(_surrogate_and_errors, **options)
+        return self._function
+
+    def _latent_like(self, x: Tensor, encode: Map, decode: Map) -> Tensor | None:
+        """A tensor like the latents of x; None where no more shapes are to be compiled."""
+        key = (x.shape, x.dtype, x.device, torch.is_autocast_enabled(x.device.type))
+        if key not in self._latents:
+            if len(self._latents) >= _MOST_SHAPES:
+                return None
+            tried = Encoder()(x, encode, decode, lambda z: torch.ones_like(z).unsqueeze(0))
+            self._latents[key] = torch.empty_like(tried.z)
+        else:
+            warm_up(encode, x)
+        return self._latents[key]
+
+
+def _surrogate_and_errors(
+    x: Tensor, probes: Tensor, prior: Tensor | None, encode: Map, decode: Map
+) -> SurrogateAndErrors:
+    vjp: Any = torch.func.vjp
+    z, pull = vjp(encode, x)
+    push = partial(_push, decode, z)
+    if len(probes) == 1:
+        reconstruction, pushed = push(probes[0])
+        pulled = pull(probes[0])[0]
+        volume = -inner(pulled.unsqueeze(0), pushed.detach().unsqueeze(0))[0]
+    else:
+        in_common: Any = (None, 0)  # The reconstruction does not depend on the probe.
+        reconstruction, pushed = torch.func.vmap(push, out_dims=in_common)(probes)
+        (pulled,) = torch.func.vmap(pull)(probes)
+        volume = -inner(pulled, pushed.detach()).mean(0)
+    surrogate = Surrogate(z.to(torch.promote_types(z.dtype, x.dtype)), reconstruction, volume)
+    return with_errors(surrogate, x, encode, decode, prior)
+
+
+def _push(decode: Map, z: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor]:
+    def covered(point: Tensor) -> Tensor:
+        with _Traceable():
+            return decode(point)
+
+    result: Any = torch.func.jvp(covered, (z,), (tangent,), strict=True)
+    return result[0], result[1]
+
+
+class _Traceable(SkipZeroProducts):
+    """Write out group normalisation, whose forward mode torch.compile cannot trace."""
+
+    def __torch_function__(
+        self,
+        func: Function,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func is F.group_norm:
+            return _group_norm(*args, **(kwargs or {}))
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+def _group_norm(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    rows = x.reshape(len(x), num_groups, -1)
+    variance, mean = torch.var_mean(rows, dim=2, correction=0, keepdim=True)
+    out = ((rows - mean) * torch.rsqrt(variance + eps)).view_as(x)
+    per_channel = (-1, *(1 for _ in x.shape[2:]))
+    out = out if weight is None else out * weight.view(per_channel)
+    return out if bias is None else out + bias.view(per_channel)
+
+
+def _summary(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2])[:400]
