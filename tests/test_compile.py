@@ -235,10 +235,10 @@ def test_copies_and_files_carry_the_option_and_not_the_code(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch._prims_common.check` is deprecated:FutureWarning")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 def test_the_default_backend():
-    eager, compiled = pair_of_models(STACKS["ambient coupling"](), True)
-    assert_same_step(eager, compiled, torch.randn(6, 4, dtype=torch.float64))
+    eager, compiled = pair_of_models(STACKS["alone"](), True)
     eager, compiled = eager.float(), compiled.float()
     x = torch.randn(64, 4)
     for a, b in zip(*(loss_and_gradients(m, x) for m in (eager, compiled)), strict=True):

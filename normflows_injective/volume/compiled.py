@@ -79,7 +79,9 @@ class CompiledSurrogate:
         refuse_unsupported(modules_of(encode, decode))
         try:
             return self._compiled()(x, draw_probes(latent), prior, encode, decode)
-        except (torch._dynamo.exc.TorchDynamoException, AssertionError) as error:
+        except Exception as error:
+            if not _is_the_compilers(error):
+                raise
             raise UnsupportedLayerError(
                 "torch.compile cannot trace this encoder and decoder as one graph. Build "
                 "SurrogateLikelihood with compile=False, or replace the layer that it names: "
@@ -175,6 +177,12 @@ def _group_norm(
     per_channel = (-1, *(1 for _ in x.shape[2:]))
     out = out if weight is None else out * weight.view(per_channel)
     return out if bias is None else out + bias.view(per_channel)
+
+
+def _is_the_compilers(error: Exception) -> bool:
+    # Some faults of its own it reports as failed assertions.
+    own = type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
+    return own or isinstance(error, AssertionError)
 
 
 def _summary(error: Exception) -> str:
