@@ -39,6 +39,19 @@ def test_the_class_conditional_example_of_the_page_on_stacking():
     names["model"].forward_kld(torch.randn(6, 4), torch.arange(6)).backward()
 
 
+def test_the_examples_of_the_page_on_training():
+    compiled, half, large = [
+        code for code in blocks("docs/training.md") if "ForwardKLD" not in code
+    ][:3]
+    names: dict = {}
+    # Traced as by default, without minutes of code generation.
+    code = compiled.replace("compile=True", 'compile={"backend": "aot_eager"}')
+    exec(code.replace("(100, 256", "(3, 32"), names)
+    exec(half, names)
+    exec(large, names)
+    assert names["volume"].shape == names["standard_error"].shape == (32,)
+
+
 def test_the_injection_of_the_contributing_page():
     (code,) = blocks("docs/contributing.md")
     names: dict = {}
@@ -65,7 +78,7 @@ def one_process(tmp_path, monkeypatch):
 
 def test_the_example_of_several_processes(one_process):
     """In one, whose group is already there; tests/test_distributed.py has two."""
-    wrapped, sharded = (code for code in blocks("docs/training.md") if "nfi.ForwardKLD" in code)
+    wrapped, sharded = (code for code in blocks("docs/training.md") if "ForwardKLD" in code)
     code = wrapped.replace("dist.init_process_group()", "").replace("(100, 256", "(3, 32")
     code = code.replace("dist.destroy_process_group()", "")
     names: dict = {}
