@@ -96,7 +96,8 @@ def jacobian_by_rows(function: Map, point: Tensor, create_graph: bool) -> ValueA
         tensor([[[6.]]])
     """
     leaf = point if point.requires_grad else point.detach().requires_grad_()
-    value = function(leaf.clone())
+    with differentiable_attention():
+        value = function(leaf.clone())
     rows = vjp(value, leaf, basis_of(value), create_graph=create_graph)
     return ValueAndJacobian(value, rows.flatten(2).transpose(0, 1))
 

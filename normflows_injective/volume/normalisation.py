@@ -22,6 +22,7 @@ seventy kernels. As :math:`P` is symmetric, forward products are reverse product
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -105,11 +106,11 @@ def push_layer_norm(
 
 
 def _group_rows(x: Tensor, num_groups: int) -> Tensor:
-    return x.reshape(len(x) * num_groups, -1)
+    return x.reshape(-1, x.shape[1:].numel() // num_groups)
 
 
 def _trailing_rows(x: Tensor, normalized_shape: Any) -> Tensor:
-    return x.flatten(-len(normalized_shape)).flatten(0, -2)
+    return x.reshape(-1, math.prod(normalized_shape))
 
 
 def _per_channel(parameter: Tensor | None, x: Tensor) -> Tensor | None:

@@ -20,13 +20,22 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._C._functorch import TransformType
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from ..errors import NotInjectiveError
 from .activations import silu
 from .normalisation import group_norm, layer_norm
-from .tangents import AFFINE, Function, is_in_place, is_plain
+from .tangents import (
+    AFFINE,
+    DIFFERENTIATING,
+    Function,
+    is_in_place,
+    is_plain,
+    open_transforms,
+    saving_hooks,
+)
 
 __all__ = ["DETACHED", "Recorded", "record", "record_first_layers"]
 
@@ -55,15 +64,36 @@ _RESHAPING: frozenset[Function] = frozenset(
 )
 
 
+def _group_norm(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    # What torch refuses it shall refuse in its own words.
+    if x.numel() <= num_groups or x.dim() < 2 or x.shape[1] % num_groups != 0:
+        return F.group_norm(x, num_groups, weight, bias, eps)
+    return group_norm(x, num_groups, weight, bias, eps)
+
+
+def _layer_norm(
+    x: Tensor,
+    normalized_shape: Any,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    if x.numel() == 0 or tuple(x.shape[-len(normalized_shape) :]) != tuple(normalized_shape):
+        return F.layer_norm(x, normalized_shape, weight, bias, eps)
+    return layer_norm(x, normalized_shape, weight, bias, eps)
+
+
 # Functions with replacements that are cheap to differentiate twice.
 _TWICE: dict[Function, Function] = {
     F.silu: lambda x, inplace=False: silu(x),
-    F.group_norm: lambda x, num_groups, weight=None, bias=None, eps=1e-5: group_norm(
-        x, num_groups, weight, bias, eps
-    ),
-    F.layer_norm: lambda x, normalized_shape, weight=None, bias=None, eps=1e-5: layer_norm(
-        x, normalized_shape, weight, bias, eps
-    ),
+    F.group_norm: _group_norm,
+    F.layer_norm: _layer_norm,
 }
 
 
@@ -146,8 +176,11 @@ def record_first_layers(function: Map, point: Tensor) -> Recorded:
     Only for points whose gradient nobody wants.
     """
     copy = point.clone()
-    with _RecordingFirstLayers(copy) as recording:
-        value = function(copy)
+    try:
+        with _RecordingFirstLayers(copy) as recording:
+            value = function(copy)
+    except _PointWanted:
+        return record(function, point)
     return Recorded(value, point, tuple(recording.first_layers))
 
 
@@ -220,8 +253,20 @@ def _over_probes(push: Push, tangents: Tensor) -> Tensor:
     return pushed
 
 
+class _PointWanted(Exception):
+    """The map takes gradients itself, for which its graph must reach the data."""
+
+
 class _Recording(TorchFunctionMode):
-    """Use activations and normalisations whose second derivatives are cheap."""
+    """Use activations and normalisations whose second derivatives are cheap.
+
+    Not in a forward mode or vmap that the map itself starts, for which they have no rules, nor in
+    its checkpoints, which are computed a second time outside of this mode.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._transforms, self._hooks = open_transforms(), saving_hooks()
 
     def __torch_function__(
         self,
@@ -231,9 +276,17 @@ class _Recording(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func in _TWICE and is_plain(args[0]) and not is_in_place(args, kwargs):
+        replaced = func in _TWICE and is_plain(args[0]) and not is_in_place(kwargs)
+        if replaced and self._has_rules():
             return _TWICE[func](*args, **kwargs)
         return func(*args, **kwargs)
+
+    def _has_rules(self) -> bool:
+        inner = open_transforms()[len(self._transforms) :]
+        return set(inner) <= {TransformType.Grad} and saving_hooks() is self._hooks
+
+    def _is_outermost(self) -> bool:
+        return open_transforms() == self._transforms and saving_hooks() is self._hooks
 
 
 class _RecordingFirstLayers(_Recording):
@@ -243,6 +296,7 @@ class _RecordingFirstLayers(_Recording):
         # By identity, with the tensor kept alive so that its identity is not taken over, and the
         # version at which it was equal to its push.
         self._images: dict[int, tuple[Tensor, int, Push]] = {}
+        self._batch = len(point)
         self._remember(point, lambda tangent: tangent)
 
     def __torch_function__(
@@ -253,6 +307,8 @@ class _RecordingFirstLayers(_Recording):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        if func in DIFFERENTIATING and self.first_layers and self._is_outermost():
+            raise _PointWanted
         push = self._push_of(args[0]) if args else None
         if push is None:
             return super().__torch_function__(func, types, args, kwargs)
@@ -260,9 +316,15 @@ class _RecordingFirstLayers(_Recording):
             image = func(*args, **kwargs)
             self._remember(image, lambda tangent: func(push(tangent), *args[1:], **kwargs))
             return image
-        if func in AFFINE and len(args) >= 2 and args[1].requires_grad:
+        if func in AFFINE and len(args) >= 2 and self._can_begin(args[0], args[1]):
             return self._first_layer(func, push, args, dict(kwargs))
         return super().__torch_function__(func, types, args, kwargs)
+
+    def _can_begin(self, x: Tensor, weight: Tensor) -> bool:
+        # Its products are summed per sample, so the first axis must still be that of the batch.
+        keeps_batch = len(x) == self._batch and x.dim() >= weight.dim()
+        recorded = weight.requires_grad and torch.is_grad_enabled()
+        return keeps_batch and recorded and self._is_outermost()
 
     def _first_layer(
         self, func: Function, push: Push, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -270,11 +332,15 @@ class _RecordingFirstLayers(_Recording):
         x, weight, *rest = args
         bias = rest.pop(0) if rest else kwargs.pop("bias", None)
         value: Tensor = func(x.detach(), weight, bias, *rest, **kwargs)
+        dtype = value.dtype
         self.first_layers.append(
             _FirstLayer(
                 # The edge rather than the tensor, which an activation may overwrite.
                 get_gradient_edge(value),
-                lambda tangent: func(push(tangent), weight, None, *rest, **kwargs),
+                # Autocast knows no vmap, and may have ended with the layer.
+                lambda tangent: func(
+                    push(tangent).to(dtype), weight.to(dtype), None, *rest, **kwargs
+                ),
             )
         )
         return value

@@ -17,13 +17,23 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._C._functorch import TransformType, get_interpreter_stack
 from torch.autograd.forward_ad import make_dual, unpack_dual
 from torch.overrides import TorchFunctionMode
 
 from .activations import push_silu
 from .normalisation import push_group_norm, push_layer_norm
 
-__all__ = ["AFFINE", "SkipZeroProducts", "TangentsWithoutGraph", "is_in_place", "is_plain"]
+__all__ = [
+    "AFFINE",
+    "DIFFERENTIATING",
+    "SkipZeroProducts",
+    "TangentsWithoutGraph",
+    "is_in_place",
+    "is_plain",
+    "open_transforms",
+    "saving_hooks",
+]
 
 Function = Callable[..., Any]
 
@@ -39,6 +49,11 @@ AFFINE: frozenset[Function] = frozenset(
     }
 )
 """Functions of (input, weight, bias, ...), linear in the first without the third."""
+
+DIFFERENTIATING: frozenset[Function] = frozenset(
+    {torch.autograd.grad, torch.autograd.backward, Tensor.backward}
+)
+"""What a network calls that is itself built of derivatives, taken on the graph of the value."""
 
 
 def _push_group_norm(
@@ -105,7 +120,11 @@ class SkipZeroProducts(TorchFunctionMode):
 
     Covers linear layers, convolutions and transposed convolutions. Where the weight or the bias
     carries a tangent, as in a network whose weights are the output of another, torch's own rule
-    stands.
+    stands, as it does for a forward mode that the network itself starts.
+
+    Raises:
+        RuntimeError: If the network differentiates or checkpoints its own graph, whose saved
+            tensors would have no tangents.
 
     Examples:
         >>> weight = torch.ones(1, 2)
@@ -115,6 +134,11 @@ class SkipZeroProducts(TorchFunctionMode):
         tensor([2., 2., 2.])
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._outside = open_transforms().count(TransformType.Jvp)
+        self._hooks = saving_hooks()
+
     def __torch_function__(
         self,
         func: Function,
@@ -123,9 +147,23 @@ class SkipZeroProducts(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func in AFFINE and len(args) >= 2:
+        self._refuse_own_graph(func)
+        if func in AFFINE and len(args) >= 2 and not self._is_nested():
             return self._affine(func, args, dict(kwargs))
+        if func is Tensor.unflatten:
+            # torch.compile cannot trace the method inside a mode, but can trace the function.
+            return torch.unflatten(*args, **kwargs)
         return func(*args, **kwargs)
+
+    def _is_nested(self) -> bool:
+        """Whether the network has started a forward mode, whose tangents are part of the value."""
+        return open_transforms().count(TransformType.Jvp) > self._outside + 1
+
+    def _refuse_own_graph(self, func: Function) -> None:
+        if func in DIFFERENTIATING and open_transforms()[-1:] != [TransformType.Grad]:
+            raise RuntimeError("The network differentiates its own graph.")
+        if saving_hooks() is not self._hooks:
+            raise RuntimeError("The network changes how its graph is saved.")
 
     def _affine(self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         x, weight, *rest = args
@@ -158,8 +196,9 @@ class TangentsWithoutGraph(SkipZeroProducts):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        covered = func in _PUSHED or func in _FRESH
-        if covered and isinstance(args[0], Tensor) and not is_in_place(args, kwargs):
+        covered = (func in _PUSHED or func in _FRESH) and not is_in_place(kwargs)
+        if covered and args and isinstance(args[0], Tensor) and not self._is_nested():
+            self._refuse_own_graph(func)
             point, tangent = unpack_dual(args[0])
             others = [*args[1:], *kwargs.values()]
             if tangent is not None and not any(_has_tangent(other) for other in others):
@@ -177,7 +216,8 @@ class TangentsWithoutGraph(SkipZeroProducts):
         value = func(point, *args, **kwargs)
         with torch.no_grad():
             if func in _PUSHED and is_plain(point):
-                pushed = _PUSHED[func](tangent, point, *args, **kwargs)
+                # Detached, because a functional transform enables gradients for our kernels.
+                pushed = _PUSHED[func](tangent.detach(), point.detach(), *args, **kwargs)
             else:
                 dual = make_dual(point.detach(), tangent)
                 pushed = unpack_dual(func(dual, *args, **kwargs)).tangent
@@ -192,10 +232,26 @@ def is_plain(x: Tensor) -> bool:
     return x.is_contiguous() and x.dtype in (torch.float32, torch.float64)
 
 
-def is_in_place(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def is_in_place(kwargs: dict[str, Any]) -> bool:
     """Whether a call of an activation asks for its input to be overwritten."""
-    # Positional too: nn.LeakyReLU passes its flag after the slope.
-    return any(argument is True for argument in (*args, *kwargs.values()))
+    # torch hands all arguments but the input on by keyword.
+    return bool(kwargs.get("inplace"))
+
+
+def saving_hooks() -> Any:
+    """The innermost hooks on saved tensors, as checkpointing sets them, or None."""
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    if top is None or torch.compiler.is_compiling():
+        return None
+    hooks = top(True)
+    return None if hooks is None else hooks[0]
+
+
+def open_transforms() -> list[TransformType]:
+    """The functional transforms around a call, outermost first."""
+    if torch.compiler.is_compiling():
+        return []
+    return [transform.key() for transform in get_interpreter_stack() or ()]
 
 
 def _has_tangent(value: Any) -> bool:
