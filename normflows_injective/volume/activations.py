@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .transforms import is_batching
+
 __all__ = ["push_silu", "silu"]
 
 
@@ -34,7 +36,8 @@ def silu(x: Tensor) -> Tensor:
         >>> silu(torch.zeros(2))
         tensor([0., 0.])
     """
-    return _apply(_SiLU, x)
+    out: Tensor = _SiLU.apply(x)  # type: ignore[no-untyped-call]
+    return out
 
 
 def push_silu(tangent: Tensor, x: Tensor) -> Tensor:
@@ -44,40 +47,38 @@ def push_silu(tangent: Tensor, x: Tensor) -> Tensor:
         >>> push_silu(torch.ones(2), torch.zeros(2))
         tensor([0.5000, 0.5000])
     """
-    return _apply(_SiLUBackward, tangent, x)
+    return _pull(tangent, x)
+
+
+def _pull(cotangent: Tensor, x: Tensor) -> Tensor:
+    """The product y'(x) c of a cotangent c, which may have a leading axis of probes."""
+    pulled: Tensor
+    if is_batching():
+        pulled = _PullProbes.apply(cotangent, x)  # type: ignore[no-untyped-call]
+    elif torch.is_grad_enabled() and (cotangent.requires_grad or x.requires_grad):
+        pulled = _SiLUBackward.apply(cotangent, x)  # type: ignore[no-untyped-call]
+    else:
+        pulled = torch.ops.aten.silu_backward(cotangent, x.expand_as(cotangent))
+    return pulled
 
 
 class _SiLU(torch.autograd.Function):
     @staticmethod
-    def forward(x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
         return F.silu(x)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return _apply(_SiLUBackward, cotangent, x)
         return _pull(cotangent, x)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int], x: Tensor) -> tuple[Tensor, int]:
-        return silu(x), in_dims[0]
 
 
 class _SiLUBackward(torch.autograd.Function):
-    """The product y'(x) c of a cotangent c, which may have a leading axis of probes."""
-
     @staticmethod
-    def forward(cotangent: Tensor, x: Tensor) -> Tensor:
+    def forward(ctx: Any, cotangent: Tensor, x: Tensor) -> Tensor:
+        ctx.save_for_backward(cotangent, x)
         return _pull(cotangent, x)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -89,29 +90,31 @@ class _SiLUBackward(torch.autograd.Function):
             return cotangent * dy, ddy * (cotangent * first).sum_to_size(x.shape)
         return dy.mul_(cotangent), ddy.mul_(cotangent).mul_(first)
 
+
+class _PullProbes(torch.autograd.Function):
+    """Hands all probes of a vmap to the kernel at once.
+
+    The other two have no rule for vmap, because a Function that has one is slower to call than
+    the kernels of a small network.
+    """
+
+    @staticmethod
+    def forward(cotangent: Tensor, x: Tensor) -> Tensor:
+        return _pull(cotangent, x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        pass
+
     @staticmethod
     def vmap(
         info: Any, in_dims: tuple[int | None, int | None], cotangent: Tensor, x: Tensor
     ) -> tuple[Tensor, int]:
-        if in_dims[1] is not None:
-            x = x.movedim(in_dims[1], 0)
-        elif in_dims[0] is None:
-            raise AssertionError("vmap calls its rules for batched arguments only.")
         if in_dims[0] is None:
             cotangent = cotangent.expand(info.batch_size, *cotangent.shape)
         else:
             cotangent = cotangent.movedim(in_dims[0], 0)
-        return _apply(_SiLUBackward, cotangent, x), 0
-
-
-def _apply(function: type[torch.autograd.Function], *tensors: Tensor) -> Tensor:
-    out: Tensor = function.apply(*tensors)
-    return out
-
-
-def _pull(cotangent: Tensor, x: Tensor) -> Tensor:
-    pulled: Tensor = torch.ops.aten.silu_backward(cotangent, x.expand_as(cotangent))
-    return pulled
+        return _pull(cotangent, x if in_dims[1] is None else x.movedim(in_dims[1], 0)), 0
 
 
 def _derivatives(x: Tensor) -> tuple[Tensor, Tensor]:

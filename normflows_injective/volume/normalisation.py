@@ -28,6 +28,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .transforms import is_batching
+
 __all__ = ["group_norm", "layer_norm", "push_group_norm", "push_layer_norm"]
 
 
@@ -135,9 +137,17 @@ def _normalised_rows(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 
 def _pull(h: Tensor, normalised: Tensor, r: Tensor) -> Tensor:
-    pulled: Tensor = _NormaliseBackward.apply(  # type: ignore[no-untyped-call]
-        h, normalised, r
-    )
+    """The product r P h; h has shape (R, M), or (K, R, M) with K probes."""
+    pulled: Tensor
+    if is_batching():
+        pulled = _PullProbes.apply(h, normalised, r)  # type: ignore[no-untyped-call]
+    elif torch.is_grad_enabled() and any(part.requires_grad for part in (h, normalised, r)):
+        pulled = _NormaliseBackward.apply(h, normalised, r)  # type: ignore[no-untyped-call]
+    elif h.dim() == 2:
+        pulled = _project(h, normalised).mul_(r)
+    else:
+        # One kernel for each probe: fetching memory for intermediate results would cost more.
+        pulled = torch.stack([_project(probe, normalised).mul_(r) for probe in h])
     return pulled
 
 
@@ -145,12 +155,10 @@ class _Normalise(torch.autograd.Function):
     """Rows (R, M) normalised, and their reciprocal standard deviations (R, 1)."""
 
     @staticmethod
-    def forward(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        return _normalised_rows(x, eps)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor]) -> None:
-        ctx.save_for_backward(*output)
+    def forward(ctx: Any, x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        normalised, r = _normalised_rows(x, eps)
+        ctx.save_for_backward(normalised, r)
+        return normalised, r
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor, cotangent_r: Tensor) -> tuple[Tensor, None]:
@@ -160,18 +168,10 @@ class _Normalise(torch.autograd.Function):
 
 
 class _NormaliseBackward(torch.autograd.Function):
-    """The product r P h; h has shape (R, M), or (K, R, M) with K probes."""
-
     @staticmethod
-    def forward(h: Tensor, normalised: Tensor, r: Tensor) -> Tensor:
-        if h.dim() == 2:
-            return _project(h, normalised).mul_(r)
-        # One kernel for each probe: fetching memory for intermediate results would cost more.
-        return torch.stack([_project(probe, normalised).mul_(r) for probe in h])
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
+    def forward(ctx: Any, h: Tensor, normalised: Tensor, r: Tensor) -> Tensor:
+        ctx.save_for_backward(h, normalised, r)
+        return _pull(h, normalised, r)
 
     @staticmethod
     def backward(ctx: Any, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -181,6 +181,18 @@ class _NormaliseBackward(torch.autograd.Function):
         parts = [_differentiate(*pair, normalised, r) for pair in zip(b, h, strict=True)]
         for_h, for_normalised, for_r = zip(*parts, strict=True)
         return torch.stack(for_h), sum(for_normalised), sum(for_r)
+
+
+class _PullProbes(torch.autograd.Function):
+    """Hands all probes of a vmap to the kernels; a Function with this rule is slow to call."""
+
+    @staticmethod
+    def forward(h: Tensor, normalised: Tensor, r: Tensor) -> Tensor:
+        return _pull(h, normalised, r)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        pass
 
     @staticmethod
     def vmap(

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._C._functorch import TransformType
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
@@ -33,9 +32,8 @@ from .tangents import (
     Function,
     is_in_place,
     is_plain,
-    open_transforms,
-    saving_hooks,
 )
+from .transforms import open_transforms, saving_hooks
 
 __all__ = ["DETACHED", "Recorded", "record", "record_first_layers"]
 
@@ -260,7 +258,7 @@ class _PointWanted(Exception):
 class _Recording(TorchFunctionMode):
     """Use activations and normalisations whose second derivatives are cheap.
 
-    Not in a forward mode or vmap that the map itself starts, for which they have no rules, nor in
+    Not in a functional transform that the map itself starts, for which they have no rules, nor in
     its checkpoints, which are computed a second time outside of this mode.
     """
 
@@ -282,8 +280,7 @@ class _Recording(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _has_rules(self) -> bool:
-        inner = open_transforms()[len(self._transforms) :]
-        return set(inner) <= {TransformType.Grad} and saving_hooks() is self._hooks
+        return not open_transforms() and saving_hooks() is self._hooks
 
     def _is_outermost(self) -> bool:
         return open_transforms() == self._transforms and saving_hooks() is self._hooks

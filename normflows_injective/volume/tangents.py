@@ -17,12 +17,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._C._functorch import TransformType, get_interpreter_stack
+from torch._C._functorch import TransformType
 from torch.autograd.forward_ad import make_dual, unpack_dual
 from torch.overrides import TorchFunctionMode
 
 from .activations import push_silu
 from .normalisation import push_group_norm, push_layer_norm
+from .transforms import open_transforms, saving_hooks
 
 __all__ = [
     "AFFINE",
@@ -31,8 +32,6 @@ __all__ = [
     "TangentsWithoutGraph",
     "is_in_place",
     "is_plain",
-    "open_transforms",
-    "saving_hooks",
 ]
 
 Function = Callable[..., Any]
@@ -236,22 +235,6 @@ def is_in_place(kwargs: dict[str, Any]) -> bool:
     """Whether a call of an activation asks for its input to be overwritten."""
     # torch hands all arguments but the input on by keyword.
     return bool(kwargs.get("inplace"))
-
-
-def saving_hooks() -> Any:
-    """The innermost hooks on saved tensors, as checkpointing sets them, or None."""
-    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
-    if top is None or torch.compiler.is_compiling():
-        return None
-    hooks = top(True)
-    return None if hooks is None else hooks[0]
-
-
-def open_transforms() -> list[TransformType]:
-    """The functional transforms around a call, outermost first."""
-    if torch.compiler.is_compiling():
-        return []
-    return [transform.key() for transform in get_interpreter_stack() or ()]
 
 
 def _has_tangent(value: Any) -> bool:
