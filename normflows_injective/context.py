@@ -24,6 +24,7 @@ __all__ = [
     "check_context",
     "context_keyword",
     "needs_context",
+    "read_while_tracing",
     "takes_context",
     "with_context",
 ]
@@ -32,8 +33,6 @@ _KEYWORDS = ("context", "y")
 _BUILT_FOR_CONTEXT = ("context_features", "context_channels", "context_layer", "context_encoder")
 
 
-# torch.compile need not trace the reading of signatures.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def context_keyword(component: Any) -> str | None:
     """Name of the keyword by which a component receives the context, or None.
 
@@ -165,6 +164,12 @@ def check_context(components: Iterable[Any], context: Tensor | None, length: int
             f"{length}, 0), or ask sample() for num_samples=len(context)."
         )
     check_finite(context, "context")
+
+
+def read_while_tracing() -> None:
+    """Let torch.compile read signatures as it traces, rather than trace the reading."""
+    # Not a decorator: importing torch's compiler takes seconds and adds a warning filter.
+    torch.compiler.assume_constant_result(context_keyword)
 
 
 def _parameters(component: Any) -> Mapping[str, inspect.Parameter]:

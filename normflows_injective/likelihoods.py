@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .checks import check_count
+from .context import read_while_tracing
 from .errors import OptionError, ShapeError
 from .volume.compiled import CompiledSurrogate
 from .volume.estimators import Encoder, NoVolume, estimator_from
@@ -139,7 +140,8 @@ class SurrogateLikelihood(nn.Module):
         self.warmup_steps = warmup_steps
         self.input_noise = _non_negative("input_noise", input_noise)
         self.latent_cycle = _non_negative("latent_cycle", latent_cycle)
-        self._compiled = None if compile is False else CompiledSurrogate(_options(compile))
+        options = _options(compile)
+        self._compiled = None if options is None else CompiledSurrogate(options)
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
 
     def forward(
@@ -274,12 +276,15 @@ class SurrogateLikelihood(nn.Module):
         return prior
 
 
-def _options(compile: bool | Mapping[str, Any]) -> Mapping[str, Any]:
+def _options(compile: bool | Mapping[str, Any]) -> Mapping[str, Any] | None:
     if not isinstance(compile, bool | Mapping):
         raise OptionError(
             "compile must be True, False or a dictionary of keyword arguments for torch.compile, "
             f"got {compile!r}."
         )
+    if compile is False:
+        return None
+    read_while_tracing()
     return {} if isinstance(compile, bool) else compile
 
 

@@ -386,3 +386,15 @@ def test_the_rule_of_a_known_block():
     expected = (vectors[0].square() * nodes.log()).sum() / 2
     torch.testing.assert_close(gauss_rule(block, 2)[0][0, 0], expected)
     torch.testing.assert_close(gauss_rule(block, 1)[0][0, 0].exp().float(), torch.tensor(2.0))
+
+
+def test_attention_in_the_decoder():
+    """The fused kernels have no second derivatives; the formula has."""
+    layer = torch.nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True).double()
+    layers = [torch.nn.Linear(4, 16), torch.nn.Unflatten(1, (2, 8)), layer, torch.nn.Flatten()]
+    decoder = torch.nn.Sequential(*layers).double()
+    z = torch.randn(3, 4, dtype=torch.float64)
+    with torch.no_grad():
+        exact = log_volume(decoder, z)
+    estimate = log_volume(decoder, z, method="lanczos", n_probes=4)
+    torch.testing.assert_close(estimate.log_volume, exact)

@@ -257,3 +257,31 @@ def test_repr_names_the_options():
     text = repr(nfi.SurrogateLikelihood(beta=3.0, n_probes=2, warmup_steps=(1, 2)))
     assert "beta=3.0, n_probes=2, estimator=Encoder()" in text
     assert "warmup_steps=(1, 2)" in text
+
+
+class ShiftsInPlace(torch.nn.Module):
+    """A network that overwrites what it is given."""
+
+    def __init__(self, *widths):
+        super().__init__()
+        self.layer = torch.nn.Linear(*widths)
+
+    def forward(self, z):
+        z += 1
+        return self.layer(z)
+
+
+@pytest.mark.parametrize("compile", [False, {"backend": "aot_eager"}])
+@pytest.mark.parametrize("latent_cycle", [0.0, 1.0])
+def test_networks_that_overwrite_their_input_change_neither_latents_nor_data(
+    compile, latent_cycle
+):
+    likelihood = nfi.SurrogateLikelihood(compile=compile, latent_cycle=latent_cycle)
+    encoder, decoder = ShiftsInPlace(4, 2), ShiftsInPlace(2, 4)
+    x, prior = torch.randn(5, 4), torch.randn(5, 2)
+    kept, kept_prior = x.clone(), prior.clone()
+    terms = likelihood(x, encoder, decoder, prior)
+    assert torch.equal(x, kept)
+    assert torch.equal(prior, kept_prior)
+    torch.testing.assert_close(terms.z, encoder(kept.clone()))
+    torch.testing.assert_close(terms.reconstruction, decoder(terms.z.clone()))

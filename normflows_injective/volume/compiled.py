@@ -125,7 +125,8 @@ def _surrogate_and_errors(
     x: Tensor, probes: Tensor, prior: Tensor | None, encode: Map, decode: Map
 ) -> SurrogateAndErrors:
     vjp: Any = torch.func.vjp
-    z, pull = vjp(encode, x)
+    # Copies go in, because some layers shift their input in place.
+    z, pull = vjp(lambda point: encode(point.clone()), x)
     push = partial(_push, decode, z)
     if len(probes) == 1:
         reconstruction, pushed = push(probes[0])
@@ -143,7 +144,7 @@ def _surrogate_and_errors(
 def _push(decode: Map, z: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor]:
     def covered(point: Tensor) -> Tensor:
         with _Traceable():
-            return decode(point)
+            return decode(point.clone())
 
     result: Any = torch.func.jvp(covered, (z,), (tangent,), strict=True)
     return result[0], result[1]

@@ -215,8 +215,10 @@ class ConjugateGradient(Estimator):
         push = partial(push_tangents, decode, z.detach())
 
         def gram(p: Tensor) -> Tensor:
-            return vjp(reconstruction, z, push(p), create_graph=False).detach()
+            return vjp(reconstruction, z, push(p), create_graph=False).detach().to(p.dtype)
 
+        # Networks may run in half precision, the recursion cannot.
+        probes = probes.to(torch.promote_types(probes.dtype, torch.float32))
         bound = self.max_iterations or 2 * z[0].numel()
         solved, residual, _ = conjugate_gradient(gram, probes, bound, self.tolerance)
         if self.max_iterations is None:

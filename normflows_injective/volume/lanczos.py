@@ -49,7 +49,7 @@ from .bidiagonal import Bidiagonal, bidiagonalise, gauss_rule
 from .factoring import refuse_lower_dimension, warn_if_deficient
 from .modules import modules_of, refuse_unsupported, warm_up
 from .probes import draw_probes
-from .products import Map, jvp, vjp
+from .products import Map, differentiable_attention, jvp, vjp
 
 __all__ = ["EstimatedVolume", "lanczos_log_volume"]
 
@@ -121,7 +121,7 @@ def lanczos_log_volume(
     n_probes = min(n_probes or N_PROBES, dimension)
     num_steps = min(num_steps or NUM_STEPS, dimension)
     refuse_unsupported(modules_of(decode))
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad(), differentiable_attention():
         point = (z.clone() if z.is_inference() else z).detach().requires_grad_()
         warm_up(decode, point)
         # A copy goes in, because some of the host's layers shift their input in place.
@@ -132,7 +132,7 @@ def lanczos_log_volume(
 
     def push(v: Tensor) -> Tensor:
         tangents = v.view(len(v), *z.shape).to(z.dtype)
-        return jvp(lambda s: decode(s.clone()), point.detach(), tangents)[1].flatten(2).to(kept)
+        return jvp(decode, point.detach(), tangents)[1].flatten(2).to(kept)
 
     def pull(u: Tensor) -> Tensor:
         cotangents = u.view(len(u), *value.shape).to(value.dtype)
@@ -140,7 +140,7 @@ def lanczos_log_volume(
 
     # A sum of n rounded terms errs by about sqrt(n) units; what is smaller counts as zero.
     tolerance = torch.finfo(z.dtype).eps * data_dim**0.5
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad(), differentiable_attention():
         probes = draw_probes("orthonormal", n_probes, point.to(kept)).flatten(2) / dimension**0.5
         parts = [
             bidiagonalise(push, pull, chunk, data_dim, num_steps, tolerance)

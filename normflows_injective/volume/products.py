@@ -107,7 +107,8 @@ def jvp(
 def _within(mode: SkipZeroProducts, function: Map) -> Map:
     def covered(point: Tensor) -> Tensor:
         with mode:
-            return function(point)
+            # A copy goes in, because some layers shift their input in place.
+            return function(point.clone())
 
     return covered
 

@@ -111,7 +111,7 @@ def decode_with_tangents(
 
 def decode_checked(decode: Map, z: Tensor, x: Tensor) -> Tensor:
     """Decode z (B, *), and raise unless the result has the shape of x and hangs on the graph."""
-    reconstruction = decode(z)
+    reconstruction = decode(z.clone())
     _check_reconstruction(reconstruction, x)
     return reconstruction
 
@@ -119,7 +119,7 @@ def decode_checked(decode: Map, z: Tensor, x: Tensor) -> Tensor:
 def push_tangents(decode: Map, z: Tensor, tangents: Tensor) -> Tensor:
     """Decoder products g'(z) v_k, shape (K, B, *), without a graph."""
     with torch.no_grad():
-        return jvp(decode, z, tangents)[1]
+        return jvp(decode, z, tangents.to(z.dtype))[1]
 
 
 def with_errors(
@@ -129,7 +129,7 @@ def with_errors(
     return SurrogateAndErrors(
         surrogate,
         _squared_error(x, surrogate.reconstruction),
-        None if prior is None else _squared_error(prior, encode(decode(prior))),
+        None if prior is None else _squared_error(prior, encode(decode(prior.clone()))),
     )
 
 
