@@ -24,6 +24,7 @@ from .flows.composite import Flows, check_composite, check_invertible, joint_dec
 from .flows.injection import Injection
 from .flows.shapes import check_raises_dimension
 from .likelihoods import SurrogateLikelihood
+from .volume.modules import modules_of
 
 __all__ = ["StackShapes", "check_parts", "model_dtype", "trial_pass"]
 
@@ -47,10 +48,17 @@ def model_dtype(q0: nn.Module, flows: nn.Module) -> torch.dtype:
         >>> model_dtype(nf.distributions.DiagGaussian(2), nn.Linear(2, 2).double())
         torch.float64
     """
-    for tensors in (flows.parameters(), flows.buffers(), q0.parameters(), q0.buffers()):
+    # By the modules: parameters() puts together names that nobody reads, at every call.
+    modules, bases = list(modules_of(flows)), list(modules_of(q0))
+    for tensors in (
+        [tensor for module in modules for tensor in module._parameters.values()],
+        [tensor for module in modules for tensor in module._buffers.values()],
+        [tensor for module in bases for tensor in module._parameters.values()],
+        [tensor for module in bases for tensor in module._buffers.values()],
+    ):
         count: Counter[torch.dtype] = Counter()
         for tensor in tensors:
-            if tensor.is_floating_point():
+            if tensor is not None and tensor.is_floating_point():
                 count[tensor.dtype] += tensor.numel()
         if count:
             return count.most_common(1)[0][0]

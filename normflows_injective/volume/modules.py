@@ -16,7 +16,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from ..errors import ShapeError, UnsupportedLayerError
 
-__all__ = ["modules_of", "refuse_single_sample", "refuse_unsupported", "warm_up"]
+__all__ = ["is_cold", "modules_of", "refuse_single_sample", "refuse_unsupported", "warm_up"]
 
 
 _COMPILED = (
@@ -50,10 +50,8 @@ def modules_of(*sources: Any) -> Iterator[nn.Module]:
             continue
         seen.add(id(source))
         if isinstance(source, nn.Module):
-            for module in source.modules():
-                if module is source or id(module) not in seen:
-                    seen.add(id(module))
-                    yield module
+            yield source
+            stack.extend(source.children())
         elif isinstance(source, list | tuple):
             stack.extend(source)
         elif isinstance(source, partial):
@@ -66,6 +64,25 @@ def modules_of(*sources: Any) -> Iterator[nn.Module]:
             stack.extend(_modules_named_in(source))
         elif callable(source) and hasattr(source, "__dict__"):
             stack.extend(v for v in vars(source).values() if isinstance(v, nn.Module))
+
+
+def is_cold(module: nn.Module) -> bool:
+    """Whether a module has yet to initialise itself on data, as the host's ActNorm does.
+
+    Args:
+        module: Any module.
+
+    Returns:
+        True until its first call.
+
+    Examples:
+        >>> is_cold(nf.flows.ActNorm((2,)))
+        True
+    """
+    if "data_dep_init_done" not in module._buffers:
+        return False
+    done = module._buffers["data_dep_init_done"]
+    return done is not None and not bool(done > 0)
 
 
 def warm_up(function: Callable[[Tensor], Tensor], z: Tensor) -> None:
@@ -83,7 +100,7 @@ def warm_up(function: Callable[[Tensor], Tensor], z: Tensor) -> None:
         ShapeError: If the batch has one sample, whose standard deviation does not exist.
     """
     modules = list(modules_of(function))
-    if any(_is_cold(module) for module in modules):
+    if any(is_cold(module) for module in modules):
         refuse_single_sample(modules, z)
         with torch.no_grad():
             function(z.detach().clone())
@@ -103,7 +120,7 @@ def refuse_single_sample(modules: Iterable[nn.Module], batch: Tensor) -> None:
     Examples:
         >>> refuse_single_sample([nf.flows.ActNorm((2,))], torch.zeros(2, 2))
     """
-    if len(batch) == 1 and any(_is_cold(module) for module in modules):
+    if len(batch) == 1 and any(is_cold(module) for module in modules):
         raise ShapeError(
             "A layer that initialises itself on its first batch (ActNorm) got a batch of one "
             "sample, which has no standard deviation. Start with a larger batch."
@@ -145,9 +162,10 @@ def _is_filled(cell: CellType) -> bool:
     return True
 
 
-def _is_cold(module: nn.Module) -> bool:
-    done = getattr(module, "data_dep_init_done", None)
-    return isinstance(done, Tensor) and not bool(done > 0)
+def _dropout(module: nn.Module) -> float:
+    if isinstance(module, _DropoutNd):
+        return module.p
+    return module.dropout if isinstance(module, nn.MultiheadAttention | nn.RNNBase) else 0.0
 
 
 def _reason_against(module: nn.Module) -> str | None:
@@ -157,10 +175,7 @@ def _reason_against(module: nn.Module) -> str | None:
             f"{mode} couples the samples of a batch, so no per-sample Jacobian exists. "
             "Use nn.GroupNorm, or .eval() it."
         )
-    dropout = module.p if isinstance(module, _DropoutNd) else getattr(module, "dropout", 0)
-    if isinstance(module, _DropoutNd | nn.MultiheadAttention | nn.RNNBase) and (
-        module.training and dropout > 0
-    ):
+    if module.training and _dropout(module) > 0:
         return (
             "in training mode draws another network at every call, so encoder, decoder and "
             "their Jacobians would not belong together. Set p=0, or .eval() it."

@@ -7,8 +7,9 @@ a shared primal. Everything here is built on that.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.autograd.forward_ad as forward_ad
@@ -66,10 +67,11 @@ def jvp(
 ) -> tuple[Tensor, Tensor]:
     r"""Value and Jacobian-vector products :math:`J v_k` of a map, in one pass where possible.
 
-    ``torch.func.jvp`` is tried first, with a ``vmap`` over the tangents, so that the value is
-    computed once. Layers that write into buffers or use an ``autograd.Function`` without a forward
-    rule (the host's ``Residual``) make it fail loudly; then raw dual numbers, and last two reverse
-    passes, :math:`\partial_u (u^\top J) v = J v`.
+    Several tangents go through ``torch.func.jvp`` with a ``vmap`` over them, so that the value is
+    computed once; layers that write into buffers or use an ``autograd.Function`` without a forward
+    rule (the host's ``Residual``) make it fail loudly, and then raw dual numbers serve. A single
+    tangent tries the dual numbers first, which are faster. Last come two reverse passes,
+    :math:`\partial_u (u^\top J) v = J v`.
 
     Args:
         function: Map of a batch :math:`(B, *)` to a batch.
@@ -92,7 +94,8 @@ def jvp(
     """
     if create_graph:
         return _jvp_functional(_within(SkipZeroProducts(), function), point, tangents)
-    for attempt in (_jvp_functional, _jvp_dual):
+    several = len(tangents) > 1
+    for attempt in (_jvp_functional, _jvp_dual) if several else (_jvp_dual, _jvp_functional):
         try:
             covered = _within(TangentsWithoutGraph(), function)
             value, products = attempt(covered, point, tangents)
@@ -131,7 +134,7 @@ def _jvp_dual(function: Map, point: Tensor, tangents: Tensor) -> tuple[Tensor, T
     values: list[Tensor] = []
     products: list[Tensor] = []
     for tangent in tangents:
-        with forward_ad.dual_level():
+        with _uncompiled(), forward_ad.dual_level():
             out = function(forward_ad.make_dual(point, tangent.contiguous()))
             value, product = forward_ad.unpack_dual(out)
         if product is None:
@@ -141,6 +144,13 @@ def _jvp_dual(function: Map, point: Tensor, tangents: Tensor) -> tuple[Tensor, T
         values.append(value)
         products.append(product)
     return values[0], torch.stack(products)
+
+
+def _uncompiled() -> AbstractContextManager[None]:
+    # What a network compiled inside itself would drop its tangents silently (pytorch#187284).
+    if "torch._dynamo" not in sys.modules:  # whose import takes seconds
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
 def _jvp_double_reverse(function: Map, point: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import NotInjectiveError, ShapeError
-from .modules import modules_of, refuse_unsupported, warm_up
+from .modules import is_cold, modules_of, refuse_unsupported, warm_up
 from .products import Map, differentiable_attention, jvp
 from .recording import Recorded, inner, record
 
@@ -74,14 +74,16 @@ class Estimator(ABC):
             NotInjectiveError: If the latents are wider than the data.
             UnsupportedLayerError: If a layer makes the products silently wrong.
         """
-        refuse_unsupported(modules_of(encode, decode))
+        modules = list(modules_of(encode, decode))
+        refuse_unsupported(modules)
         recording = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.enable_grad(), differentiable_attention():
             if x.is_inference():
                 x = x.clone()
             encoded = self._encode(encode, x)
             _check_latent(encoded.value, x)
-            warm_up(decode, encoded.value)
+            if any(map(is_cold, modules)):
+                warm_up(decode, encoded.value)
             surrogate = self._surrogate(encoded, encode, decode, draw_probes(encoded.value))
         surrogate = Surrogate(_lifted(surrogate.z, x), *surrogate[1:])
         return surrogate if recording else Surrogate(*(term.detach() for term in surrogate))

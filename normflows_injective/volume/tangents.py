@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch._C._functorch import TransformType
 from torch.autograd.forward_ad import make_dual, unpack_dual
 from torch.overrides import TorchFunctionMode
@@ -238,4 +238,7 @@ def is_in_place(kwargs: dict[str, Any]) -> bool:
 
 
 def _has_tangent(value: Any) -> bool:
+    # A parameter is no function of the input; asking it costs as much as a small layer.
+    if value is None or isinstance(value, nn.Parameter):
+        return False
     return isinstance(value, Tensor) and unpack_dual(value).tangent is not None
