@@ -627,15 +627,15 @@ def test_probes_at_once_equal_one_by_one(name, count):
 PUSHED = {
     "silu": lambda t, x, w: (push_silu(t, x), silu),
     "group": lambda t, x, w: (
-        push_group_norm(t, x, 2, w, 0.1),
+        push_group_norm(t, x, 2, w, None, 0.1),
         lambda s: group_norm(s, 2, w, None, 0.1),
     ),
     "group bare": lambda t, x, w: (
-        push_group_norm(t, x, 2, None, 0.1),
+        push_group_norm(t, x, 2, None, None, 0.1),
         lambda s: group_norm(s, 2, None, None, 0.1),
     ),
     "layer": lambda t, x, w: (
-        push_layer_norm(t, x, (4, 3), w.view(4, 1).expand(4, 3), 0.1),
+        push_layer_norm(t, x, (4, 3), w.view(4, 1).expand(4, 3), None, 0.1),
         lambda s: layer_norm(s, (4, 3), w.view(4, 1).expand(4, 3), None, 0.1),
     ),
 }

@@ -22,7 +22,8 @@ from .modules import modules_of, refuse_unsupported, warm_up
 from .products import Map
 from .recording import inner
 from .surrogate import DrawProbes, Surrogate, SurrogateAndErrors, with_errors
-from .tangents import Function, SkipZeroProducts
+from .tangents import SkipZeroProducts
+from .transforms import Function
 
 __all__ = ["CompiledSurrogate"]
 
@@ -153,16 +154,10 @@ def _push(decode: Map, z: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor]:
 class _Traceable(SkipZeroProducts):
     """Write out group normalisation, whose forward mode torch.compile cannot trace."""
 
-    def __torch_function__(
-        self,
-        func: Function,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def _intercept(self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if func is F.group_norm:
-            return _group_norm(*args, **(kwargs or {}))
-        return super().__torch_function__(func, types, args, kwargs)
+            return _group_norm(*args, **kwargs)
+        return super()._intercept(func, args, kwargs)
 
 
 def _group_norm(

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from ..errors import OptionError
 from .modules import modules_of, refuse_unsupported, warm_up
 from .products import Map, differentiable_attention, jvp, vjp
+from .transforms import Function, Interception
 
 __all__ = ["ValueAndJacobian", "basis_of", "jacobian", "jacobian_by_rows"]
 
@@ -148,19 +147,13 @@ def _chunk_within_bound(num_bytes: int) -> int:
     return max(1, _TANGENT_BYTES // (2 * max(1, num_bytes)))
 
 
-class _WidestResult(TorchFunctionMode):
+class _WidestResult(Interception):
     """Notes the size of the largest tensor that a map computes, over one tangent."""
 
     num_bytes = 0
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
+    def _intercept(self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = func(*args, **kwargs)
         if isinstance(result, Tensor):
             self.num_bytes = max(self.num_bytes, result.numel() * result.element_size())
         return result
@@ -170,7 +163,7 @@ class _TangentWithoutGradient(RuntimeError):
     """A layer was met whose tangent cannot be differentiated again."""
 
 
-class _RefuseTangentWithoutGradient(TorchFunctionMode):
+class _RefuseTangentWithoutGradient(Interception):
     _FAULTY = frozenset(
         {
             F.layer_norm,
@@ -182,13 +175,7 @@ class _RefuseTangentWithoutGradient(TorchFunctionMode):
         }
     )
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def _intercept(self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if func in self._FAULTY:
             raise _TangentWithoutGradient
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)

@@ -23,9 +23,11 @@ seventy kernels. As :math:`P` is symmetric, forward products are reverse product
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .transforms import is_batching
@@ -34,9 +36,13 @@ __all__ = ["group_norm", "layer_norm", "push_group_norm", "push_layer_norm"]
 
 
 def group_norm(
-    x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
 ) -> Tensor:
-    """Group normalisation that is cheap to differentiate twice.
+    """Group normalisation that is cheap to differentiate twice; arguments as in torch.
 
     Args:
         x: Contiguous tensor of shape (B, C, *).
@@ -49,17 +55,24 @@ def group_norm(
         Tensor of the shape of ``x``.
 
     Examples:
-        >>> group_norm(torch.tensor([[1.0, 3.0]]), 1, None, None, 0.0)
+        >>> group_norm(torch.tensor([[1.0, 3.0]]), 1, eps=0.0)
         tensor([[-1.,  1.]])
     """
+    # What torch refuses it shall refuse in its own words.
+    if x.numel() <= num_groups or x.dim() < 2 or x.shape[1] % num_groups != 0:
+        return F.group_norm(x, num_groups, weight, bias, eps)
     normalised, _ = _normalise(_group_rows(x, num_groups), eps)
     return _affine(normalised.view_as(x), _per_channel(weight, x), _per_channel(bias, x))
 
 
 def layer_norm(
-    x: Tensor, normalized_shape: Any, weight: Tensor | None, bias: Tensor | None, eps: float
+    x: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
 ) -> Tensor:
-    """Layer normalisation that is cheap to differentiate twice.
+    """Layer normalisation that is cheap to differentiate twice; arguments as in torch.
 
     Args:
         x: Contiguous tensor of shape (*, normalized_shape).
@@ -72,20 +85,27 @@ def layer_norm(
         Tensor of the shape of ``x``.
 
     Examples:
-        >>> layer_norm(torch.tensor([[1.0, 3.0]]), (2,), None, None, 0.0)
+        >>> layer_norm(torch.tensor([[1.0, 3.0]]), (2,), eps=0.0)
         tensor([[-1.,  1.]])
     """
+    if x.numel() == 0 or tuple(x.shape[-len(normalized_shape) :]) != tuple(normalized_shape):
+        return F.layer_norm(x, list(normalized_shape), weight, bias, eps)
     normalised, _ = _normalise(_trailing_rows(x, normalized_shape), eps)
     return _affine(normalised.view_as(x), weight, bias)
 
 
 def push_group_norm(
-    tangent: Tensor, x: Tensor, num_groups: int, weight: Tensor | None, eps: float
+    tangent: Tensor,
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
 ) -> Tensor:
     """Product of the Jacobian of :func:`group_norm` at x with a tangent of its shape.
 
     Examples:
-        >>> push_group_norm(torch.ones(1, 2), torch.tensor([[1.0, 3.0]]), 1, None, 0.0)
+        >>> push_group_norm(torch.ones(1, 2), torch.tensor([[1.0, 3.0]]), 1, eps=0.0)
         tensor([[0., 0.]])
     """
     normalised, r = _normalised_rows(_group_rows(x, num_groups), eps)
@@ -94,12 +114,17 @@ def push_group_norm(
 
 
 def push_layer_norm(
-    tangent: Tensor, x: Tensor, normalized_shape: Any, weight: Tensor | None, eps: float
+    tangent: Tensor,
+    x: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
 ) -> Tensor:
     """Product of the Jacobian of :func:`layer_norm` at x with a tangent of its shape.
 
     Examples:
-        >>> push_layer_norm(torch.ones(1, 2), torch.tensor([[1.0, 3.0]]), (2,), None, 0.0)
+        >>> push_layer_norm(torch.ones(1, 2), torch.tensor([[1.0, 3.0]]), (2,), eps=0.0)
         tensor([[0., 0.]])
     """
     normalised, r = _normalised_rows(_trailing_rows(x, normalized_shape), eps)
@@ -111,7 +136,7 @@ def _group_rows(x: Tensor, num_groups: int) -> Tensor:
     return x.reshape(-1, x.shape[1:].numel() // num_groups)
 
 
-def _trailing_rows(x: Tensor, normalized_shape: Any) -> Tensor:
+def _trailing_rows(x: Tensor, normalized_shape: Sequence[int]) -> Tensor:
     return x.reshape(-1, math.prod(normalized_shape))
 
 

@@ -21,7 +21,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
-from torch.overrides import TorchFunctionMode
 
 from ..errors import NotInjectiveError
 from .activations import silu
@@ -29,11 +28,10 @@ from .normalisation import group_norm, layer_norm
 from .tangents import (
     AFFINE,
     DIFFERENTIATING,
-    Function,
     is_in_place,
     is_plain,
 )
-from .transforms import open_transforms, saving_hooks
+from .transforms import Function, Interception, open_transforms, saving_hooks
 
 __all__ = ["DETACHED", "Recorded", "record", "record_first_layers"]
 
@@ -61,37 +59,11 @@ _RESHAPING: frozenset[Function] = frozenset(
     }
 )
 
-
-def _group_norm(
-    x: Tensor,
-    num_groups: int,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-) -> Tensor:
-    # What torch refuses it shall refuse in its own words.
-    if x.numel() <= num_groups or x.dim() < 2 or x.shape[1] % num_groups != 0:
-        return F.group_norm(x, num_groups, weight, bias, eps)
-    return group_norm(x, num_groups, weight, bias, eps)
-
-
-def _layer_norm(
-    x: Tensor,
-    normalized_shape: Any,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-) -> Tensor:
-    if x.numel() == 0 or tuple(x.shape[-len(normalized_shape) :]) != tuple(normalized_shape):
-        return F.layer_norm(x, normalized_shape, weight, bias, eps)
-    return layer_norm(x, normalized_shape, weight, bias, eps)
-
-
 # Functions with replacements that are cheap to differentiate twice.
 _TWICE: dict[Function, Function] = {
     F.silu: lambda x, inplace=False: silu(x),
-    F.group_norm: _group_norm,
-    F.layer_norm: _layer_norm,
+    F.group_norm: group_norm,
+    F.layer_norm: layer_norm,
 }
 
 
@@ -255,7 +227,7 @@ class _PointWanted(Exception):
     """The map takes gradients itself, for which its graph must reach the data."""
 
 
-class _Recording(TorchFunctionMode):
+class _Recording(Interception):
     """Use activations and normalisations whose second derivatives are cheap.
 
     Not in a functional transform that the map itself starts, for which they have no rules, nor in
@@ -266,14 +238,7 @@ class _Recording(TorchFunctionMode):
         super().__init__()
         self._transforms, self._hooks = open_transforms(), saving_hooks()
 
-    def __torch_function__(
-        self,
-        func: Function,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
+    def _intercept(self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         replaced = func in _TWICE and is_plain(args[0]) and not is_in_place(kwargs)
         if replaced and self._has_rules():
             return _TWICE[func](*args, **kwargs)
@@ -296,26 +261,19 @@ class _RecordingFirstLayers(_Recording):
         self._batch = len(point)
         self._remember(point, lambda tangent: tangent)
 
-    def __torch_function__(
-        self,
-        func: Function,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
+    def _intercept(self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if func in DIFFERENTIATING and self.first_layers and self._is_outermost():
             raise _PointWanted
         push = self._push_of(args[0]) if args else None
         if push is None:
-            return super().__torch_function__(func, types, args, kwargs)
+            return super()._intercept(func, args, kwargs)
         if func in _RESHAPING:
             image = func(*args, **kwargs)
             self._remember(image, lambda tangent: func(push(tangent), *args[1:], **kwargs))
             return image
         if func in AFFINE and len(args) >= 2 and self._can_begin(args[0], args[1]):
             return self._first_layer(func, push, args, dict(kwargs))
-        return super().__torch_function__(func, types, args, kwargs)
+        return super()._intercept(func, args, kwargs)
 
     def _can_begin(self, x: Tensor, weight: Tensor) -> bool:
         # Its products are summed per sample, so the first axis must still be that of the batch.

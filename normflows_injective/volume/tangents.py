@@ -10,7 +10,6 @@ they are called, and leave all others to torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -19,11 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._C._functorch import TransformType
 from torch.autograd.forward_ad import make_dual, unpack_dual
-from torch.overrides import TorchFunctionMode
 
 from .activations import push_silu
 from .normalisation import push_group_norm, push_layer_norm
-from .transforms import open_transforms, saving_hooks
+from .transforms import Function, Interception, open_transforms, saving_hooks
 
 __all__ = [
     "AFFINE",
@@ -33,8 +31,6 @@ __all__ = [
     "is_in_place",
     "is_plain",
 ]
-
-Function = Callable[..., Any]
 
 AFFINE: frozenset[Function] = frozenset(
     {
@@ -54,34 +50,11 @@ DIFFERENTIATING: frozenset[Function] = frozenset(
 )
 """What a network calls that is itself built of derivatives, taken on the graph of the value."""
 
-
-def _push_group_norm(
-    tangent: Tensor,
-    x: Tensor,
-    num_groups: int,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-) -> Tensor:
-    return push_group_norm(tangent, x, num_groups, weight, eps)
-
-
-def _push_layer_norm(
-    tangent: Tensor,
-    x: Tensor,
-    normalized_shape: Any,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-) -> Tensor:
-    return push_layer_norm(tangent, x, normalized_shape, weight, eps)
-
-
 # Functions whose forward product has a kernel, with arguments (tangent, input, ...).
 _PUSHED: dict[Function, Function] = {
     F.silu: lambda tangent, x, inplace=False: push_silu(tangent, x),
-    F.group_norm: _push_group_norm,
-    F.layer_norm: _push_layer_norm,
+    F.group_norm: push_group_norm,
+    F.layer_norm: push_layer_norm,
 }
 
 # Functions whose result shares no memory with their arguments. Evaluating them a second time,
@@ -114,7 +87,7 @@ _FRESH: frozenset[Function] = frozenset(
 )
 
 
-class SkipZeroProducts(TorchFunctionMode):
+class SkipZeroProducts(Interception):
     """Run no product with the tangent of a weight that has none.
 
     Covers linear layers, convolutions and transposed convolutions. Where the weight or the bias
@@ -138,14 +111,7 @@ class SkipZeroProducts(TorchFunctionMode):
         self._outside = open_transforms().count(TransformType.Jvp)
         self._hooks = saving_hooks()
 
-    def __torch_function__(
-        self,
-        func: Function,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
+    def _intercept(self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._refuse_own_graph(func)
         if func in AFFINE and len(args) >= 2 and not self._is_nested():
             return self._affine(func, args, dict(kwargs))
@@ -187,14 +153,7 @@ class TangentsWithoutGraph(SkipZeroProducts):
     functions put on the graph leave it at the next one that is covered.
     """
 
-    def __torch_function__(
-        self,
-        func: Function,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
+    def _intercept(self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         covered = (func in _PUSHED or func in _FRESH) and not is_in_place(kwargs)
         if covered and args and isinstance(args[0], Tensor) and not self._is_nested():
             self._refuse_own_graph(func)
@@ -202,7 +161,7 @@ class TangentsWithoutGraph(SkipZeroProducts):
             others = [*args[1:], *kwargs.values()]
             if tangent is not None and not any(_has_tangent(other) for other in others):
                 return self._fresh(func, point, tangent, args[1:], kwargs)
-        return super().__torch_function__(func, types, args, kwargs)
+        return super()._intercept(func, args, kwargs)
 
     def _fresh(
         self,

@@ -1,13 +1,35 @@
-"""What torch is doing around a call: functional transforms, and hooks on saved tensors."""
+"""Standing between a network and torch: interception of functions, and what goes on around."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch._C._functorch import TransformType, get_interpreter_stack
+from torch.overrides import TorchFunctionMode
 
-__all__ = ["is_batching", "open_transforms", "saving_hooks"]
+__all__ = ["Function", "Interception", "is_batching", "open_transforms", "saving_hooks"]
+
+Function = Callable[..., Any]
+
+
+class Interception(TorchFunctionMode):
+    """A context in which every function of torch that a network calls is handed to a method."""
+
+    def __torch_function__(
+        self,
+        func: Function,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        return self._intercept(func, args, kwargs or {})
+
+    @abstractmethod
+    def _intercept(self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Give the result of ``func(*args, **kwargs)``; in here no interception happens."""
 
 
 def is_batching() -> bool:
