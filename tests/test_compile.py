@@ -9,6 +9,7 @@ import shutil
 import normflows as nf
 import pytest
 import torch
+import torch.nn.functional as F
 from models import base
 from torch import nn
 
@@ -117,6 +118,71 @@ def test_weights_that_changed_are_seen():
         for parameter in compiled.parameters():
             parameter.add_(0.1)
     assert_same_step(eager, compiled, x)
+
+
+def test_more_compilations_than_torch_allows_fall_back_to_the_eager_form():
+    eager, compiled = pair_of_models([injection()])
+    for n_probes in (1, 2):
+        for size in (2, 3, 4, 5, 6):
+            for model in (eager, compiled):
+                model.likelihood.n_probes = n_probes
+            assert_same_step(eager, compiled, torch.randn(size, 4, dtype=torch.float64))
+
+
+class Heads(nn.Module):
+    """Two tokens attending to each other, between linear layers."""
+
+    def __init__(self, fan_in, fan_out):
+        super().__init__()
+        self.first, self.last = nn.Linear(fan_in, 24), nn.Linear(8, fan_out)
+
+    def forward(self, x):
+        q, k, v = self.first(x).view(len(x), 3, 1, 2, 4).unbind(1)
+        return self.last(F.scaled_dot_product_attention(q, k, v).flatten(1))
+
+
+def normalising(fan_in, fan_out):
+    norms = [nn.LayerNorm(8), nn.GroupNorm(2, 8), nn.LayerNorm(8, elementwise_affine=False)]
+    return nn.Sequential(nn.Linear(fan_in, 8), *norms, nn.SiLU(), nn.Linear(8, fan_out))
+
+
+@pytest.mark.parametrize("build", [Heads, normalising])
+@pytest.mark.parametrize("n_probes", [1, 2])
+def test_attention_and_normalisations(build, n_probes):
+    flows = [nfi.flows.FreeFormInjection(build(4, 2), build(2, 4), (2,), (4,))]
+    eager, compiled = pair_of_models(flows, n_probes=n_probes)
+    assert_same_step(eager, compiled, torch.randn(6, 4, dtype=torch.float64))
+
+
+class Cube(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx, cotangent):
+        (x,) = ctx.saved_tensors
+        return cotangent * 3 * x * x
+
+
+class Cubing(nn.Module):
+    def __init__(self, fan_in, fan_out):
+        super().__init__()
+        self.first, self.last = nn.Linear(fan_in, 8), nn.Linear(8, fan_out)
+
+    def forward(self, x):
+        return self.last(Cube.apply(self.first(x)))
+
+
+@pytest.mark.parametrize("side", ["encoder", "decoder"])
+def test_functions_whose_second_derivative_would_be_dropped_are_refused(side):
+    """The value would be right, and the gradient of every layer before them zero."""
+    encoder = Cubing(4, 2) if side == "encoder" else nn.Linear(4, 2)
+    decoder = Cubing(2, 4) if side == "decoder" else nn.Linear(2, 4)
+    likelihood = nfi.SurrogateLikelihood(compile=TRACED)
+    with pytest.raises(nfi.errors.UnsupportedLayerError, match="Cube is an autograd.Function"):
+        likelihood(torch.randn(6, 4), encoder, decoder)
 
 
 def test_the_graph_is_compiled_once_for_a_training_loop():

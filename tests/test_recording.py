@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from collections import Counter
 
 import normflows as nf
@@ -457,7 +459,7 @@ def test_attention_in_both_networks(kind, estimator, training):
     surrogate = ESTIMATORS[estimator](x, encoder, decoder, basis_probes)
     actual = all_gradients(surrogate.volume.sum(), ends)
     assert attention_backends() == before
-    with nfi.volume.products.differentiable_attention():
+    with nfi.volume.settings.differentiable_attention():
         expected = all_gradients(dense_surrogate(x, encoder, decoder, estimator).sum(), ends)
     torch.testing.assert_close(actual, expected)
 
@@ -901,3 +903,55 @@ def test_models_in_half_precision(name, estimator, count):
     assert model.log_prob(x.bfloat16()).dtype == torch.float32
     with pytest.raises(nfi.errors.DtypeError, match="must have the model's dtype torch.bfloat16"):
         model.forward_kld(x)
+
+
+def test_a_view_before_the_first_layer_and_a_tangent_that_lies_otherwise_in_memory():
+    encode = torch.nn.Linear(12, 2).double()
+    decode = torch.nn.Linear(2, 12).double()
+    x = torch.randn(4, 3, 2, 2, dtype=torch.float64)
+    for n_probes in (1, 2):
+        terms = nfi.SurrogateLikelihood(n_probes=n_probes)(
+            x,
+            lambda x: encode(x.view(len(x), -1)),
+            lambda z: decode(z).view(-1, 2, 2, 3).permute(0, 3, 1, 2),
+        )
+        assert bool(torch.isfinite(terms.volume).all())
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        lambda x: F.layer_norm(x, (4,), torch.ones(1, dtype=x.dtype)),
+        lambda x: F.group_norm(x, 2, torch.ones(1, dtype=x.dtype)),
+    ],
+)
+def test_parameters_that_torch_would_refuse_are_refused(norm):
+    x = torch.randn(3, 4, dtype=torch.float64)
+    with pytest.raises(RuntimeError):
+        norm(x)
+    with pytest.raises(RuntimeError):
+        record(norm, x.requires_grad_())
+
+
+def test_threads_leave_the_settings_of_the_process_as_they_were():
+    """Each of them makes the setting and takes it back, at overlapping times."""
+    backends = (torch.backends.cuda.flash_sdp_enabled, torch.backends.cuda.math_sdp_enabled)
+    before = [enabled() for enabled in backends]
+    interval = sys.getswitchinterval()
+
+    def train():
+        encoder, decoder = torch.nn.Linear(4, 2), torch.nn.Linear(2, 4)
+        for _ in range(30):
+            likelihood(torch.randn(5, 4), encoder, decoder).volume.sum().backward()
+
+    likelihood = nfi.SurrogateLikelihood()
+    threads = [threading.Thread(target=train) for _ in range(3)]
+    try:
+        sys.setswitchinterval(1e-6)
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert [enabled() for enabled in backends] == before

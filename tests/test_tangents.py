@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import normflows_injective as nfi
-from normflows_injective.volume import jacobian, jacobians, products
+from normflows_injective.volume import jacobian, jacobians, settings
 from normflows_injective.volume.products import jvp
 from normflows_injective.volume.tangents import SkipZeroProducts, TangentsWithoutGraph
 
@@ -307,7 +307,7 @@ NETWORKS = {
 def test_networks(name, count, dtype):
     # In evaluation mode spectral norm keeps its vectors, so that two calls agree.
     net = NETWORKS[name]().to(dtype).eval()
-    with products.differentiable_attention():
+    with settings.differentiable_attention():
         check_against_dense(net, torch.randn(4, 3, dtype=dtype), count)
 
 

@@ -7,7 +7,7 @@ saves is element-wise work: the matrix products are those of the eager form.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from inspect import signature
 from typing import Any
@@ -21,6 +21,7 @@ from .estimators import Encoder
 from .modules import modules_of, refuse_unsupported, warm_up
 from .products import Map
 from .recording import inner
+from .settings import differentiable_attention
 from .surrogate import DrawProbes, Surrogate, SurrogateAndErrors, with_errors
 from .tangents import SkipZeroProducts
 from .transforms import Function
@@ -36,8 +37,8 @@ class CompiledSurrogate:
 
     The first call at every shape runs the eager form once, which initialises layers on data and
     raises what there is to raise, and then compiles for some ten seconds to minutes. After
-    8 shapes others run eagerly. Random numbers are drawn outside, so that the result
-    is that of the eager form up to rounding.
+    8 shapes, or as many compilations, others run eagerly. Random numbers are drawn outside, so
+    that the result is that of the eager form up to rounding.
 
     Args:
         options: Keyword arguments for ``torch.compile``, such as ``mode`` or ``backend``.
@@ -73,14 +74,19 @@ class CompiledSurrogate:
         Raises:
             UnsupportedLayerError: If torch.compile cannot trace a layer.
         """
-        latent = self._latent_like(x, encode, decode) if torch.is_grad_enabled() else None
-        if latent is None:
-            surrogate = Encoder()(x, encode, decode, draw_probes)
-            return with_errors(surrogate, x, encode, decode, prior)
+        if not torch.is_grad_enabled():
+            return _eager(x, encode, decode, draw_probes, prior)
         refuse_unsupported(modules_of(encode, decode))
+        latent = self._latent_like(x, encode, decode)
+        if latent is None:
+            return _eager(x, encode, decode, draw_probes, prior)
+        probes = draw_probes(latent)
         try:
-            return self._compiled()(x, draw_probes(latent), prior, encode, decode)
+            with differentiable_attention():
+                return self._compiled()(x, probes, prior, encode, decode)
         except Exception as error:
+            if isinstance(error, torch._dynamo.exc.FailOnRecompileLimitHit):
+                return _eager(x, encode, decode, lambda z: probes, prior)
             if not _is_the_compilers(error):
                 raise
             raise UnsupportedLayerError(
@@ -111,15 +117,45 @@ class CompiledSurrogate:
 
     def _latent_like(self, x: Tensor, encode: Map, decode: Map) -> Tensor | None:
         """A tensor like the latents of x; None where no more shapes are to be compiled."""
-        key = (x.shape, x.dtype, x.device, torch.is_autocast_enabled(x.device.type))
+        device = x.device.type
+        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        key = (x.shape, x.dtype, x.device, autocast)
         if key not in self._latents:
             if len(self._latents) >= _MOST_SHAPES:
                 return None
             tried = Encoder()(x, encode, decode, lambda z: torch.ones_like(z).unsqueeze(0))
+            _refuse_functions(tried.reconstruction)
             self._latents[key] = torch.empty_like(tried.z)
         else:
             warm_up(encode, x)
         return self._latents[key]
+
+
+def _eager(
+    x: Tensor, encode: Map, decode: Map, draw_probes: DrawProbes, prior: Tensor | None
+) -> SurrogateAndErrors:
+    return with_errors(Encoder()(x, encode, decode, draw_probes), x, encode, decode, prior)
+
+
+def _refuse_functions(value: Tensor) -> None:
+    """Raise if a value has been computed by an autograd.Function of the networks' own.
+
+    torch.compile traces into its forward and backward, and loses the gradient of its gradient.
+    """
+    nodes, seen = [value.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        nodes.extend(following for following, _ in node.next_functions)
+        function = getattr(type(node), "_forward_cls", None)
+        if function is not None and not function.__module__.startswith(__package__):
+            raise UnsupportedLayerError(
+                f"{function.__name__} is an autograd.Function, whose second derivatives "
+                "torch.compile drops silently. Build SurrogateLikelihood with compile=False, or "
+                "write the function with torch's own."
+            )
 
 
 def _surrogate_and_errors(
@@ -152,11 +188,13 @@ def _push(decode: Map, z: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Traceable(SkipZeroProducts):
-    """Write out group normalisation, whose forward mode torch.compile cannot trace."""
+    """Write out normalisations, whose forward mode torch.compile cannot trace."""
 
     def _intercept(self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if func is F.group_norm:
             return _group_norm(*args, **kwargs)
+        if func is F.layer_norm:
+            return _layer_norm(*args, **kwargs)
         return super()._intercept(func, args, kwargs)
 
 
@@ -168,11 +206,32 @@ def _group_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     rows = x.reshape(len(x), num_groups, -1)
-    variance, mean = torch.var_mean(rows, dim=2, correction=0, keepdim=True)
-    out = ((rows - mean) * torch.rsqrt(variance + eps)).view_as(x)
     per_channel = (-1, *(1 for _ in x.shape[2:]))
-    out = out if weight is None else out * weight.view(per_channel)
-    return out if bias is None else out + bias.view(per_channel)
+    return _affine(
+        _normalise(rows, (2,), eps).view_as(x),
+        None if weight is None else weight.view(per_channel),
+        None if bias is None else bias.view(per_channel),
+    )
+
+
+def _layer_norm(
+    x: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    return _affine(_normalise(x, tuple(range(-len(normalized_shape), 0)), eps), weight, bias)
+
+
+def _normalise(x: Tensor, dim: tuple[int, ...], eps: float) -> Tensor:
+    variance, mean = torch.var_mean(x, dim=dim, correction=0, keepdim=True)
+    return (x - mean) * torch.rsqrt(variance + eps)
+
+
+def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    x = x if weight is None else x * weight
+    return x if bias is None else x + bias
 
 
 def _is_the_compilers(error: Exception) -> bool:

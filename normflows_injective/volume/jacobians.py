@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..errors import OptionError
 from .modules import modules_of, refuse_unsupported, warm_up
-from .products import Map, differentiable_attention, jvp, vjp
+from .products import Map, jvp, vjp
+from .settings import differentiable_attention
 from .transforms import Function, Interception
 
 __all__ = ["ValueAndJacobian", "basis_of", "jacobian", "jacobian_by_rows"]

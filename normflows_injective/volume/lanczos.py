@@ -49,7 +49,8 @@ from .bidiagonal import Bidiagonal, bidiagonalise, gauss_rule
 from .factoring import refuse_lower_dimension, warn_if_deficient
 from .modules import modules_of, refuse_unsupported, warm_up
 from .probes import draw_probes
-from .products import Map, differentiable_attention, jvp, vjp
+from .products import Map, jvp, vjp
+from .settings import differentiable_attention
 
 __all__ = ["EstimatedVolume", "lanczos_log_volume"]
 

@@ -69,8 +69,8 @@ def log_volume(
     Args:
         decode: Map :math:`g` of :math:`(B, *)` to :math:`(B, *)`, acting on each sample alone.
         z: Latents of shape :math:`(B, *)` with :math:`d` elements per sample.
-        chunk_size: Number of tangents per pass, which bounds the memory; None takes all
-            :math:`d`, or all probes.
+        chunk_size: Number of tangents per pass. None bounds the memory by itself without
+            gradients, and with them, or with probes, takes all.
         method: ``"exact"`` or ``"lanczos"``.
         n_probes: Number of random directions of ``"lanczos"``, 2 or more; None takes 8.
         num_steps: Number of steps of ``"lanczos"`` per direction, 4 or more; None takes 64.

@@ -59,7 +59,8 @@ def group_norm(
         tensor([[-1.,  1.]])
     """
     # What torch refuses it shall refuse in its own words.
-    if x.numel() <= num_groups or x.dim() < 2 or x.shape[1] % num_groups != 0:
+    wrong = x.numel() <= num_groups or x.dim() < 2 or x.shape[1] % num_groups != 0
+    if wrong or not _fit((weight, bias), x.shape[1:2]):
         return F.group_norm(x, num_groups, weight, bias, eps)
     normalised, _ = _normalise(_group_rows(x, num_groups), eps)
     return _affine(normalised.view_as(x), _per_channel(weight, x), _per_channel(bias, x))
@@ -88,7 +89,9 @@ def layer_norm(
         >>> layer_norm(torch.tensor([[1.0, 3.0]]), (2,), eps=0.0)
         tensor([[-1.,  1.]])
     """
-    if x.numel() == 0 or tuple(x.shape[-len(normalized_shape) :]) != tuple(normalized_shape):
+    shape = tuple(normalized_shape)
+    wrong = x.numel() == 0 or tuple(x.shape[-len(shape) :]) != shape
+    if wrong or not _fit((weight, bias), shape):
         return F.layer_norm(x, list(normalized_shape), weight, bias, eps)
     normalised, _ = _normalise(_trailing_rows(x, normalized_shape), eps)
     return _affine(normalised.view_as(x), weight, bias)
@@ -130,6 +133,10 @@ def push_layer_norm(
     normalised, r = _normalised_rows(_trailing_rows(x, normalized_shape), eps)
     pushed = _pull(_trailing_rows(tangent, normalized_shape), normalised, r)
     return _affine(pushed.view_as(x), weight, None)
+
+
+def _fit(parameters: tuple[Tensor | None, ...], shape: Sequence[int]) -> bool:
+    return all(part is None or tuple(part.shape) == tuple(shape) for part in parameters)
 
 
 def _group_rows(x: Tensor, num_groups: int) -> Tensor:

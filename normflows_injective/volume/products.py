@@ -7,20 +7,18 @@ a shared primal. Everything here is built on that.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..errors import NotInjectiveError, UnsupportedLayerError
 from .recording import DETACHED, pull_back
+from .settings import uncompiled
 from .tangents import SkipZeroProducts, TangentsWithoutGraph
 
-__all__ = ["Map", "differentiable_attention", "jvp", "vjp"]
+__all__ = ["Map", "jvp", "vjp"]
 
 Map = Callable[[Tensor], Tensor]
 
@@ -28,11 +26,6 @@ _RANDOM = (
     "The map gives another value at every call, so every tangent would belong to another network. "
     "Call .eval() on its dropout, or remove it."
 )
-
-
-def differentiable_attention() -> AbstractContextManager[None]:
-    """Compute attention by its formula: the fused kernels have no derivatives beyond the first."""
-    return sdpa_kernel(SDPBackend.MATH)
 
 
 def vjp(output: Tensor, point: Tensor, cotangents: Tensor, create_graph: bool) -> Tensor:
@@ -134,7 +127,7 @@ def _jvp_dual(function: Map, point: Tensor, tangents: Tensor) -> tuple[Tensor, T
     values: list[Tensor] = []
     products: list[Tensor] = []
     for tangent in tangents:
-        with _uncompiled(), forward_ad.dual_level():
+        with uncompiled(), forward_ad.dual_level():
             out = function(forward_ad.make_dual(point, tangent.contiguous()))
             value, product = forward_ad.unpack_dual(out)
         if product is None:
@@ -144,13 +137,6 @@ def _jvp_dual(function: Map, point: Tensor, tangents: Tensor) -> tuple[Tensor, T
         values.append(value)
         products.append(product)
     return values[0], torch.stack(products)
-
-
-def _uncompiled() -> AbstractContextManager[None]:
-    # What a network compiled inside itself would drop its tangents silently (pytorch#187284).
-    if "torch._dynamo" not in sys.modules:  # whose import takes seconds
-        return nullcontext()
-    return torch.compiler.set_stance("force_eager")
 
 
 def _jvp_double_reverse(function: Map, point: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor]:

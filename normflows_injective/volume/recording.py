@@ -267,9 +267,11 @@ class _RecordingFirstLayers(_Recording):
         push = self._push_of(args[0]) if args else None
         if push is None:
             return super()._intercept(func, args, kwargs)
-        if func in _RESHAPING:
+        if func in _RESHAPING and not any(isinstance(arg, torch.dtype) for arg in args):
             image = func(*args, **kwargs)
-            self._remember(image, lambda tangent: func(push(tangent), *args[1:], **kwargs))
+            # A tangent need not lie in memory as the data do, which a view asks for.
+            again = Tensor.reshape if func is Tensor.view else func
+            self._remember(image, lambda tangent: again(push(tangent), *args[1:], **kwargs))
             return image
         if func in AFFINE and len(args) >= 2 and self._can_begin(args[0], args[1]):
             return self._first_layer(func, push, args, dict(kwargs))

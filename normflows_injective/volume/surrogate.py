@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ..errors import NotInjectiveError, ShapeError
 from .modules import is_cold, modules_of, refuse_unsupported, warm_up
-from .products import Map, differentiable_attention, jvp
+from .products import Map, jvp
 from .recording import Recorded, inner, record
+from .settings import differentiable_attention
 
 __all__ = [
     "Estimator",
