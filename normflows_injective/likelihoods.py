@@ -22,9 +22,6 @@ from .volume.surrogate import DrawProbes, Estimator, SurrogateAndErrors, with_er
 __all__ = ["LossTerms", "SurrogateLikelihood", "SurrogateTerms"]
 
 
-_COMPILES_ENCODER = "compile= serves the estimator 'encoder' alone. Use it, or compile=False; got "
-
-
 class SurrogateTerms(NamedTuple):
     r"""What one pass of the training term gives, per sample.
 
@@ -134,8 +131,8 @@ class SurrogateLikelihood(nn.Module):
         self.beta = beta if callable(beta) else _non_negative("beta", beta)
         self.n_probes = n_probes
         self.estimator = estimator_from(estimator)
-        if compile is not False and not isinstance(self.estimator, Encoder):
-            raise OptionError(_COMPILES_ENCODER + f"{self.estimator}.")
+        if compile is not False:
+            _check_compilable(self.estimator)
         self.probes = probes
         self.warmup_steps = warmup_steps
         self.input_noise = _non_negative("input_noise", input_noise)
@@ -260,8 +257,7 @@ class SurrogateLikelihood(nn.Module):
         if self.likelihood_weight() == 0:
             estimator = NoVolume()
         elif self._compiled is not None:
-            if not isinstance(estimator, Encoder):
-                raise OptionError(_COMPILES_ENCODER + f"{estimator}.")
+            _check_compilable(estimator)
             return self._compiled(x, encode, decode, draw, prior)
         return with_errors(estimator(x, encode, decode, draw), x, encode, decode, prior)
 
@@ -274,6 +270,14 @@ class SurrogateLikelihood(nn.Module):
                 "InjectiveNormalizingFlow does so by itself."
             )
         return prior
+
+
+def _check_compilable(estimator: Estimator) -> None:
+    if not isinstance(estimator, Encoder):
+        raise OptionError(
+            "compile= serves the estimator 'encoder' alone. Use it, or compile=False; got "
+            f"{estimator}."
+        )
 
 
 def _options(compile: bool | Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .errors import OptionError, UnsupportedLayerError
+from .volume.modules import is_cold
 
 __all__ = ["ForwardKLD"]
 
@@ -93,7 +94,7 @@ def _refuse_cold_layers(model: nn.Module) -> None:
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return
     for name, module in model.named_modules():
-        if not getattr(module, "data_dep_init_done", True):
+        if is_cold(module):
             raise UnsupportedLayerError(
                 f"{name} ({type(module).__name__}) initialises itself on its first batch, which "
                 "differs between the processes. Before wrapping, and before moving the model to "

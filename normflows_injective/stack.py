@@ -51,10 +51,10 @@ def model_dtype(q0: nn.Module, flows: nn.Module) -> torch.dtype:
     # By the modules: parameters() puts together names that nobody reads, at every call.
     modules, bases = list(modules_of(flows)), list(modules_of(q0))
     for tensors in (
-        [tensor for module in modules for tensor in module._parameters.values()],
-        [tensor for module in modules for tensor in module._buffers.values()],
-        [tensor for module in bases for tensor in module._parameters.values()],
-        [tensor for module in bases for tensor in module._buffers.values()],
+        (tensor for module in modules for tensor in module._parameters.values()),
+        (tensor for module in modules for tensor in module._buffers.values()),
+        (tensor for module in bases for tensor in module._parameters.values()),
+        (tensor for module in bases for tensor in module._buffers.values()),
     ):
         count: Counter[torch.dtype] = Counter()
         for tensor in tensors:

@@ -19,10 +19,11 @@ from torch import Tensor
 from ..errors import UnsupportedLayerError
 from .estimators import Encoder
 from .modules import modules_of, refuse_unsupported, warm_up
+from .normalisation import affine, per_channel
 from .products import Map
 from .recording import inner
 from .settings import differentiable_attention
-from .surrogate import DrawProbes, Surrogate, SurrogateAndErrors, with_errors
+from .surrogate import DrawProbes, Surrogate, SurrogateAndErrors, lifted, with_errors
 from .tangents import SkipZeroProducts
 from .transforms import Function
 
@@ -174,7 +175,7 @@ def _surrogate_and_errors(
         reconstruction, pushed = torch.func.vmap(push, out_dims=in_common)(probes)
         (pulled,) = torch.func.vmap(pull)(probes)
         volume = -inner(pulled, pushed.detach()).mean(0)
-    surrogate = Surrogate(z.to(torch.promote_types(z.dtype, x.dtype)), reconstruction, volume)
+    surrogate = Surrogate(lifted(z, x), reconstruction, volume)
     return with_errors(surrogate, x, encode, decode, prior)
 
 
@@ -206,12 +207,8 @@ def _group_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     rows = x.reshape(len(x), num_groups, -1)
-    per_channel = (-1, *(1 for _ in x.shape[2:]))
-    return _affine(
-        _normalise(rows, (2,), eps).view_as(x),
-        None if weight is None else weight.view(per_channel),
-        None if bias is None else bias.view(per_channel),
-    )
+    normalised = _normalise(rows, (2,), eps).view_as(x)
+    return affine(normalised, per_channel(weight, x), per_channel(bias, x))
 
 
 def _layer_norm(
@@ -221,17 +218,12 @@ def _layer_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
-    return _affine(_normalise(x, tuple(range(-len(normalized_shape), 0)), eps), weight, bias)
+    return affine(_normalise(x, tuple(range(-len(normalized_shape), 0)), eps), weight, bias)
 
 
 def _normalise(x: Tensor, dim: tuple[int, ...], eps: float) -> Tensor:
     variance, mean = torch.var_mean(x, dim=dim, correction=0, keepdim=True)
     return (x - mean) * torch.rsqrt(variance + eps)
-
-
-def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    x = x if weight is None else x * weight
-    return x if bias is None else x + bias
 
 
 def _is_the_compilers(error: Exception) -> bool:

@@ -18,14 +18,13 @@ from torch import Tensor
 from ..errors import NumericalWarning, OptionError
 from .conjugate_gradient import conjugate_gradient
 from .products import Map, vjp
-from .recording import Recorded, inner, record, record_first_layers
+from .recording import Recorded, inner, point_at, record, record_first_layers
 from .surrogate import (
     Estimator,
     Surrogate,
     decode_checked,
     decode_with_tangents,
     mean_inner,
-    point_at,
     push_tangents,
 )
 

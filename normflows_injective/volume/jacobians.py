@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 from ..errors import OptionError
 from .modules import modules_of, refuse_unsupported, warm_up
 from .products import Map, jvp, vjp
+from .recording import point_at
 from .settings import differentiable_attention
 from .transforms import Function, Interception
 
@@ -66,10 +69,12 @@ def jacobian(function: Map, point: Tensor, chunk_size: int | None = None) -> Val
     warm_up(function, point)
     with differentiable_attention():
         if not torch.is_grad_enabled():
-            return _jacobian_in_chunks(function, point, chunk_size)
+            return _jacobian_by_columns(jvp, function, point, chunk_size)
         try:
             with _RefuseTangentWithoutGradient():
-                return _jacobian_with_graph(function, point, chunk_size)
+                products = partial(jvp, create_graph=True)
+                all_at_once = point[0].numel()
+                return _jacobian_by_columns(products, function, point, chunk_size or all_at_once)
         except torch.cuda.OutOfMemoryError:
             raise
         except RuntimeError:
@@ -95,7 +100,7 @@ def jacobian_by_rows(function: Map, point: Tensor, create_graph: bool) -> ValueA
         >>> jacobian_by_rows(lambda z: z**2, torch.full((1, 1), 3.0), create_graph=False).jacobian
         tensor([[[6.]]])
     """
-    leaf = point if point.requires_grad else point.detach().requires_grad_()
+    leaf = point_at(point)
     with differentiable_attention():
         value = function(leaf.clone())
     rows = vjp(value, leaf, basis_of(value), create_graph=create_graph)
@@ -120,26 +125,22 @@ def basis_of(batch: Tensor) -> Tensor:
     return basis.view(dimension, 1, *batch.shape[1:]).expand(dimension, *batch.shape)
 
 
-def _jacobian_in_chunks(function: Map, point: Tensor, chunk_size: int | None) -> ValueAndJacobian:
+def _jacobian_by_columns(
+    product: Callable[[Map, Tensor, Tensor], tuple[Tensor, Tensor]],
+    function: Map,
+    point: Tensor,
+    chunk_size: int | None,
+) -> ValueAndJacobian:
     basis = basis_of(point)
     columns: list[Tensor] = []
     measured = _WidestResult()
     size = chunk_size or _chunk_within_bound(_ASSUMED_WIDTH * point.element_size() * len(point))
     while len(basis) > 0:
         with measured:
-            value, products = jvp(function, point, basis[:size])
+            value, products = product(function, point, basis[:size])
         columns.append(products.flatten(2))
         basis = basis[size:]
         size = chunk_size or _chunk_within_bound(measured.num_bytes)
-    return ValueAndJacobian(value, torch.cat(columns).permute(1, 2, 0))
-
-
-def _jacobian_with_graph(function: Map, point: Tensor, chunk_size: int | None) -> ValueAndJacobian:
-    basis = basis_of(point)
-    columns = []
-    for tangents in basis.split(chunk_size or len(basis)):
-        value, products = jvp(function, point, tangents, create_graph=True)
-        columns.append(products.flatten(2))
     return ValueAndJacobian(value, torch.cat(columns).permute(1, 2, 0))
 
 

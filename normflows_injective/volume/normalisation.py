@@ -32,7 +32,14 @@ from torch import Tensor
 
 from .transforms import is_batching
 
-__all__ = ["group_norm", "layer_norm", "push_group_norm", "push_layer_norm"]
+__all__ = [
+    "affine",
+    "group_norm",
+    "layer_norm",
+    "per_channel",
+    "push_group_norm",
+    "push_layer_norm",
+]
 
 
 def group_norm(
@@ -63,7 +70,7 @@ def group_norm(
     if wrong or not _fit((weight, bias), x.shape[1:2]):
         return F.group_norm(x, num_groups, weight, bias, eps)
     normalised, _ = _normalise(_group_rows(x, num_groups), eps)
-    return _affine(normalised.view_as(x), _per_channel(weight, x), _per_channel(bias, x))
+    return affine(normalised.view_as(x), per_channel(weight, x), per_channel(bias, x))
 
 
 def layer_norm(
@@ -94,7 +101,7 @@ def layer_norm(
     if wrong or not _fit((weight, bias), shape):
         return F.layer_norm(x, list(normalized_shape), weight, bias, eps)
     normalised, _ = _normalise(_trailing_rows(x, normalized_shape), eps)
-    return _affine(normalised.view_as(x), weight, bias)
+    return affine(normalised.view_as(x), weight, bias)
 
 
 def push_group_norm(
@@ -113,7 +120,7 @@ def push_group_norm(
     """
     normalised, r = _normalised_rows(_group_rows(x, num_groups), eps)
     pushed = _pull(_group_rows(tangent, num_groups), normalised, r)
-    return _affine(pushed.view_as(x), _per_channel(weight, x), None)
+    return affine(pushed.view_as(x), per_channel(weight, x), None)
 
 
 def push_layer_norm(
@@ -132,7 +139,7 @@ def push_layer_norm(
     """
     normalised, r = _normalised_rows(_trailing_rows(x, normalized_shape), eps)
     pushed = _pull(_trailing_rows(tangent, normalized_shape), normalised, r)
-    return _affine(pushed.view_as(x), weight, None)
+    return affine(pushed.view_as(x), weight, None)
 
 
 def _fit(parameters: tuple[Tensor | None, ...], shape: Sequence[int]) -> bool:
@@ -147,11 +154,13 @@ def _trailing_rows(x: Tensor, normalized_shape: Sequence[int]) -> Tensor:
     return x.reshape(-1, math.prod(normalized_shape))
 
 
-def _per_channel(parameter: Tensor | None, x: Tensor) -> Tensor | None:
+def per_channel(parameter: Tensor | None, x: Tensor) -> Tensor | None:
+    """A parameter (C,) in a shape that broadcasts over x of shape (B, C, *)."""
     return None if parameter is None else parameter.view(-1, *(1 for _ in x.shape[2:]))
 
 
-def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+def affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """The product with a weight plus a bias, where there are any."""
     if weight is not None and bias is not None:
         return torch.addcmul(bias, x, weight)
     x = x if weight is None else x * weight

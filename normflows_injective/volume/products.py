@@ -13,8 +13,8 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
-from ..errors import NotInjectiveError, UnsupportedLayerError
-from .recording import DETACHED, pull_back
+from ..errors import UnsupportedLayerError
+from .recording import Recorded, point_at
 from .settings import uncompiled
 from .tangents import SkipZeroProducts, TangentsWithoutGraph
 
@@ -49,10 +49,7 @@ def vjp(output: Tensor, point: Tensor, cotangents: Tensor, create_graph: bool) -
         tensor([[2., 0.],
                 [0., 2.]])
     """
-    (pulled,) = pull_back(output, [point], cotangents, create_graph)
-    if pulled is None:
-        raise NotInjectiveError(DETACHED)
-    return pulled
+    return Recorded(output, point).pull(cotangents, create_graph)
 
 
 def jvp(
@@ -141,7 +138,7 @@ def _jvp_dual(function: Map, point: Tensor, tangents: Tensor) -> tuple[Tensor, T
 
 def _jvp_double_reverse(function: Map, point: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor]:
     with torch.enable_grad():
-        leaf = point if point.requires_grad else point.detach().requires_grad_()
+        leaf = point_at(point)
         value = function(leaf.clone())
         dummy = torch.zeros_like(value, requires_grad=True)
         try:

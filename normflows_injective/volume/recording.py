@@ -33,7 +33,15 @@ from .tangents import (
 )
 from .transforms import Function, Interception, open_transforms, saving_hooks
 
-__all__ = ["DETACHED", "Recorded", "record", "record_first_layers"]
+__all__ = [
+    "DETACHED",
+    "Recorded",
+    "inner",
+    "point_at",
+    "pull_back",
+    "record",
+    "record_first_layers",
+]
 
 DETACHED = (
     "The output of a map does not depend on its input, or the dependence was cut inside it, so it "
@@ -152,6 +160,11 @@ def record_first_layers(function: Map, point: Tensor) -> Recorded:
     except _PointWanted:
         return record(function, point)
     return Recorded(value, point, tuple(recording.first_layers))
+
+
+def point_at(x: Tensor) -> Tensor:
+    """A tensor that requires gradients, without marking the caller's: a view of its storage."""
+    return x if x.requires_grad else x.detach().requires_grad_()
 
 
 def inner(a: Tensor, b: Tensor) -> Tensor:

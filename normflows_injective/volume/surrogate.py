@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import NotInjectiveError, ShapeError
 from .modules import is_cold, modules_of, refuse_unsupported, warm_up
 from .products import Map, jvp
-from .recording import Recorded, inner, record
+from .recording import Recorded, inner, point_at, record
 from .settings import differentiable_attention
 
 __all__ = [
@@ -21,8 +21,8 @@ __all__ = [
     "SurrogateAndErrors",
     "decode_checked",
     "decode_with_tangents",
+    "lifted",
     "mean_inner",
-    "point_at",
     "push_tangents",
     "with_errors",
 ]
@@ -86,7 +86,7 @@ class Estimator(ABC):
             if any(map(is_cold, modules)):
                 warm_up(decode, encoded.value)
             surrogate = self._surrogate(encoded, encode, decode, draw_probes(encoded.value))
-        surrogate = Surrogate(_lifted(surrogate.z, x), *surrogate[1:])
+        surrogate = Surrogate(lifted(surrogate.z, x), *surrogate[1:])
         return surrogate if recording else Surrogate(*(term.detach() for term in surrogate))
 
     def _encode(self, encode: Map, x: Tensor) -> Recorded:
@@ -96,11 +96,6 @@ class Estimator(ABC):
     @abstractmethod
     def _surrogate(self, encoded: Recorded, encode: Map, decode: Map, probes: Tensor) -> Surrogate:
         """The estimator's formula, from the recorded pass of the encoder at the data."""
-
-
-def point_at(x: Tensor) -> Tensor:
-    """A tensor that requires gradients, without marking the caller's: a view of its storage."""
-    return x if x.requires_grad else x.detach().requires_grad_()
 
 
 def decode_with_tangents(
@@ -147,7 +142,8 @@ def _squared_error(a: Tensor, b: Tensor) -> Tensor:
     return squares if squares.dim() == 1 else squares.sum(tuple(range(1, squares.dim())))
 
 
-def _lifted(z: Tensor, x: Tensor) -> Tensor:
+def lifted(z: Tensor, x: Tensor) -> Tensor:
+    """Latents in the precision of the data, at least."""
     # Under autocast a network ends in half precision, too coarse for a log-density.
     return z.to(torch.promote_types(z.dtype, x.dtype))
 
