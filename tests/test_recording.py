@@ -955,3 +955,4 @@ def test_threads_leave_the_settings_of_the_process_as_they_were():
     finally:
         sys.setswitchinterval(interval)
     assert [enabled() for enabled in backends] == before
+    assert torch.autograd.forward_ad._current_level == -1

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import UnsupportedLayerError
 from .recording import Recorded, point_at
-from .settings import uncompiled
+from .settings import FORWARD_MODE, uncompiled
 from .tangents import SkipZeroProducts, TangentsWithoutGraph
 
 __all__ = ["Map", "jvp", "vjp"]
@@ -83,12 +83,14 @@ def jvp(
         (tensor([[1., 1.]]), tensor([[2., 2.]]))
     """
     if create_graph:
-        return _jvp_functional(_within(SkipZeroProducts(), function), point, tangents)
+        with FORWARD_MODE:
+            return _jvp_functional(_within(SkipZeroProducts(), function), point, tangents)
     several = len(tangents) > 1
     for attempt in (_jvp_functional, _jvp_dual) if several else (_jvp_dual, _jvp_functional):
         try:
             covered = _within(TangentsWithoutGraph(), function)
-            value, products = attempt(covered, point, tangents)
+            with FORWARD_MODE:
+                value, products = attempt(covered, point, tangents)
         except torch.cuda.OutOfMemoryError:
             raise
         except RuntimeError:

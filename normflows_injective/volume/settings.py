@@ -5,14 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from threading import Lock
+from threading import Lock, RLock
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-__all__ = ["differentiable_attention", "uncompiled"]
+__all__ = ["FORWARD_MODE", "differentiable_attention", "uncompiled"]
+
+# torch counts the open levels of forward mode for the whole process, not for each thread.
+FORWARD_MODE = RLock()
 
 
 class _Shared(AbstractContextManager[None]):
