@@ -1,0 +1,44 @@
+"""Gradients of functions with one value per sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+__all__ = ["value_and_gradient"]
+
+
+def value_and_gradient(
+    function: Callable[[Tensor], Tensor], point: Tensor
+) -> tuple[Tensor, Tensor]:
+    r"""Values :math:`f(x_b)` and gradients :math:`\nabla f(x_b)` of a batch.
+
+    Both are on the caller's graph, so that they can be differentiated again, by the point and by
+    whatever the function holds; without gradients, and in inference mode, they are plain values.
+
+    Args:
+        function: Map of a batch :math:`(B, *)` to :math:`(B,)`, acting on each sample alone.
+        point: :math:`x` of shape :math:`(B, *)`.
+
+    Returns:
+        Values of shape :math:`(B,)`, gradients of shape :math:`(B, *)`.
+
+    Examples:
+        >>> value_and_gradient(lambda x: x.square().sum(1), torch.ones(1, 2))
+        (tensor([2.]), tensor([[2., 2.]]))
+    """
+    recording = torch.is_grad_enabled()
+    if point.is_inference():
+        # Nothing that autograd refuses to save may enter the inner graph.
+        with torch.inference_mode(False):
+            point = point.clone()
+    with torch.inference_mode(False):
+        value, pull = torch.func.vjp(function, point)
+        (gradient,) = pull(torch.ones_like(value))
+    if not recording:
+        # The inner derivative has recorded what the function holds, such as parameters. A copy
+        # leaves that behind; detaching would also drop the tangents of forward mode.
+        value, gradient = value.clone(), gradient.clone()
+    return value, gradient
