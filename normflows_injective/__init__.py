@@ -6,11 +6,13 @@ Imported as ``import normflows_injective as nfi``.
 from . import diagnostics, distributions, errors, flows, nets, volume
 from ._version import __version__
 from .core import InjectiveNormalizingFlow
+from .exact_likelihood import ExactLikelihood
 from .likelihoods import LossTerms, SurrogateLikelihood, SurrogateTerms
 from .losses import ForwardKLD
 from .registration import register
 
 __all__ = [
+    "ExactLikelihood",
     "ForwardKLD",
     "InjectiveNormalizingFlow",
     "LossTerms",

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from .errors import DtypeError, NonFiniteError, OptionError, ShapeError
 
-__all__ = ["check_batch", "check_count", "check_event_shape", "check_finite"]
+__all__ = ["check_batch", "check_count", "check_event_shape", "check_finite", "check_loss"]
 
 
+_DIVERGED = (
+    "The data are finite, so the model has diverged, or they lie outside the domain of a layer. "
+    "Lower the learning rate, clip gradients, raise beta; this call changed no parameter."
+)
 _BAD_DATA = "Clean or drop these samples before the step; no parameter was changed."
 
 
@@ -41,6 +45,26 @@ at index [1]. Clean or drop these samples before the step; no parameter was chan
         f"{name} has {len(bad)} of {tensor.numel()} values NaN or infinite, the first at index "
         f"{bad[0].tolist()}. {advice}"
     )
+
+
+def check_loss(loss: Tensor, terms: Mapping[str, Tensor]) -> None:
+    """Raise if a mean loss is NaN or infinite, naming the term that made it so.
+
+    Args:
+        loss: Mean loss, 0-dimensional.
+        terms: The terms (B,) that it is made of, by name.
+
+    Raises:
+        NonFiniteError: If it is.
+
+    Examples:
+        >>> check_loss(torch.tensor(1.0), {"loss": torch.tensor([1.0])})
+    """
+    if bool(torch.isfinite(loss)):
+        return
+    for name, term in terms.items():
+        check_finite(term, f"the training term {name}", _DIVERGED)
+    raise NonFiniteError("The mean of the loss overflowed although every term is finite.")
 
 
 def check_batch(tensor: Tensor, name: str, dtype: torch.dtype | None = None) -> None:

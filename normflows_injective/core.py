@@ -15,26 +15,23 @@ from torch import Tensor, nn
 from . import divergences
 from .bases import base_log_prob, sample_base
 from .checkpoints import load_checkpoint, save_checkpoint
-from .checks import check_batch, check_count, check_event_shape, check_finite
+from .checks import check_batch, check_count, check_event_shape, check_loss
 from .context import check_context, takes_context
-from .errors import ContextError, NonFiniteError
+from .errors import ContextError
 from .flows.composite import (
     joint_decode,
     joint_decode_and_log_volume,
     joint_encode,
+    joint_encode_and_log_volume,
     summed_forward,
     summed_inverse,
 )
-from .likelihoods import LossTerms, SurrogateLikelihood, SurrogateTerms
-from .stack import check_parts, model_dtype, trial_pass
+from .flows.surface import is_exact
+from .likelihoods import LossTerms, SurrogateTerms
+from .stack import Likelihood, check_parts, model_dtype, trial_pass
 from .volume.modules import refuse_single_sample, warm_up
 
 __all__ = ["InjectiveNormalizingFlow"]
-
-_DIVERGED = (
-    "The data are finite, so the model has diverged, or they lie outside the domain of a layer. "
-    "Lower the learning rate, clip gradients, raise beta; this call changed no parameter."
-)
 
 
 class InjectiveNormalizingFlow(nf.NormalizingFlow):
@@ -57,7 +54,8 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
     Args:
         q0: Base distribution of the latent shape.
         flows: Layers from latent to data, at least one of them an injection.
-        likelihood: The training term; by default ``SurrogateLikelihood()``, :math:`\beta = 10`.
+        likelihood: The training term; by default ``SurrogateLikelihood()``, :math:`\beta = 10`, or
+            ``ExactLikelihood()`` where all layers from the injection on are of known surfaces.
         p: Target for :meth:`reverse_kld`. It must declare itself a density on the manifold by a
             true attribute ``on_manifold``.
 
@@ -87,11 +85,10 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
         self,
         q0: nn.Module,
         flows: Sequence[nf.flows.Flow],
-        likelihood: SurrogateLikelihood | None = None,
+        likelihood: Likelihood | None = None,
         p: Any = None,
     ) -> None:
-        likelihood = SurrogateLikelihood() if likelihood is None else likelihood
-        num_latent = check_parts(q0, flows, likelihood)
+        num_latent, likelihood = check_parts(q0, flows, likelihood)
         super().__init__(q0, list(flows), p)
         self.likelihood, self._num_latent = likelihood, num_latent
         self._conditional = [part for part in (q0, *flows) if takes_context(part)]
@@ -157,8 +154,7 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
             Base variables of shape :math:`(B, *)`, minus the log-volume of shape :math:`(B,)`.
         """
         self._check(x, "x", "data", context)
-        latent = joint_encode(self.composite, x.clone(), context)
-        _, log_volume = joint_decode_and_log_volume(self.composite, latent, context)
+        latent, log_volume = joint_encode_and_log_volume(self.composite, x.clone(), context)
         z, log_det = summed_inverse(self.latent_block, latent, context)
         return z, log_det - log_volume
 
@@ -216,10 +212,7 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
         """
         terms = self.loss_terms(x, context)
         loss = terms.loss.mean()
-        if not bool(torch.isfinite(loss)):
-            for name, term in terms._asdict().items():
-                check_finite(term, f"the training term {name}", _DIVERGED)
-            raise NonFiniteError("The mean of the loss overflowed although every term is finite.")
+        check_loss(loss, terms._asdict())
         if self.training and torch.is_grad_enabled():
             self.likelihood.advance()
         return loss
@@ -239,10 +232,11 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
             # The surrogate's products need autograd, which refuses tensors of inference mode.
             with torch.inference_mode(False):
                 context = context.clone()
+        decode = joint_decode_and_log_volume if is_exact(self.composite) else joint_decode
         terms: SurrogateTerms = self.likelihood(
             x,
             partial(joint_encode, self.composite, context=context),
-            partial(joint_decode, self.composite, context=context),
+            partial(decode, self.composite, context=context),
             self._prior(x, context),
         )
         z, log_det = summed_inverse(self.latent_block, terms.z, context)
@@ -291,6 +285,7 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
         alpha: float = 1,
         dreg: bool = False,
         context: Tensor | None = None,
+        beta: float = 1.0,
     ) -> Tensor:
         r"""Estimate an alpha divergence in the host's form, for a target on the same manifold.
 
@@ -299,12 +294,13 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
             alpha: Order; 1 needs ``dreg``.
             dreg: Use the doubly reparametrised gradient.
             context: One row per sample.
+            beta: Annealing weight of the target.
 
         Raises:
             OffManifoldError: Unless ``p`` declares itself a density on the manifold.
             OptionError: If ``alpha`` is 1 without ``dreg``.
         """
-        return divergences.reverse_alpha_div(self, num_samples, alpha, dreg, context)
+        return divergences.reverse_alpha_div(self, num_samples, alpha, dreg, context, beta)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the weights to a safetensors file with a JSON header, wholly or not at all."""

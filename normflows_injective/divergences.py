@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
-from .errors import OffManifoldError, OptionError
+from .context import with_context
+from .errors import OffManifoldError, OptionError, ShapeError
 
 if TYPE_CHECKING:
     from .core import InjectiveNormalizingFlow
@@ -32,7 +33,7 @@ def reverse_kld(
         beta: Annealing weight of the target.
         score_fn: Keep the score term in the gradient; without it only the path gradient is taken,
             which is exact where the encoder inverts the decoder exactly.
-        context: Optional context, one row per sample.
+        context: Optional context, one row per sample, also for a target that takes one.
 
     Returns:
         Estimate in nats, 0-dimensional.
@@ -42,7 +43,7 @@ def reverse_kld(
     """
     _require_target(model, "reverse_kld")
     x, log_q = _sample_for_gradient(model, num_samples, score_fn, context)
-    return log_q.mean() - beta * model.p.log_prob(x).mean()
+    return log_q.mean() - beta * _target_log_prob(model, x, context).mean()
 
 
 def reverse_alpha_div(
@@ -51,6 +52,7 @@ def reverse_alpha_div(
     alpha: float,
     dreg: bool,
     context: Tensor | None,
+    beta: float = 1.0,
 ) -> Tensor:
     r"""The host's surrogate of an alpha divergence from samples of the model.
 
@@ -59,7 +61,8 @@ def reverse_alpha_div(
         num_samples: Number of samples.
         alpha: Order of the divergence.
         dreg: Use the doubly reparametrised gradient, arXiv 1810.04152.
-        context: Optional context, one row per sample.
+        context: Optional context, one row per sample, also for a target that takes one.
+        beta: Annealing weight of the target.
 
     Returns:
         Estimate, 0-dimensional.
@@ -75,7 +78,7 @@ def reverse_alpha_div(
             "nothing. Use another alpha, dreg=True, or reverse_kld."
         )
     x, log_q = _sample_for_gradient(model, num_samples, not dreg, context)
-    log_w = model.p.log_prob(x) - log_q
+    log_w = beta * _target_log_prob(model, x, context) - log_q
     if not dreg:
         return (1.0 if alpha > 1 else -1.0) * torch.logsumexp(alpha * log_w, 0)
     w_alpha = torch.softmax(alpha * log_w.detach(), 0) * len(log_w)
@@ -97,6 +100,16 @@ def _require_target(model: InjectiveNormalizingFlow, name: str) -> None:
             "If p is a density against the manifold's own measure, set p.on_manifold = True; to "
             "learn from data use forward_kld."
         )
+
+
+def _target_log_prob(model: InjectiveNormalizingFlow, x: Tensor, context: Tensor | None) -> Tensor:
+    log_p: Tensor = model.p.log_prob(x, **with_context(model.p.log_prob, context))
+    if log_p.shape != (len(x),):
+        raise ShapeError(
+            f"p.log_prob must give one value per sample, shape ({len(x)},), got "
+            f"{tuple(log_p.shape)}."
+        )
+    return log_p
 
 
 def _sample_for_gradient(

@@ -20,13 +20,17 @@ from .errors import (
     ShapeError,
     UnsupportedLayerError,
 )
+from .exact_likelihood import ExactLikelihood
 from .flows.composite import Flows, check_composite, check_invertible, joint_decode, joint_encode
 from .flows.injection import Injection
 from .flows.shapes import check_raises_dimension
+from .flows.surface import check_surfaces, is_exact
 from .likelihoods import SurrogateLikelihood
 from .volume.modules import modules_of
 
-__all__ = ["StackShapes", "check_parts", "model_dtype", "trial_pass"]
+__all__ = ["Likelihood", "StackShapes", "check_parts", "model_dtype", "trial_pass"]
+
+Likelihood = SurrogateLikelihood | ExactLikelihood
 
 
 class StackShapes(NamedTuple):
@@ -65,16 +69,16 @@ def model_dtype(q0: nn.Module, flows: nn.Module) -> torch.dtype:
     return torch.get_default_dtype()
 
 
-def check_parts(q0: object, flows: object, likelihood: object) -> int:
+def check_parts(q0: object, flows: object, likelihood: object) -> tuple[int, Likelihood]:
     """Check the parts of a model one by one, before they are put together.
 
     Args:
         q0: Base distribution.
         flows: Layers from latent to data.
-        likelihood: Training term.
+        likelihood: Training term, or None for that of the layers.
 
     Returns:
-        The number of layers before the first injection.
+        The number of layers before the first injection, and the training term.
 
     Raises:
         OptionError: If a part is of the wrong kind.
@@ -88,10 +92,10 @@ def check_parts(q0: object, flows: object, likelihood: object) -> int:
         )
     if not isinstance(flows, list | tuple | nn.ModuleList):
         raise OptionError(f"flows must be a list of layers, got {type(flows).__name__}.")
-    if not isinstance(likelihood, SurrogateLikelihood):
+    if not isinstance(likelihood, Likelihood | None):
         raise OptionError(
-            f"likelihood must be a SurrogateLikelihood, got {type(likelihood).__name__}. A target "
-            "density goes by keyword, p=."
+            "likelihood must be a SurrogateLikelihood or an ExactLikelihood, got "
+            f"{type(likelihood).__name__}. A target density goes by keyword, p=."
         )
     for flow in flows:
         check_invertible(flow)
@@ -106,8 +110,27 @@ def check_parts(q0: object, flows: object, likelihood: object) -> int:
             "flows contains no injection, so this model has no manifold. Add "
             "nfi.flows.FreeFormInjection, or use nf.NormalizingFlow."
         )
-    check_composite(list(flows)[injections[0] :])
-    return injections[0]
+    check_surfaces(flows)
+    composite = list(flows)[injections[0] :]
+    check_composite(composite)
+    return injections[0], _fitting_likelihood(likelihood, is_exact(composite))
+
+
+def _fitting_likelihood(likelihood: Likelihood | None, exact: bool) -> Likelihood:
+    if likelihood is None:
+        return ExactLikelihood() if exact else SurrogateLikelihood()
+    if exact and isinstance(likelihood, SurrogateLikelihood):
+        raise OptionError(
+            "The log-volume of these layers is a closed form, and their inverse is no "
+            "pseudo-inverse, so the surrogate's gradient would be biased. Leave likelihood out, "
+            "or use nfi.ExactLikelihood."
+        )
+    if not exact and isinstance(likelihood, ExactLikelihood):
+        raise OptionError(
+            "ExactLikelihood is for a chart followed by maps between surfaces. A manifold that is "
+            "learned with encoder and decoder collapses under it: use nfi.SurrogateLikelihood."
+        )
+    return likelihood
 
 
 def trial_pass(

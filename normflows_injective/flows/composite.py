@@ -28,6 +28,8 @@ from ..errors import NotInjectiveError, OptionError, UnsupportedLayerError
 from ..volume.log_volume import DecodedVolume, decode_and_log_volume
 from ..volume.modules import refuse_single_sample, refuse_unsupported
 from .injection import Injection
+from .sphere import InChart
+from .surface import SurfaceMap, check_surfaces, is_exact
 
 __all__ = [
     "Flows",
@@ -37,6 +39,7 @@ __all__ = [
     "joint_decode",
     "joint_decode_and_log_volume",
     "joint_encode",
+    "joint_encode_and_log_volume",
     "summed_forward",
     "summed_inverse",
 ]
@@ -48,7 +51,7 @@ Flows = Sequence[nf.flows.Flow] | nn.ModuleList
 def joint_decode(flows: Flows, z: Tensor, context: Tensor | None = None) -> Tensor:
     """Send latents (B, *) through flows from the first to the last, without log-dets."""
     for flow in flows:
-        if isinstance(flow, Injection):
+        if isinstance(flow, Injection | SurfaceMap):
             z = flow.decode(z, context)
         else:
             z, _ = flow(z, **with_context(flow, context))
@@ -58,7 +61,7 @@ def joint_decode(flows: Flows, z: Tensor, context: Tensor | None = None) -> Tens
 def joint_encode(flows: Flows, x: Tensor, context: Tensor | None = None) -> Tensor:
     """Send data (B, *) through flows from the last to the first, without log-dets."""
     for flow in reversed(list(flows)):
-        if isinstance(flow, Injection):
+        if isinstance(flow, Injection | SurfaceMap):
             x = flow.encode(x, context)
         else:
             x, _ = flow.inverse(x, **with_context(flow, context))
@@ -68,10 +71,26 @@ def joint_encode(flows: Flows, x: Tensor, context: Tensor | None = None) -> Tens
 def joint_decode_and_log_volume(
     flows: Flows, z: Tensor, context: Tensor | None = None
 ) -> DecodedVolume:
-    """Send latents through flows, with the joint log-volume (B,) of the whole map."""
+    """Send latents through flows, with the joint log-volume (B,) of the whole map.
+
+    It is a sum for charts of known surfaces, and else by the Jacobian of the whole map.
+    """
+    if is_exact(flows):
+        return DecodedVolume(*summed_forward(flows, z, context))
     if len(flows) == 1 and isinstance(flows[0], Injection):
         return flows[0].decode_and_log_volume(z, context)
     return decode_and_log_volume(partial(joint_decode, flows, context=context), z)
+
+
+def joint_encode_and_log_volume(
+    flows: Flows, x: Tensor, context: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Send data through flows to latents (B, *), with the joint log-volume (B,) there."""
+    if is_exact(flows):
+        z, log_det = summed_inverse(flows, x, context)
+        return z, -log_det
+    z = joint_encode(flows, x, context)
+    return z, joint_decode_and_log_volume(flows, z, context).log_volume
 
 
 def summed_forward(
@@ -150,6 +169,10 @@ class InjectiveComposite(Injection):
         self.likelihood: Any = likelihood
         first: Any = self.flows[0]
         self.latent_shape = first.latent_shape
+        last: Any = self.flows[-1]
+        self.is_exact = is_exact(self.flows)
+        self.codomain = last.codomain if self.is_exact else None
+        self.measure = last.measure if self.is_exact else "hausdorff"
         self.takes_context = any(takes_context(flow) for flow in self.flows)
         self.needs_context = any(needs_context(flow) for flow in self.flows)
 
@@ -163,6 +186,11 @@ class InjectiveComposite(Injection):
         r"""Decode through all layers; z of shape (B, *), result (B, *)."""
         self._check(z, context)
         return joint_decode(self.flows, z, context)
+
+    def decode_and_log_volume(self, z: Tensor, context: Tensor | None = None) -> DecodedVolume:
+        r"""Decode through all layers, with the joint log-volume (B,) in nats."""
+        self._check(z, context)
+        return joint_decode_and_log_volume(self.flows, z, context)
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         r"""Encode, with minus the joint log-volume or, in training, minus the training term.
@@ -197,7 +225,7 @@ def check_composite(flows: Flows) -> None:
     Raises:
         NotInjectiveError: If there are none, or the first is no injection.
         UnsupportedLayerError: If a layer has no inverse, is stochastic, couples the batch, hides
-            an injection, or drops its gradient.
+            an injection, drops its gradient, or acts on a surface that it is not given.
     """
     if not flows or not isinstance(flows[0], Injection):
         raise NotInjectiveError(
@@ -205,6 +233,7 @@ def check_composite(flows: Flows) -> None:
             f"{type(flows[0]).__name__ if flows else 'no layer'}. Put nfi.flows.FreeFormInjection "
             "first; bijective flows alone belong into nf.NormalizingFlow."
         )
+    check_surfaces(flows)
     for flow in flows:
         check_invertible(flow)
         if not isinstance(flow, Injection):
@@ -233,7 +262,8 @@ be encoded through it. Use an invertible layer such as nf.flows.AffineCouplingBl
             "Layers derive from nf.flows.Flow; an encoder and a decoder go together into "
             "nfi.flows.FreeFormInjection(encoder, decoder)."
         )
-    if not isinstance(flow, Injection) and any(isinstance(m, Injection) for m in flow.modules()):
+    holds = any(isinstance(module, Injection) for module in flow.modules())
+    if holds and not isinstance(flow, Injection | InChart):
         raise UnsupportedLayerError(
             f"{type(flow).__name__} holds an injection, and would reverse it or add its "
             "log-volume to other log-dets, which is wrong. List the layers in flows= directly, "

@@ -49,6 +49,8 @@ class Injection(nf.flows.Flow, ABC):
     data_shape: Sequence[int] | None = None
     takes_context: bool = False
     needs_context: bool = False
+    # Whether the log-volume is a closed form to which those of maps between surfaces add.
+    is_exact: bool = False
 
     def __init_subclass__(cls) -> None:
         """Check at definition what would otherwise fail far away, in a model."""

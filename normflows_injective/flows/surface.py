@@ -4,7 +4,8 @@ A chart :math:`\varphi: \mathbb R^{D-1} \to \mathcal M_0` and maps :math:`a_i` b
 compose to a chart of the last surface. Each :math:`a_i` turns the surface measure of the one into
 that of the next by a scalar factor :math:`|a_i|`, so that
 
-.. math:: \tfrac12 \log\det J^\top J = \tfrac12 \log\det \varphi'^\top \varphi' + \sum_i \log |a_i|,
+.. math:: \tfrac12 \log\det J^\top J
+          = \tfrac12 \log\det \varphi'^\top \varphi' + \sum_i \log |a_i|,
 
 an exact sum, unlike for layers that know nothing of the surface that they act on.
 """
@@ -15,13 +16,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import normflows as nf
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import OptionError, UnsupportedLayerError
 from ..volume.log_volume import DecodedVolume
 from .injection import Injection
 
 __all__ = ["Chart", "SurfaceMap", "check_measure", "check_surfaces", "is_exact"]
+
+# A codomain with the domains that it may serve as: the orthant is a part of the sphere.
+_PARTS = {"sphere": ("sphere",), "orthant": ("orthant", "sphere"), "surface": ("surface",)}
+_ORTHANT = " with kind='orthant'"
 
 
 class Chart(Injection):
@@ -46,6 +51,7 @@ class Chart(Injection):
 
     codomain: str = "surface"
     measure: str = "hausdorff"
+    is_exact = True
 
     @abstractmethod
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -116,7 +122,7 @@ class SurfaceMap(nf.flows.Flow, ABC):
         return z, -self.log_stretch(z, context)
 
 
-def is_exact(flows: Sequence[nf.flows.Flow]) -> bool:
+def is_exact(flows: Sequence[nf.flows.Flow] | nn.ModuleList) -> bool:
     """Whether layers are a chart followed by maps between surfaces, so that log-dets add.
 
     Args:
@@ -126,7 +132,9 @@ def is_exact(flows: Sequence[nf.flows.Flow]) -> bool:
         True if the log-volume is a sum of closed forms.
     """
     behind = list(flows)[1:]
-    return isinstance(flows[0], Chart) and all(isinstance(flow, SurfaceMap) for flow in behind)
+    return getattr(flows[0], "is_exact", False) and all(
+        isinstance(flow, SurfaceMap) for flow in behind
+    )
 
 
 def check_measure(measure: str, known: Sequence[str]) -> str:
@@ -144,7 +152,7 @@ def check_measure(measure: str, known: Sequence[str]) -> str:
     return measure
 
 
-def check_surfaces(flows: Sequence[nf.flows.Flow]) -> None:
+def check_surfaces(flows: Sequence[nf.flows.Flow] | nn.ModuleList) -> None:
     """Raise unless every map between surfaces is given points of its domain.
 
     Args:
@@ -163,16 +171,11 @@ def check_surfaces(flows: Sequence[nf.flows.Flow]) -> None:
                 "compose in the surface's own measure only. Use measure='hausdorff' there, or "
                 f"make {previous} the last layer."
             )
-        domain = getattr(flow, "domain", None) if isinstance(flow, SurfaceMap) else None
-        # The orthant is a part of the sphere.
-        if domain is not None and domain not in (
-            codomain,
-            "sphere" if codomain == "orthant" else "",
-        ):
+        if isinstance(flow, SurfaceMap) and flow.domain not in _PARTS.get(codomain, ()):
             raise UnsupportedLayerError(
-                f"{name} needs points of the {domain} of unit vectors, but {previous} leads to the "
-                f"{codomain}. Put nfi.flows.SphereChart before it"
-                + (", with kind='orthant'." if domain == "orthant" else ".")
+                f"{name} acts on the {flow.domain} of unit vectors, but {previous} leads to the "
+                f"{codomain}. Put nfi.flows.SphereChart"
+                f"{_ORTHANT if flow.domain == 'orthant' else ''} before it."
             )
         codomain = getattr(flow, "codomain", None) or "space"
         measure = getattr(flow, "measure", "hausdorff")

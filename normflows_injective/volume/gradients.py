@@ -35,7 +35,7 @@ def value_and_gradient(
         with torch.inference_mode(False):
             point = point.clone()
     with torch.inference_mode(False):
-        value, pull = torch.func.vjp(function, point)
+        value, pull = torch.func.vjp(function, point)[:2]
         (gradient,) = pull(torch.ones_like(value))
     if not recording:
         # The inner derivative has recorded what the function holds, such as parameters. A copy

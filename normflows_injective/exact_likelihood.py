@@ -1,0 +1,89 @@
+"""The training term of flows on known surfaces, whose log-volume is a closed form."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from .errors import OptionError
+from .likelihoods import SurrogateTerms
+from .volume.log_volume import DecodedVolume
+from .volume.products import Map
+
+__all__ = ["ExactLikelihood"]
+
+
+class ExactLikelihood(nn.Module):
+    r"""Maximum likelihood, for a chart followed by maps between surfaces.
+
+    .. math:: \mathcal L = -\log p_Z(z) + \tfrac12 \log\det G'(z)^\top G'(z)
+              + \beta \lVert x - G(z) \rVert^2, \qquad z = F(x)
+
+    At :math:`\beta = 0` the loss *is* the negative log-likelihood, in nats. A surface that is
+    learned with its density (``nfi.flows.gauges.NetworkRadius``) needs the reconstruction term:
+    likelihood alone has no bound on it. Models of free-form injections take
+    :class:`~normflows_injective.SurrogateLikelihood`.
+
+    Args:
+        beta: Weight :math:`\beta \ge 0` of the reconstruction error.
+
+    Raises:
+        OptionError: If the weight is negative or not finite.
+
+    References:
+        arXiv 2406.09116.
+
+    Examples:
+        >>> from normflows_injective.flows import SphereChart
+        >>> chart = SphereChart(3)
+        >>> x = torch.eye(3)[1:]
+        >>> ExactLikelihood()(x, chart.encode, chart.decode_and_log_volume).volume
+        tensor([-0.3466, -0.3466])
+    """
+
+    latent_cycle = 0.0
+
+    def __init__(self, beta: float = 0.0) -> None:
+        super().__init__()
+        if not (isinstance(beta, int | float) and math.isfinite(beta) and beta >= 0):
+            raise OptionError(f"beta must be finite and not negative, got {beta!r}.")
+        self.beta = float(beta)
+
+    def forward(
+        self,
+        x: Tensor,
+        encode: Map,
+        decode: Callable[[Tensor], DecodedVolume],
+        prior: Tensor | None = None,
+    ) -> SurrogateTerms:
+        r"""Encode, and decode with the exact log-volume.
+
+        Args:
+            x: Data of shape :math:`(B, *)`.
+            encode: :math:`F`, data to latents.
+            decode: Latents to data with the log-volume, as
+                :meth:`~normflows_injective.flows.Injection.decode_and_log_volume`.
+            prior: Not used.
+
+        Returns:
+            :class:`SurrogateTerms`, whose ``volume`` is here the log-volume itself.
+        """
+        z = encode(x)
+        reconstruction, volume = decode(z)
+        error = (x - reconstruction).flatten(1).square().sum(1)
+        return SurrogateTerms(z, reconstruction, volume, error, torch.zeros_like(volume))
+
+    def loss(self, terms: SurrogateTerms, log_prob: Tensor) -> Tensor:
+        r"""Loss per sample, shape :math:`(B,)`, from the terms and :math:`\log p_Z` in nats."""
+        loss = terms.volume - log_prob
+        return loss + self.beta * terms.reconstruction_error if self.beta > 0 else loss
+
+    def advance(self) -> None:
+        """Count one training step; nothing here depends on it."""
+
+    def extra_repr(self) -> str:
+        """Options as shown by ``print(model)``."""
+        return f"beta={self.beta:g}"

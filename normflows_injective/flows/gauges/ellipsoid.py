@@ -1,0 +1,99 @@
+"""The gauge of ellipsoids."""
+
+from __future__ import annotations
+
+import math
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import OptionError, ShapeError
+from .gauge import HomogeneousGauge, RadiusAndSecant
+
+__all__ = ["EllipsoidGauge"]
+
+
+@final
+class EllipsoidGauge(HomogeneousGauge):
+    r"""Ellipsoids :math:`\lVert A^{-1}x \rVert = t`, images of the unit sphere under :math:`t A`.
+
+    .. math:: \log r = \log t - \log\lVert A^{-1} u \rVert, \qquad
+              \log\sec\psi = \log \lVert A^{-\top} A^{-1} u \rVert - 2 \log\lVert A^{-1} u \rVert
+
+    Args:
+        axes: Semi-axes of shape :math:`(D,)`, or an invertible matrix :math:`A` of shape
+            :math:`(D, D)`; :math:`x^\top M x = 1` is :math:`A = \mathrm{chol}(M)^{-\top}`.
+        trainable: Whether they are a parameter.
+
+    Raises:
+        ShapeError: If they are neither.
+        OptionError: If the map is not invertible.
+
+    References:
+        arXiv 2406.09116.
+
+    Examples:
+        >>> gauge = EllipsoidGauge(torch.tensor([2.0, 1.0]))
+        >>> gauge.log_radius(torch.tensor([[1.0, 0.0]]), torch.tensor(1.0)).exp()
+        tensor([2.])
+    """
+
+    axes: Tensor
+
+    def __init__(self, axes: Tensor, trainable: bool = False) -> None:
+        super().__init__()
+        axes = torch.as_tensor(axes)
+        if axes.dim() not in (1, 2) or axes.shape[0] != axes.shape[-1] or len(axes) < 2:
+            raise ShapeError(
+                "axes must be of shape (D,) or (D, D) with D of at least 2, got "
+                f"{tuple(axes.shape)}."
+            )
+        axes = axes.detach().clone()
+        singular = axes if axes.dim() == 1 else torch.linalg.svdvals(axes)
+        if not bool((singular > 0).all()):
+            raise OptionError("axes must be positive, or an invertible matrix.")
+        self.dim = len(axes)
+        if trainable:
+            self.axes = nn.Parameter(axes)
+        else:
+            self.register_buffer("axes", axes)
+
+    def value(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """The norm (B,) of the points (B, D) sent back to the unit sphere."""
+        return torch.linalg.vector_norm(self._pull(x), dim=1)
+
+    def radius_and_secant(
+        self, u: Tensor, level: Tensor, context: Tensor | None = None
+    ) -> RadiusAndSecant:
+        r"""Log-radius and log-secant in closed form, without a gradient."""
+        pulled = self._pull(u)
+        log_value = torch.linalg.vector_norm(pulled, dim=1).log()
+        normal = self._pull(pulled, adjoint=True)
+        log_secant = torch.linalg.vector_norm(normal, dim=1).log() - 2 * log_value
+        return RadiusAndSecant(torch.as_tensor(level).log() - log_value, log_secant)
+
+    def unit_cone_mass(self, dim: int) -> Tensor | None:
+        r""":math:`\log A_{D-1} + \log|\det A|`, with :math:`A_{D-1}` the area of the sphere."""
+        matrix = self.axes.double()
+        log_det = matrix.log().sum() if matrix.dim() == 1 else torch.linalg.slogdet(matrix)[1]
+        return log_det + math.log(2) + 0.5 * dim * math.log(math.pi) - math.lgamma(0.5 * dim)
+
+    def log_slope_bounds(self, dim: int) -> tuple[float, float] | None:
+        """Between the inverses of the longest and of the shortest semi-axis."""
+        matrix = self.axes.detach()
+        lengths = matrix if matrix.dim() == 1 else torch.linalg.svdvals(matrix)
+        return -math.log(float(lengths.max())), -math.log(float(lengths.min()))
+
+    def sample_cone(self, num_samples: int, dim: int, like: Tensor) -> Tensor | None:
+        """Directions of the images of uniform points of the sphere."""
+        points = torch.randn(num_samples, dim, dtype=like.dtype, device=like.device)
+        axes = self.axes.detach().to(like)
+        points = points * axes if axes.dim() == 1 else points @ axes.T
+        return points / torch.linalg.vector_norm(points, dim=1, keepdim=True)
+
+    def _pull(self, x: Tensor, adjoint: bool = False) -> Tensor:
+        if self.axes.dim() == 1:
+            return x / self.axes
+        matrix = self.axes.T if adjoint else self.axes
+        return torch.linalg.solve(matrix, x.T).T

@@ -1,0 +1,79 @@
+"""The gauge of the simplex."""
+
+from __future__ import annotations
+
+import math
+from typing import final
+
+import torch
+from torch import Tensor
+
+from ...errors import OptionError, ShapeError
+from .gauge import HomogeneousGauge, RadiusAndSecant
+
+__all__ = ["HyperplaneGauge"]
+
+
+@final
+class HyperplaneGauge(HomogeneousGauge):
+    r"""The simplex :math:`\{w \cdot x = t,\ x > 0\}`, on the positive orthant of directions.
+
+    .. math:: \log r = \log t - \log(w \cdot u), \qquad
+              \log\sec\psi = \log\lVert w \rVert - \log(w \cdot u)
+
+    Args:
+        weights: :math:`w > 0` of shape :math:`(D,)`; ones give the standard simplex.
+
+    Raises:
+        ShapeError: If they are no vector.
+        OptionError: If one is not positive.
+
+    References:
+        arXiv 2406.09116.
+
+    Examples:
+        >>> gauge = HyperplaneGauge(torch.ones(2))
+        >>> gauge.log_area(2, torch.tensor(1.0)).exp()  # the length of the segment, sqrt(2)
+        tensor(1.4142, dtype=torch.float64)
+    """
+
+    domain = "orthant"
+    weights: Tensor
+
+    def __init__(self, weights: Tensor) -> None:
+        super().__init__()
+        weights = torch.as_tensor(weights).detach().clone()
+        if weights.dim() != 1 or len(weights) < 2:
+            raise ShapeError(f"weights must be of shape (D,), got {tuple(weights.shape)}.")
+        if not bool((weights > 0).all()):
+            raise OptionError("weights must be positive, so that every positive ray is met.")
+        self.dim = len(weights)
+        self.register_buffer("weights", weights)
+
+    def value(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """The weighted sum (B,) of points (B, D)."""
+        return x @ self.weights
+
+    def radius_and_secant(
+        self, u: Tensor, level: Tensor, context: Tensor | None = None
+    ) -> RadiusAndSecant:
+        r"""Log-radius and log-secant in closed form, without a gradient."""
+        log_value = self.log_value(u)
+        log_norm = torch.linalg.vector_norm(self.weights).log()
+        return RadiusAndSecant(torch.as_tensor(level).log() - log_value, log_norm - log_value)
+
+    def unit_cone_mass(self, dim: int) -> Tensor | None:
+        r""":math:`-\log\Gamma(D) - \sum_k \log w_k`."""
+        return -self.weights.double().log().sum() - math.lgamma(dim)
+
+    def log_slope_bounds(self, dim: int) -> tuple[float, float] | None:
+        """The norm of the weights, constant."""
+        log_norm = math.log(float(torch.linalg.vector_norm(self.weights.double())))
+        return log_norm, log_norm
+
+    def sample_cone(self, num_samples: int, dim: int, like: Tensor) -> Tensor | None:
+        """Directions of exponential variables divided by the weights."""
+        draws = torch.rand(num_samples, dim, dtype=like.dtype, device=like.device)
+        points = -draws.neg().log1p() / self.weights.to(like)
+        points = points.clamp_min(torch.finfo(like.dtype).tiny)
+        return points / torch.linalg.vector_norm(points, dim=1, keepdim=True)

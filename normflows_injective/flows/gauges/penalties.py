@@ -1,0 +1,254 @@
+"""Gauges of penalties for sparse regression: elastic net, group lasso, SLOPE."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import final
+
+import torch
+from torch import Tensor
+
+from ...errors import OptionError, ShapeError
+from .gauge import Gauge, HomogeneousGauge, RadiusAndSecant
+
+__all__ = ["ElasticNetGauge", "GroupLassoGauge", "SlopeGauge"]
+
+
+@final
+class ElasticNetGauge(Gauge):
+    r"""Level sets of the elastic net, whose shape changes with the level.
+
+    .. math:: \lambda_1 \lVert x \rVert_1 + \lambda_2 \lVert x \rVert_2^2 = t, \qquad
+              r = \frac{2 t}{b + \sqrt{b^2 + 4 \lambda_2 t}}, \quad b = \lambda_1 \lVert u \rVert_1
+
+    Args:
+        l1: :math:`\lambda_1 \ge 0`.
+        l2: :math:`\lambda_2 \ge 0`, not both zero.
+
+    Raises:
+        OptionError: If a weight is negative, or both are zero.
+
+    References:
+        Zou and Hastie, 2005; radius and secant from the quadratic equation along a ray.
+
+    Examples:
+        >>> gauge = ElasticNetGauge(1.0, 2.0)
+        >>> gauge.log_radius(torch.tensor([[1.0, 0.0]]), torch.tensor(3.0)).exp()  # r + 2 r^2 = 3
+        tensor([1.])
+    """
+
+    def __init__(self, l1: float, l2: float) -> None:
+        super().__init__()
+        if not (l1 >= 0 and l2 >= 0 and 0 < l1 + l2 < math.inf):
+            raise OptionError(
+                f"l1 and l2 must be finite, not negative and not both zero, got {l1!r}, {l2!r}."
+            )
+        self.l1, self.l2 = float(l1), float(l2)
+
+    def log_radius(self, u: Tensor, level: Tensor, context: Tensor | None = None) -> Tensor:
+        """Log of the positive root along each ray."""
+        slope = self.l1 * u.abs().sum(1)
+        # This form of the root does not cancel.
+        root = (slope.square() + 4 * self.l2 * level).sqrt()
+        return math.log(2) + torch.as_tensor(level).log() - (slope + root).log()
+
+    def radius_and_secant(
+        self, u: Tensor, level: Tensor, context: Tensor | None = None
+    ) -> RadiusAndSecant:
+        r"""Log-radius and log-secant in closed form, without a gradient.
+
+        The normal is :math:`\lambda_1 \operatorname{sgn} u + 2 \lambda_2 r u`.
+        """
+        log_radius = self.log_radius(u, level, context)
+        curved = 2 * self.l2 * log_radius.exp().unsqueeze(1)
+        normal = self.l1 * u.sign() + curved * u
+        along = self.l1 * u.abs().sum(1) + curved.squeeze(1)
+        return RadiusAndSecant(
+            log_radius, torch.linalg.vector_norm(normal, dim=1).log() - along.log()
+        )
+
+    def extra_repr(self) -> str:
+        """Options as shown by ``print(model)``."""
+        return f"l1={self.l1:g}, l2={self.l2:g}"
+
+
+@final
+class GroupLassoGauge(HomogeneousGauge):
+    r"""Level sets of the group lasso, :math:`\sum_g w_g \lVert x_g \rVert_2 = t`.
+
+    .. math:: \log r = \log t - \log F(u), \qquad
+              \log\sec\psi = \tfrac12\log\sum_g w_g^2 - \log F(u)
+
+    The surface has kinks where a whole group vanishes, as that of :math:`\ell_1` where a
+    coordinate does; gradients are bounded.
+
+    Args:
+        groups: A partition of the indices :math:`0, \dots, D - 1`, as a list of lists.
+        weights: :math:`w_g > 0`, one per group; by default the square roots of their sizes.
+
+    Raises:
+        ShapeError: If the groups are no partition, or the weights are not one per group.
+        OptionError: If a weight is not positive.
+
+    References:
+        Yuan and Lin, 2006; the gradient has norm :math:`(\sum_g w_g^2)^{1/2}` everywhere.
+
+    Examples:
+        >>> gauge = GroupLassoGauge([[0, 1], [2]], [1.0, 2.0])
+        >>> gauge.value(torch.tensor([[3.0, 4.0, 1.0]]))
+        tensor([7.])
+    """
+
+    membership: Tensor
+    weights: Tensor
+
+    def __init__(
+        self, groups: Sequence[Sequence[int]], weights: Sequence[float] | Tensor | None = None
+    ) -> None:
+        super().__init__()
+        groups = [list(group) for group in groups]
+        indices = sorted(index for group in groups for index in group)
+        if indices != list(range(len(indices))) or len(indices) < 2 or not all(groups):
+            raise ShapeError(
+                "groups must hold every index from 0 to D - 1 exactly once, and none be empty, "
+                f"got {groups}."
+            )
+        sizes = torch.tensor([float(len(group)) for group in groups])
+        weights = sizes.sqrt() if weights is None else torch.as_tensor(weights).detach().clone()
+        _check_weights(weights, len(groups), "group")
+        self.dim = len(indices)
+        membership = torch.empty(self.dim, dtype=torch.long)
+        for number, group in enumerate(groups):
+            membership[group] = number
+        self.register_buffer("membership", membership)
+        self.register_buffer("weights", weights)
+
+    def value(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """The weighted sum (B,) of group norms of points (B, D)."""
+        squares = x.new_zeros(len(x), len(self.weights)).index_add(1, self.membership, x.square())
+        # Below the clamp, where a group vanishes, the root would have an infinite derivative.
+        return squares.clamp_min(torch.finfo(x.dtype).tiny).sqrt() @ self.weights
+
+    def radius_and_secant(
+        self, u: Tensor, level: Tensor, context: Tensor | None = None
+    ) -> RadiusAndSecant:
+        r"""Log-radius and log-secant in closed form, without a gradient."""
+        return _with_constant_slope(self.log_value(u), level, self.weights)
+
+    def unit_cone_mass(self, dim: int) -> Tensor | None:
+        r"""From :math:`D!\,\mathrm{Vol} = \int e^{-F}`, a product of masses of the groups."""
+        # In a group, int exp(-w |x|) dx = A_{d-1} Gamma(d) / w^d.
+        sizes = torch.bincount(self.membership).double()
+        log_areas = math.log(2) + 0.5 * sizes * math.log(math.pi) - (0.5 * sizes).lgamma()
+        log_masses = log_areas + sizes.lgamma() - sizes * self.weights.double().log()
+        return log_masses.sum() - math.lgamma(self.dim or dim)
+
+    def log_slope_bounds(self, dim: int) -> tuple[float, float] | None:
+        """The norm of the weights, constant."""
+        return _constant_bounds(self.weights)
+
+    def sample_cone(self, num_samples: int, dim: int, like: Tensor) -> Tensor | None:
+        r"""Directions of variables of density :math:`\propto e^{-F}`: Gamma norms of groups."""
+        sizes = torch.bincount(self.membership).to(like)
+        norms = torch.distributions.Gamma(sizes.expand(num_samples, -1), 1.0).sample()
+        norms = norms / self.weights.to(like)
+        points = torch.randn(num_samples, self.dim or dim, dtype=like.dtype, device=like.device)
+        squares = torch.zeros_like(norms).index_add(1, self.membership, points.square())
+        points = points * (norms / squares.sqrt())[:, self.membership]
+        return points / torch.linalg.vector_norm(points, dim=1, keepdim=True)
+
+
+@final
+class SlopeGauge(HomogeneousGauge):
+    r"""Level sets of SLOPE, :math:`\sum_i w_i |x|_{(i)} = t` with sizes in descending order.
+
+    .. math:: \log r = \log t - \log F(u), \qquad
+              \log\sec\psi = \tfrac12\log\sum_i w_i^2 - \log F(u)
+
+    Equal weights give :math:`\ell_1`; one weight followed by zeros the cube. Besides the kinks of
+    :math:`\ell_1` there are kinks where two sizes are equal; gradients are bounded.
+
+    Args:
+        weights: :math:`w_1 \ge w_2 \ge \dots \ge w_D \ge 0`, :math:`w_1 > 0`.
+
+    Raises:
+        ShapeError: If they are no vector.
+        OptionError: If they are not in descending order, or negative, or all zero.
+
+    References:
+        Bogdan et al., SLOPE, 2015.
+
+    Examples:
+        >>> gauge = SlopeGauge(torch.tensor([2.0, 1.0]))
+        >>> gauge.value(torch.tensor([[1.0, -3.0]]))
+        tensor([7.])
+    """
+
+    weights: Tensor
+
+    def __init__(self, weights: Sequence[float] | Tensor) -> None:
+        super().__init__()
+        weights = torch.as_tensor(weights).detach().clone()
+        if weights.dim() != 1 or len(weights) < 2:
+            raise ShapeError(f"weights must be of shape (D,), got {tuple(weights.shape)}.")
+        descending = bool((weights.diff() <= 0).all()) and bool(weights[-1] >= 0)
+        if not (descending and bool(weights[0] > 0)):
+            raise OptionError(
+                "weights must be in descending order, not negative and not all zero, or the "
+                f"level sets are no norm's. Got {weights.tolist()}."
+            )
+        self.dim = len(weights)
+        self.register_buffer("weights", weights)
+
+    def value(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """The weighted sum (B,) of the ordered sizes of points (B, D)."""
+        return x.abs().sort(1, descending=True).values @ self.weights
+
+    def radius_and_secant(
+        self, u: Tensor, level: Tensor, context: Tensor | None = None
+    ) -> RadiusAndSecant:
+        r"""Log-radius and log-secant in closed form, without a gradient."""
+        return _with_constant_slope(self.log_value(u), level, self.weights)
+
+    def unit_cone_mass(self, dim: int) -> Tensor | None:
+        r""":math:`\log(D\, 2^D / \prod_i W_i)` with :math:`W_i = w_1 + \dots + w_i`.
+
+        By the gaps of the ordered sizes, :math:`\int e^{-F} = D!\, 2^D / \prod_i W_i`, which is
+        also :math:`D!\,\mathrm{Vol}`.
+        """
+        sums = self.weights.double().cumsum(0)
+        return math.log(len(sums)) + len(sums) * math.log(2) - sums.log().sum()
+
+    def log_slope_bounds(self, dim: int) -> tuple[float, float] | None:
+        """The norm of the weights, constant."""
+        return _constant_bounds(self.weights)
+
+    def sample_cone(self, num_samples: int, dim: int, like: Tensor) -> Tensor | None:
+        r"""Directions of variables of density :math:`\propto e^{-F}`: exponential gaps."""
+        sums = self.weights.to(like).cumsum(0)
+        gaps = -torch.rand(num_samples, len(sums), dtype=like.dtype, device=like.device)
+        gaps = -gaps.log1p() / sums
+        sizes = gaps.flip(1).cumsum(1).flip(1)
+        order = torch.rand_like(sizes).argsort(1)
+        points = sizes.gather(1, order) * (2 * torch.randint_like(sizes, 2) - 1)
+        return points / torch.linalg.vector_norm(points, dim=1, keepdim=True)
+
+
+def _with_constant_slope(log_value: Tensor, level: Tensor, weights: Tensor) -> RadiusAndSecant:
+    log_norm = torch.linalg.vector_norm(weights).log()
+    return RadiusAndSecant(torch.as_tensor(level).log() - log_value, log_norm - log_value)
+
+
+def _constant_bounds(weights: Tensor) -> tuple[float, float]:
+    log_norm = math.log(float(torch.linalg.vector_norm(weights.double())))
+    return log_norm, log_norm
+
+
+def _check_weights(weights: Tensor, count: int, name: str) -> None:
+    if weights.shape != (count,):
+        raise ShapeError(
+            f"weights must be one per {name}, shape ({count},), got {tuple(weights.shape)}."
+        )
+    if not bool((weights > 0).all()):
+        raise OptionError(f"weights must be positive, got {weights.tolist()}.")
