@@ -272,7 +272,7 @@ def test_sampling_one_from_a_cold_layer_is_refused_before_it_writes_nan():
         ((torch.distributions.Normal(0, 1), [mlp_injection()]), "q0 must be a base .* got Normal"),
         (
             (base(2), [mlp_injection()], base(5)),
-            "must be a SurrogateLikelihood, got DiagGaussian.*p=",
+            "must be a SurrogateLikelihood or an ExactLikelihood, got DiagGaussian.*p=",
         ),
         (
             (
