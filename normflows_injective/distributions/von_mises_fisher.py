@@ -1,0 +1,247 @@
+r"""The von Mises-Fisher distribution on the unit sphere, in any dimension."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import final
+
+import normflows as nf
+import torch
+from torch import Tensor, nn
+
+from ..checks import check_finite
+from ..errors import OptionError, ShapeError
+from ..flows.on_sphere import check_policy
+from ..volume.factoring import factored_dtype
+from .spherical import check_sphere_dim, directions, floating, log_sphere_area
+
+__all__ = ["VonMisesFisher", "log_normaliser"]
+
+NODES = 129
+
+
+@final
+class VonMisesFisher(nf.distributions.BaseDistribution):
+    r"""The von Mises-Fisher distribution, the isotropic bump on the unit sphere.
+
+    .. math:: \log p(x) = \kappa\, \mu^\top x - \log N_D(\kappa)
+
+    with :math:`N_D` of :func:`log_normaliser`, exact in any dimension. Densities are computed in
+    float64 and rounded to the dtype of ``loc``. Samples carry no gradient, as rejection has none:
+    ``forward`` gives them with log-densities that do, as for a score-function estimator.
+
+    A trainable concentration is the parameter itself. If a step takes it below zero, the density
+    is that of :math:`-\mu` with :math:`|\kappa|`, normalised and sampled as such.
+
+    Args:
+        loc: Mean direction :math:`\mu` of shape (D,), :math:`D \ge 2`, of any positive length.
+        concentration: :math:`\kappa \ge 0`; 0 is the uniform distribution.
+        trainable: Whether both are parameters.
+        off_manifold: What ``log_prob`` does with points off the sphere: ``"reject"`` raises where
+            a norm is more than 1e-4 from one, ``"project"`` takes their directions.
+
+    Raises:
+        ShapeError: If the mean direction is no vector or the concentration no number.
+        OptionError: If the mean direction is zero or of one dimension, the concentration negative,
+            or the policy unknown.
+        NonFiniteError: If one of them holds NaN or infinity.
+
+    References:
+        Mardia and Jupp, *Directional Statistics*, Wiley 2000, chapter 9. Wood, *Simulation of
+        the von Mises Fisher distribution*, Communications in Statistics 23 (1994).
+
+    Examples:
+        >>> base = VonMisesFisher([0.0, 0.0, 2.0], concentration=5.0)
+        >>> base.log_prob(torch.tensor([[0.0, 0.0, 1.0], [0.0, 0.0, -1.0]])).exp()
+        tensor([7.9581e-01, 3.6130e-05])
+    """
+
+    on_manifold = True
+
+    def __init__(
+        self,
+        loc: Tensor | Sequence[float],
+        concentration: float | Tensor,
+        trainable: bool = False,
+        *,
+        off_manifold: str = "reject",
+    ) -> None:
+        super().__init__()
+        check_policy(off_manifold)
+        mean = floating(loc)
+        if mean.dim() != 1:
+            raise ShapeError(f"loc must be a vector of shape (D,), got {tuple(mean.shape)}.")
+        check_sphere_dim(len(mean))
+        check_finite(mean, "loc", "Give a direction.")
+        lifted = mean.to(factored_dtype(mean.device))  # its square may leave the range of float32
+        length = torch.linalg.vector_norm(lifted)
+        if not length > 0:
+            raise OptionError("loc must have a positive length, got zeros. Give a direction.")
+        kappa = torch.as_tensor(concentration, dtype=mean.dtype, device=mean.device)
+        if kappa.dim() != 0:
+            raise ShapeError(f"concentration must be one number, got shape {tuple(kappa.shape)}.")
+        check_finite(kappa, "concentration", "Give a finite number.")
+        if kappa < 0:
+            raise OptionError(
+                f"concentration must not be negative, got {float(kappa):g}. "
+                "Turn loc round instead."
+            )
+        self.shape = (len(mean),)
+        self.off_manifold = off_manifold
+        kind = nn.Parameter if trainable else nn.Buffer
+        self.loc = kind((lifted / length).to(mean.dtype))
+        self.concentration = kind(kappa.detach().clone())
+
+    def forward(self, num_samples: int = 1) -> tuple[Tensor, Tensor]:
+        """Draw samples (num_samples, D) without a gradient, with log-densities (num_samples,).
+
+        Args:
+            num_samples: Number of samples.
+
+        Returns:
+            Samples, and their log-densities in nats, whose gradient reaches the parameters.
+
+        Raises:
+            NonFiniteError: If a parameter has become NaN or infinite.
+        """
+        for name in ("loc", "concentration"):
+            check_finite(getattr(self, name), name, "Load an earlier state; lower the step size.")
+        with torch.no_grad():
+            mean, kappa = self._lifted()
+            drop = _sample_drop(kappa.abs(), len(mean), num_samples).clamp(max=2)
+            tangent = nn.functional.normalize(
+                torch.randn(num_samples, len(mean) - 1, dtype=mean.dtype, device=mean.device)
+            )
+            height = (drop * (2 - drop)).sqrt()
+            at_pole = torch.cat([(1 - drop)[:, None], height[:, None] * tangent], dim=1)
+            x = _turn_pole(at_pole, torch.where(kappa < 0, -mean, mean))
+        return x.to(self.loc.dtype), self._log_density(x)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log-density (B,) in nats of points (B, D) of the sphere.
+
+        Args:
+            x: Points of shape (B, D).
+
+        Returns:
+            Log-density of shape (B,) in nats against the area of the sphere.
+
+        Raises:
+            ShapeError: If the points have another width.
+            OffManifoldError: If points are off the sphere and are to be rejected.
+        """
+        return self._log_density(directions(x, self.shape, self.off_manifold))
+
+    def _log_density(self, u: Tensor) -> Tensor:
+        mean, kappa = self._lifted()
+        return (kappa * (u @ mean) - log_normaliser(kappa, len(mean))).to(self.loc.dtype)
+
+    def _lifted(self) -> tuple[Tensor, Tensor]:
+        kept = factored_dtype(self.loc.device)
+        mean = self.loc.to(kept)
+        return mean / torch.linalg.vector_norm(mean), self.concentration.to(kept)
+
+
+def log_normaliser(concentration: Tensor, dim: int) -> Tensor:
+    r"""Log of the integral that normalises von Mises-Fisher densities, for a batch of them.
+
+    .. math::
+
+        N_D(\kappa) = \int_{S^{D-1}} e^{\kappa \mu^\top u}\, du
+            = A_{D-2} \int_{-1}^1 e^{\kappa t} (1 - t^2)^{(D-3)/2}\, dt
+            = (2\pi)^{D/2}\, \kappa^{1 - D/2} I_{D/2-1}(\kappa)
+
+    with :math:`A_{D-2}` the area of the sphere of the tangent directions. It is differentiable any
+    number of times, also at zero: the first derivative is the mean of :math:`t = \mu^\top u`, the
+    second its variance. It is even in :math:`\kappa`.
+
+    No Bessel function is used. With :math:`t = \tanh s`, :math:`n = D - 1` the integrand is
+    :math:`e^{\kappa \tanh s} \cosh^{-n} s`, analytic around the real line, with one peak at
+    :math:`\kappa = n \sinh s_* \cosh s_*`, that is :math:`s_* = \tfrac12 \sinh^{-1}(2\kappa/n)`,
+    of width :math:`\sigma = (n (1 + \tanh^2 s_*))^{-1/2}`. At a distance :math:`\delta` from the
+    peak its logarithm is lower by
+
+    .. math:: n \Big(\log(c + a) - \frac{a}{c + a}\Big) \ge n \log\cosh\delta,
+        \quad c = \cosh\delta, \quad a = \tanh s_* \sinh\delta
+
+    (the derivative in :math:`a` has the sign of :math:`a`), so that beyond
+    :math:`45/n + \sqrt{90/n}` less than :math:`10^{-19}` is left. A second substitution,
+    :math:`\delta = \sigma \sinh\tau`, makes tails that are slow for small :math:`n` doubly
+    exponential. The trapezoid rule in :math:`\tau` then converges exponentially: 97 nodes give
+    12 digits or more, the 129 used all that float64 holds.
+
+    Args:
+        concentration: :math:`\kappa` of any shape, of either sign.
+        dim: Dimension :math:`D \ge 2` of the space around the sphere.
+
+    Returns:
+        :math:`\log N_D(\kappa)` in nats, of the same shape, in float64 where the device has it:
+        a log-density is a small difference of it and :math:`\kappa t`, so round that, not this.
+
+    Raises:
+        OptionError: If the dimension is below 2.
+
+    Examples:
+        >>> log_normaliser(torch.tensor([0.0, 5.0]), 3)  # log 4 pi, log(4 pi sinh(5) / 5)
+        tensor([2.5310, 5.2284], dtype=torch.float64)
+    """
+    check_sphere_dim(dim)
+    n = dim - 1
+    kappa = concentration.to(factored_dtype(concentration.device))[..., None]
+    # The grid follows the integrand, but the integral does not depend on it: no graph.
+    peak = torch.asinh(2 * kappa.detach() / n) / 2
+    width = (n * (1 + peak.tanh().square())).rsqrt()
+    reach = torch.asinh((45 / n + math.sqrt(90 / n)) / width)
+    tau = reach * torch.linspace(-1, 1, NODES, dtype=kappa.dtype, device=kappa.device)
+    step = width * tau.sinh()
+    s = peak + step
+    log_cosh = s.abs() + torch.log1p((-2 * s.abs()).exp()) - math.log(2.0)
+    log_weight = (width * tau.cosh() * reach * (2 / (NODES - 1))).log() - n * log_cosh
+    # tanh s - tanh s_*, which would cancel where both are close to one.
+    rise = step.sinh() / s.cosh() / peak.cosh()
+    log_sum = torch.logsumexp(kappa * rise + log_weight, dim=-1)
+    return log_sphere_area(n) + (kappa * peak.tanh())[..., 0] + log_sum
+
+
+def _sample_drop(kappa: Tensor, dim: int, count: int) -> Tensor:
+    r"""Draw :math:`1 - t`, which keeps its digits where the distribution is narrow.
+
+    In three dimensions :math:`t` has a truncated exponential law, which is inverted. Otherwise
+    Wood's envelope is the law of :math:`w = (1 - (1+b) z) / (1 - (1-b) z)` with
+    :math:`z \sim \mathrm{Beta}(n/2, n/2)`, a ratio :math:`g_1 / (g_1 + g_2)` of gamma variates:
+
+    .. math:: 1 - w = \frac{2 b z}{1 - (1-b) z} = \frac{2 b g_1}{g_2 + b g_1},
+
+    and with :math:`x_0 = (1-b)/(1+b)` a proposal is accepted with probability
+    :math:`e^{\kappa (w - x_0)} \big((1 - x_0 w)/(1 - x_0^2)\big)^n`.
+    """
+    if dim == 3:
+        uniform = torch.rand(count, dtype=kappa.dtype, device=kappa.device)
+        drop = -torch.log1p(uniform * torch.expm1(-2 * kappa)) / kappa
+        return torch.where(kappa > 0, drop, 2 * uniform)
+    n = dim - 1
+    b = n / (2 * kappa + torch.hypot(2 * kappa, kappa.new_tensor(n)))
+    gap = 2 * b / (1 + b)  # 1 - x_0
+    shape = kappa.new_tensor(n / 2)
+    gamma = torch.distributions.Gamma(shape, torch.ones_like(shape))
+    drop = kappa.new_empty(count)
+    pending = torch.arange(count, device=kappa.device)
+    while len(pending):
+        first, second = gamma.sample((2, len(pending)))
+        proposal = 2 * b * first / (second + b * first)
+        ratio = (gap + (1 - gap) * proposal) / (gap * (2 - gap))
+        log_accept = kappa * (gap - proposal) + n * ratio.log()
+        accepted = torch.rand_like(proposal).log() <= log_accept
+        drop[pending[accepted]] = proposal[accepted]
+        pending = pending[~accepted]
+    return drop
+
+
+def _turn_pole(x: Tensor, mean: Tensor) -> Tensor:
+    """Turn the sphere so that the first axis goes to the mean direction, by one reflection."""
+    # Of the two reflections that do so up to a sign, this one never subtracts equal numbers.
+    sign = torch.where(mean[0] < 0, -1.0, 1.0).to(mean)
+    normal = torch.cat([(mean[0] + sign)[None], mean[1:]])
+    along = (x @ normal) / (1 + mean[0].abs())
+    return -sign * (x - along[:, None] * normal)
