@@ -2,4 +2,16 @@
 
 from normflows.distributions import DiagGaussian
 
-__all__ = ["DiagGaussian"]
+from .pullback import Pullback
+from .spherical import AngularCentralGaussian, UniformSphere
+from .uniform_on_surface import UniformOnSurface
+from .von_mises_fisher import VonMisesFisher
+
+__all__ = [
+    "AngularCentralGaussian",
+    "DiagGaussian",
+    "Pullback",
+    "UniformOnSurface",
+    "UniformSphere",
+    "VonMisesFisher",
+]

@@ -8,6 +8,7 @@ from .injection import Injection
 from .radial import RadialSurface
 from .shapes import Reshape
 from .sphere import InChart, SphereChart, SphereLinear
+from .star_like import star_like_flow
 from .surface import Chart, SurfaceMap
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "SphereLinear",
     "SurfaceMap",
     "gauges",
+    "star_like_flow",
 ]

@@ -1,0 +1,60 @@
+"""A density on a surface, seen in a chart."""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+import normflows as nf
+from torch import Tensor
+
+from ..context import needs_context, takes_context, with_context
+from ..flows.injection import Injection
+
+__all__ = ["Pullback"]
+
+
+@final
+class Pullback(nf.distributions.BaseDistribution):
+    r"""The law of the coordinates of a point drawn from a law on a surface.
+
+    .. math:: \log q(z) = \log p(\varphi(z)) + \tfrac12 \log\det \varphi'(z)^\top \varphi'(z)
+
+    As the base of a model that ends in the same chart it makes a fresh model equal to the given
+    law: ``Pullback(UniformSphere(D), SphereChart(D))`` starts at the uniform law of the sphere.
+
+    Args:
+        distribution: Law :math:`p` on the surface, with ``forward(num_samples)`` and ``log_prob``.
+        chart: :math:`\varphi`, an exact chart of that surface, of the same measure.
+
+    References:
+        Change of variables.
+
+    Examples:
+        >>> import torch
+        >>> from normflows_injective.distributions import UniformSphere
+        >>> from normflows_injective.flows import SphereChart
+        >>> base = Pullback(UniformSphere(3), SphereChart(3))
+        >>> base.log_prob(torch.zeros(1, 2)).exp()  # Student's t_2 at 0, over 2 pi
+        tensor([0.0563])
+    """
+
+    def __init__(self, distribution: Any, chart: Injection) -> None:
+        super().__init__()
+        self.distribution, self.chart = distribution, chart
+        self.shape = chart.latent_shape
+        self.takes_context = takes_context(distribution) or chart.takes_context
+        self.needs_context = needs_context(distribution) or chart.needs_context
+
+    def forward(
+        self, num_samples: int = 1, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Draw coordinates (n, d) with their log-density (n,) in nats."""
+        x, log_p = self.distribution(num_samples, **with_context(self.distribution, context))
+        z, log_det = self.chart.inverse(x, context)
+        return z, log_p - log_det
+
+    def log_prob(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """Log-density (B,) in nats of coordinates (B, d)."""
+        x, log_volume = self.chart(z, context)
+        scored = self.distribution.log_prob(x, **with_context(self.distribution, context))
+        return scored + log_volume

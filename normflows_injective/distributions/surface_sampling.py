@@ -1,0 +1,160 @@
+r"""Random directions of star-like surfaces, by importance and by rejection.
+
+A direction is proposed uniformly, or by the cone measure :math:`r^D d\omega` where the gauge can
+draw from that. The measure that is wanted stands to the proposal's in the ratio
+
+.. math:: w(u) = r^{D-1} \sec\psi \;\; (\text{uniform proposal}), \qquad
+          w(u) = \sec\psi / r \;\; (\text{cone proposal, area wanted}).
+
+For a homogeneous gauge at level 1 the latter is :math:`\lVert\nabla F(x)\rVert`, which is bounded
+for every norm. The mean of :math:`w` gives the total mass, and accepting by :math:`w / \max w` a
+sample.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import NumericalWarning, OptionError
+from ..flows.gauges.gauge import Gauge, HomogeneousGauge
+from ..flows.radial import RadialSurface
+from .spherical import log_sphere_area
+
+__all__ = ["Mass", "SurfaceSampler"]
+
+SEED = 20240618
+ROUNDS = 1000
+
+
+class Mass(NamedTuple):
+    """Log of the total mass of a measure, and the standard error of that logarithm."""
+
+    log_mass: float
+    standard_error: float
+
+
+class _Proposal(NamedTuple):
+    u: Tensor
+    log_mass: float
+    by_cone: bool
+
+
+class SurfaceSampler:
+    r"""Draws directions of one surface, in float64 on the CPU, and finds its total mass.
+
+    Args:
+        gauge: The surface; a copy is taken.
+        level: :math:`t`.
+        measure: ``"hausdorff"`` or ``"cone"``.
+        dim: :math:`D`.
+        num_directions: Number of directions that mass and bound are found from, where they have no
+            closed form; always the same ones.
+    """
+
+    def __init__(
+        self, gauge: Gauge, level: float, measure: str, dim: int, num_directions: int
+    ) -> None:
+        # Sampling needs the digits; the caller's gauge keeps its dtype and device.
+        self._gauge = copy.deepcopy(gauge).cpu().double()
+        self._level = torch.tensor(level, dtype=torch.float64)
+        self._surface = RadialSurface(self._gauge, level, measure)
+        self._dim, self._num_directions = dim, num_directions
+
+    def mass(self) -> Mass:
+        """Total mass: a closed form where the gauge knows one, else an average."""
+        known = self._known_mass()
+        if known is not None:
+            return Mass(known, 0.0)
+        log_ratios, log_total = self._pool()
+        log_mean = float(log_ratios.logsumexp(0)) - math.log(len(log_ratios))
+        relative = float((log_ratios - log_mean).exp().std()) / math.sqrt(len(log_ratios))
+        return Mass(log_total + log_mean, relative)
+
+    def log_bound(self) -> float:
+        """The greatest log-ratio: a closed form, or the greatest that was seen."""
+        proposal = self._propose(1)
+        if proposal.by_cone and self._surface.measure == "cone":
+            return 0.0
+        gauge = self._gauge
+        bounds = gauge.log_slope_bounds(self._dim) if isinstance(gauge, HomogeneousGauge) else None
+        if proposal.by_cone and bounds is not None:
+            return bounds[1] - float(self._level.log())
+        return float(self._pool()[0].max())
+
+    def directions(self, num_samples: int, log_bound: float) -> Tensor:
+        """Directions (n, D) of points of the law, by rejection.
+
+        Args:
+            num_samples: Number n.
+            log_bound: As from :meth:`log_bound`.
+
+        Raises:
+            OptionError: If next to nothing is accepted.
+
+        Warns:
+            NumericalWarning: If a proposal exceeds the bound.
+        """
+        kept: list[Tensor] = []
+        missing, exceeded = num_samples, 0
+        for _ in range(ROUNDS):
+            proposal = self._propose(max(2 * missing, 1024))
+            log_share = self._log_ratio(proposal) - log_bound
+            exceeded += int((log_share > 1e-9).sum())
+            kept.append(proposal.u[torch.rand_like(log_share).log() < log_share])
+            missing -= len(kept[-1])
+            if missing <= 0:
+                break
+        else:
+            raise OptionError(
+                f"{ROUNDS} rounds of proposals gave fewer than {num_samples} samples: the surface "
+                "is too far from a sphere for sampling by rejection. Use measure='cone' with a "
+                "gauge that draws from it."
+            )
+        if exceeded:
+            warnings.warn(
+                f"{exceeded} proposals were likelier than any of the directions that the bound "
+                "was found from, so the law drawn from differs a little from the uniform one. "
+                "Raise num_directions; LpGauge with p < 1 has no bound, use measure='cone' there.",
+                NumericalWarning,
+                stacklevel=4,
+            )
+        return torch.cat(kept)[:num_samples]
+
+    def _known_mass(self) -> float | None:
+        closed = (
+            self._gauge.log_cone_mass if self._surface.measure == "cone" else self._gauge.log_area
+        )
+        known = closed(self._dim, self._level)
+        return None if known is None else float(known)
+
+    def _pool(self) -> tuple[Tensor, float]:
+        """Log-ratios (n,) of always the same directions, and the proposal's log-mass."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(SEED)
+            proposal = self._propose(self._num_directions)
+        return self._log_ratio(proposal), proposal.log_mass
+
+    @torch.no_grad()
+    def _propose(self, num_samples: int) -> _Proposal:
+        drawn = self._gauge.sample_cone(num_samples, self._dim, self._level)
+        mass = self._gauge.log_cone_mass(self._dim, self._level)
+        if drawn is not None and mass is not None:
+            return _Proposal(drawn, float(mass), by_cone=True)
+        drawn = torch.randn(num_samples, self._dim, dtype=torch.float64)
+        log_area = log_sphere_area(self._dim)
+        if self._gauge.domain == "orthant":
+            drawn, log_area = drawn.abs(), log_area - self._dim * math.log(2)
+        return _Proposal(torch.nn.functional.normalize(drawn), log_area, by_cone=False)
+
+    @torch.no_grad()
+    def _log_ratio(self, proposal: _Proposal) -> Tensor:
+        log_stretch = self._surface.log_stretch(proposal.u)
+        if not proposal.by_cone:
+            return log_stretch
+        return log_stretch - self._dim * self._gauge.log_radius(proposal.u, self._level)

@@ -1,0 +1,158 @@
+"""The uniform laws of a star-like surface."""
+
+from __future__ import annotations
+
+from typing import final
+
+import normflows as nf
+import torch
+from torch import Tensor, nn
+
+from ..checks import check_count
+from ..errors import OptionError
+from ..flows.gauges.gauge import Gauge, HomogeneousGauge
+from ..flows.radial import FromContext, RadialSurface
+from .surface_sampling import SurfaceSampler
+
+__all__ = ["UniformOnSurface"]
+
+
+@final
+class UniformOnSurface(nf.distributions.BaseDistribution):
+    r"""The uniform law of a star-like surface, by area or by cone measure.
+
+    .. math:: \log p(x) = -\log \mathcal H(\mathcal M_t) \qquad\text{or}\qquad
+              \log p(x) = -\log \int r_t^D\, d\omega = -\log(D\,\mathrm{Vol}_t)
+
+    The total mass is a closed form where the gauge knows one: areas of :math:`\ell_1`,
+    :math:`\ell_2`, the cube, the simplex, group lasso and SLOPE; cone masses of all homogeneous
+    gauges of ``nfi.flows.gauges``. Else it is an average over random directions, always the same
+    ones, and ``standard_error`` is that of its logarithm (infinite variance is possible for
+    :math:`p < 1`). The area of a homogeneous gauge grows as :math:`t^{D-1}` and the cone mass as
+    :math:`t^D`, so there the level may come from a context.
+
+    As target of ``reverse_kld`` and as base through :class:`Pullback` it works as it is; samples
+    carry no gradient.
+
+    Args:
+        gauge: The surface.
+        level: :math:`t > 0`.
+        measure: ``"hausdorff"`` or ``"cone"``, see ``nfi.flows.RadialSurface``.
+        dim: :math:`D`, where the gauge does not fix it.
+        level_from_context: Column of the context, or callable of it, that gives the level.
+        off_manifold: ``"reject"`` or ``"project"``, for points off the surface.
+        num_directions: Number of directions of the average.
+
+    Raises:
+        OptionError: If the dimension is not known, the level cannot come from a context, or the
+            gauge is being trained.
+
+    Warns:
+        NumericalWarning: While sampling by area, where the density ratio to the proposal has no
+            known bound and one is met that exceeds all seen before.
+
+    References:
+        Surface and cone measure: arXiv 2406.09116; Naor and Romik, Projecting the surface measure
+        of the sphere of l_p^n, 2003.
+
+    Examples:
+        >>> from normflows_injective.flows.gauges import LpGauge
+        >>> law = UniformOnSurface(LpGauge(1.0), dim=3)  # an octahedron of area 4 sqrt(3)
+        >>> law.log_prob(torch.tensor([[1.0, 0.0, 0.0]])).neg().exp()
+        tensor([6.9282])
+    """
+
+    on_manifold = True
+
+    def __init__(
+        self,
+        gauge: Gauge,
+        level: float = 1.0,
+        measure: str = "hausdorff",
+        *,
+        dim: int | None = None,
+        level_from_context: FromContext | None = None,
+        off_manifold: str = "reject",
+        num_directions: int = 2**16,
+    ) -> None:
+        super().__init__()
+        self.surface = RadialSurface(gauge, level, measure, level_from_context, off_manifold)
+        check_count(num_directions, "num_directions")
+        self.dim = _dimension(gauge, dim)
+        self.shape = (self.dim,)
+        self._is_homogeneous = isinstance(gauge, HomogeneousGauge)
+        _check_fixed(gauge, level_from_context is not None and not self._is_homogeneous)
+        self.takes_context = self.surface.takes_context
+        self.needs_context = self.surface.needs_context
+        # The mass of a homogeneous gauge is kept at level 1, that of others at their own.
+        self._unit = 1.0 if self._is_homogeneous else float(level)
+        self._num_directions = num_directions
+        sampler = self._sampler()
+        self.log_unit_mass, self.standard_error = sampler.mass()
+        self._log_bound = sampler.log_bound()
+        # Only says the dtype and the device: numbers kept in it would lose digits.
+        self._like = nn.Buffer(torch.empty(0), persistent=False)
+
+    def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        r"""Log-density at points of the surface, the same for all of one level.
+
+        Args:
+            x: Points of shape :math:`(B, D)`.
+            context: One row per point, if the level comes from it.
+
+        Returns:
+            Of shape :math:`(B,)` in nats.
+
+        Raises:
+            OffManifoldError: If points are off the surface and are to be rejected.
+        """
+        self.surface.encode(x, context)
+        return self._log_density(x, context)
+
+    def forward(
+        self, num_samples: int = 1, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Draw points (n, D) with their log-density (n,) in nats."""
+        check_count(num_samples, "num_samples")
+        u = self._sampler().directions(num_samples, self._log_bound).to(self._like)
+        with torch.no_grad():
+            x = self.surface.decode(u, context)
+        return x, self._log_density(x, context)
+
+    def extra_repr(self) -> str:
+        """Options as shown by ``print(law)``."""
+        return f"dim={self.dim}, standard_error={self.standard_error:.2g}"
+
+    def _sampler(self) -> SurfaceSampler:
+        gauge, measure = self.surface.gauge, self.surface.measure
+        return SurfaceSampler(gauge, self._unit, measure, self.dim, self._num_directions)
+
+    def _log_density(self, x: Tensor, context: Tensor | None) -> Tensor:
+        mass = x.new_full((len(x),), self.log_unit_mass)
+        if self._is_homogeneous:
+            power = self.dim if self.surface.measure == "cone" else self.dim - 1
+            mass = mass + power * self.surface.level(x, context).log()
+        return -mass
+
+
+def _dimension(gauge: Gauge, dim: int | None) -> int:
+    known = gauge.dim if dim is None else dim
+    if known is None or (gauge.dim is not None and gauge.dim != known):
+        raise OptionError(
+            f"dim must be given, and be that of the gauge where it has one: got dim={dim!r}, and "
+            f"{type(gauge).__name__} has {gauge.dim!r}."
+        )
+    return known
+
+
+def _check_fixed(gauge: Gauge, changes_shape: bool) -> None:
+    if changes_shape:
+        raise OptionError(
+            f"The surfaces of {type(gauge).__name__} change their shape with the level, so each "
+            "has a mass of its own. Give a fixed level."
+        )
+    if gauge.needs_context or any(parameter.requires_grad for parameter in gauge.parameters()):
+        raise OptionError(
+            "The mass of a surface is found once, but this gauge is trained or depends on a "
+            "context. Freeze it with gauge.requires_grad_(False)."
+        )

@@ -1,0 +1,159 @@
+"""Spline couplings of coordinates some of which are angles."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from typing import Any, final
+
+import normflows as nf
+import torch
+from normflows.utils import splines
+from torch import Tensor, nn
+
+from ..checks import check_event_shape
+from ..nets.mlp import ResidualMLP
+
+__all__ = ["AngularSpline"]
+
+# softplus of this, with the host's floor added, is a derivative of one.
+_UNIT_DERIVATIVE = math.log(math.expm1(1 - splines.DEFAULT_MIN_DERIVATIVE))
+_MAX_LOG_SCALE = 3.0
+
+
+@final
+class AngularSpline(nf.flows.Flow):
+    r"""Rational-quadratic spline coupling in which some coordinates are angles.
+
+    Half of the coordinates are transformed by monotone splines whose parameters a network finds
+    from the other half: angles by splines of the circle, the others by splines with linear tails
+    and then by a scale and a shift, without which the tails would be those of the base. The
+    network sees an angle as sine and cosine, and another coordinate :math:`z` as
+    :math:`z / \sqrt{1 + z^2/9}`, which stays bounded towards the poles of a chart. It starts as
+    the identity.
+
+    The host's circular couplings send linear coordinates beyond the bound to zero, and show an
+    angle to the network by one number, which does not tell it from its reflection.
+
+    Args:
+        num_coordinates: Number of coordinates :math:`d`.
+        ind_circ: Indices of the coordinates that are angles, within :math:`[-\pi, \pi]`.
+        width: Width of the network.
+        num_blocks: Number of its residual blocks.
+        num_bins: Number of bins of a spline.
+        bound: Bound beyond which linear coordinates see the linear tails.
+        context_dim: Number of context features; 0 for none.
+        reverse_mask: Whether the odd rather than the even coordinates are transformed.
+
+    References:
+        Durkan et al., Neural spline flows, arXiv 1906.04032; on circles, arXiv 2002.02428.
+
+    Examples:
+        >>> spline = AngularSpline(3, [2])
+        >>> z = torch.tensor([[0.5, -9.0, 3.0]])
+        >>> [bool(torch.allclose(a, b, atol=1e-6)) for a, b in zip(spline(z), (z, torch.zeros(1)))]
+        [True, True]
+    """
+
+    def __init__(
+        self,
+        num_coordinates: int,
+        ind_circ: Collection[int] = (),
+        width: int = 64,
+        num_blocks: int = 2,
+        num_bins: int = 8,
+        bound: float = 4.0,
+        context_dim: int = 0,
+        reverse_mask: bool = False,
+    ) -> None:
+        super().__init__()
+        moved = set(range(num_coordinates))
+        if num_coordinates > 1:
+            moved = {i for i in moved if i % 2 == int(reverse_mask)}
+        kept = [i for i in range(num_coordinates) if i not in moved]
+        self.shape, self.num_bins, self.bound = (num_coordinates,), num_bins, bound
+        self._linear = sorted(moved - set(ind_circ))
+        self._circular = sorted(moved & set(ind_circ))
+        self._seen_linear = [i for i in kept if i not in ind_circ]
+        self._seen_circular = [i for i in kept if i in ind_circ]
+        self._sizes = (
+            len(self._linear) * (3 * num_bins + 1),
+            len(self._circular) * 3 * num_bins,
+        )
+        # A network of nothing still has its biases, but torch warns of empty weights.
+        in_features = max(1, len(self._seen_linear) + 2 * len(self._seen_circular))
+        self.net = ResidualMLP(in_features, sum(self._sizes), width, num_blocks, context_dim)
+        nn.init.zeros_(self.net.output.weight)
+        nn.init.zeros_(self.net.output.bias)
+        self.takes_context = self.needs_context = context_dim > 0
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Transform coordinates (B, d), with the log-det (B,)."""
+        return self._transform(z, context, inverse=False)
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Transform coordinates (B, d) back, with the log-det (B,)."""
+        return self._transform(z, context, inverse=True)
+
+    def _transform(
+        self, z: Tensor, context: Tensor | None, inverse: bool
+    ) -> tuple[Tensor, Tensor]:
+        check_event_shape(z, self.shape, "z")
+        parameters = self.net(self._features(z), context)
+        linear, circular = parameters.split(self._sizes, dim=1)
+        columns = list(z.unbind(1))
+        log_det = z.new_zeros(len(z))
+        for indices, transform, own in (
+            (self._linear, self._stretch, linear),
+            (self._circular, self._turn, circular),
+        ):
+            if indices:
+                rows = own.view(len(z), len(indices), -1)
+                moved, log_derivative = transform(z[:, indices], rows, inverse)
+                log_det = log_det + log_derivative.sum(1)
+                for position, index in enumerate(indices):
+                    columns[index] = moved[:, position]
+        return torch.stack(columns, dim=1), log_det
+
+    def _features(self, z: Tensor) -> Tensor:
+        linear, angles = z[:, self._seen_linear], z[:, self._seen_circular]
+        features = torch.cat([linear / (1 + linear.square() / 9).sqrt(), angles.sin()], dim=1)
+        features = torch.cat([features, angles.cos()], dim=1)
+        return features if features.shape[1] else z.new_ones(len(z), 1)
+
+    def _turn(self, angles: Tensor, rows: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        derivatives = rows[..., 2 * self.num_bins :]
+        derivatives = torch.cat([derivatives, derivatives[..., :1]], dim=2)
+        return self._spline(angles, rows, derivatives + _UNIT_DERIVATIVE, math.pi, inverse)
+
+    def _stretch(self, z: Tensor, rows: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        inner = rows[..., 2 * self.num_bins : -2]
+        derivatives = nn.functional.pad(inner, (1, 1)) + _UNIT_DERIVATIVE
+        log_scale = _MAX_LOG_SCALE * (rows[..., -2] / _MAX_LOG_SCALE).tanh()
+        shift = rows[..., -1]
+        if inverse:
+            z = (z - shift) * (-log_scale).exp()
+            moved, log_derivative = self._spline(z, rows, derivatives, self.bound, inverse)
+            return moved, log_derivative - log_scale
+        moved, log_derivative = self._spline(z, rows, derivatives, self.bound, inverse)
+        return moved * log_scale.exp() + shift, log_derivative + log_scale
+
+    def _spline(
+        self, z: Tensor, rows: Tensor, derivatives: Tensor, bound: float, inverse: bool
+    ) -> tuple[Tensor, Tensor]:
+        # All coordinates go through and those outside are replaced: without boolean indices.
+        inside = z.abs() <= bound
+        spline: Any = splines.rational_quadratic_spline
+        moved, log_derivative = spline(
+            z.clamp(-bound, bound),
+            rows[..., : self.num_bins],
+            rows[..., self.num_bins : 2 * self.num_bins],
+            derivatives,
+            inverse=inverse,
+            left=-bound,
+            right=bound,
+            bottom=-bound,
+            top=bound,
+        )
+        zero = torch.zeros_like(log_derivative)
+        return torch.where(inside, moved, z), torch.where(inside, log_derivative, zero)
