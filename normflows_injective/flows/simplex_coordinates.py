@@ -78,25 +78,21 @@ def _log_rests(x: Tensor) -> Tensor:
 def _log_parts_of_tails(log_lower: Tensor, log_upper: Tensor, small: Tensor) -> Tensor:
     r"""Logarithms of parts, from :math:`\log w` and :math:`\log(1 - w)`, (B, K - 1).
 
-    Where :math:`w` is small, :math:`\log v = \log w - \log e + \tfrac12 (1 - 1/e) w + O(w^2)`.
-    ``log_lower`` is read there only, and ``log_upper`` for the sticks elsewhere only.
+    Where :math:`w` is small, :math:`\log v = \log w - \log e + \tfrac12 (1 - 1/e) w + O(w^2)`,
+    which has all digits of :math:`\log w` where :math:`1 - w` has none.
     """
     exponents = _exponents(log_upper)
     log_rests = log_upper / exponents
-    # Neither branch may be infinite where the other counts: zero times infinity is NaN.
+    # Where the series counts the other must not be infinite: zero times infinity is NaN.
     ordinary = (-log_rests.masked_fill(small, -1.0).expm1()).log()
-    far = log_lower.masked_fill(~small, 0.0)
-    series = far - exponents.log() + 0.5 * (1 - 1 / exponents) * far.exp()
+    series = log_lower - exponents.log() + 0.5 * (1 - 1 / exponents) * log_lower.exp()
     return _log_parts(torch.where(small, series, ordinary), log_rests)
 
 
 def _normal_to_log_parts(z: Tensor) -> Tensor:
-    # log(1 - w) = log Phi(-z), whose derivatives torch forms from erfcx, infinite at the far left.
+    # w = Phi(z): each tail has its own logarithm.
     small = z < _FAR_LEFT
-    log_lower = log_ndtr(z.masked_fill(~small, _FAR_LEFT))
-    log_upper = log_ndtr(-z.masked_fill(small, 0.0))
-    log_upper = torch.where(small, (-log_lower.exp()).log1p(), log_upper)
-    return _log_parts_of_tails(log_lower, log_upper, small)
+    return _log_parts_of_tails(log_ndtr(z), log_ndtr(-z), small)
 
 
 def _normal_from_parts(x: Tensor) -> Tensor:
@@ -117,16 +113,17 @@ def _normal_log_volume(z: Tensor, log_parts: Tensor) -> Tensor:
 def _log_normal_quantile(log_probability: Tensor) -> Tensor:
     r"""The :math:`z` with :math:`\log\Phi(z) = y`, for :math:`y \le -\log 2`; torch lacks it.
 
-    The guess solves :math:`-2y = t^2 + \log 2\pi + \log t^2`, :math:`z = -t`, far out. Newton
-    steps then double the digits, and the order to which derivatives by :math:`y` are right: with
-    :math:`z_0` constant :math:`z_1` has the first, :math:`z_2` the third, :math:`z_3` the seventh.
+    The guess is torch's where that has digits, and solves :math:`-2y = t^2 + \log 2\pi +
+    \log t^2`, :math:`z = -t`, further out. Newton steps then double the digits, and the order to
+    which derivatives by :math:`y` are right: of a constant guess the first step makes a value with
+    the first derivative, the second one with the third.
     """
     y = log_probability.detach()
     near = ndtri(y.clamp_min(_LEAST_EXPONENT).exp())
     square = -2 * y.clamp_max(_LEAST_EXPONENT) - _LOG_TWO_PI
     far = -(square - (square - square.log()).log()).sqrt()
     z = torch.where(y > _LEAST_EXPONENT, near, far)
-    for _ in range(3):
+    for _ in range(2):
         slope = math.sqrt(2 / math.pi) / erfcx(-z * math.sqrt(0.5))  # phi(z) / Phi(z)
         z = z - (log_ndtr(z) - log_probability) / slope
     return z
