@@ -4,9 +4,11 @@ from . import gauges
 from .composite import InjectiveComposite
 from .exact import LinearInjection, Pad
 from .free_form import FreeFormInjection
+from .graph_surface import GraphSurface
 from .injection import Injection
 from .radial import RadialSurface
 from .shapes import Reshape
+from .simplex import SimplexFromOrthant, SimplexStickBreaking
 from .sphere import InChart, SphereChart, SphereLinear
 from .star_like import star_like_flow
 from .surface import Chart, SurfaceMap
@@ -14,6 +16,7 @@ from .surface import Chart, SurfaceMap
 __all__ = [
     "Chart",
     "FreeFormInjection",
+    "GraphSurface",
     "InChart",
     "Injection",
     "InjectiveComposite",
@@ -21,6 +24,8 @@ __all__ = [
     "Pad",
     "RadialSurface",
     "Reshape",
+    "SimplexFromOrthant",
+    "SimplexStickBreaking",
     "SphereChart",
     "SphereLinear",
     "SurfaceMap",

@@ -70,18 +70,19 @@ class AngularSpline(nf.flows.Flow):
         moved = set(range(num_coordinates))
         if num_coordinates > 1:
             moved = {i for i in moved if i % 2 == int(reverse_mask)}
-        kept = [i for i in range(num_coordinates) if i not in moved]
+        kept = set(range(num_coordinates)) - moved
+        angles = set(ind_circ)
+        groups = (moved - angles, moved & angles, kept - angles, kept & angles)
         self.shape, self.num_bins, self.bound = (num_coordinates,), num_bins, bound
-        self._linear = sorted(moved - set(ind_circ))
-        self._circular = sorted(moved & set(ind_circ))
-        self._seen_linear = [i for i in kept if i not in ind_circ]
-        self._seen_circular = [i for i in kept if i in ind_circ]
-        self._sizes = (
-            len(self._linear) * (3 * num_bins + 1),
-            len(self._circular) * 3 * num_bins,
-        )
+        # Coordinates are sorted into these groups and, at the end, back.
+        order = torch.tensor([index for group in groups for index in sorted(group)])
+        self._order = nn.Buffer(order, persistent=False)
+        self._back = nn.Buffer(order.argsort(), persistent=False)
+        self._counts = [len(group) for group in groups]
+        num_linear, num_circular, seen_linear, seen_circular = self._counts
+        self._sizes = (num_linear * (3 * num_bins + 1), num_circular * 3 * num_bins)
         # A network of nothing still has its biases, but torch warns of empty weights.
-        in_features = max(1, len(self._seen_linear) + 2 * len(self._seen_circular))
+        in_features = max(1, seen_linear + 2 * seen_circular)
         self.net = ResidualMLP(in_features, sum(self._sizes), width, num_blocks, context_dim)
         nn.init.zeros_(self.net.output.weight)
         nn.init.zeros_(self.net.output.bias)
@@ -99,27 +100,19 @@ class AngularSpline(nf.flows.Flow):
         self, z: Tensor, context: Tensor | None, inverse: bool
     ) -> tuple[Tensor, Tensor]:
         check_event_shape(z, self.shape, "z")
-        parameters = self.net(self._features(z), context)
-        linear, circular = parameters.split(self._sizes, dim=1)
-        columns = list(z.unbind(1))
+        linear, circular, *kept = z.index_select(1, self._order).split(self._counts, dim=1)
+        parameters = self.net(_features(*kept), context).split(self._sizes, dim=1)
         log_det = z.new_zeros(len(z))
-        for indices, transform, own in (
-            (self._linear, self._stretch, linear),
-            (self._circular, self._turn, circular),
+        moved: list[Tensor] = []
+        for group, rows, transform in (
+            (linear, parameters[0], self._stretch),
+            (circular, parameters[1], self._turn),
         ):
-            if indices:
-                rows = own.view(len(z), len(indices), -1)
-                moved, log_derivative = transform(z[:, indices], rows, inverse)
+            if group.shape[1]:
+                group, log_derivative = transform(group, rows.view(*group.shape, -1), inverse)
                 log_det = log_det + log_derivative.sum(1)
-                for position, index in enumerate(indices):
-                    columns[index] = moved[:, position]
-        return torch.stack(columns, dim=1), log_det
-
-    def _features(self, z: Tensor) -> Tensor:
-        linear, angles = z[:, self._seen_linear], z[:, self._seen_circular]
-        features = torch.cat([linear / (1 + linear.square() / 9).sqrt(), angles.sin()], dim=1)
-        features = torch.cat([features, angles.cos()], dim=1)
-        return features if features.shape[1] else z.new_ones(len(z), 1)
+            moved.append(group)
+        return torch.cat([*moved, *kept], dim=1).index_select(1, self._back), log_det
 
     def _turn(self, angles: Tensor, rows: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         derivatives = rows[..., 2 * self.num_bins :]
@@ -157,3 +150,10 @@ class AngularSpline(nf.flows.Flow):
         )
         zero = torch.zeros_like(log_derivative)
         return torch.where(inside, moved, z), torch.where(inside, log_derivative, zero)
+
+
+def _features(linear: Tensor, angles: Tensor) -> Tensor:
+    """What the network sees of the coordinates that are kept."""
+    bounded = linear / (1 + linear.square() / 9).sqrt()
+    features = torch.cat([bounded, angles.sin(), angles.cos()], dim=1)
+    return features if features.shape[1] else linear.new_ones(len(linear), 1)
