@@ -37,11 +37,14 @@ class OnSurface(constraints.Constraint):
     def check(self, value: Tensor) -> Tensor:
         """Whether points (*, D) lie on the surface, of shape (*)."""
         rows = value.reshape(-1, value.shape[-1])
-        return torch.tensor([self._holds(row) for row in rows.unsqueeze(1)]).view(value.shape[:-1])
+        if self._holds(rows):
+            return torch.ones(value.shape[:-1], dtype=torch.bool, device=value.device)
+        each = [self._holds(row) for row in rows.unsqueeze(1)]
+        return torch.tensor(each, device=value.device).view(value.shape[:-1])
 
-    def _holds(self, row: Tensor) -> bool:
+    def _holds(self, rows: Tensor) -> bool:
         try:
-            self._law.log_prob(row)
+            self._law.log_prob(rows)
         except OffManifoldError:
             return False
         return True
@@ -74,7 +77,7 @@ class SurfaceDistribution(TorchDistribution):
     """
 
     has_rsample = False
-    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012
+    arg_constraints: dict[str, constraints.Constraint] = {}
 
     def __init__(self, law: Any, validate_args: bool | None = None) -> None:
         if not getattr(law, "on_manifold", False) or getattr(law, "needs_context", False):
@@ -90,7 +93,7 @@ class SurfaceDistribution(TorchDistribution):
         """The surface."""
         return OnSurface(self.law)
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+    def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
         """Draw points of shape (*sample_shape, D)."""
         with torch.no_grad():
             x: Tensor = self.law(max(1, math.prod(sample_shape)))[0]
