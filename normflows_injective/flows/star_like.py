@@ -80,8 +80,9 @@ def star_like_flow(
         >>> from normflows_injective.flows.gauges import LpGauge
         >>> model = star_like_flow(5, LpGauge(1.0), level=3.0, num_layers=2)
         >>> x, log_q = model.sample(4)
-        >>> x.detach().abs().sum(1)
-        tensor([3.0000, 3.0000, 3.0000, 3.0000])
+        >>> import torch
+        >>> bool(torch.allclose(x.abs().sum(1), torch.tensor(3.0)))
+        True
     """
     # Imports in functions here point up: the name belongs to the layers, but the model that it
     # returns, and the base, stand above them.
