@@ -78,7 +78,8 @@ class SurfaceSampler:
 
     def log_bound(self) -> float:
         """The greatest log-ratio: a closed form, or the greatest that was seen."""
-        proposal = self._propose(1)
+        with torch.random.fork_rng(devices=[]):
+            proposal = self._propose(1)
         if proposal.by_cone and self._surface.measure == "cone":
             return 0.0
         gauge = self._gauge
