@@ -20,11 +20,21 @@ def blocks(page: str) -> list[str]:
 
 
 def test_the_example_of_the_readme():
-    (code,) = blocks("README.md")
+    code, on_the_sphere = blocks("README.md")
     names: dict = {}
     exec(code.replace("torch.randn(100, 256, 64)", "torch.randn(3, 32, 64)"), names)
     assert names["samples"].shape == (10, 64)
     assert names["log_q"].shape == (10,)
+    exec(on_the_sphere, names)
+    assert names["loss"].isfinite()
+
+
+def test_the_examples_of_the_page_on_surfaces():
+    names: dict = {"nfi": nfi}
+    for code in blocks("docs/surfaces.md"):
+        exec(code, names)
+    assert names["surface"](torch.eye(4))[0].shape == (4, 4)
+    assert names["model"].sample(3)[0].shape == (3, 10)
 
 
 def test_the_class_conditional_example_of_the_page_on_stacking():
