@@ -1,0 +1,272 @@
+"""Whole models on known surfaces: what they start from, what they learn, what they refuse."""
+
+from __future__ import annotations
+
+import math
+
+import normflows as nf
+import pytest
+import torch
+from dense import dense_jacobian
+
+import normflows_injective as nfi
+from normflows_injective.errors import ContextError, OffManifoldError, OptionError, ShapeError
+from normflows_injective.flows import gauges
+from normflows_injective.flows.angular_spline import AngularSpline
+
+
+def log_area(dim):
+    return math.log(2) + 0.5 * dim * math.log(math.pi) - math.lgamma(0.5 * dim)
+
+
+def perturbed(model, size=0.08, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        parameter.data += size * noise.to(parameter)
+    return model
+
+
+@pytest.mark.parametrize("chart", ["cot", "stereographic"])
+@pytest.mark.parametrize("dim", [2, 3, 7])
+def test_a_fresh_model_is_the_uniform_law_of_directions(dim, chart):
+    model = nfi.flows.star_like_flow(dim, chart=chart, width=8).double()
+    _, log_q = model.sample(50)
+    torch.testing.assert_close(log_q, torch.full((50,), -log_area(dim)).double())
+
+
+def test_a_fresh_model_of_the_simplex_is_flat_up_to_its_mixing():
+    model = nfi.flows.star_like_flow(
+        4, gauges.HyperplaneGauge(torch.ones(4)), num_layers=0
+    ).double()
+    _, log_q = model.sample(20)
+    torch.testing.assert_close(
+        log_q, torch.full((20,), math.lgamma(4) - 0.5 * math.log(4)).double()
+    )
+
+
+@pytest.mark.parametrize(("dim", "gauge"), [(2, None), (3, None), (3, gauges.LpGauge(1.5))])
+def test_total_mass_is_one(dim, gauge):
+    """Quadrature of a perturbed model over the sphere: trapezoid by Gauss-Legendre."""
+    model = perturbed(nfi.flows.star_like_flow(dim, gauge, width=16, num_layers=3).double())
+    azimuths = -math.pi + (torch.arange(400).double() + 0.5) * 2 * math.pi / 400
+    if dim == 2:
+        u = torch.stack([azimuths.cos(), azimuths.sin()], dim=1)
+        weights = torch.full((400,), 2 * math.pi / 400).double()
+    else:
+        heights, shares = (torch.as_tensor(a) for a in legendre(400))
+        rings = (1 - heights.square()).sqrt()
+        u = torch.stack(
+            [
+                heights.repeat_interleave(400),
+                (rings[:, None] * azimuths.cos()).flatten(),
+                (rings[:, None] * azimuths.sin()).flatten(),
+            ],
+            dim=1,
+        )
+        weights = (shares[:, None] * (2 * math.pi / 400)).expand(400, 400).flatten()
+    x, log_stretch = u, torch.zeros(len(u)).double()
+    if gauge is not None:
+        x, log_stretch = nfi.flows.RadialSurface(gauge)(u)
+    with torch.no_grad():
+        mass = ((model.log_prob(x) + log_stretch).exp() * weights).sum()
+    # Splines are smooth up to their knots, where the rule loses order.
+    assert abs(float(mass) - 1) < 1e-3
+
+
+def legendre(count):
+    import numpy as np
+
+    return np.polynomial.legendre.leggauss(count)
+
+
+def test_log_density_of_a_deep_model_against_dense_jacobians():
+    model = perturbed(
+        nfi.flows.star_like_flow(4, gauges.LpGauge(3.0), level=2.0, width=8).double()
+    )
+    z, log_p = model.q0(5)
+    x, log_det = model.forward_and_log_det(z)
+    jacobian = dense_jacobian(model.forward, z)
+    expected = 0.5 * torch.logdet(jacobian.mT @ jacobian)
+    torch.testing.assert_close(log_det, expected, atol=1e-8, rtol=1e-8)
+    torch.testing.assert_close(model.log_prob(x), log_p - log_det, atol=1e-8, rtol=1e-8)
+    torch.testing.assert_close(model.inverse(x), z, atol=1e-7, rtol=1e-7)
+
+
+def test_the_density_is_continuous_across_the_seam():
+    """A circle in place of a box: values meet at phi = pi, where box splines would jump."""
+    model = perturbed(nfi.flows.star_like_flow(3, width=16).double())
+    step = 1e-7
+    latitudes = torch.linspace(-1.2, 1.2, 9).double()
+    sides = []
+    for azimuth in (math.pi - step, -math.pi + step):
+        angle = torch.full_like(latitudes, azimuth)
+        ring = latitudes.cos()
+        x = torch.stack([latitudes.sin(), ring * angle.cos(), ring * angle.sin()], dim=1)
+        sides.append(model.log_prob(x))
+    torch.testing.assert_close(*sides, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("num_coordinates", [1, 2, 5])
+@pytest.mark.parametrize("reverse_mask", [False, True])
+def test_angular_splines(num_coordinates, reverse_mask):
+    circular = [num_coordinates - 1]
+    spline = AngularSpline(num_coordinates, circular, width=8, reverse_mask=reverse_mask).double()
+    z = 3 * torch.randn(6, num_coordinates).double()
+    z[:, -1] = z[:, -1].remainder(2 * math.pi) - math.pi
+    same, zero = spline(z)
+    torch.testing.assert_close(same, z)
+    torch.testing.assert_close(zero, torch.zeros(6).double(), atol=1e-12, rtol=0)
+    perturbed(spline)
+    moved, log_det = spline(z)
+    assert not torch.allclose(moved, z)
+    assert moved[:, -1].abs().max() <= math.pi
+    expected = torch.linalg.slogdet(dense_jacobian(lambda s: spline(s)[0], z))[1]
+    torch.testing.assert_close(log_det, expected)
+    back, back_log_det = spline.inverse(moved)
+    torch.testing.assert_close(back, z, atol=1e-8, rtol=1e-8)
+    torch.testing.assert_close(back_log_det, -log_det, atol=1e-8, rtol=1e-8)
+    point = z[:2].clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda s: spline(s), (point,))
+    assert torch.autograd.gradgradcheck(lambda s: spline(s), (point,))
+
+
+def test_linear_coordinates_beyond_the_bound_are_kept():
+    """The host's circular couplings send them to zero, for want of tails in its list form."""
+    host = nf.flows.CircularCoupledRationalQuadraticSpline(
+        3, 1, 8, [2], tail_bound=math.pi, init_identity=True
+    )
+    z = torch.tensor([[9.0, 9.0, 1.0]])
+    assert (host(z)[0][:, :2] == 0).any()
+    ours = AngularSpline(3, [2], width=8)
+    torch.testing.assert_close(ours(z)[0], z)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["reverse_kld", "reverse_alpha_div", "forward_kld"])
+def test_learning_a_von_mises_fisher_law(method):
+    """KL from 10^4 samples of the model, whose standard error is below 0.003 nat."""
+    torch.manual_seed(0)
+    target = nfi.distributions.VonMisesFisher([1.0, -1.0, 0.5], 10.0)
+    model = nfi.flows.star_like_flow(3, num_layers=4, width=32, p=target)
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 200)
+    for step in range(200):
+        annealed = min(1.0, 0.3 + step / 100)
+        if method == "forward_kld":
+            loss = model.forward_kld(target(256)[0])
+        elif method == "reverse_kld":
+            loss = model.reverse_kld(256, beta=annealed)
+        else:
+            loss = model.reverse_alpha_div(256, alpha=0.5, beta=annealed)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        optimizer.step()
+        schedule.step()
+    with torch.no_grad():
+        x, log_q = model.sample(10_000)
+        assert float((log_q - target.log_prob(x)).mean()) < 0.05
+
+
+def test_one_flow_for_a_path_of_levels():
+    class Target:
+        on_manifold = True
+
+        def log_prob(self, x, context=None):
+            assert context is not None
+            return -(x[:, 0] - context[:, 0]).square()
+
+    model = nfi.flows.star_like_flow(
+        4,
+        gauges.LpGauge(1.0),
+        level_from_context=0,
+        context_dim=1,
+        width=8,
+        num_layers=2,
+        p=Target(),
+    )
+    context = torch.linspace(0.1, 4.0, 8).unsqueeze(1)
+    x, log_q = model.sample(8, context)
+    torch.testing.assert_close(x.abs().sum(1), context[:, 0])
+    torch.testing.assert_close(model.log_prob(x.detach(), context), log_q, atol=1e-4, rtol=0)
+    model.reverse_kld(8, context=context).backward()
+    model.reverse_alpha_div(8, alpha=2, context=context).backward()
+    assert all(p.grad is not None for p in model.parameters())
+    with pytest.raises(ContextError, match="built with a context"):
+        model.sample(3)
+    with pytest.raises(ContextError, match="Levels must be positive"):
+        model.sample(8, context - 1)
+
+
+def test_data_off_the_surface():
+    on, off = torch.eye(3), 1.1 * torch.eye(3)
+    model = nfi.flows.star_like_flow(3, width=8, num_layers=1)
+    model.log_prob(on)
+    with pytest.raises(OffManifoldError, match="3 of 3 rows off the unit sphere"):
+        model.log_prob(off)
+    with pytest.raises(OffManifoldError, match="off the unit sphere"):
+        model.forward_kld(off)
+    surface = nfi.flows.star_like_flow(3, gauges.LpGauge(1.0), width=8, num_layers=1)
+    with pytest.raises(OffManifoldError, match="off the surface of LpGauge"):
+        surface.log_prob(off)
+    for gauge in (None, gauges.LpGauge(1.0)):
+        projecting = nfi.flows.star_like_flow(
+            3, gauge, width=8, num_layers=1, off_manifold="project"
+        )
+        torch.testing.assert_close(projecting.log_prob(off), projecting.log_prob(on))
+        torch.testing.assert_close(projecting.project(off), on)
+
+
+def test_options_that_do_not_fit_are_refused():
+    simplex = gauges.HyperplaneGauge(torch.ones(3))
+    with pytest.raises(OptionError, match="chart='cot' does not fit a surface over the orthant"):
+        nfi.flows.star_like_flow(3, simplex, chart="cot")
+    with pytest.raises(OptionError, match="chart='angles' does not fit"):
+        nfi.flows.star_like_flow(3, chart="angles")
+    with pytest.raises(OptionError, match=r"belong to a gauge.*LpGauge\(2\)"):
+        nfi.flows.star_like_flow(3, level=2.0)
+    with pytest.raises(OptionError, match="dim must be an integer of at least 2"):
+        nfi.flows.star_like_flow(1)
+    with pytest.raises(ShapeError, match="must have shape"):
+        nfi.flows.star_like_flow(4, simplex)
+
+
+def test_a_target_that_broadcasts_is_refused():
+    class Target:
+        on_manifold = True
+
+        def log_prob(self, x):
+            return x[:, :1]
+
+    model = nfi.flows.star_like_flow(3, width=8, num_layers=1, p=Target())
+    with pytest.raises(ShapeError, match=r"one value per sample, shape \(5,\), got \(5, 1\)"):
+        model.reverse_kld(5)
+
+
+def test_score_free_gradients_agree_with_full_ones_on_average():
+    """Path and score gradients have one mean: 200 batches of 16, five standard errors."""
+    target = nfi.distributions.VonMisesFisher([0.0, 0.0, 1.0], 3.0)
+    model = perturbed(nfi.flows.star_like_flow(3, width=4, num_layers=1, p=target), 0.1)
+    parameter = next(p for n, p in model.named_parameters() if n.endswith("log_diagonal"))
+    means, errors = [], []
+    for score_fn in (True, False):
+        gradients = []
+        for _ in range(200):
+            (gradient,) = torch.autograd.grad(model.reverse_kld(16, score_fn=score_fn), parameter)
+            gradients.append(gradient)
+        stacked = torch.stack(gradients)
+        means.append(stacked.mean(0))
+        errors.append(stacked.std(0) / 200**0.5)
+    allowed = 5 * (errors[0].square() + errors[1].square()).sqrt()
+    assert bool(((means[0] - means[1]).abs() < allowed).all())
+    assert float(means[1].abs().max()) > float(allowed.max())
+
+
+def test_save_and_load(tmp_path):
+    model = perturbed(nfi.flows.star_like_flow(3, gauges.LpGauge(1.5), width=8))
+    model.save(tmp_path / "model.safetensors")
+    twin = nfi.flows.star_like_flow(3, gauges.LpGauge(1.5), width=8)
+    twin.load(tmp_path / "model.safetensors")
+    x, log_q = model.sample(5)
+    torch.testing.assert_close(twin.log_prob(x.detach()), log_q, atol=1e-4, rtol=0)
