@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import normflows as nf
 
-from . import flows, nets
+from . import distributions, flows, nets
 from .core import InjectiveNormalizingFlow
 from .errors import RegistrationError
+from .exact_likelihood import ExactLikelihood
 from .likelihoods import SurrogateLikelihood
 from .losses import ForwardKLD
 
@@ -30,8 +31,13 @@ def register() -> None:
     planned = [
         (nf, "InjectiveNormalizingFlow", InjectiveNormalizingFlow),
         (nf, "SurrogateLikelihood", SurrogateLikelihood),
+        (nf, "ExactLikelihood", ExactLikelihood),
         (nf, "ForwardKLD", ForwardKLD),
         *((nf.flows, name, getattr(flows, name)) for name in flows.__all__),
+        *(
+            (nf.distributions, name, getattr(distributions, name))
+            for name in distributions.__all__
+        ),
         *((nf.nets, name, getattr(nets, name)) for name in nets.__all__),
     ]
     for namespace, name, component in planned:

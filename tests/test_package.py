@@ -16,7 +16,7 @@ import normflows_injective as nfi
 @pytest.fixture
 def host():
     """The host's namespaces, put back as they were."""
-    spaces = (nf, nf.flows, nf.nets)
+    spaces = (nf, nf.flows, nf.nets, nf.distributions)
     before = [dict(vars(space)) for space in spaces]
     yield
     for space, names in zip(spaces, before, strict=True):
@@ -29,7 +29,14 @@ def unregister():
         vars(nf.flows).pop(name, None)
     for name in nfi.nets.__all__:
         vars(nf.nets).pop(name, None)
-    for name in ("InjectiveNormalizingFlow", "SurrogateLikelihood", "ForwardKLD"):
+    for name in set(nfi.distributions.__all__) - {"DiagGaussian"}:
+        vars(nf.distributions).pop(name, None)
+    for name in (
+        "InjectiveNormalizingFlow",
+        "SurrogateLikelihood",
+        "ExactLikelihood",
+        "ForwardKLD",
+    ):
         vars(nf).pop(name, None)
 
 

@@ -138,7 +138,8 @@ class InjectiveComposite(Injection):
     Raises:
         NotInjectiveError: If the first layer is no injection.
         UnsupportedLayerError: If a layer cannot stand behind an injection.
-        OptionError: If the likelihood has a warm-up, whose weight the container cannot apply.
+        OptionError: If the likelihood has a warm-up, whose weight the container cannot apply, or
+            if the layers are of known surfaces and need none.
 
     References:
         Derived above.
@@ -171,6 +172,11 @@ class InjectiveComposite(Injection):
         self.latent_shape = first.latent_shape
         last: Any = self.flows[-1]
         self.is_exact = is_exact(self.flows)
+        if self.is_exact and likelihood is not None:
+            raise OptionError(
+                "The log-volume of these layers is a closed form, so the container's own "
+                "forward_kld is the negative log-likelihood. Leave likelihood out."
+            )
         self.codomain = last.codomain if self.is_exact else None
         self.measure = last.measure if self.is_exact else "hausdorff"
         self.takes_context = any(takes_context(flow) for flow in self.flows)

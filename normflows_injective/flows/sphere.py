@@ -206,7 +206,12 @@ class InChart(nf.flows.Flow):
 
     def __init__(self, flow: SurfaceMap, chart: Chart) -> None:
         super().__init__()
-        ends = (chart.codomain, getattr(flow, "domain", None), getattr(flow, "codomain", None))
+        if not isinstance(flow, SurfaceMap):
+            raise UnsupportedLayerError(
+                f"InChart shows a map between surfaces, such as SphereLinear, in coordinates. "
+                f"{type(flow).__name__} acts on coordinates already: list it in flows= directly."
+            )
+        ends = (chart.codomain, flow.domain, flow.codomain)
         if len(set(ends)) > 1:
             raise UnsupportedLayerError(
                 f"The chart leads to the {ends[0]}, and {type(flow).__name__} from the {ends[1]} "
