@@ -218,6 +218,16 @@ def test_data_off_the_surface():
         torch.testing.assert_close(projecting.project(off), on)
 
 
+def test_an_angle_beyond_a_turn_is_refused_also_where_jacobians_are_taken():
+    """Inside the vmap over tangents, whose points can be looked at."""
+    for behind in ([], [nf.flows.LULinearPermute(3)]):
+        model = nfi.InjectiveNormalizingFlow(
+            nf.distributions.DiagGaussian(2), [nfi.flows.SphereChart(3), *behind]
+        )
+        with pytest.raises(OffManifoldError, match=r"an angle within \[-pi, pi\]"):
+            model.forward_and_log_det(torch.tensor([[0.0, 3.3]]))
+
+
 def test_options_that_do_not_fit_are_refused():
     simplex = gauges.HyperplaneGauge(torch.ones(3))
     with pytest.raises(OptionError, match="chart='cot' does not fit a surface over the orthant"):

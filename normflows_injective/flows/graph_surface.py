@@ -14,7 +14,7 @@ from ..context import needs_context, takes_context, with_context
 from ..errors import OffManifoldError, ShapeError
 from ..volume.gradients import value_and_gradient
 from ..volume.modules import modules_of, refuse_unsupported, warm_up
-from ..volume.transforms import is_batching
+from ..volume.transforms import is_readable
 from .on_sphere import check_policy
 from .surface import Chart, check_measure
 
@@ -130,7 +130,7 @@ class GraphSurface(Chart):
 
 
 def _refuse_off_graph(last: Tensor, height: Tensor) -> None:
-    if is_batching():
+    if not is_readable(last, height):
         return
     distances = (last - height).abs()
     near = distances <= TOLERANCE * (1 + height.abs())  # false for NaN too

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..checks import check_finite
 from ..errors import OffManifoldError
-from ..volume.transforms import is_batching
+from ..volume.transforms import is_readable
 
 __all__ = ["closed_parts"]
 
@@ -45,7 +45,7 @@ at index 0 with sum 4, where 1 within a relative 0.0001 is allowed. Multiply eac
 row.sum(), or build with off_manifold='project', which does.
     """
     sums = x.sum(1, keepdim=True)
-    if not is_batching():
+    if is_readable(x):
         _refuse_boundary(x.detach(), name)
         if off_manifold == "reject":
             _refuse_sums(sums.detach()[:, 0], total, name)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..checks import check_finite
 from ..errors import OffManifoldError, OptionError
-from ..volume.transforms import is_batching
+from ..volume.transforms import is_readable
 
 __all__ = ["check_policy", "unit_vectors"]
 
@@ -42,7 +42,8 @@ def unit_vectors(x: Tensor, off_manifold: str, name: str) -> Tensor:
 
     With ``"reject"`` every norm must be within 1e-4 of one, in any dtype, and the batch is
     returned as it came. With ``"project"`` it is :math:`x / |x|`, differentiable, which only a row
-    of zeros lacks. Inside a ``vmap`` values cannot be looked at, so nothing is refused.
+    of zeros lacks. Where a ``vmap`` maps over the points their values
+    cannot be looked at, so nothing is refused.
 
     Args:
         x: Candidates of shape :math:`(*, D)`; never changed in place.
@@ -79,7 +80,7 @@ build with off_manifold='project', which does.
 
 
 def _refuse_off_sphere(x: Tensor, name: str) -> None:
-    if is_batching():
+    if not is_readable(x):
         return
     norms = torch.linalg.vector_norm(x.detach(), dim=-1)
     distances = (norms - 1).abs()
@@ -97,7 +98,7 @@ def _refuse_off_sphere(x: Tensor, name: str) -> None:
 
 
 def _refuse_zero(x: Tensor, scale: Tensor, name: str) -> None:
-    if is_batching():
+    if not is_readable(x):
         return
     usable = (scale > 0) & (scale < torch.inf)
     if bool(usable.all()):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..checks import check_event_shape, check_finite
 from ..errors import ContextError, OffManifoldError, OptionError, ShapeError
-from ..volume.transforms import is_batching
+from ..volume.transforms import is_readable
 from .gauges.gauge import Gauge
 from .on_sphere import TOLERANCE, check_policy, unit_vectors
 from .surface import SurfaceMap, check_measure
@@ -98,7 +98,7 @@ class RadialSurface(SurfaceMap):
         """Points (B, D) of the surface to their directions (B, D)."""
         check_event_shape(x, self.data_shape, "x")
         u = unit_vectors(x, "project", "x")
-        if self.off_manifold == "reject" and not is_batching():
+        if self.off_manifold == "reject":
             self._refuse_off_surface(x, self._log_radius(u, context))
         return u
 
@@ -117,7 +117,7 @@ class RadialSurface(SurfaceMap):
         check_event_shape(x, self.data_shape, "x")
         u = unit_vectors(x, "project", "x")
         log_radius, log_stretch = self._stretch(u, context)
-        if self.off_manifold == "reject" and not is_batching():
+        if self.off_manifold == "reject":
             self._refuse_off_surface(x, log_radius)
         return u, -log_stretch
 
@@ -141,6 +141,8 @@ class RadialSurface(SurfaceMap):
         return log_radius, (dim - 1) * log_radius + log_secant
 
     def _refuse_off_surface(self, x: Tensor, log_radius: Tensor) -> None:
+        if not is_readable(x, log_radius):
+            return
         factors = torch.linalg.vector_norm(x.detach(), dim=1) / log_radius.detach().exp()
         near = (factors - 1).abs() <= TOLERANCE
         if bool(near.all()):
@@ -195,7 +197,7 @@ class Level(nn.Module):
                 f"level_from_context must give one level per sample, shape ({len(like)},), got "
                 f"{tuple(level.shape)}."
             )
-        if not is_batching() and not bool((level > 0).all()):
+        if is_readable(level) and not bool((level > 0).all()):
             raise ContextError(
                 f"Levels must be positive, but the context gives {float(level.min()):.6g}."
             )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..checks import check_event_shape
 from ..errors import OffManifoldError, OptionError
-from ..volume.transforms import is_batching
+from ..volume.transforms import is_readable
 from .on_simplex import closed_parts
 from .on_sphere import check_policy, unit_vectors
 from .simplex_coordinates import COORDINATES
@@ -254,7 +254,7 @@ def _options(layer: SimplexStickBreaking | SimplexFromOrthant) -> str:
 
 
 def _refuse_negative(u: Tensor) -> None:
-    if is_batching():
+    if not is_readable(u):
         return
     rows = (u < 0).any(1)
     if bool(rows.any()):

@@ -23,7 +23,7 @@ from torch.special import erfcx, log_ndtr, ndtri
 
 from ..checks import check_finite
 from ..errors import OffManifoldError
-from ..volume.transforms import is_batching
+from ..volume.transforms import is_readable
 
 __all__ = ["COORDINATES", "SimplexCoordinates"]
 
@@ -144,7 +144,7 @@ def _box_log_volume(w: Tensor, log_parts: Tensor) -> Tensor:
 
 
 def _refuse_outside_box(w: Tensor) -> None:
-    if is_batching():
+    if not is_readable(w):
         return
     within = (w.detach() > 0) & (w.detach() < 1)  # false for NaN too
     if bool(within.all()):

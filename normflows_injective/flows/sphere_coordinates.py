@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import OffManifoldError
-from ..volume.transforms import is_batching
+from ..volume.transforms import is_readable
 
 __all__ = ["COORDINATES", "Coordinates"]
 
@@ -154,7 +154,7 @@ def _to_stereographic(u: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _check_azimuth(azimuth: Tensor) -> None:
-    if is_batching():
+    if not is_readable(azimuth):
         return
     limit = math.pi * (1 + 1e-5)
     if bool((azimuth.detach().abs() > limit).any()):
@@ -168,7 +168,7 @@ def _check_azimuth(azimuth: Tensor) -> None:
 
 
 def _check_polar(polar: Tensor) -> None:
-    if is_batching() or polar.numel() == 0:
+    if not is_readable(polar) or polar.numel() == 0:
         return
     least, most = float(polar.detach().min()), float(polar.detach().max())
     if not (least > 0 and most < math.pi):
@@ -180,7 +180,7 @@ def _check_polar(polar: Tensor) -> None:
 
 
 def _check_positive(u: Tensor) -> None:
-    if is_batching():
+    if not is_readable(u):
         return
     positive = (u.detach() > 0).all(1)
     if not bool(positive.all()):

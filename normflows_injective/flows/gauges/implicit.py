@@ -11,7 +11,7 @@ from torch import Tensor
 from ...context import needs_context, takes_context, with_context
 from ...errors import OffManifoldError, OptionError, ShapeError
 from ...volume.gradients import value_and_gradient
-from ...volume.transforms import is_batching
+from ...volume.transforms import is_readable
 from .gauge import Gauge, RadiusAndSecant
 
 __all__ = ["ImplicitGauge"]
@@ -105,7 +105,7 @@ class ImplicitGauge(Gauge):
         return value
 
     def _check(self, log_radius: Tensor, u: Tensor, level: Tensor, context: Tensor | None) -> None:
-        if is_batching():
+        if not is_readable(log_radius, level):
             return
         with torch.no_grad():
             x = log_radius.exp().unsqueeze(1) * u
