@@ -219,9 +219,8 @@ def directions(x: Tensor, shape: Sequence[int], off_manifold: str) -> Tensor:
         tensor([[0.6000, 0.8000]], dtype=torch.float64)
     """
     check_event_shape(x, shape, "x")
-    points = unit_vectors(x, off_manifold, "x").to(factored_dtype(x.device))
     # The density may be large and its logarithm steep: a norm of 1 + 6e-8 would be seen in it.
-    return nn.functional.normalize(points, dim=-1)
+    return unit_vectors(x.to(factored_dtype(x.device)), off_manifold, "x")
 
 
 def check_sphere_dim(dim: int) -> None:

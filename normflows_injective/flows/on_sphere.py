@@ -40,10 +40,10 @@ def check_policy(off_manifold: str) -> None:
 def unit_vectors(x: Tensor, off_manifold: str, name: str) -> Tensor:
     """Take a batch as points of the unit sphere, by the policy for those that are not.
 
-    With ``"reject"`` every norm must be within 1e-4 of one, in any dtype, and the batch is
-    returned as it came. With ``"project"`` it is :math:`x / |x|`, differentiable, which only a row
-    of zeros lacks. Where a ``vmap`` maps over the points their values
-    cannot be looked at, so nothing is refused.
+    The result is :math:`x / |x|`, differentiable, so that rounding of the norm does not enter what
+    follows. With ``"reject"`` every norm must be within 1e-4 of one, in any dtype; with
+    ``"project"`` only a row of zeros is refused. Where a ``vmap`` maps over the points their
+    values cannot be looked at, so nothing is refused.
 
     Args:
         x: Candidates of shape :math:`(*, D)`; never changed in place.
@@ -70,8 +70,9 @@ worst at index [0] with norm 5, where 1 +- 0.0001 is allowed. Divide the rows by
 build with off_manifold='project', which does.
     """
     if off_manifold == "reject":
-        _refuse_off_sphere(x, name)
-        return x
+        norms = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        _refuse_off_sphere(x, norms.detach().squeeze(-1), name)
+        return x / norms
     # The direction does not depend on this scale, which keeps the squares within range.
     scale = x.detach().abs().amax(-1, keepdim=True)
     _refuse_zero(x, scale, name)
@@ -79,10 +80,9 @@ build with off_manifold='project', which does.
     return scaled / torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
 
 
-def _refuse_off_sphere(x: Tensor, name: str) -> None:
-    if not is_readable(x):
+def _refuse_off_sphere(x: Tensor, norms: Tensor, name: str) -> None:
+    if not is_readable(norms):
         return
-    norms = torch.linalg.vector_norm(x.detach(), dim=-1)
     distances = (norms - 1).abs()
     near = distances <= TOLERANCE  # false for NaN too
     if bool(near.all()):

@@ -130,29 +130,35 @@ class SphereLinear(SurfaceMap):
 
     def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Points (B, D) of the sphere to points (B, D) of the sphere."""
-        mapped = self._apply_matrix(z)
-        return mapped / torch.linalg.vector_norm(mapped, dim=1, keepdim=True)
+        return self.forward(z)[0]
 
     def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Points (B, D) of the sphere back to points (B, D) of the sphere."""
-        check_event_shape(x, self.data_shape, "x")
-        lower, upper = self._factors()
-        rows = self._rotate(unit_vectors(x, self.off_manifold, "x"), back=True)
-        solved = torch.linalg.solve_triangular(
-            lower, rows.unsqueeze(2), upper=False, unitriangular=True
-        )
-        mapped = torch.linalg.solve_triangular(upper, solved, upper=True).squeeze(2)
-        return mapped / torch.linalg.vector_norm(mapped, dim=1, keepdim=True)
+        return self.inverse(x)[0]
 
     def log_stretch(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Log-factor (B,) in nats by which surface measure is stretched at points (B, D)."""
-        norms = torch.linalg.vector_norm(self._apply_matrix(z), dim=1)
-        return self.log_diagonal.sum() - self.dim * norms.log()
+        return self.forward(z)[1]
 
-    def _apply_matrix(self, z: Tensor) -> Tensor:
+    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Points (B, D) of the sphere to the sphere, with the log-factor (B,) in nats."""
         check_event_shape(z, self.latent_shape, "z")
         lower, upper = self._factors()
-        return self._rotate(unit_vectors(z, self.off_manifold, "z") @ upper.T @ lower.T)
+        mapped = self._rotate(unit_vectors(z, self.off_manifold, "z") @ upper.T @ lower.T)
+        norms = torch.linalg.vector_norm(mapped, dim=1)
+        return mapped / norms.unsqueeze(1), self.log_diagonal.sum() - self.dim * norms.log()
+
+    def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Points (B, D) of the sphere back to it, with minus the log-factor (B,) in nats."""
+        check_event_shape(x, self.data_shape, "x")
+        lower, upper = self._factors()
+        columns = self._rotate(unit_vectors(x, self.off_manifold, "x"), back=True).T
+        solve = torch.linalg.solve_triangular
+        columns = solve(lower, columns, upper=False, unitriangular=True)
+        mapped = solve(upper, columns, upper=True).T
+        norms = torch.linalg.vector_norm(mapped, dim=1)
+        # For z = A^-1 x / |A^-1 x| the length |A z| of the formula is 1 / |A^-1 x|.
+        return mapped / norms.unsqueeze(1), -self.log_diagonal.sum() - self.dim * norms.log()
 
     def _rotate(self, rows: Tensor, back: bool = False) -> Tensor:
         r"""Apply the product of reflections :math:`\prod_k (I - 2 v_k v_k^\top / |v_k|^2)`.
