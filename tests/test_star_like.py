@@ -108,10 +108,12 @@ def test_the_density_is_continuous_across_the_seam():
 
 
 @pytest.mark.parametrize("num_coordinates", [1, 2, 5])
-@pytest.mark.parametrize("reverse_mask", [False, True])
-def test_angular_splines(num_coordinates, reverse_mask):
+@pytest.mark.parametrize(("reverse_mask", "frequencies"), [(False, 1), (True, 1), (True, 4)])
+def test_angular_splines(num_coordinates, reverse_mask, frequencies):
     circular = [num_coordinates - 1]
-    spline = AngularSpline(num_coordinates, circular, width=8, reverse_mask=reverse_mask).double()
+    spline = AngularSpline(
+        num_coordinates, circular, 8, num_frequencies=frequencies, reverse_mask=reverse_mask
+    ).double()
     z = 3 * torch.randn(6, num_coordinates).double()
     z[:, -1] = z[:, -1].remainder(2 * math.pi) - math.pi
     same, zero = spline(z)

@@ -11,7 +11,7 @@ import torch
 from normflows.utils import splines
 from torch import Tensor, nn
 
-from ..checks import check_event_shape
+from ..checks import check_count, check_event_shape
 from ..nets.mlp import ResidualMLP
 
 __all__ = ["AngularSpline"]
@@ -28,9 +28,10 @@ class AngularSpline(nf.flows.Flow):
     Half of the coordinates are transformed by monotone splines whose parameters a network finds
     from the other half: angles by splines of the circle, the others by splines with linear tails
     and then by a scale and a shift, without which the tails would be those of the base. The
-    network sees an angle as sine and cosine, and another coordinate :math:`z` as
-    :math:`z / \sqrt{1 + z^2/9}`, which stays bounded towards the poles of a chart. It starts as
-    the identity.
+    network sees an angle as sines and cosines of its multiples, and another coordinate
+    :math:`z` as :math:`b = z / \sqrt{1 + z^2/9}`, which stays bounded towards the poles of a
+    chart, with sines and cosines of multiples of :math:`\pi b / 6` if there are several. It
+    starts as the identity.
 
     The host's circular couplings send linear coordinates beyond the bound to zero, and show an
     angle to the network by one number, which does not tell it from its reflection.
@@ -42,6 +43,8 @@ class AngularSpline(nf.flows.Flow):
         num_blocks: Number of its residual blocks.
         num_bins: Number of bins of a spline.
         bound: Bound beyond which linear coordinates see the linear tails.
+        num_frequencies: Number of multiples. One serves smooth densities; many, such as 12, serve
+            data with fine structure, which a network of few inputs is slow to see.
         context_dim: Number of context features; 0 for none.
         reverse_mask: Whether the odd rather than the even coordinates are transformed.
 
@@ -63,6 +66,7 @@ class AngularSpline(nf.flows.Flow):
         num_blocks: int = 2,
         num_bins: int = 8,
         bound: float = 4.0,
+        num_frequencies: int = 1,
         context_dim: int = 0,
         reverse_mask: bool = False,
     ) -> None:
@@ -81,9 +85,10 @@ class AngularSpline(nf.flows.Flow):
         self._counts = [len(group) for group in groups]
         num_linear, num_circular, seen_linear, seen_circular = self._counts
         self._sizes = (num_linear * (3 * num_bins + 1), num_circular * 3 * num_bins)
-        # A network of nothing still has its biases, but torch warns of empty weights.
-        in_features = max(1, seen_linear + 2 * seen_circular)
-        self.net = ResidualMLP(in_features, sum(self._sizes), width, num_blocks, context_dim)
+        check_count(num_frequencies, "num_frequencies")
+        self.num_frequencies = num_frequencies
+        seen = self._features(torch.ones(1, seen_linear), torch.ones(1, seen_circular))
+        self.net = ResidualMLP(seen.shape[1], sum(self._sizes), width, num_blocks, context_dim)
         nn.init.zeros_(self.net.output.weight)
         nn.init.zeros_(self.net.output.bias)
         self.takes_context = self.needs_context = context_dim > 0
@@ -101,7 +106,7 @@ class AngularSpline(nf.flows.Flow):
     ) -> tuple[Tensor, Tensor]:
         check_event_shape(z, self.shape, "z")
         linear, circular, *kept = z.index_select(1, self._order).split(self._counts, dim=1)
-        parameters = self.net(_features(*kept), context).split(self._sizes, dim=1)
+        parameters = self.net(self._features(*kept), context).split(self._sizes, dim=1)
         log_det = z.new_zeros(len(z))
         moved: list[Tensor] = []
         for group, rows, transform in (
@@ -113,6 +118,17 @@ class AngularSpline(nf.flows.Flow):
                 log_det = log_det + log_derivative.sum(1)
             moved.append(group)
         return torch.cat([*moved, *kept], dim=1).index_select(1, self._back), log_det
+
+    def _features(self, linear: Tensor, angles: Tensor) -> Tensor:
+        """What the network sees of the coordinates that are kept."""
+        bounded = linear / (1 + linear.square() / 9).sqrt()
+        waving = angles
+        if self.num_frequencies > 1:
+            waving = torch.cat([angles, bounded * (math.pi / 6)], dim=1)
+        phases = torch.cat([waving * k for k in range(1, self.num_frequencies + 1)], dim=1)
+        features = torch.cat([bounded, phases.sin(), phases.cos()], dim=1)
+        # A network of nothing still has its biases, but torch warns of empty weights.
+        return features if features.shape[1] else linear.new_ones(len(linear), 1)
 
     def _turn(self, angles: Tensor, rows: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         derivatives = rows[..., 2 * self.num_bins :]
@@ -150,10 +166,3 @@ class AngularSpline(nf.flows.Flow):
         )
         zero = torch.zeros_like(log_derivative)
         return torch.where(inside, moved, z), torch.where(inside, log_derivative, zero)
-
-
-def _features(linear: Tensor, angles: Tensor) -> Tensor:
-    """What the network sees of the coordinates that are kept."""
-    bounded = linear / (1 + linear.square() / 9).sqrt()
-    features = torch.cat([bounded, angles.sin(), angles.cos()], dim=1)
-    return features if features.shape[1] else linear.new_ones(len(linear), 1)

@@ -37,6 +37,7 @@ def star_like_flow(
     num_blocks: int = 2,
     num_bins: int = 8,
     bound: float = 4.0,
+    num_frequencies: int = 1,
     off_manifold: str = "reject",
     p: Any = None,
 ) -> InjectiveNormalizingFlow:
@@ -64,6 +65,8 @@ def star_like_flow(
         num_blocks: Number of residual blocks of each.
         num_bins: Number of bins of a spline.
         bound: Bound of the splines of linear coordinates.
+        num_frequencies: Number of multiples of every angle that the networks see; more than one
+            for data with fine structure.
         off_manifold: ``"reject"`` or ``"project"``, for data off the surface.
         p: Target density for ``reverse_kld``.
 
@@ -106,6 +109,7 @@ def star_like_flow(
                 num_blocks,
                 num_bins,
                 bound,
+                num_frequencies,
                 context_dim,
                 reverse_mask=layer % 2 == 1,
             )
