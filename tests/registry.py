@@ -1,25 +1,59 @@
-"""Name -> constructor of every layer. Adding a layer is adding one line."""
+"""Name -> constructor of every layer and gauge. Adding one is adding one line."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import normflows as nf
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 import normflows_injective as nfi
+from normflows_injective.flows import InChart, RadialSurface, SphereChart, SphereLinear
+from normflows_injective.flows.gauges import (
+    ElasticNetGauge,
+    EllipsoidGauge,
+    Gauge,
+    GroupLassoGauge,
+    HomogeneousGauge,
+    HyperplaneGauge,
+    ImplicitGauge,
+    LpGauge,
+    NetworkRadius,
+    SlopeGauge,
+)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A layer, the event shape of its latents, and what holds for it."""
+    """A layer, the event shape of its latents, and what holds for it.
+
+    ``latents`` sends normal draws to latents of the layer's domain. ``log_measure`` is the
+    logarithm of the measure of the log-volume relative to the surface's own, at points (B, D).
+    """
 
     build: Callable[[], nf.flows.Flow]
     latent_shape: tuple[int, ...]
     data_shape: tuple[int, ...]
     exact_inverse: bool = True
     context_dim: int = 0
+    latents: Callable[[Tensor], Tensor] = lambda z: z
+    log_measure: Callable[[Tensor], Tensor] = lambda x: x.new_zeros(len(x))
+
+
+@dataclass(frozen=True)
+class GaugeCase:
+    """A gauge of any dimension D, and the part of the sphere whose directions it takes."""
+
+    build: Callable[[int], Gauge]
+    domain: str = "sphere"
+
+    @property
+    def chart(self) -> str:
+        """Coordinates of that part."""
+        return "orthant" if self.domain == "orthant" else "cot"
 
 
 def _free_form() -> nf.flows.Flow:
@@ -58,6 +92,120 @@ def _composite_two() -> nf.flows.Flow:
     )
 
 
+class MixedNorm(HomogeneousGauge):
+    """A gauge as a user writes one: the level sets of the sum of two norms."""
+
+    def value(self, x, context=None):
+        return x.square().sum(1).sqrt() + x.pow(4).sum(1).pow(0.25)
+
+
+class Bowl(nn.Module):
+    """A function that increases along rays, with parameters, and is not homogeneous."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.curvatures = nn.Parameter(0.3 * torch.randn(dim))
+
+    def forward(self, x):
+        return (x.square() * self.curvatures.exp()).sum(1) + 0.5 * x.pow(4).sum(1)
+
+
+def _matrix(dim: int) -> Tensor:
+    return torch.eye(dim) + 0.4 * torch.randn(dim, dim) / math.sqrt(dim)
+
+
+def _groups(dim: int) -> list[list[int]]:
+    """Groups of the even and the odd indices, and the first index alone."""
+    return [group for group in ([0], [*range(2, dim, 2)], [*range(1, dim, 2)]) if group]
+
+
+def _network(dim: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(dim, 8), nn.Tanh(), nn.Linear(8, 1))
+
+
+GAUGES: dict[str, GaugeCase] = {
+    "lp_0.5": GaugeCase(lambda dim: LpGauge(0.5)),
+    "lp_0.75_smoothed": GaugeCase(lambda dim: LpGauge(0.75, eps=0.1)),
+    "lp_1": GaugeCase(lambda dim: LpGauge(1.0)),
+    "lp_1.3": GaugeCase(lambda dim: LpGauge(1.3)),
+    "lp_2": GaugeCase(lambda dim: LpGauge(2.0)),
+    "lp_3": GaugeCase(lambda dim: LpGauge(3.0)),
+    "lp_inf": GaugeCase(lambda dim: LpGauge(math.inf)),
+    "lp_inf_smoothed": GaugeCase(lambda dim: LpGauge(math.inf, eps=0.1)),
+    "ellipsoid": GaugeCase(lambda dim: EllipsoidGauge(0.5 + torch.rand(dim))),
+    "ellipsoid_matrix": GaugeCase(lambda dim: EllipsoidGauge(_matrix(dim))),
+    "ellipsoid_trained": GaugeCase(lambda dim: EllipsoidGauge(0.5 + torch.rand(dim), True)),
+    "ellipsoid_matrix_trained": GaugeCase(lambda dim: EllipsoidGauge(_matrix(dim), True)),
+    "hyperplane": GaugeCase(lambda dim: HyperplaneGauge(0.5 + torch.rand(dim)), "orthant"),
+    "elastic_net": GaugeCase(lambda dim: ElasticNetGauge(1.0, 2.0)),
+    "group_lasso": GaugeCase(lambda dim: GroupLassoGauge(_groups(dim))),
+    "slope": GaugeCase(lambda dim: SlopeGauge(torch.linspace(2.0, 0.5, dim))),
+    "implicit": GaugeCase(
+        lambda dim: ImplicitGauge(lambda x: x.square().sum(1) + x[:, :1].exp().sum(1) - 1)
+    ),
+    "implicit_module": GaugeCase(lambda dim: ImplicitGauge(Bowl(dim))),
+    "network": GaugeCase(lambda dim: NetworkRadius(_network(dim), 0.5, 2.0)),
+    "network_even": GaugeCase(lambda dim: NetworkRadius(_network(dim), 0.5, 2.0, even=True)),
+    "user_written": GaugeCase(lambda dim: MixedNorm()),
+}
+
+
+def _chart(kind: str, dim: int = 4) -> Case:
+    latents = {"stereographic": lambda z: z, "orthant": lambda z: z, "angles": _angles}
+    return Case(
+        lambda: SphereChart(dim, kind), (dim - 1,), (dim,), latents=latents.get(kind, _azimuth)
+    )
+
+
+def _azimuth(z: Tensor) -> Tensor:
+    """Cotangents, which are any numbers, and an angle in (-pi, pi)."""
+    return torch.cat([z[:, :-1], math.pi * (z[:, -1:] / 2).tanh()], dim=1)
+
+
+def _angles(z: Tensor) -> Tensor:
+    """Polar angles in (0, pi) and an angle in (-pi, pi)."""
+    return torch.cat([math.pi * z[:, :-1].sigmoid(), _azimuth(z)[:, -1:]], dim=1)
+
+
+def _in_chart(kind: str = "cot", dim: int = 4, rotate: bool = True) -> nf.flows.Flow:
+    return InChart(SphereLinear(dim, rotate), SphereChart(dim, kind))
+
+
+def _surface(gauge: str, dim: int = 4) -> Case:
+    """A composite of a chart and the surface of a gauge of the registry."""
+    case = GAUGES[gauge]
+
+    def build() -> nf.flows.Flow:
+        surface = RadialSurface(case.build(dim), level=1.3)
+        return nfi.flows.InjectiveComposite([SphereChart(dim, case.chart), surface])
+
+    latents = _azimuth if case.chart == "cot" else Case.latents
+    return Case(build, (dim - 1,), (dim,), latents=latents)
+
+
+def _moved_surface() -> nf.flows.Flow:
+    """Maps between surfaces, one behind the other."""
+    return nfi.flows.InjectiveComposite(
+        [SphereChart(4), SphereLinear(4, True), SphereLinear(4), RadialSurface(LpGauge(1.5))]
+    )
+
+
+def _surface_by_context() -> nf.flows.Flow:
+    surface = RadialSurface(ElasticNetGauge(1.0, 2.0), level_from_context=lambda c: c[:, 0].exp())
+    return nfi.flows.InjectiveComposite([SphereChart(4), surface])
+
+
+def _surface_in_cone_measure() -> nf.flows.Flow:
+    surface = RadialSurface(LpGauge(1.5), level=1.3, measure="cone")
+    return nfi.flows.InjectiveComposite([SphereChart(4), surface])
+
+
+def _log_height_over_tangents(x: Tensor) -> Tensor:
+    """Log of x . n on the surface of :func:`_surface_in_cone_measure`, from the gradient."""
+    normal = x.sign() * x.abs().sqrt()
+    return ((x * normal).sum(1) / normal.square().sum(1).sqrt()).log()
+
+
 LAYERS: dict[str, Case] = {
     "linear": Case(lambda: nfi.flows.LinearInjection(2, 5), (2,), (5,)),
     "pad": Case(lambda: nfi.flows.Pad(2, 5), (2,), (5,)),
@@ -68,6 +216,33 @@ LAYERS: dict[str, Case] = {
     "composite": Case(_composite, (2,), (5,)),
     "composite_images": Case(_composite_images, (3,), (1, 4, 4)),
     "composite_two_injections": Case(_composite_two, (2,), (5,)),
+    "sphere_cot": _chart("cot"),
+    "sphere_cot_of_two": _chart("cot", 2),
+    "sphere_stereographic": _chart("stereographic"),
+    "sphere_angles": _chart("angles"),
+    "sphere_orthant": _chart("orthant"),
+    "in_chart": Case(_in_chart, (3,), (3,), latents=_azimuth),
+    "in_chart_stereographic": Case(lambda: _in_chart("stereographic"), (3,), (3,)),
+    "in_chart_unrotated": Case(lambda: _in_chart(rotate=False), (3,), (3,), latents=_azimuth),
+    "surface_moved": Case(_moved_surface, (3,), (4,), latents=_azimuth),
+    "surface_lp": _surface("lp_1.3"),
+    "surface_lp_smoothed": _surface("lp_0.75_smoothed"),
+    "surface_ellipsoid": _surface("ellipsoid_matrix_trained"),
+    "surface_simplex": _surface("hyperplane"),
+    "surface_elastic_net": _surface("elastic_net"),
+    "surface_group_lasso": _surface("group_lasso"),
+    "surface_slope": _surface("slope"),
+    "surface_implicit": _surface("implicit_module"),
+    "surface_learned": _surface("network"),
+    "surface_user_written": _surface("user_written"),
+    "surface_by_context": Case(_surface_by_context, (3,), (4,), context_dim=2, latents=_azimuth),
+    "surface_cone": Case(
+        _surface_in_cone_measure,
+        (3,),
+        (4,),
+        latents=_azimuth,
+        log_measure=_log_height_over_tangents,
+    ),
 }
 
 
