@@ -49,6 +49,8 @@ def star_like_flow(
     The base is the uniform law of the sphere seen in the chart. Every layer is a spline coupling
     whose azimuth is circular (:class:`~normflows_injective.flows.angular_spline.AngularSpline`)
     followed by a linear map of the sphere seen in the chart, which moves the poles and the seam.
+    Choose ``chart="stereographic"``, whose coordinates have no angle and are mixed by the host's
+    ``LULinearPermute``, where most mass is in one narrow place, as posteriors have it.
     ``flows`` of the model is an ordinary list: add to it, or write your own.
 
     Args:
@@ -143,7 +145,7 @@ def _orthant_base(dim: int) -> nn.Module:
 
 
 def _mixing(dim: int, kind: str) -> nf.flows.Flow:
-    if kind == "orthant":
-        # A linear map of the sphere would leave the orthant; its coordinates are all of R^(D-1).
-        return nf.flows.LULinearPermute(dim - 1)
-    return InChart(SphereLinear(dim, rotate=True), SphereChart(dim, kind))
+    if kind == "cot":
+        return InChart(SphereLinear(dim, rotate=True), SphereChart(dim))
+    # Without an azimuth the coordinates are those of a linear space, which may be mixed as such.
+    return nf.flows.LULinearPermute(dim - 1)
