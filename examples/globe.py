@@ -84,7 +84,7 @@ def draw_globes(
     bar = figure.colorbar(
         image, ax=axes, orientation="horizontal", shrink=0.5, aspect=50, extend="both"
     )
-    bar.set_label("log-density in nats, against area (uniform: -2.53); dots: test points")
+    bar.set_label("log-density in nats (uniform: -2.53); dots: test points", fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=95, pil_kwargs={"optimize": True})
     plt.close(figure)
