@@ -9,7 +9,14 @@ from torch import Tensor
 
 from .errors import DtypeError, NonFiniteError, OptionError, ShapeError
 
-__all__ = ["check_batch", "check_count", "check_event_shape", "check_finite", "check_loss"]
+__all__ = [
+    "as_floating",
+    "check_batch",
+    "check_count",
+    "check_event_shape",
+    "check_finite",
+    "check_loss",
+]
 
 
 _DIVERGED = (
@@ -116,6 +123,20 @@ one event dimension, got shape (4,). Add one with x.unsqueeze(0) or x.unsqueeze(
             f"with {name}.to({dtype}) or the model with model.to({tensor.dtype})."
         )
     check_finite(tensor, name)
+
+
+def as_floating(values: object) -> Tensor:
+    """A copy of numbers as a tensor without a graph, integers in torch's default dtype.
+
+    Args:
+        values: A tensor, list or number.
+
+    Examples:
+        >>> as_floating([1, 2])
+        tensor([1., 2.])
+    """
+    tensor = torch.as_tensor(values).detach().clone()
+    return tensor if tensor.is_floating_point() else tensor.to(torch.get_default_dtype())
 
 
 def check_count(count: int, name: str) -> None:

@@ -18,6 +18,7 @@ from .checkpoints import load_checkpoint, save_checkpoint
 from .checks import check_batch, check_count, check_event_shape, check_loss
 from .context import check_context, takes_context
 from .errors import ContextError
+from .exact_likelihood import ExactLikelihood
 from .flows.composite import (
     joint_decode,
     joint_decode_and_log_volume,
@@ -26,9 +27,9 @@ from .flows.composite import (
     summed_forward,
     summed_inverse,
 )
-from .flows.surface import is_exact
 from .likelihoods import LossTerms, SurrogateTerms
 from .stack import Likelihood, check_parts, model_dtype, trial_pass
+from .volume.gradients import out_of_inference
 from .volume.modules import refuse_single_sample, warm_up
 
 __all__ = ["InjectiveNormalizingFlow"]
@@ -55,7 +56,8 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
         q0: Base distribution of the latent shape.
         flows: Layers from latent to data, at least one of them an injection.
         likelihood: The training term; by default ``SurrogateLikelihood()``, :math:`\beta = 10`, or
-            ``ExactLikelihood()`` where all layers from the injection on are of known surfaces.
+            ``ExactLikelihood()`` behind a chart of a known surface, :math:`\beta = 100` if the
+            surface is trained.
         p: Target for :meth:`reverse_kld`. It must declare itself a density on the manifold by a
             true attribute ``on_manifold``.
 
@@ -198,7 +200,8 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
     def forward_kld(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Training loss: the mean of ``loss_terms(x).loss``.
 
-        The value is *not* a likelihood. Watch ``log_prob`` and ``reconstruction_error``.
+        With a surrogate the value is *not* a likelihood: watch ``log_prob`` and
+        ``reconstruction_error``. With ``ExactLikelihood()`` it is the negative log-likelihood.
 
         Args:
             x: Data of shape :math:`(B, *)`.
@@ -228,11 +231,10 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
             :class:`LossTerms` ``(log_prob_latent, surrogate, reconstruction_error, loss)``.
         """
         self._check(x, "x", "data", context)
-        if context is not None and context.is_inference():
-            # The surrogate's products need autograd, which refuses tensors of inference mode.
-            with torch.inference_mode(False):
-                context = context.clone()
-        decode = joint_decode_and_log_volume if is_exact(self.composite) else joint_decode
+        # The surrogate's products need autograd, which refuses tensors of inference mode.
+        context = None if context is None else out_of_inference(context)
+        exact = isinstance(self.likelihood, ExactLikelihood)
+        decode = joint_decode_and_log_volume if exact else joint_decode
         terms: SurrogateTerms = self.likelihood(
             x,
             partial(joint_encode, self.composite, context=context),

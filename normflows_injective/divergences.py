@@ -31,8 +31,10 @@ def reverse_kld(
         model: Model with a target ``p``.
         num_samples: Number of samples.
         beta: Annealing weight of the target.
-        score_fn: Keep the score term in the gradient; without it only the path gradient is taken,
-            which is exact where the encoder inverts the decoder exactly.
+        score_fn: Keep the score term in the gradient. Without it the base and the latent block
+            get the path gradient alone, whose mean is the same where the encoder inverts the
+            decoder exactly. Parameters that move the manifold keep it: their score term has no
+            mean of zero, because the support of the density moves with them.
         context: Optional context, one row per sample, also for a target that takes one.
 
     Returns:
@@ -69,7 +71,8 @@ def reverse_alpha_div(
 
     Raises:
         OffManifoldError: If ``p`` does not declare itself a density on the manifold.
-        OptionError: If ``alpha`` is 1 without ``dreg``, where the expression is identically zero.
+        OptionError: If ``alpha`` is 1 without ``dreg``, where the expression is identically zero,
+            or with ``dreg`` if parameters that move the manifold are trained.
     """
     _require_target(model, "reverse_alpha_div")
     if alpha == 1 and not dreg:
@@ -77,13 +80,19 @@ def reverse_alpha_div(
             "reverse_alpha_div with alpha=1 and dreg=False is identically zero and trains "
             "nothing. Use another alpha, dreg=True, or reverse_kld."
         )
+    if dreg and any(parameter.requires_grad for parameter in _moving_parameters(model)):
+        raise OptionError(
+            "dreg=True drops score terms that have no mean of zero while the manifold is being "
+            "trained. Freeze the layers from the injection on, or use dreg=False."
+        )
     x, log_q = _sample_for_gradient(model, num_samples, not dreg, context)
     log_w = beta * _target_log_prob(model, x, context) - log_q
     if not dreg:
         return (1.0 if alpha > 1 else -1.0) * torch.logsumexp(alpha * log_w, 0)
-    w_alpha = torch.softmax(alpha * log_w.detach(), 0) * len(log_w)
+    # The doubly reparametrised gradient of log sum w^alpha, by normalised weights.
+    w_alpha = torch.softmax(alpha * log_w.detach(), 0)
     weights = (1 - alpha) * w_alpha + alpha * w_alpha**2
-    return -alpha * (weights * log_w).mean()
+    return (1.0 if alpha > 1 else -1.0) * alpha * (weights * log_w).sum()
 
 
 def _require_target(model: InjectiveNormalizingFlow, name: str) -> None:
@@ -100,6 +109,7 @@ def _require_target(model: InjectiveNormalizingFlow, name: str) -> None:
             "If p is a density against the manifold's own measure, set p.on_manifold = True; to "
             "learn from data use forward_kld."
         )
+    _check_measures(model)
 
 
 def _target_log_prob(model: InjectiveNormalizingFlow, x: Tensor, context: Tensor | None) -> Tensor:
@@ -112,6 +122,16 @@ def _target_log_prob(model: InjectiveNormalizingFlow, x: Tensor, context: Tensor
     return log_p
 
 
+def _check_measures(model: InjectiveNormalizingFlow) -> None:
+    ours = getattr(model.composite[-1], "measure", "hausdorff")
+    theirs = getattr(model.p, "measure", ours)
+    if ours != theirs:
+        raise OffManifoldError(
+            f"The model is a density against the measure {ours!r} and p against {theirs!r}, so "
+            "their ratio means nothing. Build both with the same measure=."
+        )
+
+
 def _sample_for_gradient(
     model: InjectiveNormalizingFlow, num_samples: int, score_fn: bool, context: Tensor | None
 ) -> tuple[Tensor, Tensor]:
@@ -121,15 +141,27 @@ def _sample_for_gradient(
         return x, log_q
     # Only the gradient through x is taken from the second evaluation: for a free-form pair the
     # encoder finds z only nearly, and so the second value is that of another point.
-    with _frozen(model):
+    with _frozen(_fixed_support_parameters(model)):
         path = model.log_prob(x, context)
     return x, log_q.detach() + path - path.detach()
 
 
+def _moving_parameters(model: InjectiveNormalizingFlow) -> list[nn.Parameter]:
+    """Parameters of the layers that move the manifold."""
+    moving = [flow for flow in model.composite if not getattr(flow, "keeps_surface", False)]
+    return [parameter for flow in moving for parameter in flow.parameters()]
+
+
+def _fixed_support_parameters(model: InjectiveNormalizingFlow) -> list[nn.Parameter]:
+    """Parameters of the density on the manifold."""
+    keeping = [flow for flow in model.composite if getattr(flow, "keeps_surface", False)]
+    parts = [model.q0, *model.latent_block, *keeping]
+    return [parameter for part in parts for parameter in part.parameters()]
+
+
 @contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """Switch gradients of all parameters off, and back to what they were."""
-    parameters = list(model.parameters())
+def _frozen(parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Switch gradients of parameters off, and back to what they were."""
     flags = [parameter.requires_grad for parameter in parameters]
     for parameter in parameters:
         parameter.requires_grad_(False)

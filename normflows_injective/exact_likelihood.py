@@ -17,7 +17,7 @@ __all__ = ["ExactLikelihood"]
 
 
 class ExactLikelihood(nn.Module):
-    r"""Maximum likelihood, for a chart followed by maps between surfaces.
+    r"""Maximum likelihood, for a chart of a known surface and what stands behind it.
 
     .. math:: \mathcal L = -\log p_Z(z) + \tfrac12 \log\det G'(z)^\top G'(z)
               + \beta \lVert x - G(z) \rVert^2, \qquad z = F(x)

@@ -24,13 +24,14 @@ from .exact_likelihood import ExactLikelihood
 from .flows.composite import Flows, check_composite, check_invertible, joint_decode, joint_encode
 from .flows.injection import Injection
 from .flows.shapes import check_raises_dimension
-from .flows.surface import check_surfaces, is_exact
+from .flows.surface import check_surfaces
 from .likelihoods import SurrogateLikelihood
 from .volume.modules import modules_of
 
 __all__ = ["Likelihood", "StackShapes", "check_parts", "model_dtype", "trial_pass"]
 
 Likelihood = SurrogateLikelihood | ExactLikelihood
+LEARNED_BETA = 100.0
 
 
 class StackShapes(NamedTuple):
@@ -113,22 +114,32 @@ def check_parts(q0: object, flows: object, likelihood: object) -> tuple[int, Lik
     check_surfaces(flows)
     composite = list(flows)[injections[0] :]
     check_composite(composite)
-    return injections[0], _fitting_likelihood(likelihood, is_exact(composite))
+    return injections[0], _fitting_likelihood(likelihood, composite)
 
 
-def _fitting_likelihood(likelihood: Likelihood | None, exact: bool) -> Likelihood:
+def _fitting_likelihood(
+    likelihood: Likelihood | None, composite: Sequence[nf.flows.Flow]
+) -> Likelihood:
+    inverts = getattr(composite[0], "is_exact", False)
     if likelihood is None:
-        return ExactLikelihood() if exact else SurrogateLikelihood()
-    if exact and isinstance(likelihood, SurrogateLikelihood):
-        raise OptionError(
-            "The log-volume of these layers is a closed form, and their inverse is no "
-            "pseudo-inverse, so the surrogate's gradient would be biased. Leave likelihood out, "
-            "or use nfi.ExactLikelihood."
+        moves = any(
+            parameter.requires_grad
+            for flow in composite
+            if not getattr(flow, "keeps_surface", False)
+            for parameter in flow.parameters()
         )
-    if not exact and isinstance(likelihood, ExactLikelihood):
+        # A surface that is learned needs something that keeps it at the data.
+        return ExactLikelihood(LEARNED_BETA * moves) if inverts else SurrogateLikelihood()
+    if inverts and isinstance(likelihood, SurrogateLikelihood):
         raise OptionError(
-            "ExactLikelihood is for a chart followed by maps between surfaces. A manifold that is "
-            "learned with encoder and decoder collapses under it: use nfi.SurrogateLikelihood."
+            "The inverse of a chart is no pseudo-inverse, so the surrogate's gradient would be "
+            "biased. Leave likelihood out, or use nfi.ExactLikelihood."
+        )
+    if not inverts and isinstance(likelihood, ExactLikelihood):
+        raise OptionError(
+            "ExactLikelihood is for a chart of a known surface and what stands behind it. A "
+            "manifold that is learned with encoder and decoder collapses under it: use "
+            "nfi.SurrogateLikelihood."
         )
     return likelihood
 

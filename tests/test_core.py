@@ -322,6 +322,9 @@ def test_reverse_alpha_divergence():
     ours.p = OnManifoldTarget(copy.deepcopy(ours))
     value = ours.reverse_alpha_div(32, alpha=2)
     torch.testing.assert_close(value, torch.tensor(32.0, dtype=value.dtype).log())
+    with pytest.raises(nfi.errors.OptionError, match="Freeze the layers from the injection on"):
+        ours.reverse_alpha_div(32, alpha=0.5, dreg=True)
+    ours.flows[1].requires_grad_(False)
     ours.reverse_alpha_div(32, alpha=0.5, dreg=True).backward()
     with pytest.raises(nfi.errors.OptionError, match="identically zero"):
         ours.reverse_alpha_div(4)

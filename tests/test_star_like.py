@@ -282,3 +282,158 @@ def test_save_and_load(tmp_path):
     twin.load(tmp_path / "model.safetensors")
     x, log_q = model.sample(5)
     torch.testing.assert_close(twin.log_prob(x.detach()), log_q, atol=1e-4, rtol=0)
+
+
+# Found by a reader who tried to break it
+
+
+def test_points_off_the_orthant_are_no_points_of_the_simplex():
+    law = nfi.distributions.UniformOnSurface(gauges.HyperplaneGauge(torch.ones(3)))
+    off = torch.tensor([[1.5, -0.3, -0.2]])
+    with pytest.raises(OffManifoldError, match="1 of 1 points lie outside the positive orthant"):
+        law.log_prob(off)
+    with pytest.raises(OffManifoldError, match="outside the positive orthant"):
+        law.surface(-torch.eye(3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_stereographic_chart_near_and_at_its_pole(dtype):
+    model = nfi.flows.star_like_flow(4, chart="stereographic", num_layers=0).to(dtype)
+    for distance in (1e-3, 1e-9, 1e-18):
+        x = torch.tensor([[distance, -distance, 0.0, 1.0]], dtype=dtype)
+        expected = torch.full((1,), -log_area(4), dtype=dtype)
+        tolerance = 1e-10 if dtype == torch.float64 else 1e-4
+        torch.testing.assert_close(model.log_prob(x), expected, atol=tolerance, rtol=0)
+    with pytest.raises(OffManifoldError, match="the pole that the stereographic chart misses"):
+        model.log_prob(torch.eye(4, dtype=dtype))
+
+
+def test_values_with_a_superfluous_dimension_are_named():
+    class Careless(gauges.HomogeneousGauge):
+        def value(self, x, context=None):
+            return x.abs().sum(1, keepdim=True)
+
+    with pytest.raises(ShapeError, match="Careless must give one value per direction"):
+        nfi.flows.RadialSurface(Careless())(torch.eye(3))
+
+    class Circle(nfi.flows.Chart):
+        codomain = "sphere"
+
+        def forward(self, z, context=None):
+            return torch.cat([z.cos(), z.sin()], dim=1), torch.zeros_like(z)
+
+        def inverse(self, x, context=None):
+            return torch.atan2(x[:, 1:], x[:, :1]), torch.zeros_like(x[:, :1])
+
+    model = nfi.InjectiveNormalizingFlow(nf.distributions.DiagGaussian(1), [Circle()])
+    with pytest.raises(ShapeError, match=r"Circle must return a log_det of shape \(2,\)"):
+        model.log_prob(torch.eye(2))
+
+
+def test_measures_are_not_mixed():
+    cone = nfi.distributions.UniformOnSurface(gauges.LpGauge(3.0), measure="cone", dim=3)
+    model = nfi.flows.star_like_flow(3, gauges.LpGauge(3.0), width=8, num_layers=1, p=cone)
+    with pytest.raises(OffManifoldError, match="the measure 'hausdorff' and p against 'cone'"):
+        model.reverse_kld(4)
+    simplex = nfi.distributions.UniformOnSurface(gauges.HyperplaneGauge(torch.ones(3)))
+    with pytest.raises(OptionError, match="against the measure 'hausdorff' and the chart against"):
+        nfi.distributions.Pullback(simplex, nfi.flows.SimplexStickBreaking(3))
+    with pytest.raises(nfi.errors.UnsupportedLayerError, match="one of them declares another"):
+        nfi.InjectiveNormalizingFlow(
+            nf.distributions.DiagGaussian(1),
+            [nfi.flows.Pad(1, 2), nfi.flows.SimplexStickBreaking(3)],
+        )
+
+
+def test_a_loaded_surface_has_the_mass_of_what_was_loaded():
+    laws = [
+        nfi.distributions.UniformOnSurface(gauges.EllipsoidGauge(size * torch.ones(3)))
+        for size in (1.0, 2.0)
+    ]
+    laws[0].load_state_dict(laws[1].state_dict())
+    x = 2 * torch.eye(3)
+    torch.testing.assert_close(laws[0].log_prob(x), laws[1].log_prob(x))
+
+
+def test_path_gradients_where_the_surface_is_trained():
+    """Trained axes keep their score term, so that both ways agree on them, sample by sample."""
+
+    class Target:
+        on_manifold = True
+
+        def log_prob(self, x):
+            return -(x - 1).square().sum(1)
+
+    gauge = gauges.EllipsoidGauge(torch.tensor([2.0, 1.0, 0.5]), trainable=True)
+    model = nfi.flows.star_like_flow(3, gauge, num_layers=1, width=4, p=Target()).double()
+    gradients = []
+    for score_fn in (True, False):
+        torch.manual_seed(0)
+        loss = model.reverse_kld(200, score_fn=score_fn)
+        gradients.append(torch.autograd.grad(loss, gauge.axes)[0])
+    torch.testing.assert_close(*gradients)
+    with pytest.raises(OptionError, match="Freeze the layers from the injection on"):
+        model.reverse_alpha_div(8, alpha=2, dreg=True)
+
+
+@pytest.mark.parametrize("alpha", [0.5, 2.0])
+def test_doubly_reparametrised_gradients_agree_on_average(alpha):
+    """With those of the plain estimate: 200 batches of 64, five standard errors."""
+    target = nfi.distributions.VonMisesFisher([0.0, 0.0, 1.0], 1.0)
+    model = perturbed(nfi.flows.star_like_flow(3, width=4, num_layers=1, p=target), 0.05)
+    parameter = next(p for n, p in model.named_parameters() if n.endswith("log_diagonal"))
+    means, errors = [], []
+    for dreg in (False, True):
+        gradients = [
+            torch.autograd.grad(model.reverse_alpha_div(64, alpha, dreg), parameter)[0]
+            for _ in range(200)
+        ]
+        stacked = torch.stack(gradients)
+        means.append(stacked.mean(0))
+        errors.append(stacked.std(0) / 200**0.5)
+    allowed = 5 * (errors[0].square() + errors[1].square()).sqrt()
+    assert bool(((means[0] - means[1]).abs() < allowed).all())
+    assert float(means[1].abs().max()) > 5 * float(errors[1].max())
+
+
+def test_a_trained_layer_behind_a_known_surface_has_the_exact_gradient():
+    behind = nf.flows.AffineConstFlow(3)
+    model = nfi.InjectiveNormalizingFlow(
+        nfi.distributions.Pullback(nfi.distributions.UniformSphere(3), nfi.flows.SphereChart(3)),
+        [
+            nfi.flows.SphereChart(3),
+            nfi.flows.RadialSurface(gauges.LpGauge(3.0), off_manifold="project"),
+            behind,
+        ],
+    ).double()
+    assert model.likelihood.beta == 100.0
+    x = model.sample(50)[0].detach()
+    loss = model.forward_kld(x)
+    torch.testing.assert_close(loss, -model.log_prob(x).mean())
+    loss.backward()
+    step = 1e-5
+    with torch.no_grad():
+        losses = []
+        for sign in (1, -1):
+            behind.s[0, 0] += sign * step
+            losses.append(float(model.forward_kld(x)))
+            behind.s[0, 0] -= sign * step
+    numerical = (losses[0] - losses[1]) / (2 * step)
+    assert abs(float(behind.s.grad[0, 0]) - numerical) < 1e-6
+
+
+def test_masses_that_few_directions_decide_are_said():
+    with pytest.warns(nfi.errors.NumericalWarning, match="directions count"):
+        nfi.distributions.UniformOnSurface(gauges.ElasticNetGauge(1.0, 0.0), dim=100)
+
+
+def test_levels_are_numbers_of_any_kind_but_only_one():
+    assert nfi.flows.RadialSurface(gauges.LpGauge(1.0), torch.tensor(2.0)).level.level == 2.0
+    with pytest.raises(OptionError, match="must be a positive number, got 'two'"):
+        nfi.flows.RadialSurface(gauges.LpGauge(1.0), "two")
+    with pytest.raises(OptionError, match="Give one of them"):
+        nfi.flows.RadialSurface(gauges.LpGauge(1.0), 2.0, level_from_context=0)
+    surface = nfi.flows.RadialSurface(gauges.LpGauge(1.0), level_from_context=3)
+    with pytest.raises(ContextError, match=r"column 3 of the context, whose shape is \(2, 1\)"):
+        surface(torch.eye(2), torch.ones(2, 1))
+    assert gauges.HyperplaneGauge([1, 2]).weights.dtype == torch.float32

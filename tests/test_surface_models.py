@@ -442,7 +442,9 @@ def test_likelihoods_that_do_not_fit_are_refused():
     with pytest.raises(nfi.errors.OptionError, match="forward_kld is the negative log-likelihood"):
         InjectiveComposite(exact, nfi.SurrogateLikelihood())
     free = [nfi.flows.FreeFormInjection(*nfi.nets.mlp_autoencoder(3, 2, (8,)))]
-    with pytest.raises(nfi.errors.OptionError, match="ExactLikelihood is for a chart followed by"):
+    with pytest.raises(
+        nfi.errors.OptionError, match="ExactLikelihood is for a chart of a known surface"
+    ):
         nfi.InjectiveNormalizingFlow(flat(), free, nfi.ExactLikelihood())
     with pytest.raises(
         nfi.errors.OptionError, match="a SurrogateLikelihood or an ExactLikelihood"
@@ -505,7 +507,7 @@ def test_levels_that_do_not_fit():
     with pytest.raises(nfi.errors.ContextError, match="comes from the context, but none came"):
         surface(u)
     with pytest.raises(
-        nfi.errors.ContextError, match="must be positive, but the context gives -1"
+        nfi.errors.ContextError, match="must be positive and finite, but the context gives -1"
     ):
         surface(u, -context)
     callable_level = RadialSurface(LpGauge(1.0), level_from_context=lambda c: c)

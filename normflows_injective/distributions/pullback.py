@@ -8,6 +8,7 @@ import normflows as nf
 from torch import Tensor
 
 from ..context import needs_context, takes_context, with_context
+from ..errors import OptionError
 from ..flows.injection import Injection
 
 __all__ = ["Pullback"]
@@ -26,6 +27,9 @@ class Pullback(nf.distributions.BaseDistribution):
         distribution: Law :math:`p` on the surface, with ``forward(num_samples)`` and ``log_prob``.
         chart: :math:`\varphi`, an exact chart of that surface, of the same measure.
 
+    Raises:
+        OptionError: If law and chart are of different measures.
+
     References:
         Change of variables.
 
@@ -40,6 +44,12 @@ class Pullback(nf.distributions.BaseDistribution):
 
     def __init__(self, distribution: Any, chart: Injection) -> None:
         super().__init__()
+        measures = getattr(distribution, "measure", None), getattr(chart, "measure", None)
+        if None not in measures and measures[0] != measures[1]:
+            raise OptionError(
+                f"The law is against the measure {measures[0]!r} and the chart against "
+                f"{measures[1]!r}. Build both with the same measure=."
+            )
         self.distribution, self.chart = distribution, chart
         self.shape = chart.latent_shape
         self.takes_context = takes_context(distribution) or chart.takes_context

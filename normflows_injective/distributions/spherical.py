@@ -49,6 +49,7 @@ class UniformSphere(nf.distributions.BaseDistribution):
     """
 
     on_manifold = True
+    measure = "hausdorff"
 
     def __init__(self, dim: int, *, off_manifold: str = "reject") -> None:
         super().__init__()
@@ -122,6 +123,7 @@ class AngularCentralGaussian(nf.distributions.BaseDistribution):
     """
 
     on_manifold = True
+    measure = "hausdorff"
 
     def __init__(
         self,

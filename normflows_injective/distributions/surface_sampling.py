@@ -30,6 +30,8 @@ __all__ = ["Mass", "SurfaceSampler"]
 
 SEED = 20240618
 ROUNDS = 1000
+# Numbers held at once, and the effective number of directions below which a mean is not believed.
+CHUNK, FEWEST = 2**22, 1000.0
 
 
 class Mass(NamedTuple):
@@ -62,6 +64,7 @@ class SurfaceSampler:
     ) -> None:
         # Sampling needs the digits; the caller's gauge keeps its dtype and device.
         self._gauge = copy.deepcopy(gauge).cpu().double()
+        self._pooled: tuple[Tensor, float] | None = None
         self._level = torch.tensor(level, dtype=torch.float64)
         self._surface = RadialSurface(self._gauge, level, measure)
         self._dim, self._num_directions = dim, num_directions
@@ -74,6 +77,16 @@ class SurfaceSampler:
         log_ratios, log_total = self._pool()
         log_mean = float(log_ratios.logsumexp(0)) - math.log(len(log_ratios))
         relative = float((log_ratios - log_mean).exp().std()) / math.sqrt(len(log_ratios))
+        effective = float((2 * log_ratios.logsumexp(0) - (2 * log_ratios).logsumexp(0)).exp())
+        if effective < min(FEWEST, 0.05 * len(log_ratios)):
+            warnings.warn(
+                f"The mass of this surface is an average in which {effective:.0f} of "
+                f"{len(log_ratios)} directions count, so it and its standard error "
+                f"{relative:.2g} may both be far too small. Raise num_directions, or use a gauge "
+                "or measure with a closed form.",
+                NumericalWarning,
+                stacklevel=4,
+            )
         return Mass(log_total + log_mean, relative)
 
     def log_bound(self) -> float:
@@ -136,10 +149,16 @@ class SurfaceSampler:
 
     def _pool(self) -> tuple[Tensor, float]:
         """Log-ratios (n,) of always the same directions, and the proposal's log-mass."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(SEED)
-            proposal = self._propose(self._num_directions)
-        return self._log_ratio(proposal), proposal.log_mass
+        if self._pooled is None:
+            ratios, missing, log_mass = [], self._num_directions, 0.0
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(SEED)
+                while missing > 0:
+                    proposal = self._propose(min(missing, max(1, CHUNK // self._dim)))
+                    ratios.append(self._log_ratio(proposal))
+                    missing, log_mass = missing - len(proposal.u), proposal.log_mass
+            self._pooled = torch.cat(ratios), log_mass
+        return self._pooled
 
     @torch.no_grad()
     def _propose(self, num_samples: int) -> _Proposal:
@@ -155,7 +174,14 @@ class SurfaceSampler:
 
     @torch.no_grad()
     def _log_ratio(self, proposal: _Proposal) -> Tensor:
-        log_stretch = self._surface.log_stretch(proposal.u)
+        try:
+            log_stretch = self._surface.log_stretch(proposal.u)
+        except RuntimeError as error:
+            raise OptionError(
+                f"{type(self._gauge).__name__} could not be evaluated in float64 on the CPU, as "
+                "it must be to find its mass. Tensors that it needs belong into buffers of a "
+                f"module, not into a closure. torch says: {error}"
+            ) from error
         if not proposal.by_cone:
             return log_stretch
         return log_stretch - self._dim * self._gauge.log_radius(proposal.u, self._level)

@@ -48,8 +48,9 @@ class UniformOnSurface(nf.distributions.BaseDistribution):
             gauge is being trained.
 
     Warns:
-        NumericalWarning: While sampling by area, where the density ratio to the proposal has no
-            known bound and one is met that exceeds all seen before.
+        NumericalWarning: If few of the directions count in the average, as in high dimensions;
+            and while sampling by area, where the density ratio to the proposal has no known bound
+            and one is met that exceeds all seen before.
 
     References:
         Surface and cone measure: arXiv 2406.09116; Naor and Romik, Projecting the surface measure
@@ -77,6 +78,7 @@ class UniformOnSurface(nf.distributions.BaseDistribution):
     ) -> None:
         super().__init__()
         self.surface = RadialSurface(gauge, level, measure, level_from_context, off_manifold)
+        self.measure = measure
         check_count(num_directions, "num_directions")
         self.dim = _dimension(gauge, dim)
         self.shape = (self.dim,)
@@ -87,9 +89,8 @@ class UniformOnSurface(nf.distributions.BaseDistribution):
         # The mass of a homogeneous gauge is kept at level 1, that of others at their own.
         self._unit = 1.0 if self._is_homogeneous else float(level)
         self._num_directions = num_directions
-        sampler = self._sampler()
-        self.log_unit_mass, self.standard_error = sampler.mass()
-        self._log_bound = sampler.log_bound()
+        self._measure()
+        self.register_load_state_dict_post_hook(_measure_again)
         # Only says the dtype and the device: numbers kept in it would lose digits.
         self._like = nn.Buffer(torch.empty(0), persistent=False)
 
@@ -123,6 +124,11 @@ class UniformOnSurface(nf.distributions.BaseDistribution):
         """Options as shown by ``print(law)``."""
         return f"dim={self.dim}, standard_error={self.standard_error:.2g}"
 
+    def _measure(self) -> None:
+        sampler = self._sampler()
+        self.log_unit_mass, self.standard_error = sampler.mass()
+        self._log_bound = sampler.log_bound()
+
     def _sampler(self) -> SurfaceSampler:
         gauge, measure = self.surface.gauge, self.surface.measure
         return SurfaceSampler(gauge, self._unit, measure, self.dim, self._num_directions)
@@ -133,6 +139,11 @@ class UniformOnSurface(nf.distributions.BaseDistribution):
             power = self.dim if self.surface.measure == "cone" else self.dim - 1
             mass = mass + power * self.surface.level(x, context).log()
         return -mass
+
+
+def _measure_again(law: UniformOnSurface, _: object) -> None:
+    """A gauge that was loaded is another surface."""
+    law._measure()
 
 
 def _dimension(gauge: Gauge, dim: int | None) -> int:

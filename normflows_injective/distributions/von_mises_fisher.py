@@ -58,6 +58,7 @@ class VonMisesFisher(nf.distributions.BaseDistribution):
     """
 
     on_manifold = True
+    measure = "hausdorff"
 
     def __init__(
         self,

@@ -24,7 +24,7 @@ from ..context import (
     takes_context,
     with_context,
 )
-from ..errors import NotInjectiveError, OptionError, UnsupportedLayerError
+from ..errors import NotInjectiveError, OptionError, ShapeError, UnsupportedLayerError
 from ..volume.log_volume import DecodedVolume, decode_and_log_volume
 from ..volume.modules import refuse_single_sample, refuse_unsupported
 from .injection import Injection
@@ -103,7 +103,7 @@ def summed_forward(
     z, log_det = z.clone(), z.new_zeros(len(z))
     for flow in flows:
         z, flow_log_det = flow(z, **with_context(flow, context))
-        log_det = log_det + torch.as_tensor(flow_log_det).to(log_det)
+        log_det = log_det + _one_each(flow_log_det, log_det, flow)
     return z, log_det
 
 
@@ -114,8 +114,19 @@ def summed_inverse(
     z, log_det = z.clone(), z.new_zeros(len(z))
     for flow in reversed(list(flows)):
         z, flow_log_det = flow.inverse(z, **with_context(flow, context))
-        log_det = log_det + torch.as_tensor(flow_log_det).to(log_det)
+        log_det = log_det + _one_each(flow_log_det, log_det, flow)
     return z, log_det
+
+
+def _one_each(flow_log_det: Any, log_det: Tensor, flow: nf.flows.Flow) -> Tensor:
+    """A flow's log-det, which may be a number, as a tensor of shape () or (B,)."""
+    value = torch.as_tensor(flow_log_det).to(log_det)
+    if value.dim() > 0 and value.shape != log_det.shape:
+        raise ShapeError(
+            f"{type(flow).__name__} must return a log_det of shape {tuple(log_det.shape)}, one "
+            f"per sample, got {tuple(value.shape)}."
+        )
+    return value
 
 
 @final
@@ -240,6 +251,13 @@ def check_composite(flows: Flows) -> None:
             "first; bijective flows alone belong into nf.NormalizingFlow."
         )
     check_surfaces(flows)
+    measures = {getattr(flow, "measure", "hausdorff") for flow in flows}
+    if measures != {"hausdorff"} and not is_exact(flows):
+        raise UnsupportedLayerError(
+            "These layers are differentiated as one map, which answers in the surface's own "
+            f"measure, but one of them declares another: {', '.join(sorted(measures))}. Use "
+            "measure='hausdorff', or a chart followed by maps between surfaces alone."
+        )
     for flow in flows:
         check_invertible(flow)
         if not isinstance(flow, Injection):

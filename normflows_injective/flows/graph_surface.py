@@ -12,7 +12,7 @@ from torch import Tensor
 from ..checks import check_event_shape, check_finite
 from ..context import needs_context, takes_context, with_context
 from ..errors import OffManifoldError, ShapeError
-from ..volume.gradients import value_and_gradient
+from ..volume.gradients import out_of_inference, value_and_gradient
 from ..volume.modules import modules_of, refuse_unsupported, warm_up
 from ..volume.transforms import is_readable
 from .on_sphere import check_policy
@@ -105,6 +105,7 @@ class GraphSurface(Chart):
         return f"off_manifold={self.off_manifold!r}, measure={self.measure!r}"
 
     def _height_and_log_volume(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        context = None if context is None else out_of_inference(context)
         height = partial(self._height, context=context)
         if self.measure == "lebesgue":
             return height(z), z.new_zeros(len(z))

@@ -9,7 +9,7 @@ from ..checks import check_finite
 from ..errors import OffManifoldError, OptionError
 from ..volume.transforms import is_readable
 
-__all__ = ["check_policy", "unit_vectors"]
+__all__ = ["check_policy", "refuse_off_orthant", "unit_vectors"]
 
 POLICIES = ("reject", "project")
 TOLERANCE = 1e-4
@@ -78,6 +78,29 @@ build with off_manifold='project', which does.
     _refuse_zero(x, scale, name)
     scaled = x / scale
     return scaled / torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
+
+
+def refuse_off_orthant(u: Tensor, name: str) -> None:
+    """Raise unless all coordinates are positive.
+
+    Args:
+        u: Directions of shape (B, D).
+        name: How the message calls them.
+
+    Raises:
+        OffManifoldError: If a coordinate is zero or negative.
+    """
+    if not is_readable(u):
+        return
+    positive = (u.detach() > 0).all(1)
+    if not bool(positive.all()):
+        check_finite(u, name)
+        raise OffManifoldError(
+            f"{name}: {int((~positive).sum())} of {len(u)} points lie outside the positive "
+            f"orthant, the first at index {int((~positive).nonzero()[0])}. A density gives its "
+            "boundary no mass: replace zeros by small positive numbers. Points of any sign need "
+            "a surface around the centre."
+        )
 
 
 def _refuse_off_sphere(x: Tensor, norms: Tensor, name: str) -> None:

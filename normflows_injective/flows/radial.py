@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from ..checks import check_event_shape, check_finite
 from ..errors import ContextError, OffManifoldError, OptionError, ShapeError
 from ..volume.transforms import is_readable
 from .gauges.gauge import Gauge
-from .on_sphere import TOLERANCE, check_policy, unit_vectors
+from .on_sphere import TOLERANCE, check_policy, refuse_off_orthant, unit_vectors
 from .surface import SurfaceMap, check_measure
 
 __all__ = ["Level", "RadialSurface"]
@@ -96,8 +96,7 @@ class RadialSurface(SurfaceMap):
 
     def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Points (B, D) of the surface to their directions (B, D)."""
-        check_event_shape(x, self.data_shape, "x")
-        u = unit_vectors(x, "project", "x")
+        u = self._directions(x)
         if self.off_manifold == "reject":
             self._refuse_off_surface(x, self._log_radius(u, context))
         return u
@@ -114,8 +113,7 @@ class RadialSurface(SurfaceMap):
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Points (B, D) of the surface to the sphere, with minus the log-factor (B,) in nats."""
-        check_event_shape(x, self.data_shape, "x")
-        u = unit_vectors(x, "project", "x")
+        u = self._directions(x)
         log_radius, log_stretch = self._stretch(u, context)
         if self.off_manifold == "reject":
             self._refuse_off_surface(x, log_radius)
@@ -127,10 +125,27 @@ class RadialSurface(SurfaceMap):
 
     def _checked(self, z: Tensor, name: str) -> Tensor:
         check_event_shape(z, self.latent_shape, name)
-        return unit_vectors(z, "reject", name)
+        return self._in_domain(unit_vectors(z, "reject", name), name)
+
+    def _directions(self, x: Tensor) -> Tensor:
+        check_event_shape(x, self.data_shape, "x")
+        return self._in_domain(unit_vectors(x, "project", "x"), "x")
+
+    def _in_domain(self, u: Tensor, name: str) -> Tensor:
+        if self.domain == "orthant":
+            refuse_off_orthant(u, name)
+        return u
 
     def _log_radius(self, u: Tensor, context: Tensor | None) -> Tensor:
-        return self.gauge.log_radius(u, self.level(u, context), context)
+        return self._one_each(self.gauge.log_radius(u, self.level(u, context), context), u)
+
+    def _one_each(self, log_radius: Tensor, u: Tensor) -> Tensor:
+        if log_radius.shape != (len(u),):
+            raise ShapeError(
+                f"{type(self.gauge).__name__} must give one value per direction, shape "
+                f"({len(u)},), got {tuple(log_radius.shape)}. Sum without keepdim."
+            )
+        return log_radius
 
     def _stretch(self, u: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         dim = u.shape[1]
@@ -138,12 +153,17 @@ class RadialSurface(SurfaceMap):
             log_radius = self._log_radius(u, context)
             return log_radius, dim * log_radius
         log_radius, log_secant = self.gauge.radius_and_secant(u, self.level(u, context), context)
+        self._one_each(log_radius, u)
         return log_radius, (dim - 1) * log_radius + log_secant
 
     def _refuse_off_surface(self, x: Tensor, log_radius: Tensor) -> None:
         if not is_readable(x, log_radius):
             return
-        factors = torch.linalg.vector_norm(x.detach(), dim=1) / log_radius.detach().exp()
+        # By logarithms of scaled norms: surfaces of small p reach far towards the centre.
+        scale = x.detach().abs().amax(1)
+        scaled = x.detach() / scale.unsqueeze(1)
+        log_norms = torch.linalg.vector_norm(scaled, dim=1).log() + scale.log()
+        factors = (log_norms - log_radius.detach()).exp()
         near = (factors - 1).abs() <= TOLERANCE
         if bool(near.all()):
             return
@@ -156,6 +176,16 @@ class RadialSurface(SurfaceMap):
             "allowed. Check the level, or build with off_manifold='project', which moves points "
             "along their rays."
         )
+
+
+def _positive_number(level: Any) -> float:
+    try:
+        number = float(level)
+    except (TypeError, ValueError, RuntimeError):
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise OptionError(f"level must be a positive number, got {level!r}.")
+    return number
 
 
 class Level(nn.Module):
@@ -177,9 +207,11 @@ class Level(nn.Module):
 
     def __init__(self, level: float = 1.0, from_context: FromContext | None = None) -> None:
         super().__init__()
-        if not (isinstance(level, int | float) and 0 < level < math.inf):
-            raise OptionError(f"level must be a positive number, got {level!r}.")
-        self.level = float(level)
+        self.level = _positive_number(level)
+        if from_context is not None and self.level != 1:
+            raise OptionError(
+                "The level comes from the context, so level= would not be used. Give one of them."
+            )
         self.from_context = from_context
 
     def forward(self, like: Tensor, context: Tensor | None) -> Tensor:
@@ -189,6 +221,11 @@ class Level(nn.Module):
         if context is None:
             raise ContextError("The level comes from the context, but none came. Pass context=.")
         if isinstance(self.from_context, int):
+            if context.dim() != 2 or not 0 <= self.from_context < context.shape[1]:
+                raise ContextError(
+                    f"The level is column {self.from_context} of the context, whose shape is "
+                    f"{tuple(context.shape)}."
+                )
             level = context[:, self.from_context]
         else:
             level = self.from_context(context)
@@ -197,9 +234,10 @@ class Level(nn.Module):
                 f"level_from_context must give one level per sample, shape ({len(like)},), got "
                 f"{tuple(level.shape)}."
             )
-        if is_readable(level) and not bool((level > 0).all()):
+        if is_readable(level) and not bool(((level > 0) & (level < math.inf)).all()):
             raise ContextError(
-                f"Levels must be positive, but the context gives {float(level.min()):.6g}."
+                "Levels must be positive and finite, but the context gives "
+                f"{float(level.min()):.6g} to {float(level.max()):.6g}."
             )
         return level.to(like)
 

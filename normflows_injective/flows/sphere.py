@@ -115,6 +115,7 @@ class SphereLinear(SurfaceMap):
     """
 
     codomain = "sphere"
+    keeps_surface = True
     reflections: Tensor | None
 
     def __init__(self, dim: int, rotate: bool = False, off_manifold: str = "reject") -> None:
@@ -159,6 +160,10 @@ class SphereLinear(SurfaceMap):
         norms = torch.linalg.vector_norm(mapped, dim=1)
         # For z = A^-1 x / |A^-1 x| the length |A z| of the formula is 1 / |A^-1 x|.
         return mapped / norms.unsqueeze(1), -self.log_diagonal.sum() - self.dim * norms.log()
+
+    def extra_repr(self) -> str:
+        """Options as shown by ``print(model)``."""
+        return f"{self.dim}, rotate={self.reflections is not None}"
 
     def _rotate(self, rows: Tensor, back: bool = False) -> Tensor:
         r"""Apply the product of reflections :math:`\prod_k (I - 2 v_k v_k^\top / |v_k|^2)`.

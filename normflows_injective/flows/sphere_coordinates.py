@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..errors import OffManifoldError
 from ..volume.transforms import is_readable
+from .on_sphere import refuse_off_orthant
 
 __all__ = ["COORDINATES", "Coordinates"]
 
@@ -99,7 +100,7 @@ def _from_log_cotangents(z: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _to_log_cotangents(u: Tensor) -> tuple[Tensor, Tensor]:
-    _check_positive(u)
+    refuse_off_orthant(u, "x")
     dim = u.shape[1]
     degrees = _degrees(dim - 1, dim, u)
     log_scaled = u[:, :-1].log() - _tail_norms(u).log()
@@ -142,15 +143,29 @@ def _from_stereographic(z: Tensor) -> tuple[Tensor, Tensor]:
 def _to_stereographic(u: Tensor) -> tuple[Tensor, Tensor]:
     num = u.shape[1] - 1
     head, last = u[:, :-1], u[:, -1:]
-    # 1 - u_D cancels on the upper half, where |head|^2 = (1 - u_D)(1 + u_D) serves.
+    _refuse_pole(head, last)
+    # 1 - u_D cancels on the upper half, where |head|^2 = (1 - u_D)(1 + u_D) serves. The norm is
+    # taken of a scaled vector, so that its square stays in range next to the pole.
     upper = last > 0
-    below = torch.where(upper, torch.ones_like(last), 1 - last)
-    tiny = torch.finfo(u.dtype).tiny
-    above = head.square().sum(1, keepdim=True).clamp_min(tiny) / (1 + torch.where(upper, last, 0))
-    height = torch.where(upper, above, below)
+    scale = head.detach().abs().amax(1, keepdim=True).clamp_min(torch.finfo(u.dtype).tiny)
+    length = torch.linalg.vector_norm(head / scale, dim=1, keepdim=True)
+    log_above = 2 * (length.log() + scale.log()) - torch.where(upper, last, 0).log1p()
+    log_height = torch.where(upper, log_above, (1 - torch.where(upper, 0, last)).log())
+    direction = head / scale
     # 1 + |z|^2 = 2 / (1 - u_D)
-    log_volume = num * (height[:, 0].log() - math.log(math.sqrt(num)))
-    return head / height * math.sqrt(num), -log_volume
+    log_volume = num * (log_height[:, 0] - math.log(math.sqrt(num)))
+    return direction * (scale.log() - log_height).exp() * math.sqrt(num), -log_volume
+
+
+def _refuse_pole(head: Tensor, last: Tensor) -> None:
+    if not is_readable(head):
+        return
+    pole = ((head.detach() == 0).all(1) & (last.detach()[:, 0] > 0)).nonzero()
+    if len(pole):
+        raise OffManifoldError(
+            f"{len(pole)} points are the pole that the stereographic chart misses, the first at "
+            f"index {int(pole[0])}. Use kind='cot', or rotate the data."
+        )
 
 
 def _check_azimuth(azimuth: Tensor) -> None:
@@ -176,19 +191,6 @@ def _check_polar(polar: Tensor) -> None:
             f"Polar angles must lie within (0, pi), got {least:.6g} to {most:.6g}. Outside they "
             "name points of the sphere for a second time. kind='cot' takes any real number "
             "instead."
-        )
-
-
-def _check_positive(u: Tensor) -> None:
-    if not is_readable(u):
-        return
-    positive = (u.detach() > 0).all(1)
-    if not bool(positive.all()):
-        raise OffManifoldError(
-            f"{int((~positive).sum())} of {len(u)} points lie outside the positive orthant, the "
-            f"first at index {int((~positive).nonzero()[0])}. A density on the orthant gives its "
-            "boundary no mass: replace zeros by small positive numbers, or use kind='cot' for "
-            "points of any sign."
         )
 
 

@@ -93,7 +93,10 @@ def star_like_flow(
     # returns, and the base, stand above them.
     from ..core import InjectiveNormalizingFlow
 
-    domain = "sphere" if gauge is None else gauge.domain
+    surface: list[SurfaceMap] = []
+    if gauge is not None:
+        surface = [RadialSurface(gauge, level, measure, level_from_context, off_manifold)]
+    domain = surface[0].domain if surface else "sphere"
     kind = chart or ("orthant" if domain == "orthant" else "cot")
     if (kind == "orthant") != (domain == "orthant") or kind == "angles":
         raise OptionError(
@@ -117,10 +120,9 @@ def star_like_flow(
             )
         )
         flows.append(_mixing(dim, kind))
-    surface: list[SurfaceMap] = []
-    if gauge is not None:
-        surface = [RadialSurface(gauge, level, measure, level_from_context, off_manifold)]
-    elif level != 1.0 or level_from_context is not None or measure != "hausdorff":
+    if gauge is None and (
+        level != 1.0 or level_from_context is not None or measure != "hausdorff"
+    ):
         raise OptionError(
             "level, level_from_context and measure belong to a gauge; the unit sphere has none. "
             "Spheres of other radii are gauges.LpGauge(2)."

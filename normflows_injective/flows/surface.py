@@ -99,6 +99,8 @@ class SurfaceMap(nf.flows.Flow, ABC):
     measure: str = "hausdorff"
     takes_context: bool = False
     needs_context: bool = False
+    # Whether it maps its domain to itself whatever its parameters are.
+    keeps_surface: bool = False
 
     @abstractmethod
     def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:

@@ -34,6 +34,9 @@ class OnSurface(constraints.Constraint):
         self._law = law
         super().__init__()
 
+    def __repr__(self) -> str:
+        return f"the surface of {type(self._law).__name__}"
+
     def check(self, value: Tensor) -> Tensor:
         """Whether points (*, D) lie on the surface, of shape (*)."""
         rows = value.reshape(-1, value.shape[-1])

@@ -7,7 +7,25 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["value_and_gradient"]
+__all__ = ["out_of_inference", "value_and_gradient"]
+
+
+def out_of_inference(tensor: Tensor) -> Tensor:
+    """A tensor as it is or, if it was made in inference mode, a copy that autograd can save.
+
+    Args:
+        tensor: What a function that will be differentiated holds.
+
+    Examples:
+        >>> with torch.inference_mode():
+        ...     made = torch.zeros(2)
+        >>> made.is_inference(), out_of_inference(made).is_inference()
+        (True, False)
+    """
+    if not tensor.is_inference():
+        return tensor
+    with torch.inference_mode(False):
+        return tensor.clone()
 
 
 def value_and_gradient(
@@ -19,7 +37,8 @@ def value_and_gradient(
     whatever the function holds; without gradients, and in inference mode, they are plain values.
 
     Args:
-        function: Map of a batch :math:`(B, *)` to :math:`(B,)`, acting on each sample alone.
+        function: Map of a batch :math:`(B, *)` to :math:`(B,)`, acting on each sample alone. What
+            it holds must not be of inference mode, see :func:`out_of_inference`.
         point: :math:`x` of shape :math:`(B, *)`.
 
     Returns:
@@ -30,10 +49,7 @@ def value_and_gradient(
         (tensor([2.]), tensor([[2., 2.]]))
     """
     recording = torch.is_grad_enabled()
-    if point.is_inference():
-        # Nothing that autograd refuses to save may enter the inner graph.
-        with torch.inference_mode(False):
-            point = point.clone()
+    point = out_of_inference(point)
     with torch.inference_mode(False):
         value, pull = torch.func.vjp(function, point)[:2]
         (gradient,) = pull(torch.ones_like(value))

@@ -8,6 +8,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from ...checks import as_floating
 from ...errors import OptionError, ShapeError
 from .gauge import HomogeneousGauge, RadiusAndSecant
 
@@ -43,13 +44,12 @@ class EllipsoidGauge(HomogeneousGauge):
 
     def __init__(self, axes: Tensor, trainable: bool = False) -> None:
         super().__init__()
-        axes = torch.as_tensor(axes)
+        axes = as_floating(axes)
         if axes.dim() not in (1, 2) or axes.shape[0] != axes.shape[-1] or len(axes) < 2:
             raise ShapeError(
                 "axes must be of shape (D,) or (D, D) with D of at least 2, got "
                 f"{tuple(axes.shape)}."
             )
-        axes = axes.detach().clone()
         singular = axes if axes.dim() == 1 else torch.linalg.svdvals(axes)
         if not bool((singular > 0).all()):
             raise OptionError("axes must be positive, or an invertible matrix.")
@@ -76,13 +76,15 @@ class EllipsoidGauge(HomogeneousGauge):
     def unit_cone_mass(self, dim: int) -> Tensor | None:
         r""":math:`\log A_{D-1} + \log|\det A|`, with :math:`A_{D-1}` the area of the sphere."""
         matrix = self.axes.double()
-        log_det = matrix.log().sum() if matrix.dim() == 1 else torch.linalg.slogdet(matrix)[1]
+        log_det = (
+            matrix.abs().log().sum() if matrix.dim() == 1 else torch.linalg.slogdet(matrix)[1]
+        )
         return log_det + math.log(2) + 0.5 * dim * math.log(math.pi) - math.lgamma(0.5 * dim)
 
     def log_slope_bounds(self, dim: int) -> tuple[float, float] | None:
         """Between the inverses of the longest and of the shortest semi-axis."""
         matrix = self.axes.detach()
-        lengths = matrix if matrix.dim() == 1 else torch.linalg.svdvals(matrix)
+        lengths = matrix.abs() if matrix.dim() == 1 else torch.linalg.svdvals(matrix)
         return -math.log(float(lengths.max())), -math.log(float(lengths.min()))
 
     def sample_cone(self, num_samples: int, dim: int, like: Tensor) -> Tensor | None:
@@ -91,6 +93,10 @@ class EllipsoidGauge(HomogeneousGauge):
         axes = self.axes.detach().to(like)
         points = points * axes if axes.dim() == 1 else points @ axes.T
         return points / torch.linalg.vector_norm(points, dim=1, keepdim=True)
+
+    def extra_repr(self) -> str:
+        """Options as shown by ``print(model)``."""
+        return f"dim={self.dim}"
 
     def _pull(self, x: Tensor, adjoint: bool = False) -> Tensor:
         if self.axes.dim() == 1:

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...volume.gradients import value_and_gradient
+from ...volume.gradients import out_of_inference, value_and_gradient
 
 __all__ = ["Gauge", "HomogeneousGauge", "RadiusAndSecant"]
 
@@ -74,6 +74,8 @@ class Gauge(nn.Module, ABC):
         self, u: Tensor, level: Tensor, context: Tensor | None = None
     ) -> RadiusAndSecant:
         r"""Log-radius and log-secant along directions, by one gradient of :meth:`log_radius`."""
+        level = out_of_inference(torch.as_tensor(level))
+        context = None if context is None else out_of_inference(context)
         log_radius, gradient = value_and_gradient(lambda v: self.log_radius(v, level, context), u)
         along = (gradient * u).sum(1, keepdim=True)
         slope = (gradient - along * u).square().sum(1)

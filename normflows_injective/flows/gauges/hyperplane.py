@@ -8,6 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from ...checks import as_floating
 from ...errors import OptionError, ShapeError
 from .gauge import HomogeneousGauge, RadiusAndSecant
 
@@ -42,7 +43,7 @@ class HyperplaneGauge(HomogeneousGauge):
 
     def __init__(self, weights: Tensor) -> None:
         super().__init__()
-        weights = torch.as_tensor(weights).detach().clone()
+        weights = as_floating(weights)
         if weights.dim() != 1 or len(weights) < 2:
             raise ShapeError(f"weights must be of shape (D,), got {tuple(weights.shape)}.")
         if not bool((weights > 0).all()):
@@ -70,6 +71,10 @@ class HyperplaneGauge(HomogeneousGauge):
         """The norm of the weights, constant."""
         log_norm = math.log(float(torch.linalg.vector_norm(self.weights.double())))
         return log_norm, log_norm
+
+    def extra_repr(self) -> str:
+        """Options as shown by ``print(model)``."""
+        return f"dim={self.dim}"
 
     def sample_cone(self, num_samples: int, dim: int, like: Tensor) -> Tensor | None:
         """Directions of exponential variables divided by the weights."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...context import needs_context, takes_context, with_context
 from ...errors import OffManifoldError, OptionError, ShapeError
-from ...volume.gradients import value_and_gradient
+from ...volume.gradients import out_of_inference, value_and_gradient
 from ...volume.transforms import is_readable
 from .gauge import Gauge, RadiusAndSecant
 
@@ -65,6 +65,7 @@ class ImplicitGauge(Gauge):
     def log_radius(self, u: Tensor, level: Tensor, context: Tensor | None = None) -> Tensor:
         """The root along each ray, differentiable three times."""
         level = torch.as_tensor(level, dtype=u.dtype, device=u.device)
+        context = None if context is None else out_of_inference(context)
         log_radius = self._bisect(u, level, context)
         for _ in range(2):
             x = log_radius.exp().unsqueeze(1) * u
@@ -78,6 +79,7 @@ class ImplicitGauge(Gauge):
     ) -> RadiusAndSecant:
         r"""Log-radius and log-secant by the gradient of the function."""
         log_radius = self.log_radius(u, level, context)
+        context = None if context is None else out_of_inference(context)
         x = log_radius.exp().unsqueeze(1) * u
         gradient = value_and_gradient(lambda y: self._value(y, context), x)[1]
         log_norm = torch.linalg.vector_norm(gradient, dim=1).log()

@@ -9,6 +9,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from ...checks import as_floating
 from ...errors import OptionError, ShapeError
 from .gauge import Gauge, HomogeneousGauge, RadiusAndSecant
 
@@ -115,7 +116,7 @@ class GroupLassoGauge(HomogeneousGauge):
                 f"got {groups}."
             )
         sizes = torch.tensor([float(len(group)) for group in groups])
-        weights = sizes.sqrt() if weights is None else torch.as_tensor(weights).detach().clone()
+        weights = sizes.sqrt() if weights is None else as_floating(weights)
         _check_weights(weights, len(groups), "group")
         self.dim = len(indices)
         membership = torch.empty(self.dim, dtype=torch.long)
@@ -189,7 +190,7 @@ class SlopeGauge(HomogeneousGauge):
 
     def __init__(self, weights: Sequence[float] | Tensor) -> None:
         super().__init__()
-        weights = torch.as_tensor(weights).detach().clone()
+        weights = as_floating(weights)
         if weights.dim() != 1 or len(weights) < 2:
             raise ShapeError(f"weights must be of shape (D,), got {tuple(weights.shape)}.")
         descending = bool((weights.diff() <= 0).all()) and bool(weights[-1] >= 0)
