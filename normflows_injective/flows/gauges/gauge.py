@@ -15,6 +15,7 @@ built, and the gradient may be that of any smooth extension of :math:`\log r` of
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from ...volume.gradients import out_of_inference, value_and_gradient
 
-__all__ = ["Gauge", "HomogeneousGauge", "RadiusAndSecant"]
+__all__ = ["ConstantSlopeGauge", "Gauge", "HomogeneousGauge", "RadiusAndSecant"]
 
 
 class RadiusAndSecant(NamedTuple):
@@ -146,3 +147,34 @@ class HomogeneousGauge(Gauge):
     def log_slope_bounds(self, dim: int) -> tuple[float, float] | None:
         r"""Least and greatest :math:`\log\lVert\nabla F\rVert`; None if not known or unbounded."""
         return None
+
+
+class ConstantSlopeGauge(HomogeneousGauge):
+    r"""A homogeneous gauge with :math:`\lVert\nabla F\rVert = \lVert w \rVert` almost everywhere.
+
+    .. math:: \log\sec\psi = \log\lVert w \rVert - \log F(u)
+
+    because :math:`\sec\psi = \lVert x\rVert \lVert\nabla F\rVert / (x \cdot \nabla F)` and
+    :math:`x \cdot \nabla F = F`. Area and cone measure then differ by a constant only. A subclass
+    keeps :math:`w` in the buffer ``weights``.
+
+    Examples:
+        >>> from normflows_injective.flows.gauges import SlopeGauge
+        >>> isinstance(SlopeGauge([2.0, 1.0]), ConstantSlopeGauge)
+        True
+    """
+
+    weights: Tensor
+
+    def radius_and_secant(
+        self, u: Tensor, level: Tensor, context: Tensor | None = None
+    ) -> RadiusAndSecant:
+        r"""Log-radius and log-secant in closed form, without a gradient."""
+        log_value = self.log_value(u, context)
+        log_norm = torch.linalg.vector_norm(self.weights).log()
+        return RadiusAndSecant(torch.as_tensor(level).log() - log_value, log_norm - log_value)
+
+    def log_slope_bounds(self, dim: int) -> tuple[float, float] | None:
+        """The norm of the weights, twice."""
+        log_norm = math.log(float(torch.linalg.vector_norm(self.weights.double())))
+        return log_norm, log_norm

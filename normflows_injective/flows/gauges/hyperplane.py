@@ -10,13 +10,13 @@ from torch import Tensor
 
 from ...checks import as_floating
 from ...errors import OptionError, ShapeError
-from .gauge import HomogeneousGauge, RadiusAndSecant
+from .gauge import ConstantSlopeGauge
 
 __all__ = ["HyperplaneGauge"]
 
 
 @final
-class HyperplaneGauge(HomogeneousGauge):
+class HyperplaneGauge(ConstantSlopeGauge):
     r"""The simplex :math:`\{w \cdot x = t,\ x > 0\}`, on the positive orthant of directions.
 
     .. math:: \log r = \log t - \log(w \cdot u), \qquad
@@ -39,7 +39,6 @@ class HyperplaneGauge(HomogeneousGauge):
     """
 
     domain = "orthant"
-    weights: Tensor
 
     def __init__(self, weights: Tensor) -> None:
         super().__init__()
@@ -55,22 +54,9 @@ class HyperplaneGauge(HomogeneousGauge):
         """The weighted sum (B,) of points (B, D)."""
         return x @ self.weights
 
-    def radius_and_secant(
-        self, u: Tensor, level: Tensor, context: Tensor | None = None
-    ) -> RadiusAndSecant:
-        r"""Log-radius and log-secant in closed form, without a gradient."""
-        log_value = self.log_value(u)
-        log_norm = torch.linalg.vector_norm(self.weights).log()
-        return RadiusAndSecant(torch.as_tensor(level).log() - log_value, log_norm - log_value)
-
     def unit_cone_mass(self, dim: int) -> Tensor | None:
         r""":math:`-\log\Gamma(D) - \sum_k \log w_k`."""
         return -self.weights.double().log().sum() - math.lgamma(dim)
-
-    def log_slope_bounds(self, dim: int) -> tuple[float, float] | None:
-        """The norm of the weights, constant."""
-        log_norm = math.log(float(torch.linalg.vector_norm(self.weights.double())))
-        return log_norm, log_norm
 
     def extra_repr(self) -> str:
         """Options as shown by ``print(model)``."""

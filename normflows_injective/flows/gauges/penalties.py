@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...checks import as_floating
 from ...errors import OptionError, ShapeError
-from .gauge import Gauge, HomogeneousGauge, RadiusAndSecant
+from .gauge import ConstantSlopeGauge, Gauge, RadiusAndSecant
 
 __all__ = ["ElasticNetGauge", "GroupLassoGauge", "SlopeGauge"]
 
@@ -75,7 +75,7 @@ class ElasticNetGauge(Gauge):
 
 
 @final
-class GroupLassoGauge(HomogeneousGauge):
+class GroupLassoGauge(ConstantSlopeGauge):
     r"""Level sets of the group lasso, :math:`\sum_g w_g \lVert x_g \rVert_2 = t`.
 
     .. math:: \log r = \log t - \log F(u), \qquad
@@ -102,7 +102,6 @@ class GroupLassoGauge(HomogeneousGauge):
     """
 
     membership: Tensor
-    weights: Tensor
 
     def __init__(
         self, groups: Sequence[Sequence[int]], weights: Sequence[float] | Tensor | None = None
@@ -131,12 +130,6 @@ class GroupLassoGauge(HomogeneousGauge):
         # Below the clamp, where a group vanishes, the root would have an infinite derivative.
         return squares.clamp_min(torch.finfo(x.dtype).tiny).sqrt() @ self.weights
 
-    def radius_and_secant(
-        self, u: Tensor, level: Tensor, context: Tensor | None = None
-    ) -> RadiusAndSecant:
-        r"""Log-radius and log-secant in closed form, without a gradient."""
-        return _with_constant_slope(self.log_value(u), level, self.weights)
-
     def unit_cone_mass(self, dim: int) -> Tensor | None:
         r"""From :math:`D!\,\mathrm{Vol} = \int e^{-F}`, a product of masses of the groups."""
         # In a group, int exp(-w |x|) dx = A_{d-1} Gamma(d) / w^d.
@@ -144,10 +137,6 @@ class GroupLassoGauge(HomogeneousGauge):
         log_areas = math.log(2) + 0.5 * sizes * math.log(math.pi) - (0.5 * sizes).lgamma()
         log_masses = log_areas + sizes.lgamma() - sizes * self.weights.double().log()
         return log_masses.sum() - math.lgamma(self.dim or dim)
-
-    def log_slope_bounds(self, dim: int) -> tuple[float, float] | None:
-        """The norm of the weights, constant."""
-        return _constant_bounds(self.weights)
 
     def sample_cone(self, num_samples: int, dim: int, like: Tensor) -> Tensor | None:
         r"""Directions of variables of density :math:`\propto e^{-F}`: Gamma norms of groups."""
@@ -161,7 +150,7 @@ class GroupLassoGauge(HomogeneousGauge):
 
 
 @final
-class SlopeGauge(HomogeneousGauge):
+class SlopeGauge(ConstantSlopeGauge):
     r"""Level sets of SLOPE, :math:`\sum_i w_i |x|_{(i)} = t` with sizes in descending order.
 
     .. math:: \log r = \log t - \log F(u), \qquad
@@ -186,8 +175,6 @@ class SlopeGauge(HomogeneousGauge):
         tensor([7.])
     """
 
-    weights: Tensor
-
     def __init__(self, weights: Sequence[float] | Tensor) -> None:
         super().__init__()
         weights = as_floating(weights)
@@ -206,12 +193,6 @@ class SlopeGauge(HomogeneousGauge):
         """The weighted sum (B,) of the ordered sizes of points (B, D)."""
         return x.abs().sort(1, descending=True).values @ self.weights
 
-    def radius_and_secant(
-        self, u: Tensor, level: Tensor, context: Tensor | None = None
-    ) -> RadiusAndSecant:
-        r"""Log-radius and log-secant in closed form, without a gradient."""
-        return _with_constant_slope(self.log_value(u), level, self.weights)
-
     def unit_cone_mass(self, dim: int) -> Tensor | None:
         r""":math:`\log(D\, 2^D / \prod_i W_i)` with :math:`W_i = w_1 + \dots + w_i`.
 
@@ -220,10 +201,6 @@ class SlopeGauge(HomogeneousGauge):
         """
         sums = self.weights.double().cumsum(0)
         return math.log(len(sums)) + len(sums) * math.log(2) - sums.log().sum()
-
-    def log_slope_bounds(self, dim: int) -> tuple[float, float] | None:
-        """The norm of the weights, constant."""
-        return _constant_bounds(self.weights)
 
     def sample_cone(self, num_samples: int, dim: int, like: Tensor) -> Tensor | None:
         r"""Directions of variables of density :math:`\propto e^{-F}`: exponential gaps."""
@@ -234,16 +211,6 @@ class SlopeGauge(HomogeneousGauge):
         order = torch.rand_like(sizes).argsort(1)
         points = sizes.gather(1, order) * (2 * torch.randint_like(sizes, 2) - 1)
         return points / torch.linalg.vector_norm(points, dim=1, keepdim=True)
-
-
-def _with_constant_slope(log_value: Tensor, level: Tensor, weights: Tensor) -> RadiusAndSecant:
-    log_norm = torch.linalg.vector_norm(weights).log()
-    return RadiusAndSecant(torch.as_tensor(level).log() - log_value, log_norm - log_value)
-
-
-def _constant_bounds(weights: Tensor) -> tuple[float, float]:
-    log_norm = math.log(float(torch.linalg.vector_norm(weights.double())))
-    return log_norm, log_norm
 
 
 def _check_weights(weights: Tensor, count: int, name: str) -> None:
