@@ -50,10 +50,10 @@ class Recipe(NamedTuple):
 
 RECIPES = {
     # So few points are learned by heart in no time; noise tells the flow how wide they are.
-    "volcano": Recipe(steps=600, batch_size=256, noises=(0.003, 0.03)),
-    "quakes": Recipe(noises=(0.005,)),
-    "flood": Recipe(noises=(0.005,)),
-    "fire": Recipe(steps=1000),
+    "volcano": Recipe(steps=800, batch_size=256, noises=(0.001, 0.01)),
+    "quakes": Recipe(steps=1000, noises=(0.005,)),
+    "flood": Recipe(noises=(0.005, 0.01)),
+    "fire": Recipe(steps=1500),
 }
 QUICK = Recipe(40, 256, (0.03,), 2, (1, 8), (1e2, 1e3), (1e2, 1e3), 1)
 
