@@ -29,6 +29,7 @@ from normflows_injective.flows.gauges import (
     GroupLassoGauge,
     HyperplaneGauge,
     LpGauge,
+    NetworkRadius,
     SlopeGauge,
 )
 
@@ -466,6 +467,18 @@ def test_an_ellipsoid_is_the_image_of_the_sphere(axes):
     surface = RadialSurface(EllipsoidGauge(matrix))
     directions = surface.encode(images)
     torch.testing.assert_close(surface.decode(directions), images, **DOUBLE)
+
+
+def test_even_networks_give_surfaces_symmetric_about_the_centre():
+    net = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+    even, odd = (NetworkRadius(net, 0.5, 2.0, even=even).double() for even in (True, False))
+    u = on_sphere(6, 3)
+    torch.testing.assert_close(even.log_radius(u, ONE), even.log_radius(-u, ONE), **DOUBLE)
+    assert not torch.allclose(odd.log_radius(u, ONE), odd.log_radius(-u, ONE), atol=1e-3)
+    # Heights are averaged, so that a network which is even already is left as it is.
+    middle = (even.log_radius(u, ONE).exp() / 0.5).log() / math.log(4)
+    expected = 0.5 * (net(u) + net(-u)).squeeze(1)
+    torch.testing.assert_close(middle.logit(), expected, **DOUBLE)
 
 
 @pytest.mark.parametrize("gauge", [LpGauge(0.5), LpGauge(0.75, 0.1), EllipsoidGauge([3.0, 2, 1])])
