@@ -111,7 +111,8 @@ def check(
         references[level] = reference
         print(
             f"| {level:g} | {drawn.effective_share:.2f} | {drawn.divergence:.2f} | "
-            f"{' | '.join(cells)} | {difference[largest] / deviation:.3f} sd, z {scores[largest]:.1f} |"
+            f"{' | '.join(cells)} | {difference[largest] / deviation:.3f} sd, "
+            f"z {scores[largest]:.1f} |"
         )
     estimate, error, effective = uniform_evidence(likelihood, LEVELS.low, draws, rng)
     print(
