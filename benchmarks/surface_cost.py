@@ -225,8 +225,8 @@ def page(
         "Value and gradients, by the coordinates and by a parameter, of the log-volume of "
         "`InjectiveComposite([SphereChart(D), RadialSurface(gauge)])`, for one point in float32, "
         f"torch {torch.__version__}, one thread. Times are processor time, the least of {LEAST} "
-        f"to {MOST} calls after a first one in each of {rounds} rounds; they scatter by some 20 % "
-        "where the machine has other work."
+        f"to {MOST} calls after a first one{f', in {rounds} rounds' if rounds > 1 else ''}. They "
+        "scatter, now and then by more than half, where the machine has other work."
     )
     routes = (
         f"*{OURS.capitalize()}* is the layer as it is called, with its checks. "
@@ -234,7 +234,7 @@ def page(
         f"coordinates, triangular but for one row and column. *{CHOLESKY}* factors the Gram "
         "matrix of the dense Jacobian, which is written down from its formula: differentiation "
         "would cost more. Autograd differentiates all three. Matrices that outgrow the cache are "
-        "allocated afresh, which costs the second route more than its O(D^2) operations. At D = "
+        "allocated afresh, which costs the second route as much as its O(D^2) operations. At D = "
         f"{CHECKED} in float64 they agree to {worst:.0e} in the value and every gradient. In "
         f"brackets: in times of {OURS}."
     )
@@ -302,7 +302,7 @@ def main() -> None:
     parser.add_argument(
         "--largest-dense", type=int, default=max(FEW), help="greatest D of routes with a matrix"
     )
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(1)
     worst = max(check(SURFACES[name]) for name in options.surfaces)
