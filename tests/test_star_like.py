@@ -147,14 +147,14 @@ def test_linear_coordinates_beyond_the_bound_are_kept():
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["reverse_kld", "reverse_alpha_div", "forward_kld"])
 def test_learning_a_von_mises_fisher_law(method):
-    """KL from 10^4 samples of the model, whose standard error is below 0.003 nat."""
+    """The divergence from 10^4 samples of the model, whose standard error is below 0.005 nat."""
     torch.manual_seed(0)
     target = nfi.distributions.VonMisesFisher([1.0, -1.0, 0.5], 10.0)
     model = nfi.flows.star_like_flow(3, num_layers=4, width=32, p=target)
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 200)
-    for step in range(200):
-        annealed = min(1.0, 0.3 + step / 100)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 300)
+    for step in range(300):
+        annealed = min(1.0, 0.3 + step / 150)
         if method == "forward_kld":
             loss = model.forward_kld(target(256)[0])
         elif method == "reverse_kld":
@@ -168,7 +168,12 @@ def test_learning_a_von_mises_fisher_law(method):
         schedule.step()
     with torch.no_grad():
         x, log_q = model.sample(10_000)
-        assert float((log_q - target.log_prob(x)).mean()) < 0.05
+    log_w = target.log_prob(x) - log_q
+    if method == "reverse_alpha_div":
+        # What it minimises, Renyi's divergence of order one half.
+        assert -2 * float((0.5 * log_w).exp().mean().log()) < 0.05
+    else:
+        assert -float(log_w.mean()) < 0.05
 
 
 def test_one_flow_for_a_path_of_levels():
