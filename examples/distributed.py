@@ -103,6 +103,7 @@ def main() -> None:
     whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
     state = get_model_state_dict(model, options=whole)
     if dist.is_initialized():
+        dist.barrier()  # a process must not leave while another still talks to it
         dist.destroy_process_group()
     if rank > 0:
         return
