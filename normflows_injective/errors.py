@@ -14,10 +14,12 @@ __all__ = [
     "NumericalWarning",
     "OffManifoldError",
     "OptionError",
+    "ParamStoreWarning",
     "RegistrationError",
     "ShapeError",
     "StackingWarning",
     "UnsupportedLayerError",
+    "UnsupportedModelError",
 ]
 
 
@@ -53,6 +55,10 @@ class UnsupportedLayerError(InjectiveFlowError, TypeError):
     """A layer would make the density or its gradient silently wrong at this place."""
 
 
+class UnsupportedModelError(InjectiveFlowError, NotImplementedError):
+    """A Pyro model, or a site of it, is used in a way that has no right answer here."""
+
+
 class OffManifoldError(InjectiveFlowError, ValueError):
     """A quantity was asked for that needs a density on the manifold, or a point on it."""
 
@@ -71,3 +77,7 @@ class NumericalWarning(RuntimeWarning):
 
 class StackingWarning(UserWarning):
     """An injection seems to be followed by trainable layers in a container that sums log-dets."""
+
+
+class ParamStoreWarning(UserWarning):
+    """Parameters came back from Pyro's parameter store, but the buffers beside them did not."""
