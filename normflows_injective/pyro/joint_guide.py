@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-import pyro
 import torch
 from pyro.distributions import TorchDistribution
 from pyro.infer.autoguide import AutoContinuous
@@ -22,9 +21,10 @@ __all__ = ["JointGuide"]
 Guide = TypeVar("Guide", bound="JointGuide")
 
 
-class JointGuide(AutoContinuous, ABC):
+class JointGuide(AutoContinuous):
     """A guide over the unconstrained latents (D,) of a model, in one auxiliary site.
 
+    It is abstract, although the metaclass of Pyro's modules leaves no room for Python's own.
     A subclass gives :meth:`make_parameters` and :meth:`get_posterior`, which may be any
     distribution over (D,). Parameters are made by the first call, or by :meth:`build` before it.
     Medians and quantiles are those of ``num_quantile_samples`` samples.
@@ -146,9 +146,7 @@ class JointGuide(AutoContinuous, ABC):
         # Not through pyro.sample, so that no handler sees it.
         return self.get_posterior(*args, **kwargs).sample(torch.Size([num_samples]))
 
-    def _quantiles(
-        self, quantiles: Sequence[float] | Tensor, *args: Any, **kwargs: Any
-    ) -> Tensor:
+    def _quantiles(self, quantiles: Sequence[float] | Tensor, *args: Any, **kwargs: Any) -> Tensor:
         latents = self._draw(self.num_quantile_samples, *args, **kwargs)
         return torch.quantile(latents, torch.as_tensor(quantiles).to(latents), dim=0)
 
@@ -157,5 +155,3 @@ class JointGuide(AutoContinuous, ABC):
             site["name"]: biject_to(site["fn"].support)(value)
             for site, value in self._unpack_latent(latent)
         }
-
-
