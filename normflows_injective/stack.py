@@ -28,7 +28,14 @@ from .flows.surface import check_surfaces
 from .likelihoods import SurrogateLikelihood
 from .volume.modules import modules_of
 
-__all__ = ["Likelihood", "StackShapes", "check_parts", "model_dtype", "trial_pass"]
+__all__ = [
+    "Likelihood",
+    "StackShapes",
+    "check_parts",
+    "model_dtype",
+    "trial_pass",
+    "undisturbed",
+]
 
 Likelihood = SurrogateLikelihood | ExactLikelihood
 LEARNED_BETA = 100.0
@@ -180,8 +187,7 @@ def trial_pass(
     ):
         return None
     dtype = model_dtype(q0, nn.ModuleList(flows))
-    devices = sorted({t.device.index for t in tensors if t.device.type == "cuda"})
-    with torch.no_grad(), torch.random.fork_rng(devices=devices), _left_as_it_was(parts):
+    with torch.no_grad(), undisturbed(parts):
         base, _ = sample_base(q0, 2, context, dtype)
         latent = _through(flows, range(num_latent), base.clone(), context, forward=True)
         behind = range(num_latent, len(flows))
@@ -230,15 +236,23 @@ def _through(
 
 
 @contextmanager
-def _left_as_it_was(parts: Sequence[nn.Module]) -> Iterator[None]:
+def undisturbed(parts: Sequence[nn.Module]) -> Iterator[None]:
+    """Try modules in evaluation mode, and leave them and the random state as they were.
+
+    Args:
+        parts: Modules; those that initialise themselves on their first data are reset.
+    """
     modules = [module for part in parts for module in part.modules()]
     modes = [module.training for module in modules]
     cold = [module for module in modules if hasattr(module, "data_dep_init_done")]
     states = [{k: v.clone() for k, v in module.state_dict().items()} for module in cold]
+    tensors = [t for part in parts for t in [*part.parameters(), *part.buffers()]]
+    devices = sorted({t.device.index for t in tensors if t.device.type == "cuda"})
     for module in modules:
         module.training = False
     try:
-        yield
+        with torch.random.fork_rng(devices=devices):
+            yield
     finally:
         for module, mode in zip(modules, modes, strict=True):
             module.training = mode

@@ -11,6 +11,8 @@ except ImportError as error:
         "pip install normflows-injective[pyro]."
     ) from error
 
+from .constraints import StarLikeConstraint
+from .flow_transform import FlowTransform
 from .surface_distribution import OnSurface, SurfaceDistribution
 
-__all__ = ["OnSurface", "SurfaceDistribution"]
+__all__ = ["FlowTransform", "OnSurface", "StarLikeConstraint", "SurfaceDistribution"]

@@ -131,7 +131,8 @@ class JointGuide(AutoContinuous):
             raise
 
     def _refuse_subsampled_latents(self) -> None:
-        for name, site in self.prototype_trace.iter_stochastic_nodes():
+        trace: Any = self.prototype_trace
+        for name, site in trace.iter_stochastic_nodes():
             for frame in site["cond_indep_stack"]:
                 if frame.full_size is not None and frame.full_size > frame.size:
                     raise UnsupportedModelError(

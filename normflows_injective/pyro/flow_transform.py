@@ -1,0 +1,161 @@
+"""Layers of normflows as a transform of Pyro."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import final
+
+import normflows as nf
+import torch
+from pyro.distributions import TransformModule
+from torch import Tensor
+from torch.distributions import constraints
+
+from ..context import needs_context
+from ..errors import ContextError, UnsupportedLayerError
+from .constraints import support_of
+from .layers import LayerStack, flatten_events
+from .sample_cache import SampleCache, state_of
+
+__all__ = ["FlowTransform"]
+
+
+@final
+class FlowTransform(TransformModule):
+    r"""Layers of normflows, or of ``nfi.flows``, as a transform with trainable parameters.
+
+    .. math:: y = G(z), \qquad \texttt{log\_abs\_det\_jacobian}(z, y)
+              = \tfrac12 \log\det G'(z)^\top G'(z)
+
+    For ``TransformedDistribution``, ``AutoNormalizingFlow``, NeuTra and ``ManifoldReparam``. The
+    layers may end in charts of known surfaces, surfaces or simplex layers: then the dimension
+    grows, the codomain is the surface, and the measure is that of the last layer.
+
+    It remembers what it drew, so that a draw is scored without an inverse, and nothing else: a
+    tensor of data is always scored by the present parameters. Register it with ``pyro.module``, or
+    as an attribute of a ``PyroModule``.
+
+    Args:
+        flow: A layer, or layers from latent to data.
+        event_dim: Number of dimensions of an event: 1 for vectors, 3 for images.
+        cache_size: 1, or 0 to remember nothing.
+
+    Raises:
+        OptionError: If there is no layer.
+        UnsupportedLayerError: If a layer has no density, if the manifold is learned (use
+            :class:`InjectiveDistribution`), or if layers stand where they cannot.
+        ContextError: If a layer needs a context (use :class:`FlowDistribution`).
+        UnsupportedModelError: When a value is scored that it did not draw, through a layer
+            without an inverse.
+
+    References:
+        Change of variables; arXiv 2406.09116 for surfaces.
+
+    Examples:
+        >>> import pyro.distributions as dist
+        >>> from normflows_injective.flows import RadialSurface, SphereChart
+        >>> from normflows_injective.flows.gauges import LpGauge
+        >>> lift = FlowTransform([SphereChart(3, "stereographic"), RadialSurface(LpGauge(1.0))])
+        >>> prior = dist.TransformedDistribution(dist.Normal(torch.zeros(2), 1).to_event(1), lift)
+        >>> prior.event_shape, prior.sample().abs().sum()
+        (torch.Size([3]), tensor(1.))
+    """
+
+    bijective = True
+
+    def __init__(
+        self,
+        flow: nf.flows.Flow | Iterable[nf.flows.Flow],
+        *,
+        event_dim: int = 1,
+        cache_size: int = 1,
+    ) -> None:
+        super().__init__(cache_size=cache_size)
+        self.stack = flow if isinstance(flow, LayerStack) else LayerStack(flow)
+        _check_without_context(self.stack)
+        self._events = event_dim
+        self.domain = constraints.independent(constraints.real, event_dim)
+        self.codomain = support_of(self.stack, event_dim)
+        # What was drawn, by the sample; and what was just inverted, by the fresh latents.
+        self._drawn, self._inverted = SampleCache(), SampleCache()
+
+    @property
+    def measure(self) -> str:
+        """What densities of its values are against."""
+        return getattr(self.stack.flows[-1], "measure", "hausdorff")
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Send latents (*, *event) to the data."""
+        y, log_det = flatten_events(self.stack.push, x, self._events)
+        if self._cache_size:
+            self._drawn.store(y, (x, log_det), state_of([self.stack]))
+        return y
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """Log-volume (*) in nats of the way from latents x to data y = self(x)."""
+        state = state_of([self.stack])
+        drawn = self._drawn.find(y, state, self._trains)
+        if drawn is not None and drawn[0] is x:
+            return drawn[1]
+        inverted = self._inverted.find(x, state, self._trains)
+        if inverted is not None:
+            return inverted
+        return flatten_events(self.stack.push, x, self._events)[1]
+
+    def forward_shape(self, shape: Iterable[int]) -> torch.Size:
+        """Shape of data for latents of a shape."""
+        return self.stack.shape_of_data(shape, self._events)
+
+    def inverse_shape(self, shape: Iterable[int]) -> torch.Size:
+        """Shape of latents for data of a shape."""
+        return self.stack.shape_of_latents(shape, self._events)
+
+    def with_cache(self, cache_size: int = 1) -> FlowTransform:
+        """The same layers with or without memory of what they drew."""
+        if cache_size == self._cache_size:
+            return self
+        return FlowTransform(self.stack, event_dim=self._events, cache_size=cache_size)
+
+    def clear_cache(self) -> None:
+        """Forget what was drawn."""
+        self._drawn.clear()
+        self._inverted.clear()
+
+    def extra_repr(self) -> str:
+        """Options as shown by ``print(transform)``."""
+        return f"event_dim={self._events}, cache_size={self._cache_size}"
+
+    @property
+    def _trains(self) -> bool:
+        return any(parameter.requires_grad for parameter in self.parameters())
+
+    def _call(self, x: Tensor) -> Tensor:
+        return flatten_events(self.stack.push, x, self._events)[0]
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return flatten_events(self.stack.pull, y, self._events)[0]
+
+    def _inv_call(self, y: Tensor) -> Tensor:
+        state = state_of([self.stack])
+        drawn = self._drawn.find(y, state, self._trains)
+        if drawn is not None:
+            return drawn[0]
+        x, log_volume = flatten_events(self.stack.pull, y, self._events)
+        # Known by the latents, which are new at every call, and so never out of date.
+        self._inverted.store(x, log_volume, state)
+        return x
+
+
+def _check_without_context(stack: LayerStack) -> None:
+    needing = [type(flow).__name__ for flow in stack.flows if needs_context(flow)]
+    if needing:
+        raise ContextError(
+            f"{' and '.join(sorted(set(needing)))} needs a context, which a transform does not "
+            "get. Use FlowDistribution(model, context=...)."
+        )
+    if stack.is_learned:
+        raise UnsupportedLayerError(
+            "The inverse of a learned injection is a learned encoder, which is no exact inverse, "
+            "so this is no transform. Use nfp.InjectiveDistribution(model), or sample its latents "
+            "and decode them."
+        )
