@@ -12,7 +12,8 @@ except ImportError as error:
     ) from error
 
 from .constraints import StarLikeConstraint
+from .flow_distribution import FlowDistribution
 from .flow_transform import FlowTransform
 from .surface_distribution import OnSurface, SurfaceDistribution
 
-__all__ = ["FlowTransform", "OnSurface", "StarLikeConstraint", "SurfaceDistribution"]
+__all__ = ["FlowDistribution", "FlowTransform", "OnSurface", "StarLikeConstraint", "SurfaceDistribution"]

@@ -88,8 +88,12 @@ class StarLikeConstraint(constraints.Constraint):
 
     def check(self, value: Tensor) -> Tensor:
         """Whether points (*, D) lie on the surface, of shape (*)."""
+        return self.deviation(value) <= self.tol
+
+    def deviation(self, value: Tensor) -> Tensor:
+        """By which share points (*, D) are farther or nearer than the surface, of shape (*)."""
         if value.shape[-1:] != (self.dim,):
-            return torch.zeros(value.shape[:-1], dtype=torch.bool, device=value.device)
+            return torch.full(value.shape[:-1], math.inf, device=value.device)
         rows = value.detach().reshape(-1, value.shape[-1])
         scale = rows.abs().amax(1, keepdim=True)
         usable = (scale[:, 0] > 0) & rows.isfinite().all(1)
@@ -102,8 +106,8 @@ class StarLikeConstraint(constraints.Constraint):
             level = self.surface.level(rows, None)
             log_radius = self.surface.gauge.log_radius(scaled / norms, level)
         log_distance = norms[:, 0].log() + scale[:, 0].log()
-        near = ((log_distance - log_radius).exp() - 1).abs() <= self.tol
-        return (usable & near).view(value.shape[:-1])
+        share = ((log_distance - log_radius).exp() - 1).abs()
+        return torch.where(usable, share, math.inf).view(value.shape[:-1])
 
     def chart(self) -> list[nf.flows.Flow]:
         """Layers from all of R^(D - 1) to the surface."""
@@ -148,25 +152,27 @@ class ImageConstraint(constraints.Constraint):
         self.event_dim = event_dim
         super().__init__()
 
-    @torch.no_grad()
     def check(self, value: Tensor) -> Tensor:
         """Whether points (*, *event) lie on the image, of shape (*)."""
+        return self.deviation(value) <= self.tol
+
+    @torch.no_grad()
+    def deviation(self, value: Tensor) -> Tensor:
+        """Distance of points (*, *event) from their reconstruction, over 1 + |x|, shape (*)."""
         batch_shape = value.shape[: value.dim() - self.event_dim]
         rows = value.reshape(-1, *value.shape[len(batch_shape) :])
         context = context_rows(self.context, batch_shape)
-        return (self.distance(rows, context) <= self.tol).view(batch_shape)
+        return self._distance(rows, context).view(batch_shape)
 
-    def distance(self, rows: Tensor, context: Tensor | None) -> Tensor:
-        """Distance (B,) of points (B, *event) from their reconstruction, over 1 + |x|."""
+    def _distance(self, rows: Tensor, context: Tensor | None) -> Tensor:
         try:
-            z, _ = self.stack.pull(rows, context)
-            gap = rows - self.stack.push(z, context)[0]
+            gap = rows - self.stack.project(rows, context)
         except InjectiveFlowError:
             if len(rows) == 1:
                 return rows.new_full((1,), math.inf)
             single = [None] * len(rows) if context is None else context.unsqueeze(1)
             parts = zip(rows.unsqueeze(1), single, strict=True)
-            return torch.cat([self.distance(row, one) for row, one in parts])
+            return torch.cat([self._distance(row, one) for row, one in parts])
         norms = [torch.linalg.vector_norm(t.flatten(1), dim=1) for t in (gap, rows)]
         return torch.nan_to_num(norms[0] / (1 + norms[1]), nan=math.inf)
 
@@ -190,12 +196,15 @@ def unit_length(dim: int) -> StarLikeConstraint:
     return StarLikeConstraint(LpGauge(2.0), dim=dim)
 
 
-def support_of(stack: LayerStack, event_dim: int) -> constraints.Constraint:
+def support_of(
+    stack: LayerStack, event_dim: int, context: Tensor | None = None
+) -> constraints.Constraint:
     """Where the values of layers lie.
 
     Args:
         stack: Layers from latent to data.
         event_dim: Number of dimensions of an event.
+        context: Context of shape (*batch, C), or None.
 
     Returns:
         All of space, or the surface that the last layer leads to.
@@ -224,7 +233,7 @@ def support_of(stack: LayerStack, event_dim: int) -> constraints.Constraint:
             return StarLikeConstraint(last.gauge, level, dim=dim, measure=last.measure)
         if getattr(last, "codomain", None) == "sphere":
             return unit_length(_dimension(stack))
-    return ImageConstraint(stack, event_dim=event_dim)
+    return ImageConstraint(stack, context=context, event_dim=event_dim)
 
 
 def is_standard_simplex(gauge: Gauge, level: float) -> bool:

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from ..errors import OptionError, ShapeError, UnsupportedLayerError, UnsupportedModelError
 from ..flows.composite import (
     check_composite,
+    joint_decode,
     joint_decode_and_log_volume,
+    joint_encode,
     joint_encode_and_log_volume,
     summed_forward,
     summed_inverse,
@@ -100,6 +102,11 @@ class LayerStack(nn.Module):
             x, log_volume = joint_encode_and_log_volume(self.composite, x.clone(), context)
         z, log_det = self._inverse(x, context)
         return z, log_volume - log_det
+
+    def project(self, x: Tensor, context: Tensor | None) -> Tensor:
+        """Send data (B, *) to the points of the image that their coordinates lead to."""
+        z = joint_encode(self.composite, x.clone(), context)
+        return joint_decode(self.composite, z, context)
 
     def shape_of_data(self, shape: Iterable[int], event_dim: int) -> torch.Size:
         """Shape (*batch, *event') of data for latents (*batch, *event)."""

@@ -1,0 +1,229 @@
+"""What models of normflows need to be distributions of Pyro."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from copy import copy
+from typing import Any, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
+
+import normflows as nf
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Size, Tensor, nn
+from torch.distributions import constraints
+
+from ..bases import sample_base
+from ..context import check_context, needs_context, takes_context
+from ..errors import OffManifoldError, OptionError, ShapeError
+from ..stack import model_dtype, undisturbed
+from .constraints import ImageConstraint, StarLikeConstraint
+from .layers import LayerStack, context_rows, context_shape
+from .sample_cache import SampleCache, State, state_of
+
+__all__ = ["ModelDistribution"]
+
+Law = TypeVar("Law", bound="ModelDistribution")
+Shape = Iterable[int]
+
+
+class _Anatomy(NamedTuple):
+    """What a model is made of, found once for each."""
+
+    stack: LayerStack
+    event_shape: tuple[int, ...]
+    # Parameters of the base through which its draws pass no gradient.
+    unreached: list[nn.Parameter]
+    flows: tuple[int, ...]
+
+
+_KNOWN: WeakKeyDictionary[nn.Module, _Anatomy] = WeakKeyDictionary()
+
+
+class ModelDistribution(TorchDistribution, ABC):
+    """A model with a base ``q0`` and ``flows`` as a distribution.
+
+    A subclass gives :meth:`draw` and :meth:`score`, of flat batches; shapes, context, expansion
+    and the memory of what was drawn are here.
+
+    Args:
+        model: A model of normflows or ours.
+        event_dim: Number of dimensions of an event; 0 makes scalars of a model of one dimension.
+        context: Of shape (*batch_shape, C), or class labels (*batch_shape), or None.
+        validate_args: As in torch.
+
+    Raises:
+        OptionError: If this is no such model.
+        ShapeError: If its events have another number of dimensions.
+        ContextError: If a context is missing or superfluous.
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}
+
+    def __init__(
+        self,
+        model: nn.Module,
+        event_dim: int = 1,
+        context: Tensor | None = None,
+        validate_args: bool | None = None,
+    ) -> None:
+        _check_model(model)
+        self.model: Any = model
+        self.context = context
+        parts: list[Any] = [self.model.q0, *self.model.flows]
+        self._conditional = [part for part in parts if takes_context(part)]
+        batch_shape = context_shape(context)
+        check_context(
+            self._conditional, context_rows(context, batch_shape), math.prod(batch_shape)
+        )
+        self.stack, shape = _anatomy(self.model, context)[:2]
+        self._model_shape = shape
+        self._cache = SampleCache()
+        super().__init__(batch_shape, _event_shape(shape, event_dim), validate_args)
+
+    @abstractmethod
+    def draw(self, num_samples: int, context: Tensor | None) -> tuple[Tensor, Any]:
+        """Draw values (n, *) and whatever will help to score them."""
+
+    @abstractmethod
+    def score(self, x: Tensor, context: Tensor | None, drawn: Any) -> Tensor:
+        """Log-density (B,) in nats of values (B, *); ``drawn`` is from :meth:`draw`, or None."""
+
+    @property
+    def has_rsample(self) -> bool:  # type: ignore[override]
+        """Whether gradients pass through draws to every parameter."""
+        unreached = _anatomy(self.model, self.context).unreached
+        return not any(parameter.requires_grad for parameter in unreached)
+
+    def rsample(self, sample_shape: Shape = ()) -> Tensor:
+        """Draw values (*sample_shape, *batch_shape, *event_shape), with gradients."""
+        shape = Size(sample_shape) + self.batch_shape
+        x, drawn = self.draw(math.prod(shape), context_rows(self.context, shape))
+        x = x.reshape(shape + self.event_shape)
+        self._cache.store(x, drawn, self._state())
+        return x
+
+    def sample(self, sample_shape: Shape = ()) -> Tensor:
+        """Draw values (*sample_shape, *batch_shape, *event_shape), without gradients."""
+        with torch.no_grad():
+            return self.rsample(sample_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density in nats, of the batch shape of the value and the distribution together."""
+        drawn = self._cache.find(value, self._state(), self._trains())
+        if self._validate_args and drawn is None:
+            self._validate_sample(value)
+        cut = value.dim() - len(self.event_shape)
+        shape = torch.broadcast_shapes(value.shape[:cut], self.batch_shape)
+        # Without a context the rows of a batch are alike, so that each value is scored once.
+        scored = value.shape[:cut] if self.context is None else shape
+        rows = value.expand(scored + self.event_shape).reshape(-1, *self._model_shape)
+        scores = self.score(rows, context_rows(self.context, scored), drawn)
+        return scores.reshape(scored).expand(shape)
+
+    def rsample_and_log_prob(self, sample_shape: Shape = ()) -> tuple[Tensor, Tensor]:
+        """Draw values and score them, without an inverse."""
+        x = self.rsample(sample_shape)
+        return x, self.log_prob(x)
+
+    def expand(self: Law, batch_shape: Shape, _instance: Any = None) -> Law:
+        """The same law over a larger batch."""
+        expanded = copy(self)
+        shape = Size(batch_shape)
+        if self.context is not None:
+            row = self.context.shape[len(context_shape(self.context)) :]
+            expanded.context = self.context.expand(shape + row)
+        expanded._cache = SampleCache()
+        expanded._batch_shape = shape
+        return expanded
+
+    def __repr__(self) -> str:
+        batch, event = tuple(self.batch_shape), tuple(self.event_shape)
+        return (
+            f"{type(self).__name__}({type(self.model).__name__}, batch_shape={batch}, "
+            f"event_shape={event}, measure={self.measure!r})"
+        )
+
+    @property
+    def measure(self) -> str:
+        """What its density is against: ``"lebesgue"``, or a measure of a surface."""
+        if not self.stack.raises_dimension:
+            return "lebesgue"
+        return getattr(self.stack.flows[-1], "measure", "hausdorff")
+
+    def base_draws(self, num_samples: int, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Draws (n, *) of the base, with their log-density (n,) in nats."""
+        dtype = model_dtype(self.model.q0, self.model.flows)
+        return sample_base(self.model.q0, num_samples, context, dtype)
+
+    def _validate_sample(self, value: Tensor) -> None:
+        support = self.support
+        if isinstance(support, StarLikeConstraint | ImageConstraint):
+            deviation = support.deviation(value)
+            far = deviation > support.tol
+            if bool(far.any()):
+                raise OffManifoldError(
+                    f"{int(far.sum())} of {far.numel()} values lie off the manifold of {self}, "
+                    f"the worst by {float(deviation.max()):.3g} of its size, where "
+                    f"{support.tol:g} is allowed. Project them, or check where they come from."
+                )
+        super()._validate_sample(value)
+
+    def _state(self) -> State:
+        return state_of([self.model], self.context)
+
+    def _trains(self) -> bool:
+        of_context = self.context is not None and self.context.requires_grad
+        return of_context or any(p.requires_grad for p in self.model.parameters())
+
+
+def _check_model(model: object) -> None:
+    if isinstance(model, nf.NormalizingFlow | nf.ClassCondFlow):
+        return
+    raise OptionError(
+        "model must be nf.NormalizingFlow, nf.ConditionalNormalizingFlow, nf.ClassCondFlow or "
+        f"nfi.InjectiveNormalizingFlow, got {type(model).__name__}. Layers alone go into "
+        "FlowTransform; a multiscale model has no single density of a plain tensor to offer."
+    )
+
+
+def _event_shape(shape: tuple[int, ...], event_dim: int) -> Size:
+    if event_dim == 0 and shape == (1,):
+        return Size()
+    if len(shape) != event_dim:
+        raise ShapeError(
+            f"The model's events have shape {shape}, {len(shape)} dimensions, got "
+            f"event_dim={event_dim}. Pass event_dim={len(shape)}"
+            f"{', or 0 for scalars' if shape == (1,) else ''}."
+        )
+    return Size(shape)
+
+
+def _anatomy(model: Any, context: Tensor | None) -> _Anatomy:
+    # Distributions are built anew at every call of a Pyro model, modules are not.
+    flows = tuple(id(flow) for flow in model.flows)
+    known = _KNOWN.get(model)
+    if known is None or known.flows != flows:
+        known = _KNOWN[model] = _dissect(model, context, flows)
+    return known
+
+
+def _dissect(model: Any, context: Tensor | None, flows: tuple[int, ...]) -> _Anatomy:
+    stack = LayerStack(list(model.flows))
+    two = None
+    if context is not None:
+        rows = context_rows(context, context_shape(context))
+        two = None if rows is None else torch.cat([rows[:1], rows[:1]])
+    if two is None and any(needs_context(part) for part in (model.q0, *model.flows)):
+        check_context([model.q0, *model.flows], None, 0)
+    parameters = [p for p in model.q0.parameters() if p.requires_grad]
+    with undisturbed([model]), torch.inference_mode(False), torch.enable_grad():
+        z, _ = sample_base(model.q0, 2, two, model_dtype(model.q0, model.flows))
+        gradients: Any = [None] * len(parameters)
+        if parameters and z.requires_grad:
+            gradients = torch.autograd.grad(z.sum(), parameters, allow_unused=True)
+        x, _ = stack.push(z.detach(), two)
+    unreached = [p for p, g in zip(parameters, gradients, strict=True) if g is None]
+    return _Anatomy(stack, tuple(x.shape[1:]), unreached, flows)
