@@ -142,7 +142,8 @@ class LowRankNoise(Noise):
         check_count(rank, "noise_rank")
         # Half of the variance from either part. At W = 0 its gradient would vanish.
         self.log_scale = nn.Parameter(torch.full_like(like, -0.5 * math.log(2.0)))
-        self.factor = nn.Parameter(torch.randn_like(like.expand(rank, -1)).mT / math.sqrt(rank))
+        # Contiguous: the parameter store trains a copy of any other, and the module never sees it.
+        self.factor = nn.Parameter(like.new_empty(len(like), rank).normal_(0, rank**-0.5))
 
     def rsample(self, shape: torch.Size) -> Tensor:
         """Draw noise (*shape, D) that carries gradients."""
