@@ -6,6 +6,7 @@ built-in class that fits, so that ``except ValueError`` works in code that knows
 
 __all__ = [
     "CheckpointError",
+    "CollapseWarning",
     "ContextError",
     "DtypeError",
     "InjectiveFlowError",
@@ -73,6 +74,10 @@ class RegistrationError(InjectiveFlowError, RuntimeError):
 
 class NumericalWarning(RuntimeWarning):
     """A result was computed, but it has lost most or all of its digits."""
+
+
+class CollapseWarning(UserWarning):
+    """The noise around a learned manifold is so wide that training may shrink it to a point."""
 
 
 class StackingWarning(UserWarning):

@@ -34,6 +34,7 @@ class _Anatomy(NamedTuple):
 
     stack: LayerStack
     event_shape: tuple[int, ...]
+    latent_dim: int
     # Parameters of the base through which its draws pass no gradient.
     unreached: list[nn.Parameter]
     flows: tuple[int, ...]
@@ -50,7 +51,8 @@ class ModelDistribution(TorchDistribution, ABC):
 
     Args:
         model: A model of normflows or ours.
-        event_dim: Number of dimensions of an event; 0 makes scalars of a model of one dimension.
+        event_dim: Number of dimensions of an event; 0 makes scalars of a model of one dimension,
+            None takes the model's.
         context: Of shape (*batch_shape, C), or class labels (*batch_shape), or None.
         validate_args: As in torch.
 
@@ -64,13 +66,13 @@ class ModelDistribution(TorchDistribution, ABC):
 
     def __init__(
         self,
-        model: nn.Module,
-        event_dim: int = 1,
+        model: Any,
+        event_dim: int | None = 1,
         context: Tensor | None = None,
         validate_args: bool | None = None,
     ) -> None:
         _check_model(model)
-        self.model: Any = model
+        self.model = model
         self.context = context
         parts: list[Any] = [self.model.q0, *self.model.flows]
         self._conditional = [part for part in parts if takes_context(part)]
@@ -78,7 +80,7 @@ class ModelDistribution(TorchDistribution, ABC):
         check_context(
             self._conditional, context_rows(context, batch_shape), math.prod(batch_shape)
         )
-        self.stack, shape = _anatomy(self.model, context)[:2]
+        self.stack, shape, self.latent_dim = _anatomy(self.model, context)[:3]
         self._model_shape = shape
         self._cache = SampleCache()
         super().__init__(batch_shape, _event_shape(shape, event_dim), validate_args)
@@ -189,10 +191,10 @@ def _check_model(model: object) -> None:
     )
 
 
-def _event_shape(shape: tuple[int, ...], event_dim: int) -> Size:
+def _event_shape(shape: tuple[int, ...], event_dim: int | None) -> Size:
     if event_dim == 0 and shape == (1,):
         return Size()
-    if len(shape) != event_dim:
+    if event_dim is not None and len(shape) != event_dim:
         raise ShapeError(
             f"The model's events have shape {shape}, {len(shape)} dimensions, got "
             f"event_dim={event_dim}. Pass event_dim={len(shape)}"
@@ -226,4 +228,4 @@ def _dissect(model: Any, context: Tensor | None, flows: tuple[int, ...]) -> _Ana
             gradients = torch.autograd.grad(z.sum(), parameters, allow_unused=True)
         x, _ = stack.push(z.detach(), two)
     unreached = [p for p, g in zip(parameters, gradients, strict=True) if g is None]
-    return _Anatomy(stack, tuple(x.shape[1:]), unreached, flows)
+    return _Anatomy(stack, tuple(x.shape[1:]), z[0].numel(), unreached, flows)
