@@ -120,7 +120,9 @@ def summed_inverse(
 
 def _one_each(flow_log_det: Any, log_det: Tensor, flow: nf.flows.Flow) -> Tensor:
     """A flow's log-det, which may be a number, as a tensor of shape () or (B,)."""
-    value = torch.as_tensor(flow_log_det).to(log_det)
+    # Not by as_tensor alone: a tracer would take a tensor that passes it for a constant.
+    is_tensor = isinstance(flow_log_det, Tensor)
+    value = (flow_log_det if is_tensor else torch.as_tensor(flow_log_det)).to(log_det)
     if value.dim() > 0 and value.shape != log_det.shape:
         raise ShapeError(
             f"{type(flow).__name__} must return a log_det of shape {tuple(log_det.shape)}, one "

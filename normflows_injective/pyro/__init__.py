@@ -11,9 +11,24 @@ except ImportError as error:
         "pip install normflows-injective[pyro]."
     ) from error
 
+from .auto_flow import AutoFlow
 from .constraints import StarLikeConstraint
 from .flow_distribution import FlowDistribution
 from .flow_transform import FlowTransform
-from .surface_distribution import OnSurface, SurfaceDistribution
+from .manifold_reparam import ManifoldReparam
+from .persistence import load, module, save
+from .surface_distribution import OnSurface, SurfaceDistribution, UniformOnSurface
 
-__all__ = ["FlowDistribution", "FlowTransform", "OnSurface", "StarLikeConstraint", "SurfaceDistribution"]
+__all__ = [
+    "AutoFlow",
+    "FlowDistribution",
+    "FlowTransform",
+    "ManifoldReparam",
+    "OnSurface",
+    "StarLikeConstraint",
+    "SurfaceDistribution",
+    "UniformOnSurface",
+    "load",
+    "module",
+    "save",
+]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from typing import Any, TypeVar
 
+import pyro
 import torch
 from pyro.distributions import TorchDistribution
 from pyro.infer.autoguide import AutoContinuous
@@ -14,7 +17,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from ..checks import check_count
-from ..errors import UnsupportedModelError
+from ..errors import ParamStoreWarning, UnsupportedModelError
 
 __all__ = ["JointGuide"]
 
@@ -111,8 +114,6 @@ class JointGuide(AutoContinuous):
             self._model, self.master = model, master
 
     def __deepcopy__(self: Guide, memo: dict[int, Any]) -> Guide:
-        from copy import deepcopy
-
         copied = type(self).__new__(type(self))
         memo[id(self)] = copied
         copied.__setstate__(deepcopy(self.__getstate__(), memo))
@@ -124,6 +125,7 @@ class JointGuide(AutoContinuous):
         try:
             super()._setup_prototype(*args, **kwargs)
             self._refuse_subsampled_latents()
+            self._warn_of_taken_names()
             self.make_parameters()
         except BaseException:
             # Half a prototype would be taken for a whole one by the next call.
@@ -141,6 +143,18 @@ class JointGuide(AutoContinuous):
                         "give every minibatch the same latents. Use the whole plate, or an "
                         "amortised guide for this variable."
                     )
+
+    def _warn_of_taken_names(self) -> None:
+        prefix = f"{self._pyro_name}."
+        if any(name.startswith(prefix) for name in pyro.get_param_store().keys()):  # noqa: SIM118
+            warnings.warn(
+                f"Pyro's parameter store already holds parameters named {prefix}..., of another "
+                "guide or from a file. Those of this guide would not be trained, or not be "
+                "restored. Call pyro.clear_param_store() first; save and load guides by nfp.save "
+                "and nfp.load.",
+                ParamStoreWarning,
+                stacklevel=2,
+            )
 
     def _draw(self, num_samples: int, *args: Any, **kwargs: Any) -> Tensor:
         self.build(*args, **kwargs)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+from copy import copy
 from typing import Any, final
 
 import torch
-from pyro.distributions import TorchDistribution
+from pyro.distributions import Dirichlet, TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
+from ..distributions import AngularCentralGaussian, UniformSphere, VonMisesFisher
+from ..distributions import UniformOnSurface as _UniformOnSurface
 from ..errors import OffManifoldError, OptionError
+from ..flows.gauges.gauge import Gauge
+from .constraints import StarLikeConstraint, is_standard_simplex, unit_length
 
-__all__ = ["OnSurface", "SurfaceDistribution"]
+__all__ = ["OnSurface", "SurfaceDistribution", "UniformOnSurface"]
 
 
 class OnSurface(constraints.Constraint):
@@ -57,8 +62,11 @@ class OnSurface(constraints.Constraint):
 class SurfaceDistribution(TorchDistribution):
     r"""A law on a surface as a Pyro distribution: a prior, or a likelihood.
 
-    Its density is the law's, against the surface's own measure. Score it with guides whose density
+    Its density is the law's, against the law's measure. Score it with guides whose density
     is against the same: mixing measures shifts the evidence, and on most surfaces the posterior.
+
+    The support of the laws of ``nfi.distributions`` is a :class:`StarLikeConstraint`, by whose
+    chart autoguides, NUTS and NeuTra reach a site with this distribution as it is.
 
     Args:
         law: A distribution of ``nfi.distributions`` with ``on_manifold = True``, built with
@@ -94,13 +102,19 @@ class SurfaceDistribution(TorchDistribution):
     @property
     def support(self) -> constraints.Constraint:
         """The surface."""
-        return OnSurface(self.law)
+        return _surface_of(self.law)
+
+    @property
+    def measure(self) -> str:
+        """What the density is against."""
+        return getattr(self.law, "measure", "hausdorff")
 
     def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
-        """Draw points of shape (*sample_shape, D)."""
+        """Draw points of shape (*sample_shape, *batch_shape, D)."""
+        shape = torch.Size(sample_shape) + self.batch_shape
         with torch.no_grad():
-            x: Tensor = self.law(max(1, math.prod(sample_shape)))[0]
-        return x[: math.prod(sample_shape)].view(*sample_shape, *self.event_shape)
+            x: Tensor = self.law(max(1, math.prod(shape)))[0]
+        return x[: math.prod(shape)].view(shape + self.event_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density of points (*, D), of shape (*), in nats."""
@@ -108,4 +122,79 @@ class SurfaceDistribution(TorchDistribution):
             self._validate_sample(value)
         rows = value.reshape(-1, *self.event_shape)
         scores: Tensor = self.law.log_prob(rows)
-        return scores.view(value.shape[:-1])
+        batch_shape = value.shape[:-1]
+        return scores.view(batch_shape).expand(
+            torch.broadcast_shapes(batch_shape, self.batch_shape)
+        )
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> SurfaceDistribution:
+        """The same law over a larger batch."""
+        expanded = copy(self)
+        expanded._batch_shape = torch.Size(batch_shape)
+        return expanded
+
+
+def UniformOnSurface(  # noqa: N802 - a distribution, to those who call it
+    gauge: Gauge,
+    *,
+    level: float = 1.0,
+    measure: str | None = None,
+    dim: int | None = None,
+    batch_shape: torch.Size | tuple[int, ...] = (),
+    validate_args: bool | None = None,
+) -> TorchDistribution:
+    r"""Build the uniform law of a star-like surface as a Pyro prior.
+
+    .. math:: \log p(x) = -\log \mathcal H(\mathcal M_t)
+
+    normalised, so that evidences can be compared. On the standard simplex the default measure is
+    that of the first :math:`K - 1` coordinates, as in Pyro's ``Dirichlet``, and the law is the
+    flat Dirichlet law; on every other surface it is the surface's own.
+
+    Args:
+        gauge: The surface, from ``nfi.flows.gauges``, not trained.
+        level: :math:`t > 0`.
+        measure: ``"hausdorff"``, ``"cone"``, on the standard simplex also ``"lebesgue"``; None
+            chooses.
+        dim: :math:`D`, where the gauge does not fix it.
+        batch_shape: Shape of the batch.
+        validate_args: As in torch.
+
+    Returns:
+        The distribution.
+
+    Raises:
+        OptionError: If an option is unknown or does not fit the surface.
+
+    References:
+        See ``nfi.distributions.UniformOnSurface``.
+
+    Examples:
+        >>> from normflows_injective.flows.gauges import HyperplaneGauge, LpGauge
+        >>> octahedron = UniformOnSurface(LpGauge(1.0), dim=3)  # of area 4 sqrt(3)
+        >>> octahedron.log_prob(torch.tensor([1.0, 0.0, 0.0])).neg().exp()
+        tensor(6.9282)
+        >>> UniformOnSurface(HyperplaneGauge(torch.ones(3))).log_prob(torch.ones(3) / 3)
+        tensor(0.6931)
+    """
+    simplex = is_standard_simplex(gauge, level)
+    if measure == "lebesgue" and not simplex:
+        raise OptionError(
+            "The lebesgue measure of the first coordinates is that of the standard simplex, "
+            "HyperplaneGauge(torch.ones(K)) at level 1. Use measure='hausdorff'."
+        )
+    if simplex and measure in (None, "lebesgue"):
+        weights: Any = gauge.weights
+        flat = Dirichlet(torch.ones_like(weights), validate_args=validate_args)
+        return flat.expand(torch.Size(batch_shape))
+    law = _UniformOnSurface(gauge, level, measure or "hausdorff", dim=dim)
+    return SurfaceDistribution(law, validate_args).expand(batch_shape)
+
+
+def _surface_of(law: Any) -> constraints.Constraint:
+    if isinstance(law, _UniformOnSurface):
+        level = law.surface.level.level
+        return StarLikeConstraint(law.surface.gauge, level, dim=law.dim, measure=law.measure)
+    if isinstance(law, UniformSphere | AngularCentralGaussian | VonMisesFisher):
+        return unit_length(law.shape[0])
+    return OnSurface(law)

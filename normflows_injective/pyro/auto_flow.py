@@ -1,0 +1,178 @@
+"""A guide by a stack of normflows layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, final
+
+import normflows as nf
+import pyro.distributions as dist
+import torch
+from pyro.infer.autoguide.initialization import init_to_feasible
+
+from ..errors import OptionError, ShapeError
+from ..flows.angular_spline import AngularSpline
+from .flow_transform import FlowTransform
+from .joint_guide import JointGuide
+
+__all__ = ["AutoFlow"]
+
+FlowFactory = Callable[[int], nf.flows.Flow | Iterable[nf.flows.Flow]]
+# Layers after which no coordinate is left where the last coupling could not reach it.
+_MIXING = (
+    nf.flows.Permute,
+    nf.flows.LULinearPermute,
+    nf.flows.InvertibleAffine,
+    nf.flows.Invertible1x1Conv,
+)
+
+
+@final
+class AutoFlow(JointGuide):
+    r"""A guide over all latent variables at once by a stack of normflows layers.
+
+    .. math:: \theta = \text{loc} + s \odot (f_K \circ \pi_{K-1} \circ \dots \circ \pi_1 \circ f_1)
+              (z), \qquad z \sim N(0, I_D)
+
+    on the unconstrained latents :math:`\theta`, with permutations :math:`\pi_k` between the layers
+    of the factory, so that couplings reach every coordinate, and a trained location and scale
+    behind them, which start at the prototype. ``NeuTraReparam`` takes it, and so does the JIT.
+
+    Args:
+        model: A Pyro model whose latent variables are continuous.
+        flow_factory: Takes :math:`D` and gives a layer or a list of layers from latent to data;
+            by default four rational-quadratic splines with LU linear maps between them.
+        init_loc_fn: Pyro's initialisation, for the starting location.
+        init_scale: Starting scale of the guide, the same in all directions.
+        permute: Whether permutations are put between layers that have none between them.
+
+    Raises:
+        OptionError: If an option is out of range, or the factory gives no layers.
+        ShapeError: If the layers do not keep the dimension.
+        UnsupportedModelError: If a latent variable lies in a subsampled plate.
+
+    References:
+        Rezende and Mohamed, Variational inference with normalizing flows, arXiv 1505.05770.
+
+    Examples:
+        >>> import pyro
+        >>> def model():
+        ...     pyro.sample("x", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        >>> def couplings(dim):
+        ...     halves = [dim - dim // 2, 64, 2 * (dim // 2)]
+        ...     return [nf.flows.AffineCouplingBlock(nf.nets.MLP(halves)) for _ in range(4)]
+        >>> guide = AutoFlow(model, couplings).build()
+        >>> guide.median()["x"].shape
+        torch.Size([3])
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        flow_factory: FlowFactory | None = None,
+        *,
+        init_loc_fn: Callable[..., Any] = init_to_feasible,
+        init_scale: float = 0.1,
+        permute: bool = True,
+    ) -> None:
+        super().__init__(model, init_loc_fn=init_loc_fn)
+        if not (isinstance(init_scale, int | float) and init_scale > 0):
+            raise OptionError(f"init_scale must be a positive number, got {init_scale!r}.")
+        if not callable(flow_factory or spline_layers):
+            raise OptionError(
+                "flow_factory must take the number of latent dimensions and give layers, got "
+                f"{type(flow_factory).__name__}. Write lambda dim: [...]."
+            )
+        self._factory = flow_factory or spline_layers
+        self._init_scale, self._permutes = float(init_scale), permute
+        self.transform: FlowTransform | None = None
+
+    def make_parameters(self) -> None:
+        """Create the layers, in the dtype and on the device of the model's latents."""
+        loc = self._init_loc()
+        made = self._factory(self.latent_dim)
+        layers = [made] if isinstance(made, nf.flows.Flow) else list(made)
+        if self._permutes:
+            layers = interleaved(layers, self.latent_dim)
+        place = nf.flows.AffineConstFlow((self.latent_dim,))
+        with torch.no_grad():
+            place.t.copy_(loc)
+            place.s.fill_(torch.tensor(self._init_scale).log())
+        # Not a parameter of the transform under a second name: the JIT refuses that.
+        self.register_buffer("_origin", torch.zeros_like(loc), persistent=False)
+        transform = FlowTransform([*layers, place]).to(loc)
+        _check_dimension(transform, self.latent_dim)
+        self.transform = transform
+
+    def get_base_dist(self) -> dist.TorchDistribution:
+        """The standard normal of the latents."""
+        origin: Any = self._origin
+        return dist.Normal(origin, torch.ones_like(origin)).to_event(1)
+
+    def get_transform(self, *args: Any, **kwargs: Any) -> FlowTransform:
+        """The layers as a transform."""
+        self.build(*args, **kwargs)
+        transform: Any = self.transform
+        return transform
+
+    def get_posterior(self, *args: Any, **kwargs: Any) -> dist.TorchDistribution:
+        """The guide's distribution over the unconstrained latents (D,)."""
+        transform = self.get_transform(*args, **kwargs)
+        return dist.TransformedDistribution(self.get_base_dist(), transform)
+
+
+def interleaved(layers: Iterable[nf.flows.Flow], dim: int) -> list[nf.flows.Flow]:
+    """Put permutations between layers, except where one of the two mixes coordinates itself.
+
+    Args:
+        layers: Layers of vectors (B, D).
+        dim: D.
+
+    Returns:
+        The layers with permutations between them.
+
+    Examples:
+        >>> spline = nf.flows.AutoregressiveRationalQuadraticSpline(3, 1, 8)
+        >>> [type(layer).__name__ for layer in interleaved([spline, spline], 3)][1]
+        'Permute'
+    """
+    result: list[nf.flows.Flow] = []
+    for layer in layers:
+        if result and dim > 1 and not isinstance(layer, _MIXING):
+            before = result[-1]
+            if not isinstance(before, _MIXING):
+                # Halves change places exactly, where a random permutation of few might not.
+                result.append(nf.flows.Permute(dim, "swap" if dim < 4 else "shuffle"))
+        result.append(layer)
+    return result
+
+
+def spline_layers(dim: int) -> list[nf.flows.Flow]:
+    """Four rational-quadratic spline couplings, which start as the identity, with LU linear maps.
+
+    Args:
+        dim: Number of dimensions; with one, two splines.
+
+    Returns:
+        Layers of vectors (B, D).
+
+    Examples:
+        >>> len(spline_layers(3))
+        8
+    """
+    if dim == 1:
+        return [AngularSpline(1), AngularSpline(1)]
+    layers: list[nf.flows.Flow] = []
+    for layer in range(4):
+        layers.append(AngularSpline(dim, reverse_mask=layer % 2 == 1))
+        layers.append(nf.flows.LULinearPermute(dim))
+    return layers
+
+
+def _check_dimension(transform: FlowTransform, dim: int) -> None:
+    shape = tuple(transform.forward_shape((dim,)))
+    if shape != (dim,):
+        raise ShapeError(
+            f"The layers must keep the {dim} latent dimensions, but lead to shape {shape}. A "
+            "guide on a manifold needs noise around it: use AutoInjective."
+        )

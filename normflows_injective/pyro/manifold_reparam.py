@@ -1,0 +1,126 @@
+"""Latent variables on a manifold, seen in a chart."""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.distributions.util import sum_rightmost
+from pyro.infer.reparam.reparam import Reparam
+from torch import Tensor
+from torch.distributions import Transform, constraints
+
+from ..errors import OptionError, UnsupportedModelError
+
+__all__ = ["ManifoldReparam"]
+
+
+@final
+class ManifoldReparam(Reparam):
+    r"""Reparameterise a site on a manifold by the coordinates of a chart.
+
+    .. math:: z \in \mathbb R^d, \quad x = \varphi(z), \quad
+              \log p(z) = \log p(x) + \tfrac12 \log\det \varphi'(z)^\top \varphi'(z)
+
+    A site ``"x"`` becomes a latent ``"x_coordinates"`` without constraint, which NUTS, NeuTra and
+    every autoguide can reach, and a deterministic ``"x"``. It serves where a distribution's
+    support has no chart of its own (Pyro's laws on the sphere), and to choose another chart than
+    the registered one, such as one whose missing point is far from the posterior.
+
+    Without a value for the site the coordinates are drawn from a standard normal, not from the
+    prior: condition before drawing prior predictions.
+
+    Args:
+        transform: Chart from :math:`\mathbb R^d` to the manifold, such as
+            ``FlowTransform(SphereChart(3, "stereographic"))``. It must not wrap around: a chart
+            with an azimuth counts every point many times.
+
+    Raises:
+        OptionError: If this is no transform, if its chart wraps around, or if it gives volumes in
+            another measure than the site's density.
+        UnsupportedModelError: If the site is observed.
+
+    References:
+        Change of variables; the same as registering the chart as the ``biject_to`` of the support.
+
+    Examples:
+        >>> from normflows_injective.flows import SphereChart
+        >>> from normflows_injective.pyro import FlowTransform
+        >>> chart = FlowTransform(SphereChart(3, "stereographic"))
+        >>> @poutine.reparam(config={"x": ManifoldReparam(chart)})
+        ... def model():
+        ...     return pyro.sample("x", dist.ProjectedNormal(torch.tensor([0.0, 0.0, 5.0])))
+        >>> trace = poutine.trace(model).get_trace()
+        >>> trace.nodes["x_coordinates"]["value"].shape, trace.nodes["x"]["value"].shape
+        (torch.Size([2]), torch.Size([3]))
+    """
+
+    def __init__(self, transform: Transform) -> None:
+        if not isinstance(transform, Transform):
+            raise OptionError(
+                f"transform must be a torch transform, got {type(transform).__name__}. Wrap "
+                "layers of a chart by nfp.FlowTransform."
+            )
+        circular = _circular(transform)
+        if circular:
+            raise OptionError(
+                f"Coordinates {circular} of the chart are angles, so that a line of latents would "
+                "wind around the manifold. Use SphereChart(kind='stereographic')."
+            )
+        # The sampler asks for the same values again after moving other sites.
+        self.transform = transform.with_cache(0)
+
+    def apply(self, msg: Any) -> Any:
+        """Replace one site."""
+        name, fn, value = msg["name"], msg["fn"], msg["value"]
+        if msg["is_observed"]:
+            raise UnsupportedModelError(
+                f"Site {name!r} is observed, and ManifoldReparam serves latent variables only. "
+                "Leave it out of the config: an observed point needs no coordinates."
+            )
+        self._check_measure(name, fn)
+        z = self._coordinates(name, fn, value)
+        if value is None:
+            value = self.transform(z)
+        log_density: Any = 0.0
+        if poutine.get_mask() is not False:
+            log_volume = self.transform.log_abs_det_jacobian(z, value)
+            extra = fn.event_dim - self.transform.codomain.event_dim
+            log_density = fn.log_prob(value) + sum_rightmost(log_volume, extra)
+        moved = dist.Delta(value, log_density, event_dim=fn.event_dim)
+        return {"fn": moved, "value": value, "is_observed": True}
+
+    def _coordinates(self, name: str, fn: Any, value: Tensor | None) -> Tensor:
+        shape = self.transform.inverse_shape(fn.shape())
+        like = fn.sample().new_zeros(()) if value is None else value.new_zeros(())
+        base = dist.Normal(like, 1.0).expand(shape).to_event(fn.event_dim)
+        return pyro.sample(
+            f"{name}_coordinates",
+            base.mask(False),
+            obs=None if value is None else self.transform.inv(value),
+            infer={"is_observed": False},
+        )
+
+    def _check_measure(self, name: str, fn: Any) -> None:
+        while isinstance(fn, torch.distributions.Independent):
+            fn = fn.base_dist
+        on_simplex = fn.support is constraints.simplex
+        expected = getattr(fn, "measure", "lebesgue" if on_simplex else "hausdorff")
+        measure = getattr(self.transform, "measure", expected)
+        if measure != expected:
+            raise OptionError(
+                f"The density of site {name!r} is against the {expected} measure, but the chart's "
+                f"volume against the {measure} measure. Build its last layer with "
+                f"measure={expected!r}."
+            )
+
+
+def _circular(transform: Transform) -> list[int]:
+    stack = getattr(transform, "stack", None)
+    if stack is None or not stack.raises_dimension:
+        return []
+    first = stack.composite[0]
+    return list(getattr(first, "ind_circ", []))
