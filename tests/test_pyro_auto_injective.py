@@ -433,6 +433,15 @@ def test_every_objective_moves_every_parameter(noise, objective, particles):
         assert not torch.equal(before[name], parameter), name
 
 
+def test_tracing_is_refused_where_it_would_fail():
+    model = normals()
+    guide = AutoInjective(model, 1, decoder=lambda r, d: nn.Linear(r, d))
+    with warnings.catch_warnings(), pytest.raises(TypeError, match="Use Trace_ELBO") as caught:
+        warnings.simplefilter("ignore")
+        train(guide, model, 1, JitTrace_ELBO())
+    assert isinstance(caught.value, nfi.errors.UnsupportedLayerError)
+
+
 def test_objectives_agree_on_one_guide():
     model, _ = linear_gaussian()
     guide = perturbed(AutoInjective(model, 2).build(), 0.1)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import volume
+from ..errors import UnsupportedLayerError
 
 __all__ = ["CurvedDecoder", "Decoder", "DifferentiatedDecoder", "LinearDecoder", "Linearisation"]
 
@@ -126,6 +127,9 @@ class DifferentiatedDecoder(Decoder):
         module: Maps (B, r) to (B, D).
         flows: Flows of normflows on r coordinates, applied first, in the order given.
 
+    Raises:
+        UnsupportedLayerError: If it is traced by torch.jit, or a layer has no derivative.
+
     Examples:
         >>> DifferentiatedDecoder(nn.Linear(2, 5)).linearise(torch.ones(3, 2)).tangents.shape
         torch.Size([3, 2, 5])
@@ -145,5 +149,11 @@ class DifferentiatedDecoder(Decoder):
 
     def linearise(self, u: Tensor) -> Linearisation:
         """Values and transposed Jacobians at rows (B, r)."""
+        if torch.jit.is_tracing():
+            raise UnsupportedLayerError(
+                "A decoder module or latent flows are differentiated by torch's functional "
+                "transforms, which torch.jit cannot trace. Use Trace_ELBO in place of "
+                "JitTrace_ELBO, or the decoders of the house, None or 'linear', without flows."
+            )
         value, jacobian = volume.jacobian(self, u)
         return Linearisation(value, jacobian.mT)
