@@ -63,6 +63,10 @@ class AutoInjective(JointGuide):
     :math:`\log Z - \tfrac12 \sum_{i > r} \log 2\pi\lambda_i`, above the evidence, and a sheet
     that fills space makes it as large as one likes.
 
+    Training finds local optima: u turns first to the directions in which the posterior is widest,
+    bent or not, and a guide that has spent all of it there stays a normal one. Take a rank some
+    units above the number of bent directions, and compare a few seeds by their objective. ``JitTrace_ELBO`` works with the built-in decoders only.
+
     Args:
         model: A Pyro model whose latent variables are continuous.
         rank: Width r of u, at least 1 and less than D.
@@ -99,6 +103,7 @@ class AutoInjective(JointGuide):
         >>> def model():
         ...     x = pyro.sample("x", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
         ...     pyro.sample("y", dist.Normal(x[1] - x[0] ** 2, 0.1), obs=torch.tensor(0.5))
+        >>> pyro.clear_param_store()
         >>> guide = AutoInjective(model, rank=1)
         >>> svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
         >>> losses = [svi.step() for _ in range(3)]

@@ -149,7 +149,7 @@ class DifferentiatedDecoder(Decoder):
 
     def linearise(self, u: Tensor) -> Linearisation:
         """Values and transposed Jacobians at rows (B, r)."""
-        if torch.jit.is_tracing():
+        if torch._C._get_tracing_state() is not None:
             raise UnsupportedLayerError(
                 "A decoder module or latent flows are differentiated by torch's functional "
                 "transforms, which torch.jit cannot trace. Use Trace_ELBO in place of "
