@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, final
 
@@ -9,6 +10,7 @@ import normflows as nf
 import pyro.distributions as dist
 import torch
 from pyro.infer.autoguide.initialization import init_to_feasible
+from torch import nn
 
 from ..errors import OptionError, ShapeError
 from ..flows.angular_spline import AngularSpline
@@ -161,12 +163,27 @@ def spline_layers(dim: int) -> list[nf.flows.Flow]:
         8
     """
     if dim == 1:
+        # A coupling of one coordinate would have nothing to depend on.
         return [AngularSpline(1), AngularSpline(1)]
     layers: list[nf.flows.Flow] = []
     for layer in range(4):
-        layers.append(AngularSpline(dim, reverse_mask=layer % 2 == 1))
-        layers.append(nf.flows.LULinearPermute(dim))
+        spline = nf.flows.CoupledRationalQuadraticSpline(
+            dim, 1, 64, activation=nn.SiLU, tail_bound=4.0, reverse_mask=layer % 2 == 1
+        )
+        _start_as_identity(spline.prqct)
+        layers += [spline, nf.flows.LULinearPermute(dim)]
     return layers
+
+
+def _start_as_identity(coupling: Any) -> None:
+    """What the host's argument ``init_identity`` does, where it has one."""
+    bins, outputs = coupling.num_bins, coupling.transform_net.final_layer
+    # Even bins, and derivatives of one: softplus of this, with the host's floor added.
+    unit = math.log(math.expm1(1 - coupling.min_derivative))
+    each = torch.cat([torch.zeros(2 * bins), torch.full((bins - 1,), unit)])
+    with torch.no_grad():
+        outputs.weight.zero_()
+        outputs.bias.copy_(each.repeat(len(outputs.bias) // len(each)))
 
 
 def _check_dimension(transform: FlowTransform, dim: int) -> None:
