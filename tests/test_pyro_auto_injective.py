@@ -406,10 +406,10 @@ def test_a_value_drawn_without_gradients_has_the_score_of_its_pair():
         batches = torch.stack(
             [
                 torch.autograd.grad(part.mean(), parameter, retain_graph=True)[0].reshape(-1)
-                for part in joint.chunk(50)
+                for part in joint.chunk(20)
             ]
         )
-        assert (batches.mean(0).abs() < 5 * batches.std(0) / math.sqrt(50)).all()
+        assert (batches.mean(0).abs() < 5 * batches.std(0) / math.sqrt(20)).all()
 
 
 # Its life inside Pyro
@@ -451,9 +451,9 @@ def test_objectives_agree_on_one_guide():
         torch.manual_seed(3)
         values[objective] = elbo.loss(model, guide)
     reference = values.pop(Trace_ELBO)
-    sequential = Trace_ELBO(num_particles=300).loss(model, guide)
+    sequential = Trace_ELBO(num_particles=100).loss(model, guide)
     assert list(values.values()) == pytest.approx([reference] * 2, rel=1e-9)
-    assert sequential == pytest.approx(reference, rel=0.1)
+    assert sequential == pytest.approx(reference, rel=0.2)
 
 
 def test_sites_of_several_shapes_and_supports():

@@ -65,7 +65,8 @@ class AutoInjective(JointGuide):
 
     Training finds local optima: u turns first to the directions in which the posterior is widest,
     bent or not, and a guide that has spent all of it there stays a normal one. Take a rank some
-    units above the number of bent directions, and compare a few seeds by their objective. ``JitTrace_ELBO`` works with the built-in decoders only.
+    units above the number of bent directions, and compare a few seeds by their objective.
+    ``JitTrace_ELBO`` works with the built-in decoders only.
 
     Args:
         model: A Pyro model whose latent variables are continuous.
