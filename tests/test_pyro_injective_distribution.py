@@ -5,7 +5,10 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import normflows as nf
 import pytest
@@ -762,6 +765,39 @@ def test_as_a_prior_and_a_guide():
     torch.testing.assert_close(
         moved.q0.loc.grad, torch.full_like(moved.q0.loc, 0.5), rtol=0, atol=0.15
     )
+
+
+# The example
+
+EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "pyro" / "vae.py"
+
+
+@pytest.mark.slow
+def test_the_example_of_the_autoencoder_runs(tmp_path):
+    pytest.importorskip("sklearn")
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLE), "--quick", "--out", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [line for line in done.stdout.splitlines() if line.startswith("|")]
+    assert len(rows) == 8
+    assert "nan" not in done.stdout
+    assert (tmp_path / "pyro_vae.png").stat().st_size > 0
+
+
+@pytest.mark.slow
+def test_the_example_says_what_to_install_without_pyro():
+    pytest.importorskip("sklearn")
+    hide = f"import runpy, sys; sys.modules['pyro'] = None; runpy.run_path({str(EXAMPLE)!r})"
+    done = subprocess.run(
+        [sys.executable, "-c", hide], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode != 0
+    assert "pip install normflows-injective[pyro]" in done.stderr
 
 
 # Training

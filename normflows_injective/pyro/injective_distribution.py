@@ -51,9 +51,10 @@ class InjectiveDistribution(ModelDistribution):
       .. math:: \log p(\hat x) - \frac{\lVert x - \hat x \rVert^2}{2\sigma^2}
                 - \frac{D - d}{2} \log 2\pi\sigma^2,
 
-      the limit for small noise of the convolution, for an encoder that projects: it is not
-      normalised far from the manifold. Only such scores of *different* manifolds are comparable,
-      and only they can train one: the others shrink it to a point.
+      the limit of the convolution for noise small beside the singular values of :math:`G'` and
+      an encoder that projects: it is not normalised far from the manifold. Only such scores of
+      *different* manifolds are comparable, and only they can train one: the others shrink it to
+      a point.
 
     Exact gradients shrink a manifold in wide noise to a point. Start with a noise scale well below
     the spread of the data along the manifold: ``CollapseWarning`` is given once for a model, on
@@ -186,8 +187,7 @@ class InjectiveDistribution(ModelDistribution):
         (``input_noise``).
 
         Args:
-            n: Number of draws to compare on, without noise, at least; the random state is
-                left as it is.
+            n: Least number of draws to compare on; the random state is left as it is.
             x: Values (*, *event_shape) to compare on instead.
 
         Returns:
@@ -227,10 +227,8 @@ class InjectiveDistribution(ModelDistribution):
             CollapseWarning: If the ratio is above 1/4 and gradients are exact.
         """
         if not isinstance(self._policy, Thicken):
-            raise OptionError(
-                "There is no noise to compare with the data. Use off_manifold='thicken'."
-            )
-        rows, _, _ = self._rows(x)
+            raise OptionError("There is no noise to compare: use off_manifold='thicken'.")
+        rows = self._rows(x)[0]
         ratio = collapse_ratio(self._policy.scale(rows), rows, self.latent_dim)
         if self._rule.collapses:
             warn_of_collapse(ratio, self.latent_dim)
