@@ -12,17 +12,21 @@ except ImportError as error:
     ) from error
 
 from .auto_flow import AutoFlow
+from .auto_injective import AutoInjective
 from .constraints import StarLikeConstraint
 from .flow_distribution import FlowDistribution
 from .flow_transform import FlowTransform
+from .injective_distribution import InjectiveDistribution
 from .manifold_reparam import ManifoldReparam
 from .persistence import load, module, save
 from .surface_distribution import OnSurface, SurfaceDistribution, UniformOnSurface
 
 __all__ = [
     "AutoFlow",
+    "AutoInjective",
     "FlowDistribution",
     "FlowTransform",
+    "InjectiveDistribution",
     "ManifoldReparam",
     "OnSurface",
     "StarLikeConstraint",
