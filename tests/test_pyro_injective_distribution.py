@@ -804,6 +804,30 @@ def test_the_example_says_what_to_install_without_pyro():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("volume", ["exact", "surrogate"])
+def test_noise_learned_from_a_wide_start_collapses_by_exact_gradients_alone(volume):
+    frame = torch.linalg.qr(torch.randn(10, 2))[0] * torch.tensor([3.86, 3.03])
+    x = torch.randn(512, 2) @ frame.T + 0.1 * torch.randn(512, 10)
+    model = linear(10, 2).float()
+    log_sigma = nn.Parameter(torch.tensor(2.0).log())
+    distribution = law(model, "thicken", volume=volume, noise_scale=log_sigma.exp)
+    optimizer = torch.optim.Adam([*model.parameters(), log_sigma], 1e-2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CollapseWarning)
+        for _ in range(800):
+            loss = -distribution.log_prob(x[torch.randint(512, (128,))]).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    smallest = torch.linalg.svdvals(model.flows[0].decoder.weight.detach())[-1]
+    if volume == "exact":
+        assert smallest < 0.1
+    else:
+        assert smallest > 2.0
+        assert float(log_sigma.detach().exp()) == pytest.approx(0.1, rel=0.2)
+
+
+@pytest.mark.slow
 def test_training_recovers_probabilistic_pca_with_either_volume():
     """Within 0.05 nats of the truth, and the two volumes within 0.02 of each other."""
     torch.manual_seed(0)

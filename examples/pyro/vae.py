@@ -8,7 +8,7 @@ z ~ Normal(0, I), the images x ~ Normal(g(z), sigma), the guide is Normal(f(x), 
 sigma is learned with the networks by SVI over minibatches. The trained pair (f, g) then becomes an
 injective flow, whose density, thickened by noise of scale sigma, is compared with the ELBO and
 with importance sampling on held-out images. It is their limit for small sigma and an encoder that
-projects, so the script also scores with f refined by Gauss-Newton steps. Half a minute on one core.
+projects, so the script also scores with f refined by Gauss-Newton steps. Half a minute on a core.
 """
 
 from __future__ import annotations
