@@ -453,6 +453,8 @@ def test_other_refusals():
         late.log_prob(data(2))
     with pytest.raises(OptionError, match="no noise to compare"):
         law(flow()).check_collapse(data(100))
+    with pytest.raises(ShapeError, match=r"must end in the event shape \(5,\), got \(3, 1\)"):
+        law(flow()).log_volume(torch.ones(3, 1))
     with pytest.raises(ShapeError, match="at least 10 data points, got 4"):
         law(flow(), "thicken").check_collapse(data(4))
 

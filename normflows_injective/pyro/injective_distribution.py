@@ -12,7 +12,7 @@ from torch.distributions import constraints
 from ..bases import base_log_prob
 from ..checks import check_count
 from ..core import InjectiveNormalizingFlow
-from ..errors import OptionError
+from ..errors import OptionError, ShapeError
 from ..flows.composite import joint_decode
 from ..stack import undisturbed
 from .bias import SurrogateBias, measure_bias
@@ -174,6 +174,9 @@ class InjectiveDistribution(ModelDistribution):
 
         Returns:
             :math:`\tfrac12 \log\det G'^\top G'` of shape (*), in nats.
+
+        Raises:
+            ShapeError: If these are no events of the model's shape.
         """
         rows, context, shape = self._rows(x)
         return ExactVolume().project(self.stack, rows, context).log_volume.view(shape)
@@ -244,7 +247,12 @@ class InjectiveDistribution(ModelDistribution):
         return Projected(log_density, reconstruction)
 
     def _rows(self, x: Tensor) -> tuple[Tensor, Tensor | None, torch.Size]:
-        shape = x.shape[: x.dim() - self.event_dim]
+        cut = x.dim() - self.event_dim
+        if cut < 0 or x.shape[cut:] != self.event_shape:
+            raise ShapeError(
+                f"x must end in the event shape {tuple(self.event_shape)}, got {tuple(x.shape)}."
+            )
+        shape = x.shape[:cut]
         if self.context is not None:
             shape = torch.broadcast_shapes(shape, self.batch_shape)
         rows = x.expand(shape + self.event_shape).reshape(-1, *self.event_shape)
