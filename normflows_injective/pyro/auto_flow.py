@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from copy import deepcopy
 from typing import Any, final
 
 import normflows as nf
 import pyro.distributions as dist
 import torch
 from pyro.infer.autoguide.initialization import init_to_feasible
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import OptionError, ShapeError
 from ..flows.angular_spline import AngularSpline
+from ..stack import model_dtype
+from ..volume.modules import is_cold
 from .flow_transform import FlowTransform
 from .joint_guide import JointGuide
+from .layers import LayerStack
 
 __all__ = ["AutoFlow"]
 
@@ -27,6 +31,7 @@ _MIXING = (
     nf.flows.InvertibleAffine,
     nf.flows.Invertible1x1Conv,
 )
+_ELEMENTWISE = (nf.flows.AffineConstFlow, nf.flows.PeriodicShift, nf.flows.PeriodicWrap)
 
 
 @final
@@ -105,6 +110,9 @@ class AutoFlow(JointGuide):
         transform = FlowTransform([*layers, place]).to(loc)
         _check_dimension(transform, self.latent_dim)
         self.transform = transform
+        if any(is_cold(module) for module in transform.modules()):
+            with torch.no_grad():
+                transform(self.get_base_dist().sample(torch.Size([64])))
 
     def get_base_dist(self) -> dist.TorchDistribution:
         """The standard normal of the latents."""
@@ -126,6 +134,9 @@ class AutoFlow(JointGuide):
 def interleaved(layers: Iterable[nf.flows.Flow], dim: int) -> list[nf.flows.Flow]:
     """Put permutations between layers, except where one of the two mixes coordinates itself.
 
+    They are random, but no coordinate is moved by a coupling again before all others were moved
+    once, whichever coordinates the couplings leave alone.
+
     Args:
         layers: Layers of vectors (B, D).
         dim: D.
@@ -139,14 +150,52 @@ def interleaved(layers: Iterable[nf.flows.Flow], dim: int) -> list[nf.flows.Flow
         'Permute'
     """
     result: list[nf.flows.Flow] = []
+    waiting = torch.ones(dim, dtype=torch.bool)
+    # Whether a layer stands before that was not followed by a mixing of the coordinates.
+    follows = False
     for layer in layers:
-        if result and dim > 1 and not isinstance(layer, _MIXING):
-            before = result[-1]
-            if not isinstance(before, _MIXING):
-                # Halves change places exactly, where a random permutation of few might not.
-                result.append(nf.flows.Permute(dim, "swap" if dim < 4 else "shuffle"))
+        if dim > 1 and not isinstance(layer, _ELEMENTWISE):
+            mixes = isinstance(layer, _MIXING)
+            moved = torch.ones_like(waiting) if mixes else _moved_by(layer, dim)
+            if follows and not mixes:
+                order = _order(waiting, moved)
+                result.append(_permutation(order))
+                waiting = waiting[order]
+            follows = not mixes
+            waiting = waiting & ~moved
+            if not waiting.any():
+                waiting = torch.ones_like(waiting)
         result.append(layer)
     return result
+
+
+def _moved_by(layer: nf.flows.Flow, dim: int) -> Tensor:
+    """Which positions (D,) a layer changes, whatever it does at its initial parameters."""
+    layer = deepcopy(LayerStack(layer)).eval()
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        for parameter in layer.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        z = torch.randn(8, dim, dtype=model_dtype(layer, layer))
+        x = layer.push(z.to(next(layer.parameters(), z).device), None)[0].to(z.device)
+    if x.shape != z.shape:
+        return torch.ones(dim, dtype=torch.bool)
+    return (x != z).any(dim=0)
+
+
+def _order(waiting: Tensor, moved: Tensor) -> Tensor:
+    """A random order (D,) that puts coordinates that wait where they will be moved."""
+    dim = len(waiting)
+    ranked = (waiting + torch.rand(dim)).argsort(descending=True)
+    places = (moved + torch.rand(dim)).argsort(descending=True)
+    order = torch.empty_like(ranked)
+    order[places] = ranked
+    return order
+
+
+def _permutation(order: Tensor) -> nf.flows.Permute:
+    layer = nf.flows.Permute(len(order), "shuffle")
+    layer.perm, layer.inv_perm = order, order.argsort()
+    return layer
 
 
 def spline_layers(dim: int) -> list[nf.flows.Flow]:

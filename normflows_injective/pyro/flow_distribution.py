@@ -68,9 +68,8 @@ class FlowDistribution(ModelDistribution):
     @property
     def support(self) -> constraints.Constraint:
         """All of space, or the surface."""
-        if self.event_dim == 0:
-            return constraints.real
-        return support_of(self.stack, self.event_dim, self.context)
+        support: Any = support_of(self.stack, self.event_dim, self.context)
+        return support.base_constraint if self.event_dim == 0 else support
 
     def draw(self, num_samples: int, context: Tensor | None) -> tuple[Tensor, Any]:
         """Draw values (n, *) with their log-density (n,)."""

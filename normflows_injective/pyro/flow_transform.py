@@ -57,8 +57,8 @@ class FlowTransform(TransformModule):
         >>> from normflows_injective.flows.gauges import LpGauge
         >>> lift = FlowTransform([SphereChart(3, "stereographic"), RadialSurface(LpGauge(1.0))])
         >>> prior = dist.TransformedDistribution(dist.Normal(torch.zeros(2), 1).to_event(1), lift)
-        >>> prior.event_shape, prior.sample().abs().sum()
-        (torch.Size([3]), tensor(1.))
+        >>> prior.event_shape, round(prior.sample().abs().sum().item(), 4)
+        (torch.Size([3]), 1.0)
     """
 
     bijective = True

@@ -43,6 +43,7 @@ class JointGuide(AutoContinuous):
         self, model: Callable[..., Any], init_loc_fn: Callable[..., Any] = init_to_median
     ) -> None:
         super().__init__(model, init_loc_fn=init_loc_fn)
+        self._names_checked = False
 
     @abstractmethod
     def make_parameters(self) -> None:
@@ -51,6 +52,15 @@ class JointGuide(AutoContinuous):
     @abstractmethod
     def get_posterior(self, *args: Any, **kwargs: Any) -> TorchDistribution:
         """The guide's distribution over the unconstrained latents (D,)."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Draw all latent variables, as a guide does."""
+        self.build(*args, **kwargs)
+        if torch.is_grad_enabled() and not self._names_checked:
+            # A copy comes with its prototype, and under the names of the original.
+            self._warn_of_taken_names()
+        drawn: dict[str, Tensor] = super().forward(*args, **kwargs)
+        return drawn
 
     def build(self: Guide, *args: Any, **kwargs: Any) -> Guide:
         """Run the model once to make the parameters, as ``load_state_dict`` needs them.
@@ -109,7 +119,7 @@ class JointGuide(AutoContinuous):
         # Pyro's own leaves the live guide without its model.
         model, master = self._model, self.master
         try:
-            return dict(super().__getstate__())
+            return dict(super().__getstate__(), _names_checked=False)
         finally:
             self._model, self.master = model, master
 
@@ -145,8 +155,11 @@ class JointGuide(AutoContinuous):
                     )
 
     def _warn_of_taken_names(self) -> None:
-        prefix = f"{self._pyro_name}."
-        if any(name.startswith(prefix) for name in pyro.get_param_store().keys()):  # noqa: SIM118
+        self._names_checked = True
+        prefix, store = f"{self._pyro_name}.", pyro.get_param_store()
+        own = {id(parameter) for parameter in self.parameters()}
+        kept = [value for name, value in store._params.items() if name.startswith(prefix)]
+        if any(id(value) not in own for value in kept):
             warnings.warn(
                 f"Pyro's parameter store already holds parameters named {prefix}..., of another "
                 "guide or from a file. Those of this guide would not be trained, or not be "

@@ -24,8 +24,9 @@ from ..flows.injection import Injection
 from ..flows.shapes import Reshape
 from ..flows.surface import is_exact
 from ..stack import undisturbed
+from ..volume.modules import refuse_single_sample
 
-__all__ = ["LayerStack", "context_rows", "context_shape", "flatten_events"]
+__all__ = ["LayerStack", "context_rows", "context_shape", "flatten_events", "make_contiguous"]
 
 _STOCHASTIC = (nf.flows.MetropolisHastings, nf.flows.HamiltonianMonteCarlo, nf.flows.BatchNorm)
 
@@ -56,6 +57,7 @@ class LayerStack(nn.Module):
         self.flows = nn.ModuleList(_listed(flows))
         for flow in self.flows:
             _check_layer(flow)
+        make_contiguous(self)
         first = [i for i, flow in enumerate(self.flows) if isinstance(flow, Injection)]
         self.num_latent = first[0] if first else len(self.flows)
         if first:
@@ -83,7 +85,12 @@ class LayerStack(nn.Module):
         return not self.raises_dimension or is_exact(self.composite)
 
     def push(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Send latents (B, *) to the data, with the log-volume (B,) in nats."""
+        """Send latents (B, *) to the data, with the log-volume (B,) in nats.
+
+        Raises:
+            ShapeError: If a layer would initialise itself on one sample.
+        """
+        refuse_single_sample(self.modules(), z)
         latents = self.flows[: self.num_latent]
         z, log_det = summed_forward(latents, z, context)
         if not self.raises_dimension:
@@ -96,7 +103,9 @@ class LayerStack(nn.Module):
 
         Raises:
             UnsupportedModelError: If a layer has no inverse.
+            ShapeError: If a layer would initialise itself on one sample.
         """
+        refuse_single_sample(self.modules(), x)
         log_volume = x.new_zeros(len(x))
         if self.raises_dimension:
             x, log_volume = joint_encode_and_log_volume(self.composite, x.clone(), context)
@@ -168,6 +177,29 @@ class LayerStack(nn.Module):
                 ) from error
             log_det = log_det + term
         return x, log_det
+
+
+def make_contiguous(module: nn.Module) -> list[nn.Parameter]:
+    """Lay the parameters of a module out in memory as Pyro's store needs them.
+
+    The store trains a copy of a parameter that is not contiguous, such as the matrix of the host's
+    ``InvertibleAffine(use_lu=False)``, and the module never learns.
+
+    Args:
+        module: The module.
+
+    Returns:
+        The parameters that were not contiguous.
+
+    Examples:
+        >>> layer = nf.flows.InvertibleAffine(3, use_lu=False)
+        >>> len(make_contiguous(layer)), layer.W.is_contiguous()
+        (1, True)
+    """
+    moved = [p for p in module.parameters() if not p.is_contiguous()]
+    for parameter in moved:
+        parameter.data = parameter.data.contiguous()
+    return moved
 
 
 def flatten_events(

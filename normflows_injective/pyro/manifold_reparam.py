@@ -105,9 +105,11 @@ class ManifoldReparam(Reparam):
         )
 
     def _check_measure(self, name: str, fn: Any) -> None:
-        while isinstance(fn, torch.distributions.Independent):
+        while isinstance(fn, torch.distributions.Independent | dist.MaskedDistribution):
             fn = fn.base_dist
         on_simplex = fn.support is constraints.simplex
+        if isinstance(fn, torch.distributions.TransformedDistribution):
+            fn = fn.transforms[-1]
         expected = getattr(fn, "measure", "lebesgue" if on_simplex else "hausdorff")
         measure = getattr(self.transform, "measure", expected)
         if measure != expected:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 import normflows as nf
+import pyro
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Size, Tensor, nn
@@ -19,8 +20,9 @@ from ..bases import sample_base
 from ..context import check_context, needs_context, takes_context
 from ..errors import OffManifoldError, OptionError, ShapeError
 from ..stack import model_dtype, undisturbed
+from ..volume.modules import is_cold
 from .constraints import ImageConstraint, StarLikeConstraint
-from .layers import LayerStack, context_rows, context_shape
+from .layers import LayerStack, context_rows, context_shape, make_contiguous
 from .sample_cache import SampleCache, State, state_of
 
 __all__ = ["ModelDistribution"]
@@ -37,7 +39,8 @@ class _Anatomy(NamedTuple):
     latent_dim: int
     # Parameters of the base through which its draws pass no gradient.
     unreached: list[nn.Parameter]
-    flows: tuple[int, ...]
+    # By what it is recognised.
+    parts: tuple[int, ...]
 
 
 _KNOWN: WeakKeyDictionary[nn.Module, _Anatomy] = WeakKeyDictionary()
@@ -102,6 +105,8 @@ class ModelDistribution(TorchDistribution, ABC):
     def rsample(self, sample_shape: Shape = ()) -> Tensor:
         """Draw values (*sample_shape, *batch_shape, *event_shape), with gradients."""
         shape = Size(sample_shape) + self.batch_shape
+        if math.prod(shape) == 1:
+            self._warm_up()
         x, drawn = self.draw(math.prod(shape), context_rows(self.context, shape))
         x = x.reshape(shape + self.event_shape)
         self._cache.store(x, drawn, self._state())
@@ -113,11 +118,20 @@ class ModelDistribution(TorchDistribution, ABC):
             return self.rsample(sample_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log-density in nats, of the batch shape of the value and the distribution together."""
+        """Log-density in nats, of the batch shape of the value and the distribution together.
+
+        Raises:
+            ShapeError: If the values are no events of this shape, which would be stretched.
+        """
+        cut = value.dim() - len(self.event_shape)
+        if cut < 0 or value.shape[cut:] != self.event_shape:
+            raise ShapeError(
+                f"Values must end in the event shape {tuple(self.event_shape)} of {self}, got "
+                f"shape {tuple(value.shape)}."
+            )
         drawn = self._cache.find(value, self._state(), self._trains())
         if self._validate_args and drawn is None:
             self._validate_sample(value)
-        cut = value.dim() - len(self.event_shape)
         shape = torch.broadcast_shapes(value.shape[:cut], self.batch_shape)
         # Without a context the rows of a batch are alike, so that each value is scored once.
         scored = value.shape[:cut] if self.context is None else shape
@@ -159,6 +173,14 @@ class ModelDistribution(TorchDistribution, ABC):
         """Draws (n, *) of the base, with their log-density (n,) in nats."""
         dtype = model_dtype(self.model.q0, self.model.flows)
         return sample_base(self.model.q0, num_samples, context, dtype)
+
+    def _warm_up(self) -> None:
+        # One sample has no standard deviation for a layer that starts by it.
+        if any(is_cold(module) for module in self.stack.modules()):
+            first = context_rows(self.context, self.batch_shape)
+            rows = None if first is None else first[:1].expand(64, *first.shape[1:])
+            with torch.no_grad():
+                self.stack.push(self.base_draws(64, rows)[0], rows)
 
     def _validate_sample(self, value: Tensor) -> None:
         support = self.support
@@ -205,14 +227,17 @@ def _event_shape(shape: tuple[int, ...], event_dim: int | None) -> Size:
 
 def _anatomy(model: Any, context: Tensor | None) -> _Anatomy:
     # Distributions are built anew at every call of a Pyro model, modules are not.
-    flows = tuple(id(flow) for flow in model.flows)
+    parts = [id(model.q0), *(id(flow) for flow in model.flows)]
+    for parameter in model.q0.parameters():
+        parts += (id(parameter), parameter.requires_grad)
     known = _KNOWN.get(model)
-    if known is None or known.flows != flows:
-        known = _KNOWN[model] = _dissect(model, context, flows)
+    if known is None or known.parts != tuple(parts):
+        known = _KNOWN[model] = _dissect(model, context, tuple(parts))
     return known
 
 
-def _dissect(model: Any, context: Tensor | None, flows: tuple[int, ...]) -> _Anatomy:
+def _dissect(model: Any, context: Tensor | None, parts: tuple[int, ...]) -> _Anatomy:
+    _mend_store(make_contiguous(model))
     stack = LayerStack(list(model.flows))
     two = None
     if context is not None:
@@ -228,4 +253,13 @@ def _dissect(model: Any, context: Tensor | None, flows: tuple[int, ...]) -> _Ana
             gradients = torch.autograd.grad(z.sum(), parameters, allow_unused=True)
         x, _ = stack.push(z.detach(), two)
     unreached = [p for p, g in zip(parameters, gradients, strict=True) if g is None]
-    return _Anatomy(stack, tuple(x.shape[1:]), z[0].numel(), unreached, flows)
+    return _Anatomy(stack, tuple(x.shape[1:]), z[0].numel(), unreached, parts)
+
+
+def _mend_store(moved: list[nn.Parameter]) -> None:
+    """Replace the copies that Pyro's store made of parameters by the parameters."""
+    store: Any = pyro.get_param_store()
+    for parameter in moved:
+        for name, kept in list(store.items()):
+            if kept.shape == parameter.shape and torch.equal(kept, parameter):
+                store[name] = parameter

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..checkpoints import load_checkpoint, save_checkpoint
 from ..errors import CheckpointError, ParamStoreWarning
+from .layers import make_contiguous
 
 __all__ = ["load", "module", "save"]
 
@@ -88,6 +89,7 @@ def module(name: str, nn_module: nn.Module, update_module_params: bool = False) 
         True
     """
     store: Any = pyro.get_param_store()
+    make_contiguous(nn_module)
     digest = _digest(nn_module)
     key = param_with_module_name(name, _DIGEST)
     if _comes_from_store(store, name, nn_module):

@@ -8,17 +8,28 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 __all__ = ["SampleCache", "state_of"]
 
 State = tuple[Any, ...] | None
+_steps = [0]
+
+
+def _count(*_: Any) -> None:
+    _steps[0] += 1
+
+
+# Fused optimisers change parameters without a trace in their versions.
+register_optimizer_step_post_hook(_count)
 
 
 def state_of(modules: Iterable[nn.Module], *tensors: Tensor | None) -> State:
     """What must not change between a draw and its score, cheap to compare.
 
-    Storage and version of every parameter, buffer and further tensor, and the modes of the
-    modules. A change through ``tensor.data`` leaves no trace in it, as autograd sees none either.
+    Storage and version of every parameter, buffer and further tensor, the modes of the modules,
+    and the number of steps that optimisers have made. A change through ``tensor.data`` leaves no
+    trace in it, as autograd sees none either.
 
     Args:
         modules: Modules whose parameters and buffers count.
@@ -35,7 +46,7 @@ def state_of(modules: Iterable[nn.Module], *tensors: Tensor | None) -> State:
         >>> before == state_of([layer])
         False
     """
-    parts: list[Any] = []
+    parts: list[Any] = [_steps[0]]
     found = list(tensors)
     for root in modules:
         for module in root.modules():
@@ -71,6 +82,7 @@ class SampleCache:
     _sample: weakref.ref[Tensor] | None
     _found: Any
     _state: State
+    _version: int
 
     def __init__(self) -> None:
         self.clear()
@@ -84,9 +96,9 @@ class SampleCache:
             state: The state in which it was drawn, see :func:`state_of`; None remembers nothing.
         """
         self.clear()
-        if state is None:
+        if state is None or sample.is_inference():
             return
-        self._found, self._state = found, state
+        self._found, self._state, self._version = found, state, sample._version
 
         own = weakref.ref(self)
 
@@ -106,10 +118,13 @@ class SampleCache:
             trains: Whether the score is to be differentiated in something.
 
         Returns:
-            What was stored with this tensor, in this state. A sample without a graph would take
+            What was stored with this tensor, in this state, if it was not changed in place. A
+            sample without a graph would take
             the dependence on the parameters out of a score with one, so it has nothing.
         """
         if self._sample is None or self._sample() is not sample or self._state != state:
+            return None
+        if sample._version != self._version:
             return None
         if torch.is_grad_enabled() and sample.grad_fn is None and (trains or sample.requires_grad):
             return None
@@ -120,6 +135,7 @@ class SampleCache:
         self._sample = None
         self._found = None
         self._state = None
+        self._version = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
         return SampleCache, ()

@@ -13,7 +13,7 @@ from torch.distributions import constraints
 
 from ..distributions import AngularCentralGaussian, UniformSphere, VonMisesFisher
 from ..distributions import UniformOnSurface as _UniformOnSurface
-from ..errors import OffManifoldError, OptionError
+from ..errors import OffManifoldError, OptionError, ShapeError
 from ..flows.gauges.gauge import Gauge
 from .constraints import StarLikeConstraint, is_standard_simplex, unit_length
 
@@ -117,7 +117,16 @@ class SurfaceDistribution(TorchDistribution):
         return x[: math.prod(shape)].view(shape + self.event_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log-density of points (*, D), of shape (*), in nats."""
+        r"""Log-density of points (*, D), of shape (*), in nats.
+
+        Raises:
+            ShapeError: If these are no points of :math:`\mathbb R^D`.
+        """
+        if value.shape[-1:] != self.event_shape:
+            raise ShapeError(
+                f"Values must end in the event shape {tuple(self.event_shape)} of "
+                f"{type(self.law).__name__}, got shape {tuple(value.shape)}."
+            )
         if self._validate_args:
             self._validate_sample(value)
         rows = value.reshape(-1, *self.event_shape)
