@@ -29,6 +29,9 @@ class FlowDistribution(ModelDistribution):
     what was given is always scored by the present parameters. Build it inside the model or guide,
     and register the parameters with ``pyro.module`` or :func:`module`.
 
+    The log-dets of ``nf.flows.Residual`` are random estimates: stochastic variational inference
+    may use them, samplers and importance-weighted bounds may not.
+
     Args:
         model: ``nf.NormalizingFlow``, ``nf.ConditionalNormalizingFlow``, ``nf.ClassCondFlow`` or
             ``nfi.InjectiveNormalizingFlow``. Behind an injection the density is against the

@@ -279,6 +279,10 @@ def _listed(flows: Any) -> Sequence[nf.flows.Flow]:
             "flows must hold layers of normflows or nfi.flows, at least one, got "
             f"{', '.join(wrong) or 'none'}."
         )
+    # The host's container adds log-dets in float32.
+    while any(type(flow) is nf.flows.Composite for flow in listed):
+        parts = [f._flows if type(f) is nf.flows.Composite else [f] for f in listed]
+        listed = [flow for part in parts for flow in part]
     return listed
 
 
