@@ -20,13 +20,43 @@ def blocks(page: str) -> list[str]:
 
 
 def test_the_example_of_the_readme():
-    code, on_the_sphere = blocks("README.md")
+    code, on_the_sphere, _ = blocks("README.md")
     names: dict = {}
     exec(code.replace("torch.randn(100, 256, 64)", "torch.randn(3, 32, 64)"), names)
     assert names["samples"].shape == (10, 64)
     assert names["log_q"].shape == (10,)
     exec(on_the_sphere, names)
     assert names["loss"].isfinite()
+
+
+@pytest.fixture
+def pyro_in(tmp_path, monkeypatch):
+    """Pyro with an empty store, in a folder to write to."""
+    pyro = pytest.importorskip("pyro", reason="Pyro is not installed")
+    monkeypatch.chdir(tmp_path)
+    pyro.clear_param_store()
+    yield pyro
+    pyro.clear_param_store()
+
+
+def test_the_pyro_section_of_the_readme(pyro_in):
+    code = blocks("README.md")[2]
+    assert len([line for line in code.splitlines() if line]) == 12
+    names: dict = {}
+    exec(code.replace("range(500)", "range(20)"), names)
+    weights = names["posterior"]["w"]
+    torch.testing.assert_close(weights.abs().sum(-1), torch.ones(100))
+
+
+@pytest.mark.filterwarnings("ignore:torch.lu is deprecated")
+def test_the_examples_of_the_page_on_pyro(pyro_in, capsys):
+    names: dict = {}
+    for code in blocks("docs/pyro.md"):
+        exec(code, names)
+        pyro_in.clear_param_store()
+    guides = names["guide"], names["again"]
+    first, second = (guide.state_dict() for guide in guides)
+    assert all(torch.equal(first[key], second[key]) for key in first)
 
 
 def test_the_examples_of_the_page_on_surfaces():

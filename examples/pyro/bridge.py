@@ -60,13 +60,13 @@ class Posterior(NamedTuple):
     seconds: float
 
 
-def spline_flow(layers: int = 6) -> nf.NormalizingFlow:
+def spline_flow(layers: int = 4) -> nf.NormalizingFlow:
     """Spline couplings with LU linear maps, as in normflows' examples."""
     flows: list[nf.flows.Flow] = []
     for layer in range(layers):
         flows.append(
             nf.flows.CoupledRationalQuadraticSpline(
-                2, 2, 64, tail_bound=4.0, reverse_mask=layer % 2 == 1
+                2, 1, 64, tail_bound=4.0, reverse_mask=layer % 2 == 1
             )
         )
         flows.append(nf.flows.LULinearPermute(2))

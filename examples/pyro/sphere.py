@@ -2,13 +2,15 @@ r"""An unknown axis on the sphere: NUTS and SVI on a site that Pyro itself refus
 
     python examples/pyro/sphere.py [--steps 1500] [--samples 600] [--quick] [--out out]
 
-Thirty directions scatter about an axis, of which it is not known which end is which (grains of a
+Ten directions scatter about an axis, of which it is not known which end is which (grains of a
 rock, fibres, undirected lines). With a uniform prior of the axis mu and the likelihood of Watson,
 
     p(x | mu) = exp(kappa (mu . x)^2) / M(kappa),      kappa = 4,
 
-the posterior has two equal modes, mu and -mu. The script asks for its evidence, its orientation
-matrix E[mu mu^T] and the share of each end, by quadrature on the sphere and by
+the posterior has two equal modes, mu and -mu. A guide that meets both while the likelihood is weak
+keeps both, so its power is raised from a tenth to one over the first 60 % of the training. The
+script asks for the evidence, the orientation matrix E[mu mu^T] and the share of each end, by
+quadrature on the sphere and by
 
 * NUTS, which reaches the site through its registered chart;
 * Pyro's AutoNormal, and AutoFlow, through the same chart;
@@ -42,8 +44,10 @@ from torch import Tensor
 import normflows_injective as nfi
 import normflows_injective.pyro as nfp
 
-KAPPA, NUM_DIRECTIONS, PARTICLES = 4.0, 30, 32
+KAPPA, NUM_DIRECTIONS, PARTICLES = 4.0, 10, 256
 AXIS = torch.tensor([0.48, 0.6, 0.64])
+# What each kind of guide converges with.
+RATES = {"auto_normal": 1e-2, "projected_normal": 5e-2, "auto_flow": 3e-3, "flow": 3e-3}
 NAMES = {
     "nuts": "NUTS on the registered chart",
     "auto_normal": "AutoNormal on the registered chart",
@@ -102,25 +106,25 @@ def scatter(seed: int = 0) -> Tensor:
     return proposals[keep][:NUM_DIRECTIONS]
 
 
-def axis_model(directions: Tensor) -> Tensor:
-    """Uniform prior of the axis, Watson's likelihood."""
+def axis_model(directions: Tensor, weight: float = 1.0) -> Tensor:
+    """Uniform prior of the axis, Watson's likelihood to some power."""
     prior = nfp.SurfaceDistribution(nfi.distributions.UniformSphere(3))
     mu: Tensor = pyro.sample("mu", prior)
-    pyro.factor("directions", log_likelihood(mu, directions))
+    pyro.factor("directions", weight * log_likelihood(mu, directions))
     return mu
 
 
-def projected_normal_guide(directions: Tensor) -> None:
+def projected_normal_guide(directions: Tensor, weight: float = 1.0) -> None:
     """Pyro's law of a normalised normal vector."""
     concentration = pyro.param("concentration", torch.tensor([0.1, 0.1, 1.0]))
     pyro.sample("mu", dist.ProjectedNormal(concentration))
 
 
-def flow_guide() -> Callable[[Tensor], None]:
+def flow_guide() -> Callable[..., None]:
     """A flow on the sphere, which starts at the uniform law."""
-    flow = nfi.flows.star_like_flow(3, num_layers=6)
+    flow = nfi.flows.star_like_flow(3, num_layers=4)
 
-    def guide(directions: Tensor) -> None:
+    def guide(directions: Tensor, weight: float = 1.0) -> None:
         nfp.module("axis_flow", flow)
         pyro.sample("mu", nfp.FlowDistribution(flow))
 
@@ -142,14 +146,16 @@ def run_nuts(directions: Tensor, samples: int) -> Posterior:
     return Posterior(drawn, None, time.perf_counter() - began)
 
 
-def run_svi(guide: Callable[[Tensor], object], directions: Tensor, steps: int) -> Posterior:
-    """Train a guide, and draw from it."""
+def run_svi(
+    guide: Callable[..., object], directions: Tensor, steps: int, rate: float
+) -> Posterior:
+    """Train a guide, the likelihood raised from a tenth to its full power, and draw from it."""
     began = time.perf_counter()
     elbo = Trace_ELBO(num_particles=PARTICLES, vectorize_particles=True, max_plate_nesting=0)
     decay = 0.05 ** (1 / max(steps, 1))
-    svi = SVI(axis_model, guide, pyro.optim.ClippedAdam({"lr": 1e-2, "lrd": decay}), elbo)
-    for _ in range(steps):
-        svi.step(directions)
+    svi = SVI(axis_model, guide, pyro.optim.ClippedAdam({"lr": rate, "lrd": decay}), elbo)
+    for step in range(steps):
+        svi.step(directions, 0.1 ** max(0.0, 1.0 - step / (0.6 * steps)))
     seconds = time.perf_counter() - began
     many = Trace_ELBO(num_particles=4000, vectorize_particles=True, max_plate_nesting=0)
     bound = -many.loss(axis_model, guide, directions)
@@ -210,7 +216,7 @@ def main() -> None:
             "projected_normal": lambda: projected_normal_guide,
             "flow": flow_guide,
         }
-        found[name] = run_svi(guides[name](), directions, options.steps)
+        found[name] = run_svi(guides[name](), directions, options.steps, RATES[name])
 
     print(f"\nLog-evidence by quadrature: {log_evidence:.4f}\n")
     print("| method | evidence gap, nats | error of E[mu mu^T] | share of one end | seconds |")
