@@ -1,0 +1,347 @@
+"""The guide by a stack of normflows layers."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+import warnings
+
+import normflows as nf
+import pytest
+import torch
+
+import normflows_injective as nfi
+
+pyro = pytest.importorskip("pyro", reason="Pyro is not installed")
+dist = pytest.importorskip("pyro.distributions")
+infer = pytest.importorskip("pyro.infer")
+autoguide = pytest.importorskip("pyro.infer.autoguide")
+nfp = pytest.importorskip("normflows_injective.pyro")
+auto_flow = pytest.importorskip("normflows_injective.pyro.auto_flow")
+DIM = 4
+
+
+@pytest.fixture(autouse=True)
+def clean():
+    pyro.clear_param_store()
+    with pyro.validation_enabled(True):
+        yield
+
+
+def couplings(dim, count=3, width=16):
+    shape = [dim - dim // 2, width, 2 * (dim // 2)]
+    nets = [nf.nets.MLP(shape, init_zeros=True) for _ in range(count)]
+    return [nf.flows.AffineCouplingBlock(net) for net in nets]
+
+
+LOC = torch.tensor([1.0, -2.0, 0.5, 3.0])
+FACTOR = torch.tensor(
+    [[0.7, 0, 0, 0], [0.5, 0.4, 0, 0], [-0.3, 0.2, 0.6, 0], [0.4, -0.3, 0.1, 0.5]]
+)
+
+
+def gaussian():
+    """A normalised correlated law, so that the evidence is one."""
+    return pyro.sample("x", dist.MultivariateNormal(LOC, scale_tril=FACTOR))
+
+
+def sites():
+    scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+    with pyro.plate("rows", 2):
+        pyro.sample("p", dist.Dirichlet(torch.ones(3)))
+    pyro.sample("y", dist.Normal(0.0, scale), obs=torch.tensor(1.0))
+
+
+def fit(model, guide, steps, lr=0.02, elbo=infer.Trace_ELBO, **options):
+    pyro.set_rng_seed(0)
+    optimizer = pyro.optim.ClippedAdam({"lr": lr, "lrd": 0.05 ** (1 / max(steps, 1))})
+    svi = infer.SVI(model, guide, optimizer, elbo(**options))
+    return [svi.step() for _ in range(steps)]
+
+
+def state_of(guide):
+    return {name: value.clone() for name, value in guide.state_dict().items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("factory", [None, couplings], ids=["splines", "couplings"])
+def test_a_correlated_normal_law_is_met(factory):
+    guide = nfp.AutoFlow(gaussian, factory, init_scale=0.5)
+    options = {"num_particles": 16, "vectorize_particles": True, "max_plate_nesting": 0}
+    fit(gaussian, guide, 300, **options)
+    with torch.no_grad():
+        loss = infer.Trace_ELBO(**{**options, "num_particles": 2000})
+        values = torch.tensor([loss.loss(gaussian, guide) for _ in range(5)])
+    assert -4 * float(values.std()) / math.sqrt(5) < float(values.mean()) < 0.1
+
+
+# Permutations.
+
+
+def untouched(guide, dim, spread=1.0):
+    """Coordinates that are still the base's, with the place behind the layers taken away."""
+    layers = guide.transform.stack.flows[:-1]
+    with torch.no_grad():
+        for layer in layers:
+            for parameter in layer.parameters():
+                parameter.add_(spread * torch.randn_like(parameter))
+        z = torch.randn(5, dim)
+        x = z
+        for layer in layers:
+            x = layer(x)[0]
+    return sum(bool((x[:, i, None] == z).all(0).any()) for i in range(dim))
+
+
+def normals(dim):
+    return lambda: pyro.sample("x", dist.Normal(torch.zeros(dim), 1.0).to_event(1))
+
+
+def masked(dim):
+    """Couplings that change places by themselves."""
+    mask = torch.arange(dim) % 2
+    return [
+        nf.flows.MaskedAffineFlow(b, nf.nets.MLP([dim, 4, dim]), nf.nets.MLP([dim, 4, dim]))
+        for b in (mask.float(), 1.0 - mask, mask.float())
+    ]
+
+
+def with_scales(dim):
+    layers = couplings(dim)
+    return [layer for pair in zip(layers, map(scaling, [dim] * 3), strict=True) for layer in pair]
+
+
+def scaling(dim):
+    return nf.flows.AffineConstFlow((dim,), shift=False)
+
+
+@pytest.mark.parametrize("dim", [2, 3, 4, 5, 6, 7])
+@pytest.mark.parametrize("factory", [couplings, masked])
+def test_no_coordinate_is_left_alone(factory, dim):
+    for seed in range(5):
+        torch.manual_seed(seed)
+        assert untouched(nfp.AutoFlow(normals(dim), factory).build(), dim) == 0
+        pyro.clear_param_store()
+
+
+@pytest.mark.parametrize("dim", [2, 4, 5])
+def test_elementwise_layers_between_couplings_do_not_undo_a_permutation(dim):
+    guide = nfp.AutoFlow(normals(dim), with_scales).build()
+    kinds = [type(layer).__name__ for layer in guide.transform.stack.flows]
+    expected = ["AffineCouplingBlock", "AffineConstFlow", "Permute"] * 3
+    assert kinds == [*expected[:-1], "AffineConstFlow"]
+    blocks = [
+        f for f in guide.transform.stack.flows if not isinstance(f, nf.flows.AffineConstFlow)
+    ]
+    guide.transform.stack.flows = torch.nn.ModuleList([*blocks, scaling(dim)])
+    assert untouched(guide, dim) == 0
+
+
+@pytest.mark.parametrize("dim", [2, 4, 5, 6])
+def test_without_permutations_the_first_half_is_left_alone(dim):
+    guide = nfp.AutoFlow(normals(dim), couplings, permute=False).build()
+    assert untouched(guide, dim) == dim - dim // 2
+    linear = nfp.AutoFlow(
+        normals(dim),
+        lambda d: [couplings(d)[0], nf.flows.LULinearPermute(d), couplings(d)[0]],
+    ).build()
+    kinds = [type(layer).__name__ for layer in linear.transform.stack.flows]
+    assert "Permute" not in kinds
+
+
+@pytest.mark.parametrize("permute", [True, False])
+def test_training_moves_what_permutations_reach(permute):
+    """A law of four skewed variables; what no coupling reaches keeps a normal marginal."""
+
+    def model():
+        x = pyro.sample("x", dist.Normal(torch.zeros(DIM), 1.0).to_event(1).mask(False))
+        pyro.factor("skewed", (x - x.exp()).sum(-1) - 0.5 * (x.sum(-1) - 1).square())
+
+    guide = nfp.AutoFlow(model, couplings, permute=permute)
+    fit(model, guide, 20, num_particles=8, vectorize_particles=True, max_plate_nesting=0)
+    assert untouched(guide, DIM, spread=0.0) == (0 if permute else DIM // 2)
+
+
+# Parameters.
+
+
+def test_dtype_is_that_of_the_model():
+    def model():
+        pyro.sample("x", dist.Normal(torch.zeros(3, dtype=torch.float64), 1.0).to_event(1))
+
+    for factory in (None, couplings):
+        pyro.clear_param_store()
+        guide = nfp.AutoFlow(model, factory)
+        fit(model, guide, 2)
+        assert {p.dtype for p in guide.parameters()} == {torch.float64}
+        assert guide()["x"].dtype == guide.median()["x"].dtype == torch.float64
+        assert torch.get_default_dtype() == torch.float32
+
+
+def test_no_parameter_has_two_names():
+    guide = nfp.AutoFlow(gaussian)
+    fit(gaussian, guide, 1)
+    every = [id(p) for _, p in guide.named_parameters(remove_duplicate=False)]
+    assert len(every) == len(set(every)) > 0
+    stored = [id(p) for p in pyro.get_param_store()._params.values()]
+    assert set(stored) == set(every)
+
+
+def test_build_makes_parameters_for_a_state_dict(tmp_path):
+    first = nfp.AutoFlow(gaussian, couplings)
+    with pytest.raises(RuntimeError):
+        first.load_state_dict({"transform.stack.flows.0.param_map": torch.ones(1)})
+    fit(gaussian, first, 3)
+    pyro.clear_param_store()
+    torch.manual_seed(77)
+    second = nfp.AutoFlow(gaussian, couplings).build()
+    second.load_state_dict(first.state_dict())
+    third = nfp.AutoFlow(gaussian, couplings).build()
+    nfp.save(first, tmp_path / "guide.safetensors")
+    nfp.load(third, tmp_path / "guide.safetensors")
+    point = torch.randn(DIM)
+    expected = first.get_posterior().log_prob(point)
+    for guide in (second, third):
+        torch.testing.assert_close(guide.get_posterior().log_prob(point), expected)
+
+
+def test_medians_and_quantiles_are_those_of_the_law():
+    guide = nfp.AutoFlow(sites, couplings, init_scale=0.5).build()
+    median, quantiles = guide.median(), guide.quantiles([0.1, 0.5, 0.9])
+    assert {name: tuple(value.shape) for name, value in median.items()} == {
+        "scale": (),
+        "p": (2, 3),
+    }
+    assert quantiles["p"].shape == (3, 2, 3)
+    torch.testing.assert_close(median["p"].sum(-1), torch.ones(2))
+    # The couplings start as the identity, so that the law of log(scale) is N(loc, 0.5).
+    loc = guide.transform.stack.flows[-1].t.detach().flatten()[0]
+    expected = (loc + 0.5 * dist.Normal(0.0, 1.0).icdf(torch.tensor([0.1, 0.5, 0.9]))).exp()
+    torch.testing.assert_close(quantiles["scale"], expected, rtol=0.12, atol=0)
+    draws = guide.sample_posterior(7)
+    assert draws["p"].shape == (7, 2, 3)
+
+
+def test_a_single_latent_variable():
+    def model():
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(x, 1.0), obs=torch.tensor(2.0))
+
+    for factory in (None, lambda dim: nf.flows.AffineConstFlow((dim,))):
+        pyro.clear_param_store()
+        guide = nfp.AutoFlow(model, factory)
+        fit(model, guide, 200, num_particles=8, vectorize_particles=True, max_plate_nesting=0)
+        x = guide.sample_posterior(1000)["x"]
+        assert x.shape == (1000,)
+        assert float(x.mean()) == pytest.approx(1.0, abs=0.1)
+        assert float(x.std()) == pytest.approx(math.sqrt(0.5), rel=0.15)
+
+
+def test_layers_that_start_by_data_start_right():
+    guide = nfp.AutoFlow(gaussian, lambda dim: [nf.flows.ActNorm((dim,)), *couplings(dim)])
+    losses = fit(gaussian, guide, 3)
+    assert all(math.isfinite(loss) for loss in losses)
+
+
+# Refusals and warnings.
+
+
+def test_subsampled_local_latents_are_refused_by_name():
+    def model():
+        with pyro.plate("rows", 10, subsample_size=4):
+            pyro.sample("local", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(nfi.errors.UnsupportedModelError, match="'local' lies in plate 'rows'"):
+        nfp.AutoFlow(model)()
+    assert issubclass(nfi.errors.UnsupportedModelError, NotImplementedError)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"init_scale": 0.0}, "init_scale"), ({"flow_factory": couplings(4)}, "flow_factory")],
+)
+def test_options_that_make_no_sense(options, message):
+    with pytest.raises(nfi.errors.OptionError, match=message):
+        nfp.AutoFlow(gaussian, **options)
+
+
+def test_layers_that_change_the_dimension_are_refused():
+    guide = nfp.AutoFlow(gaussian, lambda dim: nfi.flows.LinearInjection(dim - 1, dim))
+    with pytest.raises((nfi.errors.ShapeError, RuntimeError)):
+        guide.build()
+    with pytest.raises(nfi.errors.OptionError):
+        nfp.AutoFlow(gaussian, lambda dim: [torch.nn.Linear(dim, dim)]).build()
+
+
+def test_a_second_guide_under_the_same_names_warns():
+    fit(gaussian, nfp.AutoFlow(gaussian, couplings), 1)
+    with pytest.warns(nfi.errors.ParamStoreWarning, match="clear_param_store"):
+        nfp.AutoFlow(gaussian, couplings)()
+    pyro.clear_param_store()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit(gaussian, nfp.AutoFlow(gaussian, couplings), 2)
+
+
+# Copies.
+
+
+def pickled(guide):
+    return pickle.loads(pickle.dumps(guide))
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, pickled])
+def test_copies_after_a_step_and_the_live_guide_keeps_its_model(duplicate):
+    guide = nfp.AutoFlow(gaussian, couplings)
+    fit(gaussian, guide, 2)
+    own = guide.model
+    copied = duplicate(guide)
+    assert guide.model is own
+    point = torch.randn(DIM)
+    expected = guide.get_posterior().log_prob(point)
+    torch.testing.assert_close(copied.get_posterior().log_prob(point), expected)
+    # Both would have the same names in the store.
+    with pytest.warns(nfi.errors.ParamStoreWarning):
+        copied()
+    before = state_of(copied)
+    fit(gaussian, guide, 1)
+    assert all(torch.equal(value, before[name]) for name, value in copied.state_dict().items())
+    if duplicate is copy.deepcopy:
+        assert copied.model is own
+        pyro.clear_param_store()
+        fit(gaussian, copied, 1)
+        assert any(not torch.equal(v, before[name]) for name, v in copied.state_dict().items())
+
+
+# Other parts of Pyro.
+
+
+def test_in_a_list_of_guides():
+    guide = autoguide.AutoGuideList(sites)
+    guide.append(nfp.AutoFlow(pyro.poutine.block(sites, expose=["scale"])))
+    guide.append(autoguide.AutoNormal(pyro.poutine.block(sites, expose=["p"])))
+    losses = fit(sites, guide, 5)
+    assert all(math.isfinite(loss) for loss in losses)
+    assert set(guide()) == {"scale", "p"}
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.parametrize(
+    "factory",
+    [pytest.param(None, marks=pytest.mark.slow), couplings],
+    ids=["splines", "couplings"],
+)
+def test_traced_objectives_train_and_agree(factory):
+    guide = nfp.AutoFlow(gaussian, factory)
+    guide()
+    before = state_of(guide)
+    fit(gaussian, guide, 20, elbo=infer.JitTrace_ELBO)
+    assert any(not torch.equal(value, before[name]) for name, value in guide.state_dict().items())
+    values = {}
+    for elbo in (infer.JitTrace_ELBO, infer.Trace_ELBO):
+        loss = elbo(ignore_jit_warnings=True) if elbo is infer.JitTrace_ELBO else elbo()
+        values[elbo] = torch.tensor([loss.loss(gaussian, guide) for _ in range(150)])
+    means = [float(v.mean()) for v in values.values()]
+    error = math.sqrt(sum(float(v.var()) / len(v) for v in values.values()))
+    assert abs(means[0] - means[1]) < 4 * error
