@@ -73,6 +73,8 @@ class AutoFlow(JointGuide):
         torch.Size([3])
     """
 
+    recipe = ("_factory",)
+
     def __init__(
         self,
         model: Callable[..., Any],

@@ -112,6 +112,8 @@ class AutoInjective(JointGuide):
         torch.Size([3])
     """
 
+    recipe = ("_options",)
+
     def __init__(
         self,
         model: Callable[..., Any],

@@ -38,6 +38,8 @@ class JointGuide(AutoContinuous):
     """
 
     num_quantile_samples = 1000
+    # Attributes that only unbuilt guides need, and that may hold what cannot be pickled.
+    recipe: tuple[str, ...] = ()
 
     def __init__(
         self, model: Callable[..., Any], init_loc_fn: Callable[..., Any] = init_to_median
@@ -119,7 +121,7 @@ class JointGuide(AutoContinuous):
         # Pyro's own leaves the live guide without its model.
         model, master = self._model, self.master
         try:
-            return dict(super().__getstate__(), _names_checked=False)
+            return dict(super().__getstate__(), _names_checked=False, **dict.fromkeys(self.recipe))
         finally:
             self._model, self.master = model, master
 
@@ -127,8 +129,10 @@ class JointGuide(AutoContinuous):
         copied = type(self).__new__(type(self))
         memo[id(self)] = copied
         copied.__setstate__(deepcopy(self.__getstate__(), memo))
-        # A copy guides the same model.
+        # A copy guides the same model, and is built by the same recipe.
         copied._model = self._model
+        for name in self.recipe:
+            object.__setattr__(copied, name, getattr(self, name))
         return copied
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:

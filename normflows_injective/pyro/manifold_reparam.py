@@ -7,10 +7,7 @@ from typing import Any, final
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro import poutine
-from pyro.distributions.util import sum_rightmost
 from pyro.infer.reparam.reparam import Reparam
-from torch import Tensor
 from torch.distributions import Transform, constraints
 
 from ..errors import OptionError, UnsupportedModelError
@@ -28,10 +25,8 @@ class ManifoldReparam(Reparam):
     A site ``"x"`` becomes a latent ``"x_coordinates"`` without constraint, which NUTS, NeuTra and
     every autoguide can reach, and a deterministic ``"x"``. It serves where a distribution's
     support has no chart of its own (Pyro's laws on the sphere), and to choose another chart than
-    the registered one, such as one whose missing point is far from the posterior.
-
-    Without a value for the site the coordinates are drawn from a standard normal, not from the
-    prior: condition before drawing prior predictions.
+    the registered one, such as one whose missing point is far from the posterior. Draws of the
+    model are those of the site's own law.
 
     Args:
         transform: Chart from :math:`\mathbb R^d` to the manifold, such as
@@ -47,6 +42,7 @@ class ManifoldReparam(Reparam):
         Change of variables; the same as registering the chart as the ``biject_to`` of the support.
 
     Examples:
+        >>> from pyro import poutine
         >>> from normflows_injective.flows import SphereChart
         >>> from normflows_injective.pyro import FlowTransform
         >>> chart = FlowTransform(SphereChart(3, "stereographic"))
@@ -82,27 +78,20 @@ class ManifoldReparam(Reparam):
                 "Leave it out of the config: an observed point needs no coordinates."
             )
         self._check_measure(name, fn)
-        z = self._coordinates(name, fn, value)
-        if value is None:
-            value = self.transform(z)
-        log_density: Any = 0.0
-        if poutine.get_mask() is not False:
-            log_volume = self.transform.log_abs_det_jacobian(z, value)
-            extra = fn.event_dim - self.transform.codomain.event_dim
-            log_density = fn.log_prob(value) + sum_rightmost(log_volume, extra)
-        moved = dist.Delta(value, log_density, event_dim=fn.event_dim)
-        return {"fn": moved, "value": value, "is_observed": True}
-
-    def _coordinates(self, name: str, fn: Any, value: Tensor | None) -> Tensor:
-        shape = self.transform.inverse_shape(fn.shape())
-        like = fn.sample().new_zeros(()) if value is None else value.new_zeros(())
-        base = dist.Normal(like, 1.0).expand(shape).to_event(fn.event_dim)
-        return pyro.sample(
+        z = pyro.sample(
             f"{name}_coordinates",
-            base.mask(False),
+            # The law itself, seen in the chart: draws without a condition are the prior's.
+            dist.TransformedDistribution(fn, [self.transform.inv]),
             obs=None if value is None else self.transform.inv(value),
             infer={"is_observed": False},
         )
+        if value is None:
+            value = self.transform(z)
+        return {
+            "fn": dist.Delta(value, event_dim=fn.event_dim).mask(False),
+            "value": value,
+            "is_observed": True,
+        }
 
     def _check_measure(self, name: str, fn: Any) -> None:
         while isinstance(fn, torch.distributions.Independent | dist.MaskedDistribution):
