@@ -82,6 +82,31 @@ for b, a in zip(before, after):
     assert done.returncode == 0, done.stderr
 
 
+def test_pyro_is_needed_by_its_part_only():
+    script = """
+import sys
+sys.modules["pyro"] = None  # as if it were not installed
+import normflows_injective as nfi
+try:
+    import normflows_injective.pyro
+except ImportError as error:
+    assert "pip install normflows-injective[pyro]" in str(error), error
+else:
+    raise SystemExit("imported without Pyro")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_public_names_of_the_part_for_pyro():
+    nfp = pytest.importorskip("normflows_injective.pyro", reason="Pyro is not installed")
+    for name in nfp.__all__:
+        assert getattr(nfp, name).__doc__, name
+    assert len(nfp.__all__) <= 13
+
+
 def test_every_public_name_exists_and_is_documented():
     spaces = (nfi, nfi.flows, nfi.nets, nfi.distributions, nfi.volume, nfi.diagnostics, nfi.errors)
     for space in spaces:
