@@ -148,17 +148,19 @@ def draw(
     path: Path, grid: Grid, prior: Tensor, posterior: Tensor, found: dict[str, Posterior]
 ) -> None:
     """Prior, posterior, and draws of the methods."""
-    figure, axes = plt.subplots(1, 2 + len(found), figsize=(3 * (2 + len(found)), 3.1))
+    figure, axes = plt.subplots(1, 2 + len(found), figsize=(3 * (2 + len(found)), 3.3))
     for axis, density, title in zip(
         axes[:2], (prior, posterior), ("prior: a flow", "posterior by quadrature"), strict=True
     ):
-        axis.imshow(density.view(grid.size, -1), origin="lower", extent=grid.extent, cmap="Blues")
+        axis.imshow(
+            density.view(grid.size, -1).numpy(), origin="lower", extent=grid.extent, cmap="Blues"
+        )
         axis.set_title(title, fontsize=9)
     for axis, (name, result) in zip(axes[2:], found.items(), strict=True):
         axis.imshow(
-            posterior.view(grid.size, -1), origin="lower", extent=grid.extent, cmap="Blues"
+            posterior.view(grid.size, -1).numpy(), origin="lower", extent=grid.extent, cmap="Blues"
         )
-        axis.plot(*result.samples[:600].T, ".", ms=1.5, color="#c8102e")
+        axis.plot(*result.samples[:600].T.numpy(), ".", ms=1.5, color="#c8102e")
         axis.set_title(name, fontsize=9)
     for axis in axes:
         axis.set_xlim(-2.2, 2.2)

@@ -105,7 +105,7 @@ def run(model: Model, build: Callable[[Model], Any], steps: int, draws: int) -> 
     with torch.no_grad():
         bound = -many.loss(model, guide)
         pareto_k = psis_diagnostic(model, guide, num_particles=draws, max_plate_nesting=0)
-        samples = [guide() for _ in range(400)]
+        samples = [guide() for _ in range(draws // 20)]
     kept = {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
     return Row(float(bound), float(pareto_k), seconds, kept)
 
@@ -113,10 +113,10 @@ def run(model: Model, build: Callable[[Model], Any], steps: int, draws: int) -> 
 def draw(path: Path, rows: dict[str, Row]) -> None:
     """The bend, and draws of the guides."""
     figure, axes = plt.subplots(1, len(rows), figsize=(2.6 * len(rows), 2.8), sharey=True)
-    bend = torch.linspace(-9, 9, 200)
+    bend = torch.linspace(-9, 9, 200).numpy()
     for axis, (name, row) in zip(axes, rows.items(), strict=True):
         axis.plot(bend, 0.5 * bend**2, color="0.7", lw=1)
-        axis.plot(row.samples["x1"], row.samples["x2"], ".", ms=2, color="#1f4e9c")
+        axis.plot(row.samples["x1"].numpy(), row.samples["x2"].numpy(), ".", ms=2, color="#1f4e9c")
         axis.set_title(name.replace("MultivariateNormal", "MVN"), fontsize=9)
         axis.set_xlim(-9, 9)
         axis.set_ylim(-4, 30)

@@ -172,9 +172,12 @@ def draw(path: Path, grid: Grid, log_posterior: Tensor, found: dict[str, Posteri
     )
     density = log_posterior.exp().view(len(grid.latitude), len(grid.longitude))
     for axis, name in zip(axes, shown, strict=True):
-        axis.pcolormesh(grid.longitude, grid.latitude, density, cmap="Blues", rasterized=True)
+        axis.pcolormesh(
+            grid.longitude.numpy(), grid.latitude.numpy(), density.numpy(), cmap="Blues"
+        )
         x, y, z = found[name].samples[:400].unbind(1)
-        axis.plot(torch.atan2(y, x), z.clamp(-1, 1).asin(), ".", color="#c8102e", ms=2)
+        where = torch.atan2(y, x).numpy(), z.clamp(-1, 1).asin().numpy()
+        axis.plot(*where, ".", color="#c8102e", ms=2)
         axis.set_title(NAMES[name], fontsize=9)
         axis.set_xticklabels([])
         axis.set_yticklabels([])

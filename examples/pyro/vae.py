@@ -198,7 +198,7 @@ def write_figure(flow: nfi.InjectiveNormalizingFlow, test: Tensor, path: Path) -
     figure, axes = plt.subplots(4, 1, figsize=(10, 2.6), layout="constrained")
     for axis, name, row in zip(axes, names, rows, strict=True):
         images = nn.functional.pad(row.view(-1, 8, 8).clamp(0, 1), (1, 1, 1, 1), value=0.5)
-        axis.imshow(torch.cat(list(images), dim=1), cmap="gray_r", vmin=0, vmax=1)
+        axis.imshow(torch.cat(list(images), dim=1).numpy(), cmap="gray_r", vmin=0, vmax=1)
         axis.set(xticks=[], yticks=[])
         axis.set_ylabel(name, rotation=0, ha="right", va="center")
     path.parent.mkdir(parents=True, exist_ok=True)
