@@ -86,7 +86,7 @@ def test_a_draw_that_was_changed_in_place_is_scored_anew(name):
     with torch.no_grad():
         x.copy_(other)
     found = law.log_prob(x)
-    assert (found - before).abs().min() > 1e-4
+    assert (found - before).abs().max() > 1e-3
     torch.testing.assert_close(found, law.log_prob(other), rtol=1e-5, atol=1e-5)
 
 
