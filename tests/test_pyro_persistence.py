@@ -195,6 +195,49 @@ def test_store_that_is_not_taken_over_warns(stored):
     assert torch.equal(before, scores(second))
 
 
+def train_by_pyro(flow, update=False):
+    """Train, registered by pyro.module."""
+
+    def guide():
+        pyro.module("flow", flow, update_module_params=update)
+        pyro.sample("x", nfp.FlowDistribution(flow))
+
+    def model():
+        pyro.sample("x", dist.Normal(torch.ones(flow.q0.d), 1.0).to_event(1))
+
+    svi = infer.SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), infer.Trace_ELBO())
+    return [svi.step() for _ in range(2)]
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_distribution_says_by_itself_that_the_store_has_lost_buffers(seed, tmp_path):
+    first, second = shuffled(1), shuffled(seed)
+    train_by_pyro(first)
+    pyro.get_param_store().save(tmp_path / "store")
+    pyro.clear_param_store()
+    pyro.get_param_store().load(tmp_path / "store")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ParamStoreWarning)
+        train_by_pyro(second, update=True)
+        train_by_pyro(second, update=True)
+    lost = [w for w in caught if w.category is ParamStoreWarning]
+    # Once, and only where the permutations are others.
+    assert len(lost) == (seed != 1)
+    assert all("other buffers" in str(w.message) for w in lost)
+
+
+def test_a_module_that_takes_over_a_second_store_is_compared_again(tmp_path):
+    first, second = shuffled(1), shuffled(2)
+    train_by_pyro(first)
+    pyro.get_param_store().save(tmp_path / "store")
+    pyro.clear_param_store()
+    train_by_pyro(second)
+    pyro.clear_param_store()
+    pyro.get_param_store().load(tmp_path / "store")
+    with pytest.warns(ParamStoreWarning, match="other buffers"):
+        train_by_pyro(second, update=True)
+
+
 def test_store_that_pyro_itself_filled_warns_that_it_cannot_be_told():
     first, second = shuffled(1), shuffled(1)
     pyro.module("flow", first)

@@ -13,9 +13,10 @@ from torch.distributions import constraints
 
 from ..context import needs_context
 from ..errors import ContextError, UnsupportedLayerError
+from .buffers import watch_buffers
 from .constraints import support_of
 from .layers import LayerStack, flatten_events
-from .sample_cache import SampleCache, state_of
+from .sample_cache import SampleCache, State, state_of
 
 __all__ = ["FlowTransform"]
 
@@ -86,18 +87,18 @@ class FlowTransform(TransformModule):
 
     def __call__(self, x: Tensor) -> Tensor:
         """Send latents (*, *event) to the data."""
+        watch_buffers(self)
         y, log_det = flatten_events(self.stack.push, x, self._events)
         if self._cache_size:
-            self._drawn.store(y, (x, log_det), state_of([self.stack]))
+            self._drawn.store(y, (x, log_det), self._state())
         return y
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """Log-volume (*) in nats of the way from latents x to data y = self(x)."""
-        state = state_of([self.stack])
-        drawn = self._drawn.find(y, state, self._trains)
+        drawn = self._drawn.find(y, self._state, self._trains)
         if drawn is not None and drawn[0] is x:
             return drawn[1]
-        inverted = self._inverted.find(x, state, self._trains)
+        inverted = self._inverted.find(x, self._state, self._trains)
         if inverted is not None:
             return inverted
         return flatten_events(self.stack.push, x, self._events)[1]
@@ -129,6 +130,9 @@ class FlowTransform(TransformModule):
     def _trains(self) -> bool:
         return any(parameter.requires_grad for parameter in self.parameters())
 
+    def _state(self) -> State:
+        return state_of([self.stack])
+
     def _call(self, x: Tensor) -> Tensor:
         return flatten_events(self.stack.push, x, self._events)[0]
 
@@ -136,13 +140,13 @@ class FlowTransform(TransformModule):
         return flatten_events(self.stack.pull, y, self._events)[0]
 
     def _inv_call(self, y: Tensor) -> Tensor:
-        state = state_of([self.stack])
-        drawn = self._drawn.find(y, state, self._trains)
+        watch_buffers(self)
+        drawn = self._drawn.find(y, self._state, self._trains)
         if drawn is not None:
             return drawn[0]
         x, log_volume = flatten_events(self.stack.pull, y, self._events)
         # Known by the latents, which are new at every call, and so never out of date.
-        self._inverted.store(x, log_volume, state)
+        self._inverted.store(x, log_volume, self._state())
         return x
 
 

@@ -21,6 +21,7 @@ from ..context import check_context, needs_context, takes_context
 from ..errors import OffManifoldError, OptionError, ShapeError
 from ..stack import model_dtype, undisturbed
 from ..volume.modules import is_cold
+from .buffers import watch_buffers
 from .constraints import ImageConstraint, StarLikeConstraint
 from .layers import LayerStack, context_rows, context_shape, make_contiguous
 from .sample_cache import SampleCache, State, state_of
@@ -86,6 +87,7 @@ class ModelDistribution(TorchDistribution, ABC):
         self.stack, shape, self.latent_dim = _anatomy(self.model, context)[:3]
         self._model_shape = shape
         self._cache = SampleCache()
+        watch_buffers(self.model)
         super().__init__(batch_shape, _event_shape(shape, event_dim), validate_args)
 
     @abstractmethod
@@ -129,7 +131,7 @@ class ModelDistribution(TorchDistribution, ABC):
                 f"Values must end in the event shape {tuple(self.event_shape)} of {self}, got "
                 f"shape {tuple(value.shape)}."
             )
-        drawn = self._cache.find(value, self._state(), self._trains())
+        drawn = self._cache.find(value, self._state, self._trains())
         if self._validate_args and drawn is None:
             self._validate_sample(value)
         shape = torch.broadcast_shapes(value.shape[:cut], self.batch_shape)

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import warnings
 from typing import Any
 
 import pyro
 import torch
 from pyro.infer.autoguide.guides import AutoGuide
 from pyro.params.param_store import param_with_module_name
-from torch import Tensor, nn
+from torch import nn
 
 from ..checkpoints import load_checkpoint, save_checkpoint
-from ..errors import CheckpointError, ParamStoreWarning
+from ..errors import CheckpointError
+from .buffers import DIGEST, digest_of, warn_of_store, watch_buffers
 from .layers import make_contiguous
 
 __all__ = ["load", "module", "save"]
 
-_DIGEST = "digest_of_buffers"
+_NOT_TAKEN = (
+    "has parameters in Pyro's parameter store that are not those of this module, which goes on "
+    "with its own. Pass update_module_params=True to take them over"
+)
+_UNKNOWN = (
+    "takes its parameters from Pyro's parameter store, which keeps no buffers: its permutations "
+    "and masks may differ from those it was trained with"
+)
 
 
 def save(trained: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -67,8 +73,9 @@ def module(name: str, nn_module: nn.Module, update_module_params: bool = False) 
 
     Pyro's parameter store keeps parameters only. A stack with random permutations or masks that
     takes its parameters from a loaded store, in a process with another seed, has another density
-    and says nothing. This function leaves a digest of the buffers in the store, compares, and
-    warns. It is better to :func:`save` the module.
+    and says nothing. A digest of the buffers in the store lets us compare and warn. Our
+    distributions and transforms do so by themselves; this function also says where parameters
+    were not taken over, or came without a digest. It is better to :func:`save` the module.
 
     Args:
         name: Name in the store.
@@ -84,19 +91,21 @@ def module(name: str, nn_module: nn.Module, update_module_params: bool = False) 
             that cannot be told, or if they are in the store and not taken over.
 
     Examples:
-        >>> layer = module("layer", nn.Linear(2, 1))
-        >>> "layer$$$weight" in pyro.get_param_store()
+        >>> linear = module("linear", nn.Linear(2, 1))
+        >>> "linear$$$weight" in pyro.get_param_store()
         True
     """
-    store: Any = pyro.get_param_store()
     make_contiguous(nn_module)
-    digest = _digest(nn_module)
-    key = param_with_module_name(name, _DIGEST)
+    store: Any = pyro.get_param_store()
     if _comes_from_store(store, name, nn_module):
-        _warn_if_different(name, digest, store, key, update_module_params)
-    elif digest is not None:
-        store[key] = digest
+        if not update_module_params:
+            warn_of_store(name, _NOT_TAKEN)
+        elif (
+            digest_of(nn_module) is not None and param_with_module_name(name, DIGEST) not in store
+        ):
+            warn_of_store(name, _UNKNOWN)
     registered: nn.Module = pyro.module(name, nn_module, update_module_params)
+    watch_buffers(nn_module)
     return registered
 
 
@@ -107,52 +116,6 @@ def _comes_from_store(store: Any, name: str, nn_module: nn.Module) -> bool:
         if kept is not None and kept is not parameter:
             return True
     return False
-
-
-def _warn_if_different(
-    name: str, digest: Tensor | None, store: Any, key: str, update_module_params: bool
-) -> None:
-    reason = None
-    if not update_module_params:
-        reason = (
-            "has parameters in Pyro's parameter store that are not those of this module, which "
-            "goes on with its own. Pass update_module_params=True to take them over"
-        )
-    elif digest is not None and key not in store:
-        reason = (
-            "takes its parameters from Pyro's parameter store, which keeps no buffers: its "
-            "permutations and masks may differ from those it was trained with"
-        )
-    elif digest is not None and not torch.equal(store[key], digest):
-        reason = (
-            "takes its parameters from Pyro's parameter store, but they were trained with other "
-            "buffers (permutations, masks, normalisations), so that its density is another one"
-        )
-    if reason is not None:
-        warnings.warn(
-            f"Module {name!r} {reason}. Save and restore whole modules by nfp.save and nfp.load, "
-            "or by state_dict.",
-            ParamStoreWarning,
-            stacklevel=3,
-        )
-
-
-def _digest(nn_module: nn.Module) -> Tensor | None:
-    """Two numbers that tell the buffers of a module from others, or None if it has none."""
-    parameters = dict(nn_module.named_parameters())
-    state = nn_module.state_dict()
-    buffers = [key for key in state if key not in parameters]
-    if not buffers:
-        return None
-    digest = hashlib.sha256()
-    for key in buffers:
-        tensor = state[key].detach().cpu().contiguous()
-        digest.update(f"{key} {tuple(tensor.shape)} ".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    raw = digest.digest()
-    # 48 bits each, which a float64 holds exactly.
-    numbers = [int.from_bytes(raw[i : i + 6], "big") for i in (0, 6)]
-    return torch.tensor(numbers, dtype=torch.float64)
 
 
 def _check_built(trained: nn.Module) -> None:

@@ -3,62 +3,91 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
-from typing import Any, final
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
-__all__ = ["SampleCache", "state_of"]
-
-State = tuple[Any, ...] | None
-_steps = [0]
+__all__ = ["SampleCache", "State", "state_of", "versions"]
 
 
-def _count(*_: Any) -> None:
-    _steps[0] += 1
+class State(NamedTuple):
+    """What a draw depends on: marks of every tensor, and norms of those with decimals."""
 
+    marks: tuple[Any, ...] | None
+    norms: Tensor | None
 
-# Fused optimisers change parameters without a trace in their versions.
-register_optimizer_step_post_hook(_count)
+    def agrees(self, other: State) -> bool:
+        """Whether nothing has changed; where changes leave no trace, it may have."""
+        if self.marks is None or self.marks != other.marks:
+            return False
+        if self.norms is None or other.norms is None:
+            return self.norms is other.norms
+        return torch.equal(self.norms, other.norms)
 
 
 def state_of(modules: Iterable[nn.Module], *tensors: Tensor | None) -> State:
     """What must not change between a draw and its score, cheap to compare.
 
-    Storage and version of every parameter, buffer and further tensor, the modes of the modules,
-    and the number of steps that optimisers have made. A change through ``tensor.data`` leaves no
-    trace in it, as autograd sees none either.
+    The modes of the modules; storage and version of every parameter, buffer and further tensor;
+    and their norms, because fused optimisers and ``tensor.data`` leave no trace in versions.
 
     Args:
         modules: Modules whose parameters and buffers count.
         *tensors: Further tensors that count, such as a context.
 
-    Returns:
-        A tuple to compare, or None where changes leave no trace, in inference mode.
-
     Examples:
         >>> layer = nn.Linear(2, 2)
         >>> before = state_of([layer])
-        >>> with torch.no_grad():
-        ...     _ = layer.weight.add_(1.0)
-        >>> before == state_of([layer])
+        >>> _ = layer.weight.data.add_(1.0)
+        >>> before.agrees(state_of([layer]))
         False
     """
-    parts: list[Any] = [_steps[0]]
-    found = list(tensors)
-    for root in modules:
-        for module in root.modules():
-            parts.append(module.training)
-            found += (*module._parameters.values(), *module._buffers.values())
-    for tensor in found:
-        if tensor is None:
-            continue
-        if tensor.is_inference():
-            return None
-        parts += (tensor.data_ptr(), tensor._version, tensor.requires_grad)
-    return tuple(parts)
+    parts = [module for root in modules for module in root.modules()]
+    found = [tensor for tensor in tensors if tensor is not None]
+    for module in parts:
+        held = (*module._parameters.values(), *module._buffers.values())
+        found += [tensor for tensor in held if tensor is not None]
+    marks = versions(found)
+    if marks is None:
+        return State(None, None)
+    modes = tuple(module.training for module in parts)
+    # Traced norms would become a part of the traced function.
+    norms = None if torch._C._get_tracing_state() is not None else _norms(found)
+    return State((modes, marks), norms)
+
+
+def versions(tensors: Iterable[Tensor]) -> tuple[Any, ...] | None:
+    """Marks by which most changes of tensors are seen.
+
+    Args:
+        tensors: Any tensors.
+
+    Returns:
+        Storage, version and need of gradients of each, or None if one is of inference mode, where
+        no changes are counted.
+
+    Examples:
+        >>> x = torch.ones(2)
+        >>> before = versions([x])
+        >>> _ = x.add_(1.0)
+        >>> before == versions([x])
+        False
+    """
+    tensors = list(tensors)
+    if any(tensor.is_inference() for tensor in tensors):
+        return None
+    return tuple((t.data_ptr(), t._version, t.requires_grad) for t in tensors)
+
+
+def _norms(tensors: list[Tensor]) -> Tensor | None:
+    decimals = [tensor.detach() for tensor in tensors if tensor.is_floating_point()]
+    if not decimals:
+        return None
+    home = decimals[0].device
+    norms = torch._foreach_norm(decimals)
+    return torch.stack([norm.to(home, torch.float64) for norm in norms])
 
 
 @final
@@ -74,14 +103,15 @@ class SampleCache:
     Examples:
         >>> cache = SampleCache()
         >>> x = 2 * torch.ones(2, requires_grad=True)
-        >>> cache.store(x, "its latents", ())
-        >>> cache.find(x, ()), cache.find(torch.ones(2), ())
+        >>> state = state_of([])
+        >>> cache.store(x, "its latents", state)
+        >>> cache.find(x, lambda: state), cache.find(torch.ones(2), lambda: state)
         ('its latents', None)
     """
 
     _sample: weakref.ref[Tensor] | None
     _found: Any
-    _state: State
+    _state: State | None
     _version: int
 
     def __init__(self) -> None:
@@ -93,10 +123,10 @@ class SampleCache:
         Args:
             sample: What was drawn.
             found: What goes with it.
-            state: The state in which it was drawn, see :func:`state_of`; None remembers nothing.
+            state: The state in which it was drawn, see :func:`state_of`.
         """
         self.clear()
-        if state is None or sample.is_inference():
+        if sample.is_inference():
             return
         self._found, self._state, self._version = found, state, sample._version
 
@@ -109,22 +139,22 @@ class SampleCache:
 
         self._sample = weakref.ref(sample, forget)
 
-    def find(self, sample: Tensor, state: State, trains: bool = True) -> Any:
+    def find(self, sample: Tensor, state: Callable[[], State], trains: bool = True) -> Any:
         """What goes with a sample, or None if it must be found anew.
 
         Args:
             sample: What is to be scored.
-            state: The present state.
+            state: Gives the present state; it is not asked for a tensor that was not drawn.
             trains: Whether the score is to be differentiated in something.
 
         Returns:
             What was stored with this tensor, in this state, if it was not changed in place. A
-            sample without a graph would take
-            the dependence on the parameters out of a score with one, so it has nothing.
+            sample without a graph would take the dependence on the parameters out of a score with
+            one, so it has nothing.
         """
-        if self._sample is None or self._sample() is not sample or self._state != state:
+        if self._sample is None or self._state is None or self._sample() is not sample:
             return None
-        if sample._version != self._version:
+        if sample._version != self._version or not self._state.agrees(state()):
             return None
         if torch.is_grad_enabled() and sample.grad_fn is None and (trains or sample.requires_grad):
             return None
