@@ -1,0 +1,180 @@
+"""Tables, page and figure of `guides.py`."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+from guide_fits import GUIDES
+from guide_samplers import CALIBRATED, MODES, SPHERE
+from guide_targets import Target
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+
+__all__ = ["figure", "page", "tables"]
+
+Records = dict[str, dict[str, Any]]
+
+
+class Row(NamedTuple):
+    """What the runs of one guide on one target say."""
+
+    guide: str
+    gaps: list[float]
+    rate: float
+    milliseconds: float
+
+    @property
+    def mean(self) -> float:
+        """Mean gap."""
+        return sum(self.gaps) / len(self.gaps)
+
+    @property
+    def error(self) -> float:
+        """Standard error of the mean; zero for one run."""
+        number = len(self.gaps)
+        if number < 2 or not math.isfinite(self.mean):
+            return 0.0
+        squares = sum((gap - self.mean) ** 2 for gap in self.gaps)
+        return math.sqrt(squares / (number - 1) / number)
+
+
+def _rows(records: Records, key: str) -> list[Row]:
+    rows = []
+    for guide in GUIDES[key]:
+        start = f"fit|{key}|{guide}|"
+        runs = [record for name, record in records.items() if name.startswith(start)]
+        if not runs:
+            continue
+        times = sorted(1000 * run.get("per_step", math.nan) for run in runs)
+        gaps = [run["gap"] for run in runs]
+        rows.append(Row(guide, gaps, runs[0]["rate"], times[len(times) // 2]))
+    return rows
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3f}"
+
+
+def _fits(records: Records, key: str, target: Target) -> str:
+    lines = [
+        f"### {target.title}: log Z = {target.log_evidence:.4f}, {target.steps} steps",
+        "",
+        "| guide | gap | standard error | least | greatest | rate | ms per step |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    rows = _rows(records, key)
+    for row in rows:
+        seeds = max(len(other.gaps) for other in rows)
+        missing = "" if len(row.gaps) == seeds else f" ({len(row.gaps)} seeds)"
+        numbers = (row.mean, row.error, min(row.gaps), max(row.gaps))
+        shown = " | ".join(_number(number) for number in numbers)
+        name = f"`{row.guide}`" if "." in row.guide or "Auto" in row.guide else row.guide
+        lines.append(f"| {name}{missing} | {shown} | {row.rate:g} | {row.milliseconds:.1f} |")
+    return "\n".join(lines)
+
+
+def _sphere(records: Records) -> str:
+    lines = [
+        "### NUTS on the sphere",
+        "",
+        "| site | mode at | mean | sd | effective draws | errors off, first moment | second "
+        "| divergences | seconds |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name in SPHERE:
+        for mode in MODES:
+            run = records.get(f"sphere|{name}|{mode}")
+            if run is None:
+                continue
+            lines.append(
+                f"| {name} | {mode} | {run['mean']:.4f} ± {run['error']:.4f} | {run['sd']:.4f} "
+                f"| {run['effective']:.0f} | {run['z_mean']:+.1f} | {run['z_square']:+.1f} "
+                f"| {run['divergences']:.0f} | {run['seconds']:.0f} |"
+            )
+    return "\n".join(lines)
+
+
+def _calibration(records: Records) -> str:
+    lines = [
+        "### Simulation-based calibration, K = 3",
+        "",
+        "| site | p of the ranks, by coordinate | correlation of successive draws "
+        "| acceptance | seconds |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for name in CALIBRATED:
+        run = records.get(f"calibration|{name}")
+        if run is None:
+            continue
+        shown = ", ".join(f"{p:.2f}" for p in run["p"])
+        lines.append(
+            f"| {name} | {shown} | {run['correlation']:.3f} | {run['acceptance']:.2f} "
+            f"| {run['seconds']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def tables(records: Records, targets: dict[str, Target]) -> str:
+    """All tables in Markdown.
+
+    Args:
+        records: Finished runs.
+        targets: Targets to tell of.
+    """
+    fits = [_fits(records, key, target) for key, target in targets.items()]
+    return "\n\n".join([*fits, _sphere(records), _calibration(records)])
+
+
+def figure(records: Records, targets: dict[str, Target], path: Path) -> None:
+    """Draw the gaps of all guides, one panel for each target.
+
+    Args:
+        records: Finished runs.
+        targets: Targets to show.
+        path: Where to.
+    """
+    panels = {key: _rows(records, key) for key in targets}
+    panels = {key: rows for key, rows in panels.items() if rows}
+    height = 0.9 * len(panels) + 0.24 * sum(len(rows) for rows in panels.values())
+    ratios = [len(rows) + 1 for rows in panels.values()]
+    drawn = plt.figure(figsize=(8, height), layout="constrained")
+    axes = drawn.subplots(len(panels), 1, squeeze=False, height_ratios=ratios)[:, 0]
+    for axis, (key, rows) in zip(axes, panels.items(), strict=True):
+        _panel(axis, rows)
+        axis.set_title(targets[key].title, fontsize=10, loc="left")
+    axes[-1].set_xlabel("log Z - ELBO, nats")
+    drawn.savefig(path, dpi=110)
+    plt.close(drawn)
+
+
+def _panel(axis: Any, rows: list[Row]) -> None:
+    for height, row in enumerate(reversed(rows)):
+        ours = row.guide.startswith(("nfp", "same", "star"))
+        colour = "C0" if ours else "C3"
+        # Sampling may take a gap of nearly zero below it.
+        shown = [max(gap, 1e-3) for gap in row.gaps]
+        axis.plot(shown, [height] * len(shown), ".", color=colour, alpha=0.4, markersize=5)
+        axis.plot(max(row.mean, 1e-3), height, "|", color=colour, markersize=13, mew=2)
+    axis.set_yticks(range(len(rows)), [row.guide for row in reversed(rows)], fontsize=8)
+    axis.set_ylim(-0.6, len(rows) - 0.4)
+    axis.set_xscale("log")
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.grid(alpha=0.3, axis="x")
+
+
+def page(records: Records, targets: dict[str, Target]) -> str:
+    """The page of results.
+
+    Args:
+        records: Finished runs.
+        targets: Targets to tell of.
+    """
+    return PAGE.replace("TABLES", tables(records, targets))
+
+
+PAGE = "TABLES\n"
