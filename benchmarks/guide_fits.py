@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import normflows as nf
 import pyro
 import pyro.distributions as dist
 import torch
@@ -63,9 +64,10 @@ def _projected_normal(_: Model) -> nn.Module:
 
 def _on_simplex(parts: int, chart: Callable[[int], list[Any]]) -> Factory:
     def build(_: Model) -> nn.Module:
-        flow = nfp.FlowTransform([*spline_layers(parts - 1), *chart(parts)])
-        base = dist.Normal(torch.zeros(parts - 1), 1.0).to_event(1)
-        return SiteGuide("p", flow, lambda: dist.TransformedDistribution(base, flow))
+        base = nf.distributions.DiagGaussian(parts - 1, trainable=False)
+        layers = [*spline_layers(parts - 1), *chart(parts)]
+        flow = nfi.InjectiveNormalizingFlow(base, layers)
+        return SiteGuide("p", flow, lambda: nfp.FlowDistribution(flow))
 
     return build
 
@@ -97,7 +99,7 @@ _NORMALS: dict[str, Factory] = {
     "AutoDiagonalNormal": AutoDiagonalNormal,
     "AutoLowRankMultivariateNormal, rank 2": lambda m: AutoLowRankMultivariateNormal(m, rank=2),
     "AutoMultivariateNormal": AutoMultivariateNormal,
-    "AutoIAFNormal, 2 x 64": lambda m: AutoIAFNormal(m, hidden_dim=[64, 64]),
+    "AutoIAFNormal, 2 transforms": lambda m: AutoIAFNormal(m, [64, 64], num_transforms=2),
 }
 _BASIC: dict[str, Factory] = {
     "AutoNormal": AutoNormal,

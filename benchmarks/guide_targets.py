@@ -71,7 +71,7 @@ def banana() -> Target:
         flat = dist.Normal(torch.zeros(DIM), 1.0).to_event(1).mask(False)
         pyro.factor("density", log_density(pyro.sample("x", flat)))
 
-    return Target("banana, D = 20", model, 0.0, 2400)
+    return Target("banana, D = 20", model, 0.0, 2000)
 
 
 def regression() -> Target:
@@ -91,7 +91,7 @@ def regression() -> Target:
     wide = design.double()
     covariance = wide @ wide.T + scale**2 * torch.eye(count, dtype=torch.float64)
     law = dist.MultivariateNormal(torch.zeros(count, dtype=torch.float64), covariance)
-    return Target("regression, D = 20", model, float(law.log_prob(outcome.double())), 1500)
+    return Target("regression, D = 20", model, float(law.log_prob(outcome.double())), 1200)
 
 
 def dirichlet_evidence(counts: tuple[int, ...], alpha: float) -> float:
@@ -111,7 +111,7 @@ def dirichlet(parts: int) -> Target:
         pyro.sample("counts", dist.Multinomial(int(counts.sum()), p), obs=counts)
 
     evidence = dirichlet_evidence(COUNTS[parts], ALPHA)
-    return Target(f"Dirichlet-multinomial, K = {parts}", model, evidence, 800)
+    return Target(f"Dirichlet-multinomial, K = {parts}", model, evidence, 500)
 
 
 def sphere(modes: int) -> Target:
@@ -124,7 +124,7 @@ def sphere(modes: int) -> Target:
         pyro.factor("pull", pull if modes == 1 else torch.logaddexp(pull, -pull))
 
     title = "one mode on the sphere" if modes == 1 else "two modes on the sphere"
-    return Target(title, model, math.log(modes * math.sinh(KAPPA) / KAPPA), 600)
+    return Target(title, model, math.log(modes * math.sinh(KAPPA) / KAPPA), 400)
 
 
 TARGETS: dict[str, Callable[[], Target]] = {

@@ -13,6 +13,7 @@ import functools
 import json
 import logging
 import math
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,7 +26,7 @@ from guide_page import figure, page, tables
 from guide_samplers import CALIBRATED, MODES, SPHERE, calibrate, sample_sphere
 from guide_targets import TARGETS, Target
 
-RATES, RATE_SEED, RATE_SHARE = (3e-3, 1e-2, 3e-2), 100, 4
+RATES, RATE_SEED, RATE_SHARE = (1e-2, 3e-2), 100, 4
 
 Record = dict[str, Any]
 
@@ -47,7 +48,7 @@ class Effort(NamedTuple):
     thinning: int
 
 
-FULL, QUICK = Effort(1, 20_000, 300, 1000, 5), Effort(60, 200, 20, 30, 1)
+FULL, QUICK = Effort(1, 20_000, 200, 600, 4), Effort(60, 200, 20, 30, 1)
 
 
 def sampler_jobs(effort: Effort, only: str | None) -> Iterator[Job]:
@@ -114,10 +115,10 @@ def load(path: Path) -> dict[str, Record]:
     return {line.pop("key"): line for line in lines}
 
 
-def run(jobs: Iterator[Job], records: dict[str, Record], path: Path) -> None:
-    """Do what is not done, and append it to the file."""
+def run(jobs: Iterator[Job], records: dict[str, Record], path: Path, match: str) -> None:
+    """Do what is not done and matches, and append it to the file."""
     for job in jobs:
-        if job.key in records:
+        if job.key in records or not re.search(match, job.key):
             continue
         pyro.set_rng_seed(0)
         record = job.run()
@@ -133,6 +134,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a few steps of everything")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--only", choices=[*TARGETS, "sphere", "calibration"])
+    parser.add_argument("--match", default="", help="regular expression of the runs to do")
     parser.add_argument("--runs", type=Path, help="file of finished runs")
     parser.add_argument("--page", type=Path, help="page of results to write")
     parser.add_argument("--figure", type=Path, default=Path("docs/figures/guides.png"))
@@ -150,8 +152,8 @@ def main() -> None:
     records = load(path)
     targets = {key: build() for key, build in TARGETS.items() if arguments.only in (None, key)}
     seeds = range(1 if arguments.quick else arguments.seeds)
-    run(sampler_jobs(effort, arguments.only), records, path)
-    run(fit_jobs(targets, effort, seeds, records), records, path)
+    run(sampler_jobs(effort, arguments.only), records, path, arguments.match)
+    run(fit_jobs(targets, effort, seeds, records), records, path, arguments.match)
     print(tables(records, targets))
     if arguments.page is not None:
         arguments.page.write_text(page(records, targets))
