@@ -18,7 +18,6 @@ __all__ = ["AngularSpline"]
 
 # softplus of this, with the host's floor added, is a derivative of one.
 _UNIT_DERIVATIVE = math.log(math.expm1(1 - splines.DEFAULT_MIN_DERIVATIVE))
-_MAX_LOG_SCALE = 3.0
 
 
 @final
@@ -47,6 +46,10 @@ class AngularSpline(nf.flows.Flow):
             data with fine structure, which a network of few inputs is slow to see.
         context_dim: Number of context features; 0 for none.
         reverse_mask: Whether the odd rather than the even coordinates are transformed.
+        max_log_scale: Bound of the logarithm of the scale; 0 for tails that stay as they are,
+            without scale and shift, which large learning rates cannot drive away.
+        gain: Factor of what the network says. Below 1, a step of an optimiser moves the splines
+            less, which bears large learning rates.
 
     References:
         Durkan et al., Neural spline flows, arXiv 1906.04032; on circles, arXiv 2002.02428.
@@ -69,6 +72,8 @@ class AngularSpline(nf.flows.Flow):
         num_frequencies: int = 1,
         context_dim: int = 0,
         reverse_mask: bool = False,
+        max_log_scale: float = 3.0,
+        gain: float = 1.0,
     ) -> None:
         super().__init__()
         moved = set(range(num_coordinates))
@@ -88,9 +93,13 @@ class AngularSpline(nf.flows.Flow):
         check_count(num_frequencies, "num_frequencies")
         self.num_frequencies = num_frequencies
         seen = self._features(torch.ones(1, seen_linear), torch.ones(1, seen_circular))
-        self.net = ResidualMLP(seen.shape[1], sum(self._sizes), width, num_blocks, context_dim)
-        nn.init.zeros_(self.net.output.weight)
-        nn.init.zeros_(self.net.output.bias)
+        self.max_log_scale, self.gain = max_log_scale, gain
+        self.net: nn.Module = _Constant(sum(self._sizes))
+        if num_coordinates > 1 or context_dim > 0:
+            net = ResidualMLP(seen.shape[1], sum(self._sizes), width, num_blocks, context_dim)
+            nn.init.zeros_(net.output.weight)
+            nn.init.zeros_(net.output.bias)
+            self.net = net
         self.takes_context = self.needs_context = context_dim > 0
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -106,7 +115,8 @@ class AngularSpline(nf.flows.Flow):
     ) -> tuple[Tensor, Tensor]:
         check_event_shape(z, self.shape, "z")
         linear, circular, *kept = z.index_select(1, self._order).split(self._counts, dim=1)
-        parameters = self.net(self._features(*kept), context).split(self._sizes, dim=1)
+        said = self.gain * self.net(self._features(*kept), context)
+        parameters = said.split(self._sizes, dim=1)
         log_det = z.new_zeros(len(z))
         moved: list[Tensor] = []
         for group, rows, transform in (
@@ -127,7 +137,7 @@ class AngularSpline(nf.flows.Flow):
             waving = torch.cat([angles, bounded * (math.pi / 6)], dim=1)
         phases = torch.cat([waving * k for k in range(1, self.num_frequencies + 1)], dim=1)
         features = torch.cat([bounded, phases.sin(), phases.cos()], dim=1)
-        # A network of nothing still has its biases, but torch warns of empty weights.
+        # With a context alone the network still wants something, and torch warns of nothing.
         return features if features.shape[1] else linear.new_ones(len(linear), 1)
 
     def _turn(self, angles: Tensor, rows: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
@@ -138,7 +148,9 @@ class AngularSpline(nf.flows.Flow):
     def _stretch(self, z: Tensor, rows: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         inner = rows[..., 2 * self.num_bins : -2]
         derivatives = nn.functional.pad(inner, (1, 1)) + _UNIT_DERIVATIVE
-        log_scale = _MAX_LOG_SCALE * (rows[..., -2] / _MAX_LOG_SCALE).tanh()
+        if self.max_log_scale == 0:
+            return self._spline(z, rows, derivatives, self.bound, inverse)
+        log_scale = self.max_log_scale * (rows[..., -2] / self.max_log_scale).tanh()
         shift = rows[..., -1]
         if inverse:
             z = (z - shift) * (-log_scale).exp()
@@ -166,3 +178,17 @@ class AngularSpline(nf.flows.Flow):
         )
         zero = torch.zeros_like(log_derivative)
         return torch.where(inside, moved, z), torch.where(inside, log_derivative, zero)
+
+
+class _Constant(nn.Module):
+    """The parameters of a spline that sees no other coordinate, as they are.
+
+    A network of a constant input would multiply every step of an optimiser by its width.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.values = nn.Parameter(torch.zeros(size))
+
+    def forward(self, features: Tensor, context: Tensor | None) -> Tensor:
+        return self.values.expand(len(features), -1)

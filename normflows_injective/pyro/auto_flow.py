@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from typing import Any, final
@@ -11,7 +10,7 @@ import normflows as nf
 import pyro.distributions as dist
 import torch
 from pyro.infer.autoguide.initialization import init_to_feasible
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import OptionError, ShapeError
 from ..flows.angular_spline import AngularSpline
@@ -214,27 +213,16 @@ def spline_layers(dim: int) -> list[nf.flows.Flow]:
         8
     """
     if dim == 1:
-        # A coupling of one coordinate would have nothing to depend on.
-        return [AngularSpline(1), AngularSpline(1)]
+        return [AngularSpline(1, max_log_scale=0.0)]
     layers: list[nf.flows.Flow] = []
     for layer in range(4):
-        spline = nf.flows.CoupledRationalQuadraticSpline(
-            dim, 1, 64, activation=nn.SiLU, tail_bound=4.0, reverse_mask=layer % 2 == 1
+        # Not the host's spline: that picks values by boolean indices, which torch.jit freezes. The
+        # gain bears the learning rates that other guides are trained with, 0.01 and more.
+        spline = AngularSpline(
+            dim, num_blocks=1, reverse_mask=layer % 2 == 1, max_log_scale=0.0, gain=0.1
         )
-        _start_as_identity(spline.prqct)
         layers += [spline, nf.flows.LULinearPermute(dim)]
     return layers
-
-
-def _start_as_identity(coupling: Any) -> None:
-    """What the host's argument ``init_identity`` does, where it has one."""
-    bins, outputs = coupling.num_bins, coupling.transform_net.final_layer
-    # Even bins, and derivatives of one: softplus of this, with the host's floor added.
-    unit = math.log(math.expm1(1 - coupling.min_derivative))
-    each = torch.cat([torch.zeros(2 * bins), torch.full((bins - 1,), unit)])
-    with torch.no_grad():
-        outputs.weight.zero_()
-        outputs.bias.copy_(each.repeat(len(outputs.bias) // len(each)))
 
 
 def _check_dimension(transform: FlowTransform, dim: int) -> None:
