@@ -26,7 +26,7 @@ from guide_page import figure, page, tables
 from guide_samplers import CALIBRATED, MODES, SPHERE, calibrate, sample_sphere
 from guide_targets import TARGETS, Target
 
-RATES, RATE_SEED, RATE_SHARE = (1e-2, 3e-2), 100, 4
+RATES, RATE_SEED, RATE_SHARE = (3e-3, 1e-2, 3e-2), 100, 4
 
 Record = dict[str, Any]
 
