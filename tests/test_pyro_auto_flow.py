@@ -147,7 +147,7 @@ def test_a_single_latent_variable():
     for factory in (None, lambda dim: nf.flows.AffineConstFlow((dim,))):
         pyro.clear_param_store()
         guide = nfp.AutoFlow(model, factory)
-        fit(model, guide, 200, num_particles=8, vectorize_particles=True, max_plate_nesting=0)
+        fit(model, guide, 400, num_particles=8, vectorize_particles=True, max_plate_nesting=0)
         x = guide.sample_posterior(1000)["x"]
         assert x.shape == (1000,)
         assert float(x.mean()) == pytest.approx(1.0, abs=0.1)

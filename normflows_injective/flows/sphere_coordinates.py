@@ -96,7 +96,9 @@ def _from_log_cotangents(z: Tensor) -> tuple[Tensor, Tensor]:
     log_squares = torch.nn.functional.softplus(2 * log_scaled)
     head, radius = _shells((log_scaled - 0.5 * log_squares).exp(), -0.5 * log_squares)
     log_volume = _log_volume_of_cotangents(log_squares, degrees) + z.sum(1)
-    return torch.cat([head, radius], dim=1), log_volume
+    # Far coordinates lead to parts below the least number, but the orthant has no zeros.
+    least = torch.finfo(z.dtype).tiny
+    return torch.cat([head, radius], dim=1).clamp_min(least), log_volume
 
 
 def _to_log_cotangents(u: Tensor) -> tuple[Tensor, Tensor]:
@@ -164,7 +166,8 @@ def _refuse_pole(head: Tensor, last: Tensor) -> None:
     if len(pole):
         raise OffManifoldError(
             f"{len(pole)} points are the pole that the stereographic chart misses, the first at "
-            f"index {int(pole[0])}. Use kind='cot', or rotate the data."
+            f"index {int(pole[0])}. Use SphereChart(kind='cot'), rotate the data, or start "
+            "elsewhere."
         )
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Transform, biject_to, constraints, transform_to
 
-from ..errors import InjectiveFlowError, OptionError, UnsupportedModelError
+from ..errors import InjectiveFlowError, OffManifoldError, OptionError, UnsupportedModelError
 from ..flows.gauges.gauge import Gauge
 from ..flows.gauges.hyperplane import HyperplaneGauge
 from ..flows.gauges.lp import LpGauge
@@ -234,6 +234,29 @@ def support_of(
         if getattr(last, "codomain", None) == "sphere":
             return unit_length(_dimension(stack))
     return ImageConstraint(stack, context=context, event_dim=event_dim)
+
+
+def refuse_off_support(law: Any, value: Tensor) -> None:
+    """Raise if values lie off the manifold of a distribution, saying by how much.
+
+    Args:
+        law: A distribution.
+        value: Values (*, *event).
+
+    Raises:
+        OffManifoldError: If its support is one of ours, and does not hold all values.
+    """
+    support = law.support
+    if not isinstance(support, StarLikeConstraint | ImageConstraint):
+        return
+    deviation = support.deviation(value)
+    far = deviation > support.tol
+    if bool(far.any()):
+        raise OffManifoldError(
+            f"{int(far.sum())} of {far.numel()} values lie off the manifold of {law}, the worst "
+            f"by {float(deviation.max()):.3g} of its size, where {support.tol:g} is allowed. "
+            "Project them, or check where they come from."
+        )
 
 
 def is_standard_simplex(gauge: Gauge, level: float) -> bool:

@@ -11,6 +11,7 @@ from pyro.distributions import TransformModule
 from torch import Tensor
 from torch.distributions import constraints
 
+from ..checks import check_count
 from ..context import needs_context
 from ..errors import ContextError, UnsupportedLayerError
 from .buffers import watch_buffers
@@ -72,6 +73,7 @@ class FlowTransform(TransformModule):
         cache_size: int = 1,
     ) -> None:
         super().__init__(cache_size=cache_size)
+        check_count(event_dim, "event_dim")
         self.stack = flow if isinstance(flow, LayerStack) else LayerStack(flow)
         _check_without_context(self.stack)
         self._events = event_dim

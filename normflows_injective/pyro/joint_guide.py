@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import pyro
 import torch
+from pyro import poutine
 from pyro.distributions import TorchDistribution
 from pyro.infer.autoguide import AutoContinuous
 from pyro.infer.autoguide.initialization import init_to_median
@@ -76,6 +77,9 @@ class JointGuide(AutoContinuous):
         """
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
+            # NeuTra asks for plates, of a guide that was loaded and never called.
+            with poutine.block():
+                self._create_plates(*args, **kwargs)
         return self
 
     @torch.no_grad()

@@ -54,6 +54,8 @@ class LayerStack(nn.Module):
 
     def __init__(self, flows: nf.flows.Flow | Iterable[nf.flows.Flow]) -> None:
         super().__init__()
+        self._shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
+        self._latents: tuple[int, ...] | None = None
         self.flows = nn.ModuleList(_listed(flows))
         for flow in self.flows:
             _check_layer(flow)
@@ -142,10 +144,18 @@ class LayerStack(nn.Module):
     def _event_shapes(self, event: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         if not self.raises_dimension and not self._reshapes():
             return event, event
-        with torch.no_grad(), undisturbed([self]):
-            return event, tuple(self.push(self._probe(event), None)[0].shape[1:])
+        # Distributions ask at every call; layers do not change their shapes.
+        if event not in self._shapes:
+            with torch.no_grad(), undisturbed([self]):
+                self._shapes[event] = tuple(self.push(self._probe(event), None)[0].shape[1:])
+        return event, self._shapes[event]
 
     def _latent_shape(self) -> tuple[int, ...]:
+        if self._latents is None:
+            self._latents = self._found_latent_shape()
+        return self._latents
+
+    def _found_latent_shape(self) -> tuple[int, ...]:
         inner = getattr(self.composite[0], "latent_shape", None)
         if inner is None:
             raise ShapeError(

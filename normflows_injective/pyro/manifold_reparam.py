@@ -26,7 +26,8 @@ class ManifoldReparam(Reparam):
     every autoguide can reach, and a deterministic ``"x"``. It serves where a distribution's
     support has no chart of its own (Pyro's laws on the sphere), and to choose another chart than
     the registered one, such as one whose missing point is far from the posterior. Draws of the
-    model are those of the site's own law.
+    model are those of the site's own law, so that it must have a sampler, which Pyro's
+    ``VonMises3D`` has not: take a uniform prior and ``pyro.factor`` instead.
 
     Args:
         transform: Chart from :math:`\mathbb R^d` to the manifold, such as

@@ -18,11 +18,11 @@ from torch.distributions import constraints
 
 from ..bases import sample_base
 from ..context import check_context, needs_context, takes_context
-from ..errors import OffManifoldError, OptionError, ShapeError
+from ..errors import DtypeError, OptionError, ShapeError
 from ..stack import model_dtype, undisturbed
 from ..volume.modules import is_cold
 from .buffers import watch_buffers
-from .constraints import ImageConstraint, StarLikeConstraint
+from .constraints import refuse_off_support
 from .layers import LayerStack, context_rows, context_shape, make_contiguous
 from .sample_cache import SampleCache, State, state_of
 
@@ -131,13 +131,20 @@ class ModelDistribution(TorchDistribution, ABC):
                 f"Values must end in the event shape {tuple(self.event_shape)} of {self}, got "
                 f"shape {tuple(value.shape)}."
             )
+        dtype = model_dtype(self.model.q0, self.model.flows)
+        if value.dtype != dtype:
+            raise DtypeError(
+                f"{self} computes in {dtype}, got values in {value.dtype}. Convert one of them: "
+                f"value.to({dtype}), or model.to({value.dtype})."
+            )
         drawn = self._cache.find(value, self._state, self._trains())
         if self._validate_args and drawn is None:
             self._validate_sample(value)
         shape = torch.broadcast_shapes(value.shape[:cut], self.batch_shape)
         # Without a context the rows of a batch are alike, so that each value is scored once.
         scored = value.shape[:cut] if self.context is None else shape
-        rows = value.expand(scored + self.event_shape).reshape(-1, *self._model_shape)
+        rows = value.expand(scored + self.event_shape)
+        rows = rows.reshape(math.prod(scored), *self._model_shape)
         scores = self.score(rows, context_rows(self.context, scored), drawn)
         return scores.reshape(scored).expand(shape)
 
@@ -185,16 +192,7 @@ class ModelDistribution(TorchDistribution, ABC):
                 self.stack.push(self.base_draws(64, rows)[0], rows)
 
     def _validate_sample(self, value: Tensor) -> None:
-        support = self.support
-        if isinstance(support, StarLikeConstraint | ImageConstraint):
-            deviation = support.deviation(value)
-            far = deviation > support.tol
-            if bool(far.any()):
-                raise OffManifoldError(
-                    f"{int(far.sum())} of {far.numel()} values lie off the manifold of {self}, "
-                    f"the worst by {float(deviation.max()):.3g} of its size, where "
-                    f"{support.tol:g} is allowed. Project them, or check where they come from."
-                )
+        refuse_off_support(self, value)
         super()._validate_sample(value)
 
     def _state(self) -> State:

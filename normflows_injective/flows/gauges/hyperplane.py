@@ -52,7 +52,7 @@ class HyperplaneGauge(ConstantSlopeGauge):
 
     def value(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The weighted sum (B,) of points (B, D)."""
-        return x @ self.weights
+        return x @ self.weights.to(x)
 
     def unit_cone_mass(self, dim: int) -> Tensor | None:
         r""":math:`-\log\Gamma(D) - \sum_k \log w_k`."""
