@@ -124,7 +124,8 @@ def sphere(modes: int) -> Target:
         pyro.factor("pull", pull if modes == 1 else torch.logaddexp(pull, -pull))
 
     title = "one mode on the sphere" if modes == 1 else "two modes on the sphere"
-    return Target(title, model, math.log(modes * math.sinh(KAPPA) / KAPPA), 400)
+    # Two modes take longer to be shared out.
+    return Target(title, model, math.log(modes * math.sinh(KAPPA) / KAPPA), 400 * modes)
 
 
 TARGETS: dict[str, Callable[[], Target]] = {
