@@ -208,7 +208,7 @@ def spline_layers(dim: int) -> list[nf.flows.Flow]:
     """Four rational-quadratic spline couplings, which start as the identity, with LU linear maps.
 
     Args:
-        dim: Number of dimensions; with one, two splines.
+        dim: Number of dimensions; with one, a single spline.
 
     Returns:
         Layers of vectors (B, D).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, final
 
 import normflows as nf
@@ -257,6 +258,37 @@ def refuse_off_support(law: Any, value: Tensor) -> None:
             f"by {float(deviation.max()):.3g} of its size, where {support.tol:g} is allowed. "
             "Project them, or check where they come from."
         )
+
+
+def score_where(
+    near: Tensor,
+    score: Callable[[Tensor, Tensor | None], Tensor],
+    x: Tensor,
+    context: Tensor | None = None,
+) -> Tensor:
+    """Score the values of a batch that lie on a manifold; the others have no density.
+
+    Args:
+        near: Which values do, of shape (B,).
+        score: Log-density (b,) of values (b, *) with their context.
+        x: Values (B, *).
+        context: One row per value, or None.
+
+    Returns:
+        Log-density (B,), minus infinity off the manifold.
+
+    Examples:
+        >>> near = torch.tensor([True, False])
+        >>> score_where(near, lambda rows, context: rows.sum(1), torch.ones(2, 3))
+        tensor([3., -inf])
+    """
+    if bool(near.all()):
+        return score(x, context)
+    scores = x.new_full((len(x),), -math.inf)
+    if bool(near.any()):
+        found = score(x[near], None if context is None else context[near])
+        scores = scores.index_put((near,), found)
+    return scores
 
 
 def is_standard_simplex(gauge: Gauge, level: float) -> bool:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any, final
 
-import torch
 from torch import Tensor
 from torch.distributions import constraints
 
 from ..bases import base_log_prob
-from .constraints import support_of
+from .constraints import score_where, support_of
 from .model_distribution import ModelDistribution
 
 __all__ = ["FlowDistribution"]
@@ -87,14 +86,8 @@ class FlowDistribution(ModelDistribution):
         if not self.stack.raises_dimension:
             return self._score(x, context)
         # An encoder projects, and a point off the image has no density there.
-        rows = support_of(self.stack, len(self._model_shape), context).check(x)
-        if bool(rows.all()):
-            return self._score(x, context)
-        scores = x.new_full((len(x),), -torch.inf)
-        if bool(rows.any()):
-            near = self._score(x[rows], None if context is None else context[rows])
-            scores = scores.index_put((rows,), near)
-        return scores
+        near = support_of(self.stack, len(self._model_shape), context).check(x)
+        return score_where(near, self._score, x, context)
 
     def _score(self, x: Tensor, context: Tensor | None) -> Tensor:
         z, log_volume = self.stack.pull(x, context)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ..errors import OptionError, ShapeError
-from .constraints import ImageConstraint
+from .constraints import ImageConstraint, score_where
 from .layers import LayerStack
 
 __all__ = [
@@ -89,13 +89,7 @@ class Reject(OffManifold):
     ) -> Tensor:
         """That of the projection, or minus infinity."""
         near = self.support(stack, context, x.dim() - 1).check(x)
-        if bool(near.all()):
-            return score(x, context).log_density
-        log_density = x.new_full((len(x),), -torch.inf)
-        if not bool(near.any()):
-            return log_density
-        found = score(x[near], None if context is None else context[near]).log_density
-        return log_density.index_put((near,), found)
+        return score_where(near, lambda *rows: score(*rows).log_density, x, context)
 
 
 @final

@@ -15,7 +15,13 @@ from ..distributions import AngularCentralGaussian, UniformSphere, VonMisesFishe
 from ..distributions import UniformOnSurface as _UniformOnSurface
 from ..errors import OffManifoldError, OptionError, ShapeError
 from ..flows.gauges.gauge import Gauge
-from .constraints import StarLikeConstraint, is_standard_simplex, refuse_off_support, unit_length
+from .constraints import (
+    StarLikeConstraint,
+    is_standard_simplex,
+    refuse_off_support,
+    score_where,
+    unit_length,
+)
 
 __all__ = ["OnSurface", "SurfaceDistribution", "UniformOnSurface"]
 
@@ -135,17 +141,9 @@ class SurfaceDistribution(TorchDistribution):
             self._validate_sample(value)
         batch_shape = value.shape[:-1]
         rows = value.reshape(math.prod(batch_shape), *self.event_shape)
-        scores = self._score(rows).view(batch_shape)
-        return scores.expand(torch.broadcast_shapes(batch_shape, self.batch_shape))
-
-    def _score(self, rows: Tensor) -> Tensor:
         near = self.support.check(rows)
-        if bool(near.all()):
-            return self.law.log_prob(rows)
-        scores = rows.new_full((len(rows),), -math.inf)
-        if bool(near.any()):
-            scores = scores.index_put((near,), self.law.log_prob(rows[near]))
-        return scores
+        scores = score_where(near, lambda x, _: self.law.log_prob(x), rows).view(batch_shape)
+        return scores.expand(torch.broadcast_shapes(batch_shape, self.batch_shape))
 
     def __repr__(self) -> str:
         return f"SurfaceDistribution({type(self.law).__name__}, measure={self.measure!r})"
