@@ -12,6 +12,18 @@ from torch import Tensor, nn
 
 import normflows_injective as nfi
 from normflows_injective.flows import InChart, RadialSurface, SphereChart, SphereLinear
+from normflows_injective.flows.coupling import (
+    ActNorm,
+    Additive,
+    Affine,
+    Autoregressive,
+    CentredAffine,
+    Householder,
+    LULinear,
+    NetworkCoupling,
+    Permutation,
+    Spline,
+)
 from normflows_injective.flows.gauges import (
     ElasticNetGauge,
     EllipsoidGauge,
@@ -206,6 +218,17 @@ def _log_height_over_tangents(x: Tensor) -> Tensor:
     return ((x * normal).sum(1) / normal.square().sum(1).sqrt()).log()
 
 
+def _warm(layer: nf.flows.Flow, *event_shape: int) -> nf.flows.Flow:
+    """A layer that has met its first batch of data."""
+    layer.inverse(1.0 + 2.0 * torch.randn(64, *event_shape))
+    return layer
+
+
+def _vector(build: Callable[[], nf.flows.Flow], dim: int = 5, context_dim: int = 0) -> Case:
+    """A bijection of vectors."""
+    return Case(build, (dim,), (dim,), context_dim=context_dim)
+
+
 LAYERS: dict[str, Case] = {
     "linear": Case(lambda: nfi.flows.LinearInjection(2, 5), (2,), (5,)),
     "pad": Case(lambda: nfi.flows.Pad(2, 5), (2,), (5,)),
@@ -243,6 +266,18 @@ LAYERS: dict[str, Case] = {
         latents=_azimuth,
         log_measure=_log_height_over_tangents,
     ),
+    "act_norm": _vector(lambda: _warm(ActNorm(5), 5)),
+    "lu_linear": _vector(lambda: LULinear(5)),
+    "householder": _vector(lambda: Householder(5, 3)),
+    "permutation": _vector(lambda: Permutation(5)),
+    "coupling_additive": _vector(lambda: NetworkCoupling(5, Additive(), (8,))),
+    "coupling_affine": _vector(lambda: NetworkCoupling(5, Affine(), (8,), 2), context_dim=2),
+    "coupling_affine_reverse": _vector(lambda: NetworkCoupling(5, Affine(), (8,), reverse=True)),
+    "coupling_centred": _vector(lambda: NetworkCoupling(5, CentredAffine(), (8,))),
+    "coupling_spline": _vector(lambda: NetworkCoupling(5, Spline(4), (8,))),
+    "coupling_of_one": _vector(lambda: NetworkCoupling(1, Spline(4), (8,), 2), 1, 2),
+    "autoregressive": _vector(lambda: Autoregressive(3, width=8, context_dim=2), 3, 2),
+    "autoregressive_spline": _vector(lambda: Autoregressive(3, Spline(4), 8, reverse=True), 3),
 }
 
 

@@ -88,6 +88,23 @@ def test_gradients_of_value_and_log_volume(layer, z, context):
     assert gradgradcheck(lambda s: layer(s, context), (z,))
 
 
+def test_forward_mode_agrees_with_reverse_mode(layer, z, context):
+    """Behind an injection a layer is pushed forward, and what comes out is differentiated."""
+    tangent = torch.randn_like(z)
+
+    def decode(s):
+        # An injection differentiates itself for its log-volume.
+        is_injection = isinstance(layer, nfi.flows.Injection)
+        return layer.decode(s, context) if is_injection else layer(s, context)[0]
+
+    x, pushed = torch.func.jvp(decode, (z,), (tangent,))
+    cotangent = torch.randn_like(x)
+    z = z.requires_grad_()
+    (pulled,) = torch.autograd.grad(decode(z), z, cotangent)
+    expected = (pulled * tangent).sum()
+    torch.testing.assert_close((pushed * cotangent).sum(), expected, atol=1e-4, rtol=1e-4)
+
+
 def test_gradients_by_parameters(layer, z, context):
     layer, z = layer.double(), z.double()
     context = None if context is None else context.double()

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from typing import Any, final
+from typing import final
 
 import normflows as nf
 import torch
-from normflows.utils import splines
 from torch import Tensor, nn
 
 from ..checks import check_count, check_event_shape
 from ..nets.mlp import ResidualMLP
+from .splines import UNIT_DERIVATIVE, bounded_spline
 
 __all__ = ["AngularSpline"]
-
-# softplus of this, with the host's floor added, is a derivative of one.
-_UNIT_DERIVATIVE = math.log(math.expm1(1 - splines.DEFAULT_MIN_DERIVATIVE))
 
 
 @final
@@ -143,41 +140,21 @@ class AngularSpline(nf.flows.Flow):
     def _turn(self, angles: Tensor, rows: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         derivatives = rows[..., 2 * self.num_bins :]
         derivatives = torch.cat([derivatives, derivatives[..., :1]], dim=2)
-        return self._spline(angles, rows, derivatives + _UNIT_DERIVATIVE, math.pi, inverse)
+        return bounded_spline(angles, rows, derivatives + UNIT_DERIVATIVE, math.pi, inverse)
 
     def _stretch(self, z: Tensor, rows: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         inner = rows[..., 2 * self.num_bins : -2]
-        derivatives = nn.functional.pad(inner, (1, 1)) + _UNIT_DERIVATIVE
+        derivatives = nn.functional.pad(inner, (1, 1)) + UNIT_DERIVATIVE
         if self.max_log_scale == 0:
-            return self._spline(z, rows, derivatives, self.bound, inverse)
+            return bounded_spline(z, rows, derivatives, self.bound, inverse)
         log_scale = self.max_log_scale * (rows[..., -2] / self.max_log_scale).tanh()
         shift = rows[..., -1]
         if inverse:
             z = (z - shift) * (-log_scale).exp()
-            moved, log_derivative = self._spline(z, rows, derivatives, self.bound, inverse)
+            moved, log_derivative = bounded_spline(z, rows, derivatives, self.bound, inverse)
             return moved, log_derivative - log_scale
-        moved, log_derivative = self._spline(z, rows, derivatives, self.bound, inverse)
+        moved, log_derivative = bounded_spline(z, rows, derivatives, self.bound, inverse)
         return moved * log_scale.exp() + shift, log_derivative + log_scale
-
-    def _spline(
-        self, z: Tensor, rows: Tensor, derivatives: Tensor, bound: float, inverse: bool
-    ) -> tuple[Tensor, Tensor]:
-        # All coordinates go through and those outside are replaced: without boolean indices.
-        inside = z.abs() <= bound
-        spline: Any = splines.rational_quadratic_spline
-        moved, log_derivative = spline(
-            z.clamp(-bound, bound),
-            rows[..., : self.num_bins],
-            rows[..., self.num_bins : 2 * self.num_bins],
-            derivatives,
-            inverse=inverse,
-            left=-bound,
-            right=bound,
-            bottom=-bound,
-            top=bound,
-        )
-        zero = torch.zeros_like(log_derivative)
-        return torch.where(inside, moved, z), torch.where(inside, log_derivative, zero)
 
 
 class _Constant(nn.Module):

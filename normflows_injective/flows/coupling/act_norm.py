@@ -1,0 +1,87 @@
+"""Normalisation by a first batch of data."""
+
+from __future__ import annotations
+
+from typing import final
+
+import normflows as nf
+import torch
+from torch import Tensor, nn
+
+from ...checks import check_count, check_event_shape
+from ...volume.modules import is_cold, refuse_single_sample
+
+__all__ = ["ActNorm"]
+
+
+@final
+class ActNorm(nf.flows.Flow):
+    r"""Shift and scale of every coordinate, set by the first batch of data.
+
+    .. math:: z = (x + b) \odot e^{a}, \qquad \log\det = \sum_i a_i
+
+    At the first call of :meth:`inverse` every latent coordinate gets mean zero and standard
+    deviation one. That is done once, and only if the parameters are still at zero: a layer that
+    was trained in the other direction, or loaded, stays as it is. The host's layer initialises
+    itself on samples too, keeps its flag on the CPU, and returns one log-det for the batch.
+
+    Args:
+        dim: Number of coordinates :math:`D`.
+
+    Raises:
+        OptionError: If ``dim`` is not a positive integer.
+
+    References:
+        Kingma and Dhariwal, Glow, arXiv 1807.03039, section 3.1.
+
+    Examples:
+        >>> norm = ActNorm(2)
+        >>> z, _ = norm.inverse(torch.tensor([[0.0, 1.0], [4.0, 5.0]]))
+        >>> z.detach().mean(0), z.detach().std(0)
+        (tensor([0., 0.]), tensor([1.0000, 1.0000]))
+    """
+
+    data_dep_init_done: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        check_count(dim, "dim")
+        self.shape = (dim,)
+        self.log_scale = nn.Parameter(torch.zeros(dim))
+        self.shift = nn.Parameter(torch.zeros(dim))
+        # By the host's name, under which every part of the package knows such layers.
+        self.register_buffer("data_dep_init_done", torch.tensor(0.0))
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Latents (B, D) to data (B, D), with the log-det (B,) in nats."""
+        check_event_shape(z, self.shape, "z")
+        return z * (-self.log_scale).exp() - self.shift, -self._log_det(z)
+
+    def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Data (B, D) to latents (B, D), with the log-det (B,) in nats."""
+        check_event_shape(x, self.shape, "x")
+        if is_cold(self):
+            self.initialise(x)
+        return (x + self.shift) * self.log_scale.exp(), self._log_det(x)
+
+    @torch.no_grad()
+    def initialise(self, x: Tensor) -> None:
+        """Set shift and scale by data (B, D), unless they have been trained or loaded.
+
+        Raises:
+            ShapeError: If there is one sample, which has no standard deviation.
+        """
+        check_event_shape(x, self.shape, "x")
+        refuse_single_sample([self], x)
+        if not (self.log_scale.any() or self.shift.any()):
+            self.shift.copy_(-x.mean(0))
+            self.log_scale.copy_(-(x.std(0) + 1e-6).log())
+        self.data_dep_init_done.fill_(1.0)
+
+    @property
+    def takes_context(self) -> bool:
+        """False: the keyword is accepted and not used."""
+        return False
+
+    def _log_det(self, value: Tensor) -> Tensor:
+        return self.log_scale.sum().expand(len(value))

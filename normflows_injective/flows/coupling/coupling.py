@@ -1,0 +1,168 @@
+"""Coupling layers: a part of the coordinates is transformed, given the other part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import final
+
+import normflows as nf
+import torch
+from torch import Tensor, nn
+
+from ...checks import check_event_shape
+from ...context import needs_context, takes_context, with_context
+from ...errors import ShapeError
+from ...nets.mlp import SmoothMLP
+from .transforms import Affine, ElementTransform
+
+__all__ = ["Coupling", "NetworkCoupling", "coupling_sizes"]
+
+
+def coupling_sizes(dim: int, takes_context: bool, name: str) -> tuple[int, int]:
+    r"""How many of :math:`D` coordinates a coupling keeps, :math:`\lfloor D/2 \rfloor`, and moves.
+
+    Args:
+        dim: :math:`D`.
+        takes_context: Whether there is a context, given which a single coordinate can be moved.
+        name: What the message calls the layer.
+
+    Raises:
+        ShapeError: If no coordinate is left to find the parameters from.
+
+    Examples:
+        >>> coupling_sizes(5, False, "Coupling")
+        (2, 3)
+    """
+    if dim < 1 or (dim == 1 and not takes_context):
+        raise ShapeError(
+            f"{name} needs at least two coordinates, one that is kept and one that is moved, got "
+            f"dim={dim}. Leave the layer out, or build it with a context."
+        )
+    return dim // 2, dim - dim // 2
+
+
+class Coupling(nf.flows.Flow):
+    r"""A coupling of vectors with any conditioner and any element transform; a base class.
+
+    With :math:`x = (u, v)`, :math:`u` the first :math:`\lfloor D/2 \rfloor` coordinates (the last,
+    if ``reverse``), from data to latents
+
+    .. math:: u' = u, \qquad v' = h_{\theta(u, c)}(v), \qquad
+              \log\det = \sum_i \log h'_{\theta_i}(v_i)
+
+    Args:
+        dim: Number of coordinates :math:`D`.
+        conditioner: Module from :math:`u` of shape (B, :math:`\lfloor D/2 \rfloor`), and a context
+            if it was built for one, to parameters (B, A P) of the
+            :math:`A = \lceil D/2 \rceil` coordinates :math:`v`.
+        transform: :math:`h`, with :math:`P` parameters for every element.
+        reverse: Whether the last rather than the first coordinates are kept.
+
+    Raises:
+        ShapeError: If no coordinate is left to find the parameters from.
+    """
+
+    def __init__(
+        self, dim: int, conditioner: nn.Module, transform: ElementTransform, reverse: bool = False
+    ) -> None:
+        super().__init__()
+        self.num_kept, self.num_moved = coupling_sizes(
+            dim, takes_context(conditioner), type(self).__name__
+        )
+        self.shape, self.reverse = (dim,), reverse
+        self.conditioner, self.transform = conditioner, transform
+        self.takes_context, self.needs_context = (
+            takes_context(conditioner),
+            needs_context(conditioner),
+        )
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Latents (B, D) to data (B, D), with the log-det (B,) in nats."""
+        kept, moved = self.split(z, "z")
+        x, log_det = self.transform.forward(moved, self.parameters_of(kept, context))
+        return self._join(kept, x), log_det
+
+    def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Data (B, D) to latents (B, D), with the log-det (B,) in nats."""
+        kept, moved = self.split(x, "x")
+        z, log_det = self.transform.inverse(moved, self.parameters_of(kept, context))
+        return self._join(kept, z), log_det
+
+    def split(self, value: Tensor, name: str) -> tuple[Tensor, Tensor]:
+        """The coordinates that are kept and those that are moved, of a batch (B, D)."""
+        check_event_shape(value, self.shape, name)
+        if self.reverse:
+            moved, kept = value.split((self.num_moved, self.num_kept), dim=1)
+            return kept, moved
+        kept, moved = value.split((self.num_kept, self.num_moved), dim=1)
+        return kept, moved
+
+    def parameters_of(self, kept: Tensor, context: Tensor | None) -> Tensor:
+        """Parameters (B, A, P) of the elements that are moved."""
+        said = self.conditioner(kept, **with_context(self.conditioner, context))
+        parameters: Tensor = said.reshape(len(kept), self.num_moved, self.transform.num_parameters)
+        return parameters
+
+    def extra_repr(self) -> str:
+        """Options that are no modules."""
+        return f"dim={self.shape[0]}, transform={self.transform}, reverse={self.reverse}"
+
+    def _join(self, kept: Tensor, moved: Tensor) -> Tensor:
+        return torch.cat([moved, kept] if self.reverse else [kept, moved], dim=1)
+
+
+@final
+class NetworkCoupling(Coupling):
+    r"""A coupling whose parameters a smooth perceptron finds; it starts as the identity.
+
+    Args:
+        dim: Number of coordinates :math:`D`.
+        transform: What is done to an element.
+        hidden: Widths of the hidden layers.
+        context_dim: Number of context features; 0 for none.
+        reverse: Whether the last rather than the first coordinates are kept.
+        activation: Constructor of the activation. A smooth one serves behind an injection.
+
+    Raises:
+        ShapeError: If ``dim`` is one and there is no context.
+
+    References:
+        Dinh et al., arXiv 1605.08803.
+
+    Examples:
+        >>> coupling = NetworkCoupling(3, hidden=(8,))
+        >>> coupling.inverse(torch.ones(1, 3))[1]
+        tensor([0.], grad_fn=<SumBackward1>)
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        transform: ElementTransform | None = None,
+        hidden: Sequence[int] = (64, 64),
+        context_dim: int = 0,
+        reverse: bool = False,
+        activation: Callable[[], nn.Module] = nn.GELU,
+    ) -> None:
+        transform = Affine() if transform is None else transform
+        num_kept, num_moved = coupling_sizes(dim, context_dim > 0, type(self).__name__)
+        outputs = num_moved * transform.num_parameters
+        super().__init__(
+            dim,
+            zero_last_layer(SmoothMLP(num_kept, outputs, hidden, context_dim, activation)),
+            transform,
+            reverse,
+        )
+
+
+def zero_last_layer(net: SmoothMLP) -> SmoothMLP:
+    """Set the last layer of a perceptron to zero, in place, and return it.
+
+    Examples:
+        >>> zero_last_layer(SmoothMLP(2, 3, hidden=(4,)))(torch.ones(1, 2)).abs().sum().item()
+        0.0
+    """
+    last = net.layers[-1]
+    for parameter in last.parameters():
+        nn.init.zeros_(parameter)
+    return net

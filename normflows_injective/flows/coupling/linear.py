@@ -1,0 +1,186 @@
+"""Invertible linear maps of vectors: dense, by reflections, and by a permutation."""
+
+from __future__ import annotations
+
+from typing import final
+
+import normflows as nf
+import torch
+from torch import Tensor, nn
+
+from ...checks import check_count, check_event_shape
+
+__all__ = ["Householder", "LULinear", "Permutation"]
+
+
+@final
+class LULinear(nf.flows.Flow):
+    r"""Dense linear map, kept as its LU decomposition.
+
+    .. math:: z = W x, \qquad W = P L (U + \mathrm{diag}(\pm e^{\ell})), \qquad
+              \log\det = \sum_i \ell_i
+
+    with :math:`L` unit lower and :math:`U` strictly upper triangular, the permutation :math:`P`
+    and the signs fixed. :math:`L`, :math:`U` and :math:`\ell` share one matrix: :math:`D^2`
+    parameters. :math:`W` starts as a random orthogonal matrix.
+
+    Args:
+        dim: Number of coordinates :math:`D`.
+
+    Raises:
+        OptionError: If ``dim`` is not a positive integer.
+
+    References:
+        Kingma and Dhariwal, Glow, arXiv 1807.03039, section 3.2.
+
+    Examples:
+        >>> linear = LULinear(3)
+        >>> x = torch.randn(2, 3)
+        >>> bool(torch.allclose(linear(linear.inverse(x)[0])[0], x, atol=1e-5))
+        True
+    """
+
+    order: Tensor
+    signs: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        check_count(dim, "dim")
+        self.shape = (dim,)
+        orthogonal = torch.linalg.qr(torch.randn(dim, dim, dtype=torch.float64))[0]
+        permutation, lower, upper = torch.linalg.lu(orthogonal)
+        diagonal = upper.diagonal()
+        packed = lower.tril(-1) + upper.triu(1) + diagonal.abs().log().diag()
+        self.packed = nn.Parameter(packed.to(torch.get_default_dtype()))
+        # P v picks the elements of v in this order.
+        self.register_buffer("order", permutation.argmax(1))
+        self.register_buffer("signs", diagonal.sign().to(torch.get_default_dtype()))
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Latents (B, D) to data (B, D), with the log-det (B,) in nats."""
+        check_event_shape(z, self.shape, "z")
+        lower, upper = self._factors()
+        z = z.index_select(1, self.order.argsort()).mT
+        x = torch.linalg.solve_triangular(lower, z, upper=False, unitriangular=True)
+        x = torch.linalg.solve_triangular(upper, x, upper=True)
+        return x.mT, -self._log_det(x.mT)
+
+    def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Data (B, D) to latents (B, D), with the log-det (B,) in nats."""
+        check_event_shape(x, self.shape, "x")
+        return x @ self.matrix().mT, self._log_det(x)
+
+    def matrix(self) -> Tensor:
+        """:math:`W` of shape (D, D), from data to latents."""
+        lower, upper = self._factors()
+        return (lower @ upper).index_select(0, self.order)
+
+    @property
+    def takes_context(self) -> bool:
+        """False: the keyword is accepted and not used."""
+        return False
+
+    def _factors(self) -> tuple[Tensor, Tensor]:
+        diagonal = self.signs * self.packed.diagonal().exp()
+        lower = self.packed.tril(-1) + torch.ones_like(diagonal).diag()
+        return lower, self.packed.triu(1) + diagonal.diag()
+
+    def _log_det(self, value: Tensor) -> Tensor:
+        return self.packed.diagonal().sum().expand(len(value))
+
+
+@final
+class Householder(nf.flows.Flow):
+    r"""Rotation by a product of reflections, at a cost of :math:`O(DK)` instead of :math:`O(D^2)`.
+
+    .. math:: z = H_K \cdots H_1 x, \qquad H_k = I - 2 v_k v_k^\top / |v_k|^2, \qquad
+              \log\det = 0
+
+    Args:
+        dim: Number of coordinates :math:`D`.
+        num_reflections: :math:`K`; with :math:`K = D` every orthogonal matrix of one sign of the
+            determinant is reached.
+
+    Raises:
+        OptionError: If an option is not a positive integer.
+
+    References:
+        Tomczak and Welling, arXiv 1611.09630.
+
+    Examples:
+        >>> x = torch.randn(2, 5)
+        >>> z, log_det = Householder(5, 2).inverse(x)
+        >>> bool(torch.allclose(z.norm(dim=1), x.norm(dim=1))), log_det
+        (True, tensor([0., 0.]))
+    """
+
+    def __init__(self, dim: int, num_reflections: int = 8) -> None:
+        super().__init__()
+        check_count(dim, "dim")
+        check_count(num_reflections, "num_reflections")
+        self.shape = (dim,)
+        self.vectors = nn.Parameter(torch.randn(num_reflections, dim))
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Latents (B, D) to data (B, D), with log-det zero."""
+        check_event_shape(z, self.shape, "z")
+        return _reflect(z, self.vectors.flip(0)), z.new_zeros(len(z))
+
+    def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Data (B, D) to latents (B, D), with log-det zero."""
+        check_event_shape(x, self.shape, "x")
+        return _reflect(x, self.vectors), x.new_zeros(len(x))
+
+    @property
+    def takes_context(self) -> bool:
+        """False: the keyword is accepted and not used."""
+        return False
+
+
+@final
+class Permutation(nf.flows.Flow):
+    """Fixed random order of the coordinates.
+
+    The host's ``Permute`` returns log-dets of the default dtype whatever the input's.
+
+    Args:
+        dim: Number of coordinates D.
+
+    Raises:
+        OptionError: If ``dim`` is not a positive integer.
+
+    Examples:
+        >>> permutation = Permutation(4)
+        >>> x = torch.arange(4.0).unsqueeze(0)
+        >>> bool(torch.equal(permutation(permutation.inverse(x)[0])[0], x))
+        True
+    """
+
+    order: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        check_count(dim, "dim")
+        self.shape = (dim,)
+        self.register_buffer("order", torch.randperm(dim))
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Latents (B, D) to data (B, D), with log-det zero."""
+        check_event_shape(z, self.shape, "z")
+        return z.index_select(1, self.order.argsort()), z.new_zeros(len(z))
+
+    def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Data (B, D) to latents (B, D), with log-det zero."""
+        check_event_shape(x, self.shape, "x")
+        return x.index_select(1, self.order), x.new_zeros(len(x))
+
+    @property
+    def takes_context(self) -> bool:
+        """False: the keyword is accepted and not used."""
+        return False
+
+
+def _reflect(value: Tensor, vectors: Tensor) -> Tensor:
+    for vector in vectors / vectors.norm(dim=1, keepdim=True):
+        value = value - 2 * (value @ vector).unsqueeze(1) * vector
+    return value

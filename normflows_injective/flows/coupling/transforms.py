@@ -1,0 +1,215 @@
+"""What a coupling or an autoregressive layer does to an element, given its parameters."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from ...checks import check_count
+from ...errors import OptionError
+from ..splines import UNIT_DERIVATIVE, bounded_spline
+
+__all__ = ["Additive", "Affine", "CentredAffine", "ElementTransform", "Spline"]
+
+
+class ElementTransform(ABC):
+    r"""A family of increasing maps, one for every element of a vector.
+
+    The parameters come from a network or a kernel expansion. At zero parameters every map is the
+    identity, so that a layer whose last weights are zero starts as the identity.
+
+    Attributes:
+        num_parameters: Number of parameters :math:`P` of an element.
+
+    Examples:
+        A transform of one's own gives both directions, and the log-det of each:
+
+        >>> class Scale(ElementTransform):
+        ...     num_parameters = 1
+        ...     def inverse(self, x, parameters):
+        ...         return x * parameters[..., 0].exp(), parameters[..., 0].sum(-1)
+        ...     def forward(self, z, parameters):
+        ...         return z * (-parameters[..., 0]).exp(), -parameters[..., 0].sum(-1)
+        >>> Scale().inverse(torch.ones(1, 2), torch.zeros(1, 2, 1))
+        (tensor([[1., 1.]]), tensor([0.]))
+    """
+
+    num_parameters: int
+
+    @abstractmethod
+    def forward(self, z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents (B, A) to data (B, A) by parameters (B, A, P), with the log-det (B,) in nats."""
+
+    @abstractmethod
+    def inverse(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Data (B, A) to latents (B, A) by parameters (B, A, P), with the log-det (B,) in nats."""
+
+    def __repr__(self) -> str:
+        """Name and options."""
+        options = ", ".join(f"{name}={value}" for name, value in vars(self).items())
+        return f"{type(self).__name__}({options})"
+
+
+@final
+class Additive(ElementTransform):
+    r"""Shift :math:`z = x + t`, of log-det zero.
+
+    References:
+        Dinh et al., NICE, arXiv 1410.8516.
+
+    Examples:
+        >>> Additive().inverse(torch.ones(1, 2), torch.ones(1, 2, 1))
+        (tensor([[2., 2.]]), tensor([0.]))
+    """
+
+    num_parameters = 1
+
+    def forward(self, z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Subtract the shift."""
+        return z - parameters[..., 0], z.new_zeros(len(z))
+
+    def inverse(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Add the shift."""
+        return x + parameters[..., 0], x.new_zeros(len(x))
+
+
+@final
+class Affine(ElementTransform):
+    r"""Scale and shift with softly bounded log-scales.
+
+    .. math:: z = x \, e^{\sigma(s)} + t, \qquad \sigma(s) = m \tanh(s / m)
+
+    Args:
+        max_log_scale: Bound :math:`m` of the log-scales; None for :math:`\sigma(s) = s`.
+
+    Raises:
+        OptionError: If the bound is not positive.
+
+    References:
+        Dinh et al., Density estimation using Real NVP, arXiv 1605.08803.
+
+    Examples:
+        >>> z, log_det = Affine(None).inverse(torch.ones(1, 1), torch.tensor([[[0.0, 3.0]]]))
+        >>> z, log_det
+        (tensor([[4.]]), tensor([0.]))
+    """
+
+    num_parameters = 2
+
+    def __init__(self, max_log_scale: float | None = 2.0) -> None:
+        self.max_log_scale = _checked_bound(max_log_scale)
+
+    def forward(self, z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Undo shift and scale."""
+        log_scale, shift = _soft_clamp(parameters[..., 0], self.max_log_scale), parameters[..., 1]
+        return (z - shift) * (-log_scale).exp(), -log_scale.sum(-1)
+
+    def inverse(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and shift."""
+        log_scale, shift = _soft_clamp(parameters[..., 0], self.max_log_scale), parameters[..., 1]
+        return x * log_scale.exp() + shift, log_scale.sum(-1)
+
+
+@final
+class CentredAffine(ElementTransform):
+    r"""Scale and shift that keep volumes, by log-scales minus their mean.
+
+    .. math:: z_i = x_i \, e^{\sigma(s_i) - \frac1A \sum_j \sigma(s_j)} + t_i, \qquad
+              \log\det = 0
+
+    Of a single element it is :class:`Additive`.
+
+    Args:
+        max_log_scale: Bound of the log-scales before the mean is taken off.
+
+    Raises:
+        OptionError: If the bound is not positive.
+
+    References:
+        Sorrenson et al., GIN, arXiv 2001.04872.
+
+    Examples:
+        >>> z, log_det = CentredAffine().inverse(torch.ones(1, 2), torch.randn(1, 2, 2))
+        >>> log_det
+        tensor([0.])
+    """
+
+    num_parameters = 2
+
+    def __init__(self, max_log_scale: float | None = 2.0) -> None:
+        self.max_log_scale = _checked_bound(max_log_scale)
+
+    def forward(self, z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Undo shift and scale."""
+        log_scale = self._centred(parameters[..., 0])
+        return (z - parameters[..., 1]) * (-log_scale).exp(), z.new_zeros(len(z))
+
+    def inverse(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and shift."""
+        log_scale = self._centred(parameters[..., 0])
+        return x * log_scale.exp() + parameters[..., 1], x.new_zeros(len(x))
+
+    def _centred(self, said: Tensor) -> Tensor:
+        log_scale = _soft_clamp(said, self.max_log_scale)
+        return log_scale - log_scale.mean(-1, keepdim=True)
+
+
+@final
+class Spline(ElementTransform):
+    r"""Monotone rational-quadratic spline of :math:`[-b, b]`, the identity beyond.
+
+    Args:
+        num_bins: Number of bins :math:`K`; an element has :math:`3K - 1` parameters.
+        bound: :math:`b`.
+
+    Raises:
+        OptionError: If an option is not positive.
+
+    References:
+        Durkan et al., Neural spline flows, arXiv 1906.04032.
+
+    Examples:
+        >>> spline = Spline(4)
+        >>> at_rest = torch.zeros(1, 2, spline.num_parameters)
+        >>> z, log_det = spline.inverse(torch.ones(1, 2), at_rest)
+        >>> bool(torch.allclose(z, torch.ones(1, 2)))
+        True
+    """
+
+    def __init__(self, num_bins: int = 8, bound: float = 4.0) -> None:
+        check_count(num_bins, "num_bins")
+        if not bound > 0:
+            raise OptionError(f"bound must be positive, got {bound!r}.")
+        self.num_bins, self.bound = num_bins, bound
+
+    @property
+    def num_parameters(self) -> int:  # type: ignore[override]
+        """Widths, heights, and derivatives at the inner knots."""
+        return 3 * self.num_bins - 1
+
+    def forward(self, z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Invert the spline."""
+        return self._spline(z, parameters, inverse=True)
+
+    def inverse(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Apply the spline."""
+        return self._spline(x, parameters, inverse=False)
+
+    def _spline(self, value: Tensor, parameters: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        inner = parameters[..., 2 * self.num_bins :]
+        derivatives = nn.functional.pad(inner, (1, 1)) + UNIT_DERIVATIVE
+        moved, log_derivative = bounded_spline(value, parameters, derivatives, self.bound, inverse)
+        return moved, log_derivative.sum(-1)
+
+
+def _checked_bound(max_log_scale: float | None) -> float | None:
+    if max_log_scale is not None and not max_log_scale > 0:
+        raise OptionError(f"max_log_scale must be positive or None, got {max_log_scale!r}.")
+    return max_log_scale
+
+
+def _soft_clamp(said: Tensor, bound: float | None) -> Tensor:
+    return said if bound is None else bound * torch.tanh(said / bound)
