@@ -23,6 +23,7 @@ __all__ = [
     "built_for_context",
     "check_context",
     "context_keyword",
+    "expect_context",
     "needs_context",
     "read_while_tracing",
     "takes_context",
@@ -164,6 +165,32 @@ def check_context(components: Iterable[Any], context: Tensor | None, length: int
             f"{length}, 0), or ask sample() for num_samples=len(context)."
         )
     check_finite(context, "context")
+
+
+def expect_context(context: Tensor | None, length: int, context_dim: int, name: str) -> None:
+    """Raise unless a context has exactly the shape that a component was built for.
+
+    Args:
+        context: Context, or None.
+        length: Batch size :math:`B`.
+        context_dim: Number of features :math:`C` that the component was built for; 0 for none.
+        name: What the message calls the component.
+
+    Raises:
+        ContextError: If a context is missing, superfluous, or of another shape.
+
+    Examples:
+        >>> expect_context(torch.zeros(4, 2), 4, 2, "Coupling")
+    """
+    expected = (length, context_dim) if context_dim else None
+    if (None if context is None else tuple(context.shape)) == expected:
+        return
+    came = "none" if context is None else f"one of shape {tuple(context.shape)}"
+    wanted = f"a context of shape {expected}" if context_dim else "no context"
+    raise ContextError(
+        f"{name} with context_dim={context_dim} takes {wanted}, got {came}. One-hot encode "
+        "labels, and give one row per sample."
+    )
 
 
 def read_while_tracing() -> None:

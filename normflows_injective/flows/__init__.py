@@ -1,6 +1,6 @@
 """Layers: every one is an ``nf.flows.Flow``."""
 
-from . import coupling, gauges
+from . import coupling, gauges, mixer
 from .composite import InjectiveComposite
 from .exact import LinearInjection, Pad
 from .free_form import FreeFormInjection
@@ -31,5 +31,6 @@ __all__ = [
     "SurfaceMap",
     "coupling",
     "gauges",
+    "mixer",
     "star_like_flow",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..errors import ContextError
+from ..context import expect_context
 
 __all__ = ["ContextNetwork"]
 
@@ -38,16 +38,9 @@ class ContextNetwork(nn.Module):
 
     def join(self, features: Tensor, context: Tensor | None) -> Tensor:
         """Concatenate a context (B, C) to features (B, F, *), broadcast over further axes."""
-        if context is None and not self.takes_context:
+        expect_context(context, len(features), self.context_dim, type(self).__name__)
+        if context is None:
             return features
-        expected = (len(features), self.context_dim)
-        if context is None or not self.takes_context or tuple(context.shape) != expected:
-            came = "none" if context is None else f"one of shape {tuple(context.shape)}"
-            wanted = f"a context of shape {expected}" if self.takes_context else "no context"
-            raise ContextError(
-                f"{type(self).__name__} with context_dim={self.context_dim} takes {wanted}, got "
-                f"{came}. One-hot encode labels, and give one row per sample."
-            )
         context = context.to(features.dtype)
         context = context.view(*context.shape, *[1] * (features.dim() - 2))
         return torch.cat([features, context.expand(-1, -1, *features.shape[2:])], dim=1)

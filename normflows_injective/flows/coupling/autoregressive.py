@@ -9,7 +9,7 @@ from normflows.nets.made import MADE
 from torch import Tensor, nn
 
 from ...checks import check_count, check_event_shape
-from ...errors import ContextError
+from ...context import expect_context
 from .transforms import Affine, ElementTransform
 
 __all__ = ["Autoregressive"]
@@ -97,14 +97,6 @@ class Autoregressive(nf.flows.Flow):
         return f"dim={self.shape[0]}, transform={self.transform}, reverse={self.reverse}"
 
     def _conditions(self, x: Tensor, context: Tensor | None) -> Tensor:
-        expected = (len(x), self.context_dim)
-        if self.takes_context != (context is not None) or (
-            context is not None and tuple(context.shape) != expected
-        ):
-            wanted = f"a context of shape {expected}" if self.takes_context else "no context"
-            came = "none" if context is None else f"one of shape {tuple(context.shape)}"
-            raise ContextError(
-                f"Autoregressive with context_dim={self.context_dim} takes {wanted}, got {came}."
-            )
+        expect_context(context, len(x), self.context_dim, "Autoregressive")
         said: Tensor = self.net(x, context)
         return said.reshape(*x.shape, self.transform.num_parameters)

@@ -1,0 +1,169 @@
+"""A whole MixerFlow, as a list of layers."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+
+import normflows as nf
+
+from ...checks import check_count
+from ...errors import OptionError
+from ..coupling import (
+    ActNorm,
+    Affine,
+    Autoregressive,
+    ElementTransform,
+    Householder,
+    LULinear,
+    NetworkCoupling,
+    Permutation,
+    Spline,
+)
+from .mixing import ChannelMixing, PatchMixing
+from .patches import patch_counts
+from .shift import PatchShift
+
+__all__ = ["mixer_flow"]
+
+# From the number of values, of context features, and whether the order is reversed, to a flow.
+Element = Callable[[int, int, bool], nf.flows.Flow]
+
+# A dense map of more values than this costs more than all the rest of a step.
+DENSE_LIMIT = 256
+
+
+def mixer_flow(
+    image_shape: Sequence[int],
+    patch_size: int,
+    layers: int = 8,
+    hidden: Sequence[int] = (128, 128),
+    element: str | Element = "affine",
+    linear: str = "auto",
+    shift: str = "none",
+    num_steps: int = 1,
+    context_dim: int = 0,
+    embedding_dim: int = 0,
+) -> list[nf.flows.Flow]:
+    r"""Layers of a MixerFlow, from latent images to images.
+
+    An image is read as a table of :math:`S` patches with :math:`C` values each. A layer transforms
+    all patches by one flow of :math:`\mathbb R^C`, then all places within a patch by one flow of
+    :math:`\mathbb R^S`, both made of :class:`~normflows_injective.flows.coupling.ActNorm`, an
+    invertible linear map and an element transform, and then shifts the patches. Since the model
+    knows of no neighbourhood but that of a patch, the class of its densities is closed under
+    permutations of the patches and, if the same in all, within them (unless there is a shift).
+
+    Latents have the shape of images, so that the list stands before, behind and between other
+    layers of images.
+
+    Args:
+        image_shape: Channels, height and width.
+        patch_size: :math:`p`, a divisor of height and width.
+        layers: Number of layers.
+        hidden: Widths of the networks of a coupling; for ``"autoregressive"`` the first is the
+            width and their number less one that of the residual blocks.
+        element: ``"affine"``, ``"spline"`` (rational-quadratic), ``"autoregressive"`` (masked
+            affine), or a function from the number of values, of context features and a flag that
+            alternates, to a flow of vectors.
+        linear: ``"lu"`` (dense), ``"householder"`` (eight reflections), ``"permutation"``
+            (fixed), or ``"auto"``: dense up to 256 values, and reflections beyond.
+        shift: ``"none"``, ``"roll"`` or ``"interior"``; see :class:`PatchShift`.
+        num_steps: Number of steps within each mixing.
+        context_dim: Number of context features; 0 for none.
+        embedding_dim: Number of learned features that tell the networks which patch, or which
+            place within a patch, they see; 0 for none.
+
+    Returns:
+        A list of flows for ``nf.NormalizingFlow`` and other models of the host.
+
+    Raises:
+        ShapeError: If the image does not divide into such patches.
+        OptionError: If an option is unknown or out of range.
+
+    References:
+        English, Kirchler, Lippert, MixerFlow, arXiv 2310.16777; the details are ours.
+
+    Examples:
+        >>> import torch
+        >>> flows = mixer_flow((1, 8, 8), 4, layers=2, hidden=(16,))
+        >>> model = nf.NormalizingFlow(nf.distributions.DiagGaussian((1, 8, 8)), flows)
+        >>> model.log_prob(torch.rand(3, 1, 8, 8)).shape
+        torch.Size([3])
+    """
+    for count, name in ((layers, "layers"), (num_steps, "num_steps")):
+        check_count(count, name)
+    build = _element(element, tuple(hidden))
+    if linear not in _LINEAR:
+        raise OptionError(f"linear must be one of {', '.join(_LINEAR)}, got {linear!r}.")
+    features = context_dim + embedding_dim
+
+    def steps(dim: int, reverse: bool) -> list[nf.flows.Flow]:
+        step: list[nf.flows.Flow] = []
+        for k in range(num_steps):
+            # A single value has nothing to be mixed with, and nothing to be conditioned on.
+            if dim > 1:
+                step += [build(dim, features, reverse != bool(k % 2)), _LINEAR[linear](dim)]
+            step.append(ActNorm(dim))
+        return step
+
+    def mixing(shape: Sequence[int], reverse: bool) -> list[nf.flows.Flow]:
+        num_patches, patch_dim = patch_counts(shape, patch_size)
+        return [
+            PatchMixing(
+                shape, patch_size, steps(num_patches, reverse), context_dim, embedding_dim
+            ),
+            ChannelMixing(
+                shape, patch_size, steps(patch_dim, reverse), context_dim, embedding_dim
+            ),
+        ]
+
+    flows: list[nf.flows.Flow] = []
+    for index in range(layers):
+        reverse = index % 2 == 1
+        if shift == "interior":
+            inner = functools.partial(mixing, reverse=reverse)
+            flows.append(PatchShift(shift, image_shape, patch_size, inner))
+        elif shift != "none":
+            flows.append(PatchShift(shift, image_shape, patch_size, back=reverse))
+        flows += mixing(image_shape, reverse)
+    return flows
+
+
+def _element(element: str | Element, hidden: tuple[int, ...]) -> Element:
+    if callable(element):
+        return element
+    if not hidden:
+        raise OptionError("hidden must hold at least one width, got none.")
+
+    def coupling(transform: ElementTransform) -> Element:
+        return lambda dim, features, reverse: NetworkCoupling(
+            dim, transform, hidden, features, reverse
+        )
+
+    def autoregressive(dim: int, features: int, reverse: bool) -> nf.flows.Flow:
+        num_blocks = max(1, len(hidden) - 1)
+        return Autoregressive(dim, Affine(), hidden[0], num_blocks, features, reverse)
+
+    known = {
+        "affine": coupling(Affine()),
+        "spline": coupling(Spline()),
+        "autoregressive": autoregressive,
+    }
+    if element not in known:
+        raise OptionError(
+            f"element must be one of {', '.join(known)} or a function, got {element!r}."
+        )
+    return known[element]
+
+
+def _auto(dim: int) -> nf.flows.Flow:
+    return LULinear(dim) if dim <= DENSE_LIMIT else Householder(dim)
+
+
+_LINEAR: dict[str, Callable[[int], nf.flows.Flow]] = {
+    "auto": _auto,
+    "lu": LULinear,
+    "householder": Householder,
+    "permutation": Permutation,
+}

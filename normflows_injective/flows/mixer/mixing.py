@@ -1,0 +1,176 @@
+"""Layers that mix an image within its patches, and across them."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Any, final
+
+import normflows as nf
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from ...checks import check_event_shape
+from ...context import expect_context, with_context
+from .patches import Patchify
+
+__all__ = ["ChannelMixing", "Mixing", "PatchMixing"]
+
+
+class Mixing(nf.flows.Flow):
+    r"""Flows of vectors applied to every row of a table that an image is read as; a base class.
+
+    With :math:`M` rows that share their parameters, the log-det of an image is the sum of those of
+    its rows, so that a term without data, such as that of a linear map, counts :math:`M` times.
+
+    Args:
+        image_shape: Channels, height and width.
+        patch_size: Size of the square patches.
+        layers: Flows of vectors, ours or the host's, from latent to data.
+        context_dim: Number of context features that the caller gives; 0 for none.
+        embedding_dim: Number of learned features that say to a layer which row it transforms; 0
+            for none. They reach the layers as context, behind that of the caller.
+
+    Raises:
+        ShapeError: If the image does not divide into such patches.
+    """
+
+    to_rows: str
+    to_table: str
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        patch_size: int,
+        layers: Iterable[nf.flows.Flow],
+        context_dim: int = 0,
+        embedding_dim: int = 0,
+    ) -> None:
+        super().__init__()
+        self.patchify = Patchify(image_shape, patch_size)
+        self.shape, self.context_dim = self.patchify.data_shape, context_dim
+        self.layers = nn.ModuleList(layers)
+        self.num_rows = self.count_rows(*self.patchify.latent_shape)
+        self.embedding = None
+        if embedding_dim:
+            self.embedding = nn.Parameter(torch.randn(self.num_rows, embedding_dim))
+        self.takes_context = self.needs_context = context_dim > 0
+
+    @staticmethod
+    @abstractmethod
+    def count_rows(num_patches: int, patch_dim: int) -> int:
+        """Number of rows that share their parameters."""
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Latent images (B, channels, H, W) to images of data, with the log-det (B,) in nats."""
+        check_event_shape(z, self.shape, "z")
+        return self._through(z, context, inverse=False)
+
+    def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Images of data (B, channels, H, W) to latent ones, with the log-det (B,) in nats."""
+        check_event_shape(x, self.shape, "x")
+        return self._through(x, context, inverse=True)
+
+    def _through(
+        self, image: Tensor, context: Tensor | None, inverse: bool
+    ) -> tuple[Tensor, Tensor]:
+        length, said = len(image), self._row_context(context, len(image))
+        rows = rearrange(self.patchify.inverse(image)[0], self.to_rows)
+        log_det = image.new_zeros(length)
+        for layer in reversed(self.layers) if inverse else self.layers:
+            apply: Any = layer.inverse if inverse else layer
+            rows, step = apply(rows, **with_context(layer, said))
+            # Some layers of the host answer with one number for the batch.
+            step = torch.as_tensor(step, dtype=rows.dtype, device=rows.device)
+            log_det = log_det + step.expand(len(rows)).reshape(length, -1).sum(1)
+        return self.patchify(rearrange(rows, self.to_table, b=length))[0], log_det
+
+    def _row_context(self, context: Tensor | None, length: int) -> Tensor | None:
+        """What the layers are told of every row: the caller's context, and which row it is."""
+        expect_context(context, length, self.context_dim, type(self).__name__)
+        parts = []
+        if context is not None:
+            parts.append(context.repeat_interleave(self.num_rows, 0))
+        if self.embedding is not None:
+            parts.append(self.embedding.repeat(length, 1))
+        return torch.cat(parts, dim=1) if parts else None
+
+
+@final
+class ChannelMixing(Mixing):
+    r"""The same flows of vectors for every patch of an image.
+
+    .. math:: T_{k\cdot} \leftarrow h(T_{k\cdot}), \quad k = 1, \dots, S, \qquad
+              \log\det = \sum_k \log|\det h'(T_{k\cdot})|
+
+    It commutes with every permutation of the patches.
+
+    Args:
+        image_shape: Channels, height and width.
+        patch_size: Size of the square patches.
+        layers: Flows of vectors of the :math:`C` values of a patch, ours or the host's, from
+            latent to data.
+        context_dim: Number of context features that the caller gives; 0 for none.
+        embedding_dim: Number of learned features that say to a layer which patch it transforms, as
+            context behind the caller's; 0 for none.
+
+    Raises:
+        ShapeError: If the image does not divide into such patches.
+
+    References:
+        English, Kirchler, Lippert, MixerFlow, arXiv 2310.16777.
+
+    Examples:
+        >>> layer = ChannelMixing((1, 4, 6), 2, [nf.flows.LULinearPermute(4)])
+        >>> x, log_det = layer(torch.randn(5, 1, 4, 6))
+        >>> x.shape, log_det.shape
+        (torch.Size([5, 1, 4, 6]), torch.Size([5]))
+    """
+
+    to_rows = "b s c -> (b s) c"
+    to_table = "(b s) c -> b s c"
+
+    @staticmethod
+    def count_rows(num_patches: int, patch_dim: int) -> int:
+        """Number of patches."""
+        return num_patches
+
+
+@final
+class PatchMixing(Mixing):
+    r"""The same flows of vectors for every place within a patch, across the patches.
+
+    .. math:: T_{\cdot j} \leftarrow h(T_{\cdot j}), \quad j = 1, \dots, C, \qquad
+              \log\det = \sum_j \log|\det h'(T_{\cdot j})|
+
+    It commutes with every permutation within the patches that is the same in all of them.
+
+    Args:
+        image_shape: Channels, height and width.
+        patch_size: Size of the square patches.
+        layers: Flows of vectors of the :math:`S` patches, ours or the host's, from latent to data.
+        context_dim: Number of context features that the caller gives; 0 for none.
+        embedding_dim: Number of learned features that say to a layer which place it transforms, as
+            context behind the caller's; 0 for none.
+
+    Raises:
+        ShapeError: If the image does not divide into such patches.
+
+    References:
+        English, Kirchler, Lippert, MixerFlow, arXiv 2310.16777.
+
+    Examples:
+        >>> layer = PatchMixing((1, 4, 6), 2, [nf.flows.LULinearPermute(6)])
+        >>> x, log_det = layer(torch.randn(5, 1, 4, 6))
+        >>> x.shape, log_det.shape
+        (torch.Size([5, 1, 4, 6]), torch.Size([5]))
+    """
+
+    to_rows = "b s c -> (b c) s"
+    to_table = "(b c) s -> b s c"
+
+    @staticmethod
+    def count_rows(num_patches: int, patch_dim: int) -> int:
+        """Number of places within a patch."""
+        return patch_dim

@@ -1,0 +1,100 @@
+"""Images as tables of patches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import final
+
+import normflows as nf
+from einops import rearrange
+from torch import Tensor
+
+from ...checks import check_count, check_event_shape
+from ...errors import ShapeError
+
+__all__ = ["Patchify", "patch_counts"]
+
+
+def patch_counts(image_shape: Sequence[int], patch_size: int) -> tuple[int, int]:
+    r"""Number of patches :math:`S` of an image, and number of values :math:`C` in each.
+
+    Args:
+        image_shape: Channels, height :math:`H` and width :math:`W`.
+        patch_size: :math:`p`, which must divide height and width.
+
+    Returns:
+        :math:`S = HW/p^2` and :math:`C = p^2` times the channels.
+
+    Raises:
+        ShapeError: If the image does not divide into such patches.
+        OptionError: If the patch size is not a positive integer.
+
+    Examples:
+        >>> patch_counts((3, 32, 32), 4)
+        (64, 48)
+    """
+    check_count(patch_size, "patch_size")
+    if len(image_shape) != 3 or min(image_shape) < 1:
+        raise ShapeError(
+            "image_shape must be (channels, height, width), for instance (1, 28, 28), got "
+            f"{tuple(image_shape)}."
+        )
+    channels, height, width = image_shape
+    if height % patch_size or width % patch_size:
+        raise ShapeError(
+            f"patch_size={patch_size} must divide height and width, got images of "
+            f"{height}x{width}. Pad or crop the images, or take another size."
+        )
+    return (height // patch_size) * (width // patch_size), channels * patch_size**2
+
+
+@final
+class Patchify(nf.flows.Flow):
+    r"""Tables of patches to images, a permutation of log-det zero.
+
+    .. math:: T_{k} = (x_{c,\, hp + i,\, wp + j})_{c, i, j}, \qquad k = (h, w)
+
+    Between two of them any layer of tables (B, S, C) may stand.
+
+    Args:
+        image_shape: Channels, height :math:`H` and width :math:`W`.
+        patch_size: :math:`p`.
+
+    Raises:
+        ShapeError: If the image does not divide into such patches.
+
+    References:
+        English, Kirchler, Lippert, MixerFlow, arXiv 2310.16777.
+
+    Examples:
+        >>> import torch
+        >>> patchify = Patchify((1, 2, 4), 2)
+        >>> patchify.inverse(torch.arange(8.0).view(1, 1, 2, 4))[0]
+        tensor([[[0., 1., 4., 5.],
+                 [2., 3., 6., 7.]]])
+    """
+
+    def __init__(self, image_shape: Sequence[int], patch_size: int) -> None:
+        super().__init__()
+        self.latent_shape = patch_counts(image_shape, patch_size)
+        self.data_shape = tuple(image_shape)
+        channels, height, width = image_shape
+        self._sizes = {"c": channels, "h": height // patch_size, "w": width // patch_size}
+        self._sizes |= {"p": patch_size, "q": patch_size}
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Tables (B, S, C) to images (B, channels, H, W), with log-det zero."""
+        check_event_shape(z, self.latent_shape, "z")
+        x: Tensor = rearrange(z, "b (h w) (c p q) -> b c (h p) (w q)", **self._sizes)
+        return x, z.new_zeros(len(z))
+
+    def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Images (B, channels, H, W) to tables (B, S, C), with log-det zero."""
+        check_event_shape(x, self.data_shape, "x")
+        z: Tensor = rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", **self._sizes)
+        return z, x.new_zeros(len(x))
+
+    @property
+    def takes_context(self) -> bool:
+        """False: the keyword is accepted and not used."""
+        return False

@@ -1,0 +1,140 @@
+"""The layer that lets information cross the borders of patches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, final
+
+import normflows as nf
+import torch
+from torch import Tensor, nn
+
+from ...checks import check_event_shape
+from ...context import needs_context, takes_context, with_context
+from ...errors import OptionError
+from .patches import patch_counts
+
+__all__ = ["PatchShift", "interior_shape"]
+
+BuildLayers = Callable[[tuple[int, int, int]], Iterable[nf.flows.Flow]]
+
+
+def interior_shape(image_shape: Sequence[int], patch_size: int) -> tuple[int, int, int]:
+    """Shape of an image without a frame that is, of two opposite sides, one patch wide.
+
+    Args:
+        image_shape: Channels, height and width.
+        patch_size: Size of the square patches.
+
+    Raises:
+        OptionError: If nothing would be left, or a frame cannot be half a patch wide.
+
+    Examples:
+        >>> interior_shape((3, 32, 32), 4)
+        (3, 28, 28)
+    """
+    patch_counts(image_shape, patch_size)
+    channels, height, width = image_shape
+    if patch_size < 2 or min(height, width) <= patch_size:
+        raise OptionError(
+            "A shift by half a patch needs patches of at least 2x2 values and at least two of "
+            f"them in every direction, got patch_size={patch_size} for {height}x{width}. Use "
+            "smaller patches, or kind='none'."
+        )
+    return channels, height - patch_size, width - patch_size
+
+
+@final
+class PatchShift(nf.flows.Flow):
+    r"""Move the borders of the patches by half a patch.
+
+    * ``"roll"`` moves the image, :math:`z_{c,i,j} = x_{c,\,i+\lfloor p/2 \rfloor,\,
+      j+\lfloor p/2 \rfloor}` with indices that go round, so that the layers before and behind it
+      cut it differently. Opposite borders meet.
+    * ``"interior"`` leaves a frame half a patch wide as it is, and sends what is within through
+      layers of its own, whose patches straddle the borders of the others.
+    * ``"none"`` does nothing.
+
+    Args:
+        kind: ``"interior"``, ``"roll"`` or ``"none"``.
+        image_shape: Channels, height and width.
+        patch_size: :math:`p`, at least 2 unless ``kind`` is ``"none"``.
+        layers: For ``"interior"``, from the shape of the interior image to flows of such images,
+            from latent to data.
+        back: For ``"roll"``, whether the image is moved the other way.
+
+    Raises:
+        OptionError: If the kind is unknown, half a patch is nothing, or layers are missing or
+            superfluous.
+        ShapeError: If the image does not divide into such patches.
+
+    References:
+        English, Kirchler, Lippert, MixerFlow, arXiv 2310.16777, names a shift layer; its exact
+        form is ours.
+
+    Examples:
+        >>> x = torch.arange(16.0).view(1, 1, 4, 4)
+        >>> PatchShift("roll", (1, 4, 4), 2).inverse(x)[0][0, 0, 0]
+        tensor([5., 6., 7., 4.])
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        image_shape: Sequence[int],
+        patch_size: int,
+        layers: BuildLayers | None = None,
+        back: bool = False,
+    ) -> None:
+        super().__init__()
+        if kind not in ("interior", "roll", "none"):
+            raise OptionError(f"kind must be 'interior', 'roll' or 'none', got {kind!r}.")
+        if (kind == "interior") != (layers is not None):
+            raise OptionError(
+                f"layers go with kind='interior' and with it alone, got kind={kind!r}. Pass a "
+                "function from the shape of the interior image to a list of flows."
+            )
+        patch_counts(image_shape, patch_size)
+        inside = None if kind == "none" else interior_shape(image_shape, patch_size)
+        self.kind, self.shape = kind, tuple(image_shape)
+        self._offset = -(patch_size // 2) if back else patch_size // 2
+        # Left, right, top and bottom widths of the frame.
+        self._frame = [patch_size // 2, patch_size - patch_size // 2] * 2
+        self.layers = nn.ModuleList(layers(inside) if layers and inside else [])
+        self.takes_context = any(takes_context(flow) for flow in self.layers)
+        self.needs_context = any(needs_context(flow) for flow in self.layers)
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Latent images (B, channels, H, W) to images of data, with the log-det (B,) in nats."""
+        check_event_shape(z, self.shape, "z")
+        if self.kind == "interior":
+            return self._through_interior(z, context, inverse=False)
+        return self._roll(z, self._offset), z.new_zeros(len(z))
+
+    def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Images of data (B, channels, H, W) to latent ones, with the log-det (B,) in nats."""
+        check_event_shape(x, self.shape, "x")
+        if self.kind == "interior":
+            return self._through_interior(x, context, inverse=True)
+        return self._roll(x, -self._offset), x.new_zeros(len(x))
+
+    def extra_repr(self) -> str:
+        """Options that are no modules."""
+        return f"kind={self.kind!r}, image_shape={self.shape}"
+
+    def _roll(self, image: Tensor, offset: int) -> Tensor:
+        return image if self.kind == "none" else image.roll((offset, offset), (2, 3))
+
+    def _through_interior(
+        self, image: Tensor, context: Tensor | None, inverse: bool
+    ) -> tuple[Tensor, Tensor]:
+        left, right, top, bottom = self._frame
+        height, width = self.shape[1:]
+        inside = image[:, :, top : height - bottom, left : width - right]
+        log_det = image.new_zeros(len(image))
+        is_inside = nn.functional.pad(torch.ones_like(inside[:1, :1]), self._frame).bool()
+        for layer in reversed(self.layers) if inverse else self.layers:
+            apply: Any = layer.inverse if inverse else layer
+            inside, step = apply(inside, **with_context(layer, context))
+            log_det = log_det + step
+        return torch.where(is_inside, nn.functional.pad(inside, self._frame), image), log_det
