@@ -16,6 +16,7 @@ __all__ = [
     "OffManifoldError",
     "OptionError",
     "ParamStoreWarning",
+    "ReducedLayerWarning",
     "RegistrationError",
     "ShapeError",
     "StackingWarning",
@@ -86,3 +87,7 @@ class StackingWarning(UserWarning):
 
 class ParamStoreWarning(UserWarning):
     """Parameters came back from Pyro's parameter store, but the buffers beside them did not."""
+
+
+class ReducedLayerWarning(UserWarning):
+    """A layer was built with sizes at which it is a simpler one."""

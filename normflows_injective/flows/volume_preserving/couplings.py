@@ -1,0 +1,119 @@
+"""Couplings that keep volumes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import final
+
+from torch import nn
+
+from ...errors import ReducedLayerWarning
+from ...nets.mlp import SmoothMLP
+from ..coupling.coupling import Coupling, coupling_sizes, zero_last_layer
+from ..coupling.transforms import Additive, CentredAffine, ElementTransform
+
+__all__ = ["GINCoupling", "NICECoupling"]
+
+
+@final
+class NICECoupling(Coupling):
+    r"""Additive coupling, of log-det zero; it starts as the identity.
+
+    With :math:`x = (u, v)`, :math:`u` the coordinates that are kept, from data to latents
+
+    .. math:: u' = u, \qquad v' = v + t(u, c)
+
+    A flow of such layers only moves the values of its base density about; what that costs is
+    :func:`~normflows_injective.diagnostics.volume_preserving_floor`.
+
+    Args:
+        dim: Number of coordinates :math:`D`.
+        hidden: Widths of the hidden layers of :math:`t`.
+        context_dim: Number of context features; 0 for none.
+        reverse: Whether the last rather than the first coordinates are kept.
+        activation: Constructor of the activation.
+
+    Raises:
+        ShapeError: If ``dim`` is one and there is no context.
+
+    References:
+        Dinh et al., NICE, arXiv 1410.8516, equation 11.
+
+    Examples:
+        >>> import torch
+        >>> NICECoupling(3, hidden=(8,)).inverse(torch.ones(1, 3))[1]
+        tensor([0.])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden: Sequence[int] = (64, 64),
+        context_dim: int = 0,
+        reverse: bool = False,
+        activation: Callable[[], nn.Module] = nn.GELU,
+    ) -> None:
+        transform = Additive()
+        kept, moved = coupling_sizes(dim, context_dim > 0, type(self).__name__)
+        net = SmoothMLP(kept, moved, hidden, context_dim, activation)
+        super().__init__(dim, zero_last_layer(net), transform, reverse)
+
+
+@final
+class GINCoupling(Coupling):
+    r"""Affine coupling whose log-scales have mean zero, of log-det zero; starts as the identity.
+
+    With :math:`x = (u, v)`, :math:`u` the coordinates that are kept and :math:`A` the number of
+    the others, from data to latents
+
+    .. math:: u' = u, \qquad
+              v'_i = v_i \exp\Big(s_i(u, c) - \tfrac1A \sum_j s_j(u, c)\Big) + t_i(u, c)
+
+    Where :math:`A = 1`, as in two dimensions, the scale is one: the layer is then
+    :class:`NICECoupling`, its network finds no scales, and a warning says so.
+
+    Args:
+        dim: Number of coordinates :math:`D`.
+        hidden: Widths of the hidden layers.
+        context_dim: Number of context features; 0 for none.
+        reverse: Whether the last rather than the first coordinates are kept.
+        max_log_scale: Soft bound of the log-scales before their mean is taken off; None for none.
+        activation: Constructor of the activation.
+
+    Raises:
+        ShapeError: If ``dim`` is one and there is no context.
+        OptionError: If the bound is not positive.
+
+    References:
+        Sorrenson et al., GIN, arXiv 2001.04872. The mean over the active coordinates alone, and
+        the case of one, are derived here.
+
+    Examples:
+        >>> import torch
+        >>> GINCoupling(4, hidden=(8,)).inverse(torch.ones(1, 4))[1]
+        tensor([0.])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden: Sequence[int] = (64, 64),
+        context_dim: int = 0,
+        reverse: bool = False,
+        max_log_scale: float | None = 2.0,
+        activation: Callable[[], nn.Module] = nn.GELU,
+    ) -> None:
+        kept, moved = coupling_sizes(dim, context_dim > 0, type(self).__name__)
+        transform: ElementTransform = CentredAffine(max_log_scale)
+        if moved == 1:
+            warnings.warn(
+                f"GINCoupling of dim={dim} moves one coordinate, whose log-scale minus its own "
+                "mean is zero: the layer is NICECoupling. Take that, or more dimensions.",
+                ReducedLayerWarning,
+                stacklevel=2,
+            )
+            transform = Additive()
+        outputs = moved * transform.num_parameters
+        net = SmoothMLP(kept, outputs, hidden, context_dim, activation)
+        super().__init__(dim, zero_last_layer(net), transform, reverse)

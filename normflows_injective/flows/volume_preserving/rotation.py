@@ -1,0 +1,111 @@
+"""Rotations that are drawn once and kept."""
+
+from __future__ import annotations
+
+from typing import final
+
+import normflows as nf
+import torch
+from torch import Tensor, nn
+
+from ...checks import check_count, check_event_shape, check_finite
+from ...errors import OptionError, ShapeError
+
+__all__ = ["Rotation", "random_rotation"]
+
+
+def random_rotation(dim: int, generator: torch.Generator | None = None) -> Tensor:
+    r"""An orthogonal matrix from the uniform (Haar) law, in float64.
+
+    Args:
+        dim: :math:`D`.
+        generator: Source of randomness; torch's own if None.
+
+    Returns:
+        Matrix of shape :math:`(D, D)` on the generator's device.
+
+    Raises:
+        OptionError: If ``dim`` is not a positive integer.
+
+    References:
+        Mezzadri, How to generate random matrices from the classical compact groups, 2007: the
+        signs of the diagonal of R make the QR factorisation unique, and Q uniform.
+
+    Examples:
+        >>> q = random_rotation(3, torch.Generator().manual_seed(0))
+        >>> bool(torch.allclose(q @ q.T, torch.eye(3, dtype=torch.float64)))
+        True
+    """
+    check_count(dim, "dim")
+    device = None if generator is None else generator.device
+    noise = torch.randn(dim, dim, dtype=torch.float64, generator=generator, device=device)
+    return _orthogonal(noise)
+
+
+@final
+class Rotation(nf.flows.Flow):
+    r"""A fixed orthogonal map, of log-det zero.
+
+    .. math:: z = Q x, \qquad x = Q^\top z
+
+    Args:
+        matrix: :math:`Q` of shape :math:`(D, D)`; or :math:`D`, for a matrix from the uniform law.
+
+    Raises:
+        ShapeError: If the matrix is not square.
+        OptionError: If it is not orthogonal.
+        NonFiniteError: If it holds NaN or infinity.
+
+    Examples:
+        >>> turn = Rotation(torch.tensor([[0.0, 1.0], [-1.0, 0.0]]))
+        >>> turn.inverse(torch.tensor([[1.0, 2.0]]))
+        (tensor([[ 2., -1.]]), tensor([0.]))
+    """
+
+    def __init__(self, matrix: Tensor | int) -> None:
+        super().__init__()
+        if isinstance(matrix, int):
+            matrix = random_rotation(matrix).to(torch.get_default_dtype())
+        if matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1]:
+            raise ShapeError(
+                f"Rotation needs a square matrix (D, D), got shape {tuple(matrix.shape)}."
+            )
+        check_finite(matrix, "the matrix of a Rotation", "Check how it was computed.")
+        identity = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+        error = float((matrix @ matrix.T - identity).abs().max())
+        if error > 1e3 * len(matrix) * torch.finfo(matrix.dtype).eps:
+            raise OptionError(
+                f"Rotation needs an orthogonal matrix, but Q Q^T differs from the identity by "
+                f"{error:.1e}. Take the Q of torch.linalg.qr, or LULinear for any matrix."
+            )
+        self.shape = (len(matrix),)
+        self.matrix = nn.Buffer(matrix.detach().clone())
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Latents (B, D) to data (B, D), with log_det zero."""
+        check_event_shape(z, self.shape, "z")
+        return z @ self._matrix(), z.new_zeros(len(z))
+
+    def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Data (B, D) to latents (B, D), with log_det zero."""
+        check_event_shape(x, self.shape, "x")
+        return x @ self._matrix().T, x.new_zeros(len(x))
+
+    @property
+    def takes_context(self) -> bool:
+        """False: the keyword is accepted and not used."""
+        return False
+
+    def extra_repr(self) -> str:
+        """Options as shown by ``print(model)``."""
+        return f"dim={self.shape[0]}"
+
+    def _matrix(self) -> Tensor:
+        # A matrix rounded to float32 is no longer orthogonal to the digits of float64, should the
+        # layer be converted; factored anew it is, in whatever dtype it is used.
+        return _orthogonal(self.matrix)
+
+
+def _orthogonal(matrix: Tensor) -> Tensor:
+    q, r = torch.linalg.qr(matrix)
+    return q * r.diagonal().sign()
