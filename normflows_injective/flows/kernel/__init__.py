@@ -1,0 +1,13 @@
+"""Couplings whose conditioners are kernel expansions at auxiliary points."""
+
+from .builders import ferumal_glow, ferumal_realnvp
+from .coupling import KernelCoupling, rkhs_penalty
+from .expansion import KernelExpansion
+
+__all__ = [
+    "KernelCoupling",
+    "KernelExpansion",
+    "ferumal_glow",
+    "ferumal_realnvp",
+    "rkhs_penalty",
+]

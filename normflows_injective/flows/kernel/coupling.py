@@ -1,0 +1,158 @@
+"""Couplings whose parameters are kernel expansions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from ...context import with_context
+from ...errors import OptionError
+from ...volume.modules import is_cold
+from ..coupling.coupling import Coupling, coupling_sizes
+from ..coupling.transforms import Affine, ElementTransform
+from .expansion import KernelExpansion
+
+__all__ = ["KernelCoupling", "rkhs_penalty"]
+
+
+@final
+class KernelCoupling(Coupling):
+    r"""A coupling whose parameters are kernel expansions; it starts as the identity.
+
+    With :math:`x = (u, v)`, :math:`u` the :math:`d = \lfloor D/2 \rfloor` coordinates that are
+    kept, from data to latents
+
+    .. math:: u' = u, \qquad v' = v \odot e^{s} + t, \qquad s = K(u, Z) A^s, \quad
+              t = K(u, Z) A^t, \qquad \log\det = \sum_j s_j
+
+    with :math:`K(u, Z)_i = k(u, z_i)` and :math:`N (2(D - d) + d) + d` parameters. Log-scales are
+    bounded by the weights, :math:`|s_j| \le \sum_i |A^s_{ij}|`, so they take no clamp. Far from
+    the auxiliary points the layer is the identity: the tails of a flow of such layers are those
+    of its base density.
+
+    At the first call of :meth:`inverse` with two rows or more the points and length-scales are
+    taken from the data, if the weights are still zero. That leaves the map as it is, so in a stack
+    of such layers each gets the data as the layers behind it hand them on. Pass all training data
+    once before training, ``with torch.no_grad(): model.log_prob(x)``, or the points come from
+    the first batch. Until then they suit standard normal inputs. Data should be standardised.
+
+    Args:
+        dim: Number of coordinates :math:`D`.
+        n_auxiliary: Number of auxiliary points :math:`N`.
+        kernel: ``"rbf"``, ``"matern12"``, ``"matern32"`` or ``"matern52"``.
+        share_kernel: Whether s and t share their length-scales.
+        ard: Whether every input has its own length-scale.
+        learn_auxiliary: Whether the auxiliary points are trained.
+        context_dim: Number of context features, inputs of the kernel like :math:`u`; 0 for none.
+        reverse: Whether the last rather than the first coordinates are kept.
+        transform: What is done to an element; ``Affine(None)``, as above, unless given.
+
+    Raises:
+        ShapeError: If ``dim`` is one and there is no context.
+        OptionError: If the kernel is unknown or a number is not a positive integer.
+
+    References:
+        English, Kirchler and Lippert, Kernelised normalising flows, arXiv 2307.14839, section 3;
+        the initialisation is derived here.
+
+    Examples:
+        >>> coupling = KernelCoupling(3, n_auxiliary=10)
+        >>> x = torch.randn(20, 3)
+        >>> z, log_det = coupling.inverse(x)
+        >>> bool(torch.equal(z, x)), log_det.shape
+        (True, torch.Size([20]))
+    """
+
+    conditioner: KernelExpansion
+
+    def __init__(
+        self,
+        dim: int,
+        n_auxiliary: int = 150,
+        kernel: str = "rbf",
+        share_kernel: bool = True,
+        ard: bool = True,
+        learn_auxiliary: bool = True,
+        context_dim: int = 0,
+        reverse: bool = False,
+        transform: ElementTransform | None = None,
+    ) -> None:
+        transform = Affine(None) if transform is None else transform
+        kept, moved = coupling_sizes(dim, context_dim > 0, type(self).__name__)
+        expansion = KernelExpansion(
+            kept,
+            moved * transform.num_parameters,
+            n_auxiliary,
+            kernel,
+            1 if share_kernel else transform.num_parameters,
+            ard,
+            learn_auxiliary,
+            context_dim,
+        )
+        super().__init__(dim, expansion, transform, reverse)
+
+    def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Data (B, D) to latents (B, D), with the log-det (B,) in nats."""
+        if is_cold(self.conditioner) and len(x) > 1:
+            self.initialise(x, context)
+        return super().inverse(x, context)
+
+    def initialise(self, x: Tensor, context: Tensor | None = None) -> None:
+        """Take points and length-scales from data (B, D), unless the weights have been trained.
+
+        Args:
+            x: Data of this layer, two rows or more.
+            context: Context (B, C), or None.
+
+        Raises:
+            ShapeError: If there is one row, or the width is wrong.
+            NonFiniteError: If a row holds NaN or infinity.
+
+        Examples:
+            >>> coupling = KernelCoupling(2, n_auxiliary=3)
+            >>> coupling.initialise(torch.tensor([[0.0, 9.0], [1.0, 9.0], [3.0, 9.0]]))
+            >>> coupling.conditioner.points.flatten().sort().values.tolist()
+            [0.0, 1.0, 3.0]
+        """
+        kept, _ = self.split(x, "x")
+        self.conditioner.initialise(kept.detach(), **with_context(self.conditioner, context))
+
+    def penalty(self) -> Tensor:
+        """Squared norms of s and t in their Hilbert space: see :meth:`KernelExpansion.penalty`."""
+        return self.conditioner.penalty()
+
+
+def rkhs_penalty(parts: nn.Module | Iterable[nn.Module]) -> Tensor:
+    r"""Sum of the squared Hilbert space norms of all kernel expansions of a model.
+
+    .. math:: \sum_\ell \mathrm{tr}(A_\ell^\top K_\ell(Z_\ell, Z_\ell) A_\ell)
+
+    Args:
+        parts: A model, or its flows.
+
+    Returns:
+        A number without unit, 0-dimensional, to be added to a loss times a weight.
+
+    Raises:
+        OptionError: If there is no kernel expansion in it.
+
+    References:
+        Derived here; for one layer it is the squared norm of s and t.
+
+    Examples:
+        >>> rkhs_penalty([KernelCoupling(3), KernelCoupling(3)]).item()
+        0.0
+    """
+    given = [parts] if isinstance(parts, nn.Module) else list(parts)
+    modules = dict.fromkeys(module for part in given for module in part.modules())
+    found = [module for module in modules if isinstance(module, KernelExpansion)]
+    if not found:
+        names = ", ".join(type(part).__name__ for part in given) or "an empty list"
+        raise OptionError(
+            f"There is no kernel expansion in {names}, so there is no norm to penalise. Hand in "
+            "a model with KernelCoupling layers, or its flows."
+        )
+    return torch.stack([expansion.penalty() for expansion in found]).sum()

@@ -1,0 +1,210 @@
+"""Functions that are expanded in kernel sections at auxiliary points."""
+
+from __future__ import annotations
+
+import math
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from ...checks import check_count, check_finite
+from ...errors import ShapeError
+from ...nets.joining import ContextNetwork
+from .kernels import kernel_named, squared_distances
+
+__all__ = ["KernelExpansion"]
+
+# Below it the kernel matrix of standardised data is the identity and nothing is shared.
+LENGTH_SCALE_FLOOR = 1e-2
+# Points made from fewer rows than points are moved by this many standard deviations.
+JITTER = 0.1
+# Rows whose pairwise distances give the length-scales.
+MEDIAN_ROWS = 256
+
+
+@final
+class KernelExpansion(ContextNetwork):
+    r"""A function of inputs and context in the span of kernel sections; it starts at zero.
+
+    .. math:: f_o(u) = \sum_{i=1}^N k\big(r_{o}(u, z_i)\big) A_{io}, \qquad
+              r_o^2(u, z) = \sum_j (u_j - z_j)^2 / l_{oj}^2
+
+    Kernels are at most one, so :math:`|f_o| \le \sum_i |A_{io}|`, and far from all points
+    :math:`f` is zero.
+
+    Args:
+        in_features: Width of :math:`u`.
+        out_features: Number of functions.
+        n_auxiliary: Number of auxiliary points :math:`N`.
+        kernel: ``"rbf"``, ``"matern12"``, ``"matern32"`` or ``"matern52"``.
+        num_scales: Number of sets of length-scales; function :math:`o` uses that of index
+            :math:`o` modulo ``num_scales``.
+        ard: Whether every input has its own length-scale.
+        learn_auxiliary: Whether the auxiliary points are trained; if not they are a buffer.
+        context_dim: Number of context features, inputs of the kernel like any other; 0 for none.
+
+    Raises:
+        OptionError: If the kernel is unknown or a number is not a positive integer.
+        ContextError: When called, if a context is missing, superfluous, or of another width.
+
+    References:
+        English, Kirchler and Lippert, Kernelised normalising flows, arXiv 2307.14839, section 3.
+
+    Examples:
+        >>> expansion = KernelExpansion(2, 1, n_auxiliary=3)
+        >>> expansion(torch.randn(4, 2)).shape
+        torch.Size([4, 1])
+    """
+
+    points: Tensor
+    data_dep_init_done: Tensor
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        n_auxiliary: int = 150,
+        kernel: str = "rbf",
+        num_scales: int = 1,
+        ard: bool = True,
+        learn_auxiliary: bool = True,
+        context_dim: int = 0,
+    ) -> None:
+        super().__init__((in_features,), context_dim)
+        width = in_features + context_dim
+        counts = {"n_auxiliary": n_auxiliary, "num_scales": num_scales}
+        for name, count in (counts | {"in_features": width, "out_features": out_features}).items():
+            check_count(count, name)
+        self.kernel, self._kernel, self.ard = kernel, kernel_named(kernel), ard
+        # Until there are data: points and typical distances of standard normal inputs.
+        points = torch.randn(n_auxiliary, width)
+        scales = torch.full((num_scales, width if ard else 1), math.sqrt(2.0 * width))
+        if learn_auxiliary:
+            self.points = nn.Parameter(points)
+        else:
+            self.register_buffer("points", points)
+        self.raw_length_scales = nn.Parameter(_inverse_softplus(scales - LENGTH_SCALE_FLOOR))
+        self.weights = nn.Parameter(torch.zeros(n_auxiliary, out_features))
+        # By the host's name, under which every part of the package knows such layers.
+        self.register_buffer("data_dep_init_done", torch.tensor(0.0))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Inputs (B, in_features), with an optional context (B, C), to values (B, O)."""
+        sections = self.kernel_matrix(self.join(x, context), self.points)
+        num_scales = len(sections)
+        if num_scales == 1:
+            return sections[0] @ self.weights
+        values = [sections[g] @ self.weights[:, g::num_scales] for g in range(num_scales)]
+        return torch.stack(values, dim=2).flatten(1)
+
+    @property
+    def length_scales(self) -> Tensor:
+        """Length-scales (num_scales, in_features + context_dim), or (num_scales, 1)."""
+        return nn.functional.softplus(self.raw_length_scales) + LENGTH_SCALE_FLOOR
+
+    def kernel_matrix(self, first: Tensor, second: Tensor) -> Tensor:
+        """Kernel values (num_scales, B, N) between joined inputs (B, F) and (N, F)."""
+        scales = self.length_scales.unsqueeze(1)
+        return self._kernel(squared_distances(first / scales, second / scales))
+
+    def penalty(self) -> Tensor:
+        r"""Sum of the squared norms of the functions in their reproducing-kernel Hilbert space.
+
+        .. math:: \sum_o |f_o|^2 = \mathrm{tr}(A^\top K(Z, Z) A)
+
+        Returns:
+            A number without unit, 0-dimensional, to be added to a loss times a weight.
+
+        References:
+            Schoelkopf and Smola, Learning with kernels, section 4.2.
+
+        Examples:
+            >>> KernelExpansion(2, 1).penalty().item()
+            0.0
+        """
+        grams = self.kernel_matrix(self.points, self.points)
+        total = self.weights.new_zeros(())
+        for index, gram in enumerate(grams):
+            weights = self.weights[:, index :: len(grams)]
+            total = total + (weights * (gram @ weights)).sum()
+        return total
+
+    @torch.no_grad()
+    def initialise(self, x: Tensor, context: Tensor | None = None) -> None:
+        r"""Take points and length-scales from data, unless the weights are trained or loaded.
+
+        The points are rows drawn without replacement; of fewer rows than points, all of them and
+        further draws moved by a tenth of a standard deviation. With :math:`\sigma_j` the standard
+        deviation of input :math:`j`, and the median over pairs of rows,
+
+        .. math:: l_j = \sigma_j \, \mathrm{median} \, \big| (u - u') / \sigma \big|
+
+        (all :math:`\sigma_j = 1` without ``ard``), so that half of the pairs are nearer than one.
+        A constant input gets the mean of the other :math:`\sigma_j`. Weights that are zero stay
+        so: the function does not change.
+
+        Args:
+            x: Inputs (B, in_features).
+            context: Context (B, C), or None.
+
+        Raises:
+            ShapeError: If there is one row, which has no distances.
+            NonFiniteError: If a row holds NaN or infinity.
+        """
+        rows = self.join(x, context)
+        if len(rows) < 2:
+            raise ShapeError(
+                f"Auxiliary points and length-scales need at least two rows, got {len(rows)}. "
+                "Start with a larger batch."
+            )
+        check_finite(rows, "the data that place the auxiliary points")
+        if not self.weights.any():
+            self._place(rows.to(self.points.dtype))
+        self.data_dep_init_done.fill_(1.0)
+
+    def extra_repr(self) -> str:
+        """Options that are no modules."""
+        (points, width), (num_scales, _) = self.points.shape, self.raw_length_scales.shape
+        return (
+            f"in_features={width - self.context_dim}, out_features={self.weights.shape[1]}, "
+            f"n_auxiliary={points}, kernel={self.kernel!r}, num_scales={num_scales}, "
+            f"ard={self.ard}, learn_auxiliary={isinstance(self.points, nn.Parameter)}, "
+            f"context_dim={self.context_dim}"
+        )
+
+    def _place(self, rows: Tensor) -> None:
+        rows = rows[torch.randperm(len(rows), device=rows.device)]
+        spread = _spread(rows)
+        missing = len(self.points) - len(rows)
+        points = rows[: len(self.points)]
+        if missing > 0:
+            again = rows[torch.randint(len(rows), (missing,), device=rows.device)]
+            points = torch.cat([points, again + JITTER * spread * torch.randn_like(again)])
+        self.points.copy_(points)
+        scale = spread if self.ard else torch.ones_like(spread[:1])
+        scale = scale * _median_distance(rows[:MEDIAN_ROWS] / scale)
+        scale = scale.clamp_min(2 * LENGTH_SCALE_FLOOR)
+        self.raw_length_scales.copy_(_inverse_softplus(scale - LENGTH_SCALE_FLOOR))
+
+
+def _spread(rows: Tensor) -> Tensor:
+    """Standard deviations (F,), those of constant columns replaced by the mean of the others."""
+    spread = rows.std(0)
+    # A constant column may keep a deviation of some ulps.
+    varies = spread > 1e-6 * rows.abs().amax(0)
+    if not varies.any():
+        return torch.ones_like(spread)
+    return torch.where(varies, spread, spread[varies].mean())
+
+
+def _median_distance(rows: Tensor) -> Tensor:
+    """Median distance between rows, leaving out rows that coincide, and one if all do."""
+    distances = nn.functional.pdist(rows)
+    distances = distances[distances > 0]
+    return distances.median() if len(distances) else rows.new_ones(())
+
+
+def _inverse_softplus(value: Tensor) -> Tensor:
+    # log(e^v - 1), which would overflow, is v + log(1 - e^-v).
+    return value + (-(-value).expm1()).log()
