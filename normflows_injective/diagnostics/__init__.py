@@ -1,6 +1,29 @@
 """Measurements on trained models."""
 
+from .conditional_moments import MomentRegression
+from .coupling_gap import CouplingGap, coupling_gap
 from .distances import frechet_distance
 from .injectivity import InjectivityReport, injectivity_report
+from .layerwise import LayerwiseFit, LayerwiseHistory, LayerwiseTrainer
+from .volume_preserving_floor import (
+    VolumePreservingFloor,
+    uniform_floor,
+    volume_preserving_floor,
+    volume_preserving_floor_on_box,
+)
 
-__all__ = ["InjectivityReport", "frechet_distance", "injectivity_report"]
+__all__ = [
+    "CouplingGap",
+    "InjectivityReport",
+    "LayerwiseFit",
+    "LayerwiseHistory",
+    "LayerwiseTrainer",
+    "MomentRegression",
+    "VolumePreservingFloor",
+    "coupling_gap",
+    "frechet_distance",
+    "injectivity_report",
+    "uniform_floor",
+    "volume_preserving_floor",
+    "volume_preserving_floor_on_box",
+]
