@@ -18,6 +18,7 @@ from normflows_injective.flows.coupling import (
     Affine,
     Autoregressive,
     CentredAffine,
+    ElementTransform,
     Householder,
     LULinear,
     NetworkCoupling,
@@ -35,6 +36,13 @@ from normflows_injective.flows.gauges import (
     LpGauge,
     NetworkRadius,
     SlopeGauge,
+)
+from normflows_injective.flows.mixer import (
+    ChannelMixing,
+    Patchify,
+    PatchMixing,
+    PatchShift,
+    mixer_flow,
 )
 
 
@@ -224,6 +232,42 @@ def _warm(layer: nf.flows.Flow, *event_shape: int) -> nf.flows.Flow:
     return layer
 
 
+def _images(
+    build: Callable[[], nf.flows.Flow], shape: tuple[int, ...] = (1, 4, 4), context_dim: int = 0
+) -> Case:
+    """A bijection of images."""
+    return Case(lambda: _warm_images(build(), shape, context_dim), shape, shape, True, context_dim)
+
+
+def _warm_images(layer: nf.flows.Flow, shape: tuple[int, ...], context_dim: int) -> nf.flows.Flow:
+    context = torch.randn(64, context_dim) if context_dim else None
+    layer.inverse(1.0 + 2.0 * torch.randn(64, *shape), context)
+    return layer
+
+
+def _step(dim: int, transform: ElementTransform, context_dim: int = 0) -> list[nf.flows.Flow]:
+    coupling = NetworkCoupling(dim, transform, (6,), context_dim)
+    return [coupling, LULinear(dim), ActNorm(dim)]
+
+
+def _interior(context_dim: int = 0) -> nf.flows.Flow:
+    def layers(shape: tuple[int, int, int]) -> list[nf.flows.Flow]:
+        return [ChannelMixing(shape, 2, _step(4, Affine(), context_dim), context_dim)]
+
+    return PatchShift("interior", (1, 4, 6), 2, layers)
+
+
+def _mixer_behind_injection() -> nf.flows.Flow:
+    """A whole MixerFlow as one layer."""
+    flows = mixer_flow((1, 2, 4), 2, layers=1, hidden=(6,), embedding_dim=2)
+    x = torch.randn(64, 1, 2, 4)
+    for flow in reversed(flows):
+        x, _ = flow.inverse(x)
+    return nfi.flows.InjectiveComposite(
+        [nfi.flows.LinearInjection(2, 8), nfi.flows.Reshape((8,), (1, 2, 4)), *flows]
+    )
+
+
 def _vector(build: Callable[[], nf.flows.Flow], dim: int = 5, context_dim: int = 0) -> Case:
     """A bijection of vectors."""
     return Case(build, (dim,), (dim,), context_dim=context_dim)
@@ -278,6 +322,28 @@ LAYERS: dict[str, Case] = {
     "coupling_of_one": _vector(lambda: NetworkCoupling(1, Spline(4), (8,), 2), 1, 2),
     "autoregressive": _vector(lambda: Autoregressive(3, width=8, context_dim=2), 3, 2),
     "autoregressive_spline": _vector(lambda: Autoregressive(3, Spline(4), 8, reverse=True), 3),
+    "patchify": Case(lambda: Patchify((2, 2, 4), 2), (2, 8), (2, 2, 4)),
+    "channel_mixing": _images(lambda: ChannelMixing((2, 2, 4), 2, _step(8, Affine())), (2, 2, 4)),
+    "channel_mixing_spline": _images(lambda: ChannelMixing((1, 4, 4), 2, _step(4, Spline(3)))),
+    "channel_mixing_autoregressive": _images(
+        lambda: ChannelMixing((1, 2, 4), 2, [Autoregressive(4, width=6)]), (1, 2, 4)
+    ),
+    "channel_mixing_context": _images(
+        lambda: ChannelMixing((1, 4, 4), 2, _step(4, Affine(), 5), 2, 3), context_dim=2
+    ),
+    "patch_mixing": _images(lambda: PatchMixing((2, 2, 4), 1, _step(8, Affine())), (2, 2, 4)),
+    "patch_mixing_spline": _images(lambda: PatchMixing((1, 4, 4), 2, _step(4, Spline(3)))),
+    "patch_mixing_autoregressive": _images(
+        lambda: PatchMixing((1, 2, 4), 1, [Autoregressive(8, width=6)]), (1, 2, 4)
+    ),
+    "patch_mixing_embedding": _images(
+        lambda: PatchMixing((1, 4, 4), 2, _step(4, Affine(), 3), embedding_dim=3)
+    ),
+    "patch_shift_none": _images(lambda: PatchShift("none", (1, 4, 6), 2), (1, 4, 6)),
+    "patch_shift_roll": _images(lambda: PatchShift("roll", (2, 4, 6), 2, back=True), (2, 4, 6)),
+    "patch_shift_interior": _images(_interior, (1, 4, 6)),
+    "patch_shift_interior_context": _images(lambda: _interior(2), (1, 4, 6), 2),
+    "mixer_flow": Case(_mixer_behind_injection, (2,), (1, 2, 4)),
 }
 
 

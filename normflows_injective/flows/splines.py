@@ -47,7 +47,8 @@ def bounded_spline(
     inside = z.abs() <= bound
     spline: Any = splines.rational_quadratic_spline
     moved, log_derivative = spline(
-        z.clamp(-bound, bound),
+        # Zero also in the place of NaN, for which the host finds no bin.
+        torch.where(inside, z, torch.zeros_like(z)),
         rows[..., :num_bins],
         rows[..., num_bins : 2 * num_bins],
         derivatives,

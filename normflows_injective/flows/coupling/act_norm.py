@@ -8,7 +8,7 @@ import normflows as nf
 import torch
 from torch import Tensor, nn
 
-from ...checks import check_count, check_event_shape
+from ...checks import check_count, check_event_shape, check_finite
 from ...volume.modules import is_cold, refuse_single_sample
 
 __all__ = ["ActNorm"]
@@ -60,7 +60,7 @@ class ActNorm(nf.flows.Flow):
     def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data (B, D) to latents (B, D), with the log-det (B,) in nats."""
         check_event_shape(x, self.shape, "x")
-        if is_cold(self):
+        if is_cold(self) and len(x):
             self.initialise(x)
         return (x + self.shift) * self.log_scale.exp(), self._log_det(x)
 
@@ -70,10 +70,12 @@ class ActNorm(nf.flows.Flow):
 
         Raises:
             ShapeError: If there is one sample, which has no standard deviation.
+            NonFiniteError: If a value is NaN or infinite, as the parameters would then be.
         """
         check_event_shape(x, self.shape, "x")
-        refuse_single_sample([self], x)
         if not (self.log_scale.any() or self.shift.any()):
+            refuse_single_sample([self], x)
+            check_finite(x, "the first batch of ActNorm")
             self.shift.copy_(-x.mean(0))
             self.log_scale.copy_(-(x.std(0) + 1e-6).log())
         self.data_dep_init_done.fill_(1.0)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ...checks import check_count, check_event_shape
 from ...context import expect_context
-from .transforms import Affine, ElementTransform
+from .transforms import Affine, ElementTransform, check_transform
 
 __all__ = ["Autoregressive"]
 
@@ -34,7 +34,7 @@ class Autoregressive(nf.flows.Flow):
         reverse: Whether an element is transformed given those behind it.
 
     Raises:
-        OptionError: If an option is not a positive integer.
+        OptionError: If an option is not a positive integer, or the transform is none.
         ContextError: When called, if a context is missing or of another width.
 
     References:
@@ -61,8 +61,10 @@ class Autoregressive(nf.flows.Flow):
         super().__init__()
         for count, name in ((dim, "dim"), (width, "width"), (num_blocks, "num_blocks")):
             check_count(count, name)
+        if context_dim:
+            check_count(context_dim, "context_dim")
         self.shape, self.reverse, self.context_dim = (dim,), reverse, context_dim
-        self.transform = Affine() if transform is None else transform
+        self.transform = check_transform(Affine() if transform is None else transform)
         self.net = MADE(
             dim,
             width,
@@ -97,6 +99,7 @@ class Autoregressive(nf.flows.Flow):
         return f"dim={self.shape[0]}, transform={self.transform}, reverse={self.reverse}"
 
     def _conditions(self, x: Tensor, context: Tensor | None) -> Tensor:
+        context = context if self.context_dim else None
         expect_context(context, len(x), self.context_dim, "Autoregressive")
         said: Tensor = self.net(x, context)
         return said.reshape(*x.shape, self.transform.num_parameters)

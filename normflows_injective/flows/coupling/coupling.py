@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import final
 
@@ -9,11 +10,11 @@ import normflows as nf
 import torch
 from torch import Tensor, nn
 
-from ...checks import check_event_shape
+from ...checks import check_count, check_event_shape
 from ...context import needs_context, takes_context, with_context
-from ...errors import ShapeError
+from ...errors import OptionError, ShapeError
 from ...nets.mlp import SmoothMLP
-from .transforms import Affine, ElementTransform
+from .transforms import Affine, ElementTransform, check_transform
 
 __all__ = ["Coupling", "NetworkCoupling", "coupling_sizes"]
 
@@ -59,7 +60,9 @@ class Coupling(nf.flows.Flow):
         reverse: Whether the last rather than the first coordinates are kept.
 
     Raises:
-        ShapeError: If no coordinate is left to find the parameters from.
+        ShapeError: If no coordinate is left to find the parameters from, or when called, if the
+            conditioner answers with another number of parameters.
+        OptionError: If the transform is no :class:`ElementTransform`.
     """
 
     def __init__(
@@ -70,7 +73,7 @@ class Coupling(nf.flows.Flow):
             dim, takes_context(conditioner), type(self).__name__
         )
         self.shape, self.reverse = (dim,), reverse
-        self.conditioner, self.transform = conditioner, transform
+        self.conditioner, self.transform = conditioner, check_transform(transform)
         self.takes_context, self.needs_context = (
             takes_context(conditioner),
             needs_context(conditioner),
@@ -100,7 +103,9 @@ class Coupling(nf.flows.Flow):
     def parameters_of(self, kept: Tensor, context: Tensor | None) -> Tensor:
         """Parameters (B, A, P) of the elements that are moved."""
         said = self.conditioner(kept, **with_context(self.conditioner, context))
-        parameters: Tensor = said.reshape(len(kept), self.num_moved, self.transform.num_parameters)
+        sizes = (self.num_moved, self.transform.num_parameters)
+        check_event_shape(said.flatten(1), (math.prod(sizes),), "the conditioner's output")
+        parameters: Tensor = said.reshape(len(kept), *sizes)
         return parameters
 
     def extra_repr(self) -> str:
@@ -125,6 +130,7 @@ class NetworkCoupling(Coupling):
 
     Raises:
         ShapeError: If ``dim`` is one and there is no context.
+        OptionError: If a width or ``context_dim`` is out of range, or the transform is none.
 
     References:
         Dinh et al., arXiv 1605.08803.
@@ -144,7 +150,10 @@ class NetworkCoupling(Coupling):
         reverse: bool = False,
         activation: Callable[[], nn.Module] = nn.GELU,
     ) -> None:
-        transform = Affine() if transform is None else transform
+        transform = check_transform(Affine() if transform is None else transform)
+        hidden = check_widths(hidden)
+        if context_dim:
+            check_count(context_dim, "context_dim")
         num_kept, num_moved = coupling_sizes(dim, context_dim > 0, type(self).__name__)
         outputs = num_moved * transform.num_parameters
         super().__init__(
@@ -153,6 +162,25 @@ class NetworkCoupling(Coupling):
             transform,
             reverse,
         )
+
+
+def check_widths(hidden: Sequence[int]) -> tuple[int, ...]:
+    """Widths of hidden layers, each a positive integer, as a tuple.
+
+    Raises:
+        OptionError: If they are something else.
+
+    Examples:
+        >>> check_widths([64, 64])
+        (64, 64)
+    """
+    if not isinstance(hidden, Sequence):
+        raise OptionError(
+            f"hidden must be a sequence of widths, for instance (64, 64), got {hidden!r}."
+        )
+    for width in hidden:
+        check_count(width, "a width in hidden")
+    return tuple(hidden)
 
 
 def zero_last_layer(net: SmoothMLP) -> SmoothMLP:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import final
 
 import torch
+from normflows.utils import splines
 from torch import Tensor, nn
 
 from ...checks import check_count
@@ -166,7 +168,7 @@ class Spline(ElementTransform):
         bound: :math:`b`.
 
     Raises:
-        OptionError: If an option is not positive.
+        OptionError: If an option is not positive, or too large.
 
     References:
         Durkan et al., Neural spline flows, arXiv 1906.04032.
@@ -181,8 +183,11 @@ class Spline(ElementTransform):
 
     def __init__(self, num_bins: int = 8, bound: float = 4.0) -> None:
         check_count(num_bins, "num_bins")
-        if not bound > 0:
-            raise OptionError(f"bound must be positive, got {bound!r}.")
+        most = round(1 / splines.DEFAULT_MIN_BIN_WIDTH)
+        if num_bins > most:
+            raise OptionError(f"num_bins must be at most {most}, got {num_bins}.")
+        if not 0 < bound < math.inf:
+            raise OptionError(f"bound must be positive and finite, got {bound!r}.")
         self.num_bins, self.bound = num_bins, bound
 
     @property
@@ -205,9 +210,31 @@ class Spline(ElementTransform):
         return moved, log_derivative.sum(-1)
 
 
+def check_transform(transform: object) -> ElementTransform:
+    """An element transform as it is.
+
+    Raises:
+        OptionError: If it is something else, such as the class of one.
+
+    Examples:
+        >>> check_transform(Additive())
+        Additive()
+    """
+    if not isinstance(transform, ElementTransform):
+        came = transform if isinstance(transform, type) else type(transform)
+        raise OptionError(
+            "transform must be an ElementTransform, for instance Affine(), got "
+            f"{'the class ' * isinstance(transform, type)}{came.__name__}."
+        )
+    return transform
+
+
 def _checked_bound(max_log_scale: float | None) -> float | None:
-    if max_log_scale is not None and not max_log_scale > 0:
-        raise OptionError(f"max_log_scale must be positive or None, got {max_log_scale!r}.")
+    if max_log_scale is not None and not 0 < max_log_scale < math.inf:
+        raise OptionError(
+            f"max_log_scale must be positive and finite, or None for no bound, got "
+            f"{max_log_scale!r}."
+        )
     return max_log_scale
 
 

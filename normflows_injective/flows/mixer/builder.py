@@ -20,6 +20,7 @@ from ..coupling import (
     Permutation,
     Spline,
 )
+from ..coupling.coupling import check_widths
 from .mixing import ChannelMixing, PatchMixing
 from .patches import patch_counts
 from .shift import PatchShift
@@ -65,7 +66,8 @@ def mixer_flow(
             width and their number less one that of the residual blocks.
         element: ``"affine"``, ``"spline"`` (rational-quadratic), ``"autoregressive"`` (masked
             affine), or a function from the number of values, of context features and a flag that
-            alternates, to a flow of vectors.
+            alternates, to a flow of vectors. It is asked for a flow of a single value only if
+            there are context features.
         linear: ``"lu"`` (dense), ``"householder"`` (eight reflections), ``"permutation"``
             (fixed), or ``"auto"``: dense up to 256 values, and reflections beyond.
         shift: ``"none"``, ``"roll"`` or ``"interior"``; see :class:`PatchShift`.
@@ -93,17 +95,25 @@ def mixer_flow(
     """
     for count, name in ((layers, "layers"), (num_steps, "num_steps")):
         check_count(count, name)
-    build = _element(element, tuple(hidden))
+    for count, name in ((context_dim, "context_dim"), (embedding_dim, "embedding_dim")):
+        if count:
+            check_count(count, name)
+    build = _element(element, check_widths(hidden))
     if linear not in _LINEAR:
         raise OptionError(f"linear must be one of {', '.join(_LINEAR)}, got {linear!r}.")
+    if shift not in ("none", "roll", "interior"):
+        raise OptionError(f"shift must be one of none, roll, interior, got {shift!r}.")
     features = context_dim + embedding_dim
 
     def steps(dim: int, reverse: bool) -> list[nf.flows.Flow]:
         step: list[nf.flows.Flow] = []
         for k in range(num_steps):
-            # A single value has nothing to be mixed with, and nothing to be conditioned on.
+            # A single value has nothing to be mixed with, and without a context nothing to be
+            # conditioned on.
+            if dim > 1 or features:
+                step.append(build(dim, features, reverse != bool(k % 2)))
             if dim > 1:
-                step += [build(dim, features, reverse != bool(k % 2)), _LINEAR[linear](dim)]
+                step.append(_LINEAR[linear](dim))
             step.append(ActNorm(dim))
         return step
 

@@ -11,8 +11,10 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ...checks import check_event_shape
-from ...context import expect_context, with_context
+from ...checks import check_count, check_event_shape
+from ...context import expect_context, needs_context, takes_context, with_context
+from ...errors import OptionError
+from ..composite import check_invertible
 from .patches import Patchify
 
 __all__ = ["ChannelMixing", "Mixing", "PatchMixing"]
@@ -34,6 +36,8 @@ class Mixing(nf.flows.Flow):
 
     Raises:
         ShapeError: If the image does not divide into such patches.
+        OptionError: If a context would come and no layer reads one, or the other way round.
+        UnsupportedLayerError: If a layer is no invertible flow.
     """
 
     to_rows: str
@@ -51,6 +55,12 @@ class Mixing(nf.flows.Flow):
         self.patchify = Patchify(image_shape, patch_size)
         self.shape, self.context_dim = self.patchify.data_shape, context_dim
         self.layers = nn.ModuleList(layers)
+        for layer in self.layers:
+            check_invertible(layer)
+        for count, name in ((context_dim, "context_dim"), (embedding_dim, "embedding_dim")):
+            if count:
+                check_count(count, name)
+        self._check_readers(context_dim + embedding_dim)
         self.num_rows = self.count_rows(*self.patchify.latent_shape)
         self.embedding = None
         if embedding_dim:
@@ -61,6 +71,21 @@ class Mixing(nf.flows.Flow):
     @abstractmethod
     def count_rows(num_patches: int, patch_dim: int) -> int:
         """Number of rows that share their parameters."""
+
+    def _check_readers(self, features: int) -> None:
+        """Raise unless a context comes if and only if a layer reads it."""
+        name = type(self).__name__
+        if features and not any(takes_context(layer) for layer in self.layers):
+            raise OptionError(
+                f"None of the layers of {name} takes a context, so that context_dim and "
+                f"embedding_dim would be ignored. Build one with {features} context features, or "
+                "leave both at 0."
+            )
+        if not features and any(needs_context(layer) for layer in self.layers):
+            raise OptionError(
+                f"A layer of {name} was built with a context, but none would come. Set "
+                "context_dim, or embedding_dim for one that is learned."
+            )
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Latent images (B, channels, H, W) to images of data, with the log-det (B,) in nats."""
@@ -88,6 +113,7 @@ class Mixing(nf.flows.Flow):
 
     def _row_context(self, context: Tensor | None, length: int) -> Tensor | None:
         """What the layers are told of every row: the caller's context, and which row it is."""
+        context = context if self.context_dim else None
         expect_context(context, length, self.context_dim, type(self).__name__)
         parts = []
         if context is not None:
@@ -117,6 +143,8 @@ class ChannelMixing(Mixing):
 
     Raises:
         ShapeError: If the image does not divide into such patches.
+        OptionError: If a context would come and no layer reads one, or the other way round.
+        UnsupportedLayerError: If a layer is no invertible flow.
 
     References:
         English, Kirchler, Lippert, MixerFlow, arXiv 2310.16777.
@@ -156,6 +184,8 @@ class PatchMixing(Mixing):
 
     Raises:
         ShapeError: If the image does not divide into such patches.
+        OptionError: If a context would come and no layer reads one, or the other way round.
+        UnsupportedLayerError: If a layer is no invertible flow.
 
     References:
         English, Kirchler, Lippert, MixerFlow, arXiv 2310.16777.

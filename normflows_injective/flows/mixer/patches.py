@@ -34,10 +34,11 @@ def patch_counts(image_shape: Sequence[int], patch_size: int) -> tuple[int, int]
         (64, 48)
     """
     check_count(patch_size, "patch_size")
-    if len(image_shape) != 3 or min(image_shape) < 1:
+    is_shape = isinstance(image_shape, Sequence) and len(image_shape) == 3
+    if not is_shape or min(image_shape) < 1:
         raise ShapeError(
             "image_shape must be (channels, height, width), for instance (1, 28, 28), got "
-            f"{tuple(image_shape)}."
+            f"{image_shape}."
         )
     channels, height, width = image_shape
     if height % patch_size or width % patch_size:

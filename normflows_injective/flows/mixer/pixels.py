@@ -31,10 +31,11 @@ def dequantise(
         generator: Source of :math:`u`; torch's own if None.
 
     Returns:
-        A tensor of the same shape in torch's default dtype.
+        A tensor of the same shape in torch's default dtype. The noise is of so few digits that
+        the sum is exact, and the pixel can be told from it.
 
     Raises:
-        DtypeError: If the pixels are no integers.
+        DtypeError: If the pixels are no tensor of integers.
         OptionError: If a pixel is out of range, or more bits are to be kept than there are.
 
     References:
@@ -46,6 +47,11 @@ def dequantise(
     """
     check_count(bits, "bits")
     check_count(stored_bits, "stored_bits")
+    if not isinstance(pixels, Tensor):
+        raise DtypeError(
+            f"pixels must be a torch.Tensor, got {type(pixels).__name__}. Convert them with "
+            "torch.as_tensor."
+        )
     if pixels.is_floating_point() or pixels.is_complex() or pixels.dtype == torch.bool:
         raise DtypeError(
             f"pixels must be integers, got {pixels.dtype}. If they are scaled to [0, 1], multiply "
@@ -53,15 +59,19 @@ def dequantise(
         )
     if bits > stored_bits:
         raise OptionError(f"bits must be at most stored_bits={stored_bits}, got {bits}.")
+    # Torch's arithmetic of short integers wraps round, and that of uint16 has gaps.
+    pixels = pixels.long()
     if pixels.numel() and (int(pixels.min()) < 0 or int(pixels.max()) >= 2**stored_bits):
         raise OptionError(
             f"pixels must lie within 0 and {2**stored_bits - 1}, got {int(pixels.min())} to "
             f"{int(pixels.max())}. Set stored_bits to the number of bits they have."
         )
     levels = pixels // 2 ** (stored_bits - bits)
-    noise = torch.rand(
-        pixels.shape, generator=generator, device=pixels.device, dtype=torch.get_default_dtype()
-    )
+    dtype = torch.get_default_dtype()
+    noise = torch.rand(pixels.shape, generator=generator, device=pixels.device, dtype=dtype)
+    # Otherwise a sum could be rounded up to the next bin, and 1 be reached.
+    steps = max(1.0, 2 / torch.finfo(dtype).eps / 2**bits)
+    noise = (noise * steps).floor() / steps
     return (levels + noise) * (2.0 / 2**bits) - 1
 
 
