@@ -17,12 +17,13 @@ __all__ = ["Householder", "LULinear", "Permutation"]
 class LULinear(nf.flows.Flow):
     r"""Dense linear map, kept as its LU decomposition.
 
-    .. math:: z = W x, \qquad W = P L (U + \mathrm{diag}(\pm e^{\ell})), \qquad
+    .. math:: z = W x, \qquad W = P L (U + \mathrm{diag}(e^{\ell})), \qquad
               \log\det = \sum_i \ell_i
 
-    with :math:`L` unit lower and :math:`U` strictly upper triangular, the permutation :math:`P`
-    and the signs fixed. :math:`L`, :math:`U` and :math:`\ell` share one matrix: :math:`D^2`
-    parameters. :math:`W` starts as a random orthogonal matrix.
+    with :math:`L` unit lower and :math:`U` strictly upper triangular and the permutation :math:`P`
+    fixed. :math:`L`, :math:`U` and :math:`\ell` share one matrix: :math:`D^2` parameters. It
+    starts at :math:`W = P`, drawn at random: a dense rotation would make sums of the coordinates,
+    which hide what couplings could have seen in a single one.
 
     Args:
         dim: Number of coordinates :math:`D`.
@@ -41,20 +42,14 @@ class LULinear(nf.flows.Flow):
     """
 
     order: Tensor
-    signs: Tensor
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         check_count(dim, "dim")
         self.shape = (dim,)
-        orthogonal = torch.linalg.qr(torch.randn(dim, dim, dtype=torch.float64))[0]
-        permutation, lower, upper = torch.linalg.lu(orthogonal)
-        diagonal = upper.diagonal()
-        packed = lower.tril(-1) + upper.triu(1) + diagonal.abs().log().diag()
-        self.packed = nn.Parameter(packed.to(torch.get_default_dtype()))
+        self.packed = nn.Parameter(torch.zeros(dim, dim))
         # P v picks the elements of v in this order.
-        self.register_buffer("order", permutation.argmax(1))
-        self.register_buffer("signs", diagonal.sign().to(torch.get_default_dtype()))
+        self.register_buffer("order", torch.randperm(dim))
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Latents (B, D) to data (B, D), with the log-det (B,) in nats."""
@@ -81,7 +76,7 @@ class LULinear(nf.flows.Flow):
         return False
 
     def _factors(self) -> tuple[Tensor, Tensor]:
-        diagonal = self.signs * self.packed.diagonal().exp()
+        diagonal = self.packed.diagonal().exp()
         lower = self.packed.tril(-1) + torch.ones_like(diagonal).diag()
         return lower, self.packed.triu(1) + diagonal.diag()
 
