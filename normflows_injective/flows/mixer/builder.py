@@ -51,9 +51,11 @@ def mixer_flow(
     An image is read as a table of :math:`S` patches with :math:`C` values each. A layer transforms
     all patches by one flow of :math:`\mathbb R^C`, then all places within a patch by one flow of
     :math:`\mathbb R^S`, both made of :class:`~normflows_injective.flows.coupling.ActNorm`, an
-    invertible linear map and an element transform, and then shifts the patches. Since the model
-    knows of no neighbourhood but that of a patch, the class of its densities is closed under
-    permutations of the patches and, if the same in all, within them (unless there is a shift).
+    invertible linear map and an element transform, and then shifts the patches. The model knows of
+    no neighbourhood but that of a patch: without a shift, a permutation of the patches or, if the
+    same in all, within them is taken up by the linear maps next to the data. The class of
+    densities is closed under such permutations if the linear maps are permutations or any
+    matrices; an LU decomposition of fixed pivots and a few reflections are nearly so.
 
     Latents have the shape of images, so that the list stands before, behind and between other
     layers of images.
