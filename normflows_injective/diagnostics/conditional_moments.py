@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..checks import check_batch, check_count
 from ..errors import OptionError, ShapeError
-from ..flows.moment_block import ConditionalMoments, partial_step
+from ..flows.moment_block import ConditionalMoments, Moments, partial_step
 
 __all__ = [
     "MomentFit",
@@ -34,6 +34,9 @@ class MomentRegression(NamedTuple):
         batch_size: Rows of a step.
         learning_rate: Its first value, which falls to zero by a cosine.
         weight_decay: Decoupled decay of the weights.
+        max_log_ratio: Soft bound of the log-ratio of a conditional to the residual standard
+            deviation. A wide one measures gaps where variances vanish; a narrow one is safe in
+            blocks that have to serve new data.
     """
 
     hidden: tuple[int, ...] = (64, 64)
@@ -41,6 +44,7 @@ class MomentRegression(NamedTuple):
     batch_size: int = 512
     learning_rate: float = 5e-3
     weight_decay: float = 1e-4
+    max_log_ratio: float = 8.0
 
 
 class MomentFit(NamedTuple):
@@ -81,9 +85,7 @@ def step_gains(
         [0.0, 0.0]
     """
     with torch.no_grad():
-        log_scale, shift = partial_step(moments(b), step_size)
-        moved = a * log_scale.exp() + shift
-        return (0.5 * (a.square() - moved.square()) + log_scale).sum(1)
+        return _gains(moments(b), a, step_size)
 
 
 def fit_moments(
@@ -117,7 +119,7 @@ def fit_moments(
         >>> round(float(fit.linear.weight.sum() / fit.linear.spread.sum()), 1)
         2.0
     """
-    identity = _empty(train, None)
+    identity = _empty(train)
     linear = _least_squares(train)
     linear_gain = float(step_gains(linear, *validation, step_size).mean())
     best, best_gain = (linear, linear_gain) if linear_gain > 0 else (identity, 0.0)
@@ -169,11 +171,20 @@ def check_latents(z: Tensor, least: int, name: str) -> None:
         )
 
 
-def _empty(train: tuple[Tensor, Tensor], hidden: tuple[int, ...] | None) -> ConditionalMoments:
+def _gains(found: Moments, a: Tensor, step_size: float) -> Tensor:
+    log_scale, shift = partial_step(found, step_size)
+    moved = a * log_scale.exp() + shift
+    return (0.5 * (a.square() - moved.square()) + log_scale).sum(1)
+
+
+def _empty(
+    train: tuple[Tensor, Tensor], options: MomentRegression | None = None
+) -> ConditionalMoments:
     b, a = train
+    hidden, bound = (None, 1.0) if options is None else (options.hidden, options.max_log_ratio)
     # On the meta device no weights are drawn, so that torch's own generator stays where it is.
     with torch.device("meta"):
-        moments = ConditionalMoments(b.shape[1], a.shape[1], hidden)
+        moments = ConditionalMoments(b.shape[1], a.shape[1], hidden, bound)
     moments = moments.to_empty(device=b.device).to(b.dtype).requires_grad_(False)
     for tensor in (*moments.parameters(), moments.centre, moments.scores, moments.knots):
         tensor.zero_()
@@ -183,7 +194,7 @@ def _empty(train: tuple[Tensor, Tensor], hidden: tuple[int, ...] | None) -> Cond
 
 def _least_squares(train: tuple[Tensor, Tensor]) -> ConditionalMoments:
     b, a = train
-    moments = _empty(train, None)
+    moments = _empty(train)
     tiny = torch.finfo(b.dtype).eps
     moments.standardise(b)
     t = (b - moments.centre) / moments.spread
@@ -210,20 +221,26 @@ def _boost(
 ) -> tuple[ConditionalMoments, float]:
     """The linear model and a network on top, in its best state on the validation rows."""
     b, a = train
-    moments = _empty(train, options.hidden)
+    moments = _empty(train, options)
     moments.load_state_dict(linear.state_dict(), strict=False)
     net = moments.net
     assert net is not None  # for the type checker
     _draw_weights(net, generator)
-    features = moments.features(b)
+    features, judged = moments.features(b), moments.features(validation[0])
+
+    def validation_gain() -> float:
+        with torch.no_grad():
+            found = moments.from_features(validation[0], judged)
+            return float(_gains(found, validation[1], step_size).mean())
+
     # The linear part stays: it is in closed form, and a network that adds to it is enough.
     trained = [parameter.requires_grad_() for parameter in net.parameters()]
     optimizer = torch.optim.AdamW(
-        trained, lr=options.learning_rate, weight_decay=options.weight_decay
+        trained, lr=options.learning_rate, weight_decay=options.weight_decay, fused=True
     )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
     every = max(1, options.steps // _CHECKS)
-    best_gain, since = float(step_gains(moments, *validation, step_size).mean()), 0
+    best_gain, since = validation_gain(), 0
     best = {name: value.clone() for name, value in net.state_dict().items()}
     order, position = _shuffled(len(b), generator, b.device), 0
     for step in range(1, options.steps + 1):
@@ -242,7 +259,7 @@ def _boost(
         schedule.step()
         if step % every:
             continue
-        gain = float(step_gains(moments, *validation, step_size).mean())
+        gain = validation_gain()
         since += 1
         if gain > best_gain:
             best_gain, since = gain, 0

@@ -149,7 +149,12 @@ class LayerwiseTrainer:
             raise OptionError(f"stop_errors must be None or not negative, got {stop_errors!r}.")
         self.dim, self.step_size, self.candidates = dim, step_size, candidates
         self.max_layers, self.stop_errors, self.patience = max_layers, stop_errors, patience
-        self.regression = MomentRegression() if regression is None else regression
+        # Small networks and ratios: what a block leaves, the next ones can take.
+        self.regression = (
+            MomentRegression((32,), 160, learning_rate=1e-2, max_log_ratio=2.0)
+            if regression is None
+            else regression
+        )
         check_regression(self.regression)
         self.generator = new_generator(0) if generator is None else generator
 

@@ -54,10 +54,11 @@ def volume_preserving_floor(log_prob: Tensor, dim: int) -> VolumePreservingFloor
     with :math:`v(x)` the volume of the set where :math:`p` exceeds :math:`p(x)` and :math:`r(v)`
     the radius of the ball of that volume.
 
-    Samples tell the volumes too, :math:`v(x) = \mathbb E_p[1\{p > p(x)\} / p]`. Log-densities that
-    are only estimated from the samples would do harm, because their noise mixes the level sets and
-    raises the floor. Of data alone, then, no floor is given: train a flow that is not volume
-    preserving, sample it, and hand in its own log-densities.
+    Samples tell the volumes too, :math:`v(x) = \mathbb E_p[1\{p > p(x)\} / p]`; the outermost ones
+    come from few of them, which raises the estimate by less than its standard error. Log-densities
+    that are only estimated from the samples would do harm, because their noise mixes the level
+    sets and raises the floor. Of data alone, then, no floor is given: train a flow that is not
+    volume preserving, sample it, and hand in its own log-densities.
 
     Args:
         log_prob: Log-densities :math:`\log p(x_i)` in nats at samples from :math:`p`, (N,),

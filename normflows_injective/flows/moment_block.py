@@ -16,8 +16,6 @@ from .coupling.transforms import Affine
 
 __all__ = ["ConditionalMoments", "MomentBlock", "Moments", "partial_step"]
 
-# Soft bound of the log-ratio of a conditional to the residual standard deviation.
-_MAX_LOG_RATIO = 8.0
 _NUM_KNOTS = 33
 # Normal score of the outermost knots, and the number of rows beyond them at least.
 _MAX_SCORE, _ROWS_BEYOND = 3.2, 4
@@ -62,7 +60,7 @@ class ConditionalMoments(nn.Module):
     .. math:: m(b) = c + W t + \sigma_0 \odot n_1(b), \qquad
               \log\sigma(b) = \log\sigma_0 + \kappa \tanh(n_2(b) / \kappa)
 
-    with standardised :math:`t` and :math:`\kappa = 8`. The network sees the normal scores of b, by
+    with standardised :math:`t`. The network sees the normal scores of b, by
     a piecewise linear map through quantiles, in which edges and heavy tails of the law of b are
     those of a normal, and :math:`\log(1 + \lVert t \rVert^2)`, on which the scale of heavy-tailed
     laws depends. It starts at zero, and the whole as the moments of a standard normal.
@@ -71,6 +69,8 @@ class ConditionalMoments(nn.Module):
         in_features: Number F of coordinates b that are given.
         out_features: Number A of coordinates whose moments are wanted.
         hidden: Widths of the hidden layers of the network; None for no network, a linear model.
+        max_log_ratio: Soft bound :math:`\kappa` of the log-ratio of a conditional to the residual
+            standard deviation.
 
     References:
         Features derived here: next to an edge, where :math:`\sigma` vanishes like a power of the
@@ -82,9 +82,14 @@ class ConditionalMoments(nn.Module):
     """
 
     def __init__(
-        self, in_features: int, out_features: int, hidden: Sequence[int] | None = (64, 64)
+        self,
+        in_features: int,
+        out_features: int,
+        hidden: Sequence[int] | None = (64, 64),
+        max_log_ratio: float = 2.0,
     ) -> None:
         super().__init__()
+        self.max_log_ratio = max_log_ratio
         self.centre = nn.Buffer(torch.zeros(in_features))
         self.spread = nn.Buffer(torch.ones(in_features))
         scores = torch.linspace(-_MAX_SCORE, _MAX_SCORE, _NUM_KNOTS)
@@ -125,6 +130,9 @@ class ConditionalMoments(nn.Module):
 
     def features(self, b: Tensor) -> Tensor:
         """What the network sees, (B, F + 1), of coordinates (B, F)."""
+        # Beyond the outermost knots hardly a row has been seen: the network says there what it
+        # says at the knot, and only the linear part goes on.
+        b = torch.minimum(torch.maximum(b, self.knots[:, 0]), self.knots[:, -1])
         t = (b - self.centre) / self.spread
         radial = torch.log1p(t.square().sum(1, keepdim=True))
         # Comparisons, unlike a search, go through vmap and compilation.
@@ -133,8 +141,7 @@ class ConditionalMoments(nn.Module):
         width = self.knots.diff().T.gather(0, index)
         step = self.scores[1] - self.scores[0]
         score = self.scores[0] + step * (index + (b - start) / width)
-        # The first and the last bin go on as lines, which the network should not follow for ever.
-        return torch.cat([score / (1 + score.square() / 16).sqrt(), radial], dim=1)
+        return torch.cat([score, radial], dim=1)
 
     def from_features(self, b: Tensor, features: Tensor) -> Moments:
         """Moments (B, A) given coordinates (B, F) and what :meth:`features` made of them."""
@@ -143,7 +150,7 @@ class ConditionalMoments(nn.Module):
         if self.net is None:
             return Moments(mean, log_std)
         shift, log_ratio = self.net(features).chunk(2, dim=1)
-        bounded = _MAX_LOG_RATIO * torch.tanh(log_ratio / _MAX_LOG_RATIO)
+        bounded = self.max_log_ratio * torch.tanh(log_ratio / self.max_log_ratio)
         return Moments(mean + self.log_std.exp() * shift, log_std + bounded)
 
 

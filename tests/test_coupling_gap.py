@@ -1,0 +1,221 @@
+"""The coupling gap against closed forms, within its own standard errors."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from normflows_injective.diagnostics import MomentRegression, coupling_gap
+from normflows_injective.diagnostics.conditional_moments import (
+    fit_moments,
+    new_generator,
+    step_gains,
+)
+from normflows_injective.errors import NonFiniteError, OptionError, ShapeError
+from normflows_injective.flows.moment_block import Moments, partial_step
+from normflows_injective.flows.volume_preserving import random_rotation
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double()
+
+
+def student(count, dim, degrees, seed=0):
+    """Spherical Student-t vectors of unit scale, from normals alone."""
+    chi = normal(count, degrees, seed=seed + 100).square().sum(1, keepdim=True)
+    return normal(count, dim, seed=seed) / (chi / degrees).sqrt()
+
+
+def gaussian_gap(covariance, mean, rotation, active):
+    """Closed form of the gap of a Gaussian: the oracle of conditional means and variances."""
+    turned, centre = rotation @ covariance @ rotation.T, rotation @ mean
+    kept = len(covariance) - active
+    cross, given = turned[kept:, :kept], turned[:kept, :kept]
+    explained = (cross @ torch.linalg.inv(given) @ cross.T).diagonal()
+    variance = turned.diagonal()[kept:] - explained
+    mean_square = centre[kept:].square() + explained
+    return 0.5 * (mean_square + variance - 1 - variance.log()).sum()
+
+
+def student_gap(degrees, dim, scale=1.0):
+    """The formula of the conditional variances of a spherical t law, by Monte Carlo over b.
+
+    Their mean is the variance scale^2 nu / (nu - 2); only that of the logarithm is drawn.
+    """
+    kept = dim // 2
+    b = student(1_000_000, kept, degrees, seed=77)
+    variance = scale**2 * (degrees + b.square().sum(1)) / (degrees + kept - 2)
+    mean = scale**2 * degrees / (degrees - 2)
+    return float(0.5 * (dim - kept) * (mean - 1 - variance.log().mean()))
+
+
+def test_partial_step_changes_the_loss_by_its_formula():
+    """1/2 [S^2 sigma^2 + (S m + T)^2 - sigma^2 - m^2] - log S, for a with these moments."""
+    noise = normal(4_000, 1)
+    noise = (noise - noise.mean()) / noise.std(correction=0)  # moments exact, not estimated
+    m, sigma = 0.7, 1.9
+    a, b = m + sigma * noise, torch.zeros(4_000, 1).double()
+
+    class Known:
+        def __call__(self, given):
+            ones = torch.ones_like(a)
+            return Moments(m * ones, math.log(sigma) * ones)
+
+    for step_size in (0.25, 0.5, 1.0):
+        scale, shift = 1 + step_size * (1 / sigma - 1), -step_size * m / sigma
+        change = 0.5 * (scale**2 * sigma**2 + (scale * m + shift) ** 2 - sigma**2 - m**2)
+        change -= math.log(scale)
+        gain = step_gains(Known(), b, a, step_size).mean()
+        assert float(gain) == pytest.approx(-change, rel=1e-12)
+        log_scale, moved = partial_step(Known()(b), step_size)
+        assert float(log_scale[0].exp()) == pytest.approx(scale)
+        assert float(moved[0]) == pytest.approx(shift)
+
+
+def test_gaussian_in_four_dimensions():
+    mixing = torch.eye(4).double() + 0.4 * normal(4, 4, seed=1)
+    mean = torch.tensor([0.3, -0.2, 0.1, 0.4]).double()
+    covariance = mixing @ mixing.T
+    z = normal(20_000, 4, seed=2) @ mixing.T + mean
+    result = coupling_gap(z, 3)
+    expected = torch.stack([gaussian_gap(covariance, mean, q, 2) for q in result.rotations])
+    errors = (result.per_rotation - expected) / result.per_rotation_standard_error
+    assert errors.abs().max() < 2.5  # the greatest of three
+    assert set(result.chosen.tolist()) == {int(expected.argmax())}
+    assert float(result.gap) == pytest.approx(
+        float(expected.max()), abs=2.5 * float(result.standard_error)
+    )
+    # Mean and covariance say it all: a paired comparison, far sharper than either error.
+    assert abs(float(result.rest)) < 0.002
+
+
+def test_circle():
+    angle = 2 * math.pi * torch.rand(16_000, 1, generator=new_generator(3)).double()
+    z = 1.3 * torch.cat([angle.cos(), angle.sin()], dim=1)
+    result = coupling_gap(z, 1, regression=MomentRegression(steps=1500))
+    expected = 1.3**2 / 4 - 0.5 - math.log(1.3) + math.log(2)
+    assert expected == pytest.approx(0.35328, abs=5e-6)
+    assert float(result.gap) == pytest.approx(expected, abs=2 * float(result.standard_error))
+    # The variance of a coordinate is 1.3^2 / 2, and that is all that whitening sees.
+    variance = 1.3**2 / 2
+    whitening = 0.5 * (variance - 1 - math.log(variance))
+    assert float(result.whitening) == pytest.approx(whitening, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("dim", "scale", "count"), [(2, 1.0, 40_000), (6, 1.0, 20_000), (6, 0.6**0.5, 20_000)]
+)
+def test_student(dim, scale, count):
+    z = scale * student(count, dim, 5)
+    result = coupling_gap(z, 2)
+    expected = student_gap(5, dim, scale)
+    if dim == 2:
+        assert expected == pytest.approx(0.1120, abs=0.001)
+    if scale < 1:
+        assert expected == pytest.approx(0.2123, abs=0.003)
+    assert float(result.gap) == pytest.approx(expected, abs=2 * float(result.standard_error))
+    variance = scale**2 * 5 / 3
+    whitening = 0.5 * math.ceil(dim / 2) * (variance - 1 - math.log(variance))
+    share = 3 * float(result.standard_error)  # fourth moments of t_5 are wild
+    assert float(result.whitening) == pytest.approx(whitening, abs=share)
+    if scale < 1:  # white already: a linear block has nothing to gain
+        assert abs(float(result.whitening)) < 0.002
+        assert float(result.rest) > 0.1
+
+
+def test_standard_normal_has_no_gap_where_the_training_rows_see_one():
+    """On the rows of a fit the linear model alone gains parameters / 2N; cross-fitted, nothing."""
+    count, dim, active = 2_000, 6, 3
+    z = normal(count, dim, seed=8)
+    result = coupling_gap(z, 2)
+    assert float(result.mean) < 2 * float(result.mean_standard_error)
+    assert abs(float(result.gap)) < 0.02
+    trained = []
+    for seed in range(20):
+        b, a = normal(count, dim, seed=50 + seed).split(active, dim=1)
+        rows = (b, a)
+        fit = fit_moments(rows, rows, MomentRegression(steps=1), new_generator(0))
+        trained.append(step_gains(fit.linear, *rows).mean())
+    # Per active coordinate: intercept, weights and scale; standard error .0035 / sqrt(20).
+    parameters = active * (1 + (dim - active) + 1)
+    assert float(torch.stack(trained).mean()) == pytest.approx(parameters / (2 * count), rel=0.35)
+
+
+def test_a_network_judged_on_its_training_rows_sees_a_gap_that_is_not_there():
+    b, a = normal(1_000, 2, seed=4).split(1, dim=1)
+    seen, fresh = (b[:500], a[:500]), (b[500:], a[500:])
+    options = MomentRegression(steps=300)
+    greedy = fit_moments(seen, seen, options, new_generator(0))
+    honest = fit_moments(seen, fresh, options, new_generator(0))
+    assert greedy.validation_gain > 0.01
+    assert honest.validation_gain < 0.5 * greedy.validation_gain
+    assert float(step_gains(greedy.moments, *fresh).mean()) < 0.002
+
+
+def test_nothing_is_made_worse_where_validation_sees_no_gain():
+    b, a = normal(200, 1, seed=5), normal(200, 1, seed=6)
+    fit = fit_moments((b, a + 3), (b, a - 3), MomentRegression(steps=40), new_generator(0))
+    assert fit.validation_gain == 0.0
+    assert torch.equal(step_gains(fit.moments, b, a), torch.zeros(200).double())
+
+
+def test_result_is_a_function_of_the_generator_and_leaves_the_rest_alone():
+    z = normal(400, 3, seed=7).float().requires_grad_()
+    options = MomentRegression((8,), steps=20)
+    before, state = z.detach().clone(), torch.get_rng_state()
+    first = coupling_gap(z, 2, regression=options)
+    again = coupling_gap(z, 2, regression=options, generator=new_generator(0))
+    other = coupling_gap(z, 2, regression=options, generator=new_generator(1))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(z, before)
+    assert z.grad is None
+    for one, two in zip(first, again, strict=True):
+        assert torch.equal(one, two)
+    assert not torch.equal(first.rotations, other.rotations)
+    assert {value.dtype for value in first[:-1]} == {torch.float32}
+    assert not any(value.requires_grad for value in first)
+    with torch.inference_mode():
+        inference = coupling_gap(z.detach().clone(), 2, regression=options)
+    assert torch.equal(inference.gap, first.gap)
+
+
+def test_number_of_active_coordinates_and_shapes():
+    z = torch.tensor([2.0, 1.0, 1.0]).double() * normal(600, 3)
+    options = MomentRegression((8,), steps=20)
+    result = coupling_gap(z, 5, num_active=1, n_folds=3, regression=options)
+    assert result.per_rotation.shape == (5,)
+    assert result.rotations.shape == (5, 3, 3)
+    assert result.chosen.shape == (3,)
+    identity = torch.eye(3).double().expand(5, 3, 3)
+    torch.testing.assert_close(result.rotations @ result.rotations.mT, identity)
+    torch.testing.assert_close(result.rest, result.gap - result.whitening)
+
+
+def test_constant_and_discrete_coordinates_are_finite():
+    rotation = random_rotation(4, new_generator(0))
+    discrete = (normal(300, 4) > 0).double()
+    flat = torch.cat([normal(300, 3), torch.zeros(300, 1).double()], dim=1)
+    options = MomentRegression((8,), steps=40)
+    for z in (discrete, discrete @ rotation, flat @ rotation):
+        assert all(torch.isfinite(value).all() for value in coupling_gap(z, 2, regression=options))
+
+
+def test_bad_input_is_named():
+    with pytest.raises(ShapeError, match="at least two dimensions"):
+        coupling_gap(torch.randn(300, 1))
+    with pytest.raises(ShapeError, match="Flatten images"):
+        coupling_gap(torch.randn(300, 1, 4, 4))
+    with pytest.raises(OptionError, match="at least 100 samples.* got 99"):
+        coupling_gap(torch.randn(99, 2))
+    with pytest.raises(NonFiniteError, match="z has 1 of 600"):
+        coupling_gap(torch.cat([torch.randn(299, 2), torch.tensor([[0.0, math.nan]])]))
+    with pytest.raises(OptionError, match="num_active must lie in 1 to 1, got 2"):
+        coupling_gap(torch.randn(300, 2), num_active=2)
+    with pytest.raises(OptionError, match="n_folds must be an integer of at least 2"):
+        coupling_gap(torch.randn(300, 2), n_folds=1)
+    with pytest.raises(OptionError, match="n_rotations must be a positive integer"):
+        coupling_gap(torch.randn(300, 2), 0)
+    with pytest.raises(OptionError, match="learning_rate must be positive"):
+        coupling_gap(torch.randn(300, 2), regression=MomentRegression(learning_rate=-1.0))
