@@ -49,6 +49,8 @@ class KernelCoupling(Coupling):
         context_dim: Number of context features, inputs of the kernel like :math:`u`; 0 for none.
         reverse: Whether the last rather than the first coordinates are kept.
         transform: What is done to an element; ``Affine(None)``, as above, unless given.
+        precondition: Whether weights of an orthonormal basis are trained instead of :math:`A`:
+            see :class:`KernelExpansion`.
 
     Raises:
         ShapeError: If ``dim`` is one and there is no context.
@@ -56,7 +58,7 @@ class KernelCoupling(Coupling):
 
     References:
         English, Kirchler and Lippert, Kernelised normalising flows, arXiv 2307.14839, section 3;
-        the initialisation is derived here.
+        initialisation and preconditioning are derived here.
 
     Examples:
         >>> coupling = KernelCoupling(3, n_auxiliary=10)
@@ -79,6 +81,7 @@ class KernelCoupling(Coupling):
         context_dim: int = 0,
         reverse: bool = False,
         transform: ElementTransform | None = None,
+        precondition: bool = True,
     ) -> None:
         transform = Affine(None) if transform is None else transform
         kept, moved = coupling_sizes(dim, context_dim > 0, type(self).__name__)
@@ -91,6 +94,7 @@ class KernelCoupling(Coupling):
             ard,
             learn_auxiliary,
             context_dim,
+            precondition,
         )
         super().__init__(dim, expansion, transform, reverse)
 
