@@ -56,8 +56,8 @@ def divergence(x: Tensor, z: Tensor, log_det: Tensor) -> float:
 
 
 def by_trainer(x: Tensor, fresh: Tensor, depth: int, generator: torch.Generator) -> Record:
-    """The trainer of the package, with its own defaults but for two candidates."""
-    trainer = LayerwiseTrainer(2, candidates=2, max_layers=depth, generator=generator)
+    """The trainer of the package, with its own defaults."""
+    trainer = LayerwiseTrainer(2, max_layers=depth, generator=generator)
     flows, history = trainer.fit(x)
     z, total = fresh, fresh.new_zeros(len(fresh))
     curve = [divergence(fresh, z, total)]
@@ -206,7 +206,35 @@ def main() -> None:
 
 PAGE = r"""# Layer-wise construction of a flow
 
+Produced by
+
+    python benchmarks/flows/layerwise.py --seeds 3
+    python benchmarks/flows/layerwise.py --page
+
+on one thread of a busy machine (seconds are of wall clock, for one construction), torch 2.13.
+Entries are means over SEEDS seeds of samples and rotations with standard errors.
+
 TABLE
+
+![Divergence by layers](../figures/layerwise.png)
+
+* The target is a ring, radius N(1.5, 0.1^2) and uniform angle, 1.61 nats from the standard normal.
+  *KL*, in nats, is on 50,000 new points. Each layer is a rotation and an affine block that takes
+  half a step towards conditional mean zero and variance one, and is frozen.
+* *held-out rule* is `nfi.diagnostics.LayerwiseTrainer` with its defaults: a network of width 32
+  for mean and log-scale on half of the samples, early stopping and the choice among four rotations
+  on a quarter, and a block stays only if it gains more than two standard errors on the last
+  quarter. *layers* says where that ended.
+* *bins* is the published recipe: mean and standard deviation in equal-count bins of the
+  coordinate that is given, on all samples, the best of ten rotations by the training rows, 60
+  layers whatever happens.
+* **A fixed depth can ruin the flow.** With 2,048 samples 64 bins pass a good flow on the way and
+  end far beyond where they began. *least on the way* is what an oracle would have stopped at.
+* **The rule needs no choice of depth or bins, and never did harm, but it is not the best
+  everywhere**: 16 bins, which suit this one-dimensional regression and use all of the samples, end
+  lower wherever samples are many. Gains of single blocks near the end are smaller than
+  what the held-out quarter can tell from noise, and the construction, greedy as it is, stalls at
+  different depths for different rotations.
 """
 
 

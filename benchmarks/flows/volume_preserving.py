@@ -207,7 +207,8 @@ def _grid(target: Target) -> Tensor:
 def table(records: list[Record]) -> str:
     """Rows of the page, one for each target and model."""
     rows = [
-        "| target | model | parameters | KL to the target | floor | KL - floor | seconds |",
+        "| target | model [seeds] | parameters | KL to the target | floor | KL - floor "
+        "| seconds |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for target, name in CELLS:
@@ -219,7 +220,8 @@ def table(records: list[Record]) -> str:
         values = [run["divergence"] for run in runs]
         above = with_error([value - floor for value in values], 4) if keeps else "none applies"
         rows.append(
-            f"| {TARGETS[target].title} | {MODELS[name].title} | {runs[0]['parameters']:,} "
+            f"| {TARGETS[target].title} | {MODELS[name].title} [{len(runs)}] "
+            f"| {runs[0]['parameters']:,} "
             f"| {with_error(values, 4)} | {floor:.4f} | {above} "
             f"| {sum(run['seconds'] for run in runs) / len(runs):.0f} |"
         )
@@ -242,7 +244,7 @@ def figure(records: list[Record], path: Path) -> None:
         axis.plot([position] * len(values), values, "o", color=colour, alpha=0.8)
         floor = TARGETS[target].floor
         axis.plot([position - 0.4, position + 0.4], [floor, floor], "k--", lw=1)
-    labels = [f"{MODELS[name].title}\n{TARGETS[target].title}" for target, name in CELLS]
+    labels = [f"{MODELS[name].title}\n{target}" for target, name in CELLS]
     axis.set_xticks(range(len(labels)), [label.replace(" + ", "\n+ ") for label in labels])
     axis.tick_params(axis="x", labelsize=6.5)
     axis.set(ylabel="KL, nats", title="Divergence of every run; dashed: the floor", ylim=(0, None))
@@ -298,13 +300,44 @@ def main() -> None:
     print(table(records))
     if arguments.page:
         figure(records, FIGURE)
-        seeds = len({record["seed"] for record in records})
-        PAGE_PATH.write_text(PAGE.replace("TABLE", table(records)).replace("SEEDS", str(seeds)))
+        PAGE_PATH.write_text(PAGE.replace("TABLE", table(records)))
 
 
 PAGE = r"""# What volume-preserving flows cannot learn
 
+Produced by
+
+    python benchmarks/flows/volume_preserving.py --seeds 3
+    python benchmarks/flows/volume_preserving.py --page
+
+on one thread of a busy machine (seconds are of wall clock, for one training), torch 2.13, float32.
+Entries are means over the seeds of weights and samples, in brackets their number, with standard
+errors over the seeds.
+
 TABLE
+
+![Divergences, floors and densities](../figures/volume_preserving.png)
+
+* A flow whose log-det is constant moves the values of its base density about and changes none. The
+  *floor* is the least divergence from the target that such a flow with a Gaussian base of any
+  scale can have: `nfi.diagnostics.volume_preserving_floor`, here in closed form for the cubes and
+  by quadrature for the mixture, whose components 1/2 N((-1.5, 0), .3 I) and 1/2 N((1.5, 0), .03 I)
+  differ in width. *KL to the target*, in nats, is on 200,000 new points; its Monte-Carlo error is
+  at most 0.002.
+* **The floors were met from above and never crossed** by the models that they bind, NICE and
+  GIN with one scale, by no more than the distance in the column *KL - floor*. Where that distance
+  is less than 0.003 it is within the Monte-Carlo error. On the mixture the flows end 0.04 above:
+  the two modes are the images of one, and the filament between them costs.
+* **Affine couplings go through the floor**, and win everywhere. One radial layer at the base, of
+  49 parameters, takes most of the floor away, but stays behind affine couplings.
+* On the 4-D cube GIN, whose log-scales have mean zero, does a little better than NICE, for the
+  same floor. In two dimensions it *is* NICE, and warns.
+* A fixed random rotation stands behind every pair of couplings. Without it, on a square along the
+  axes, all kinds of couplings stay at the divergence of a Gaussian, 0.3530: its coordinates are
+  independent, the coupling gap of that split is zero, and gradients vanish at the identity. That
+  value lies so near to the floor, 0.3069, that it is easily taken for it.
+* 8 couplings, 1500 steps of 384 fresh samples for the cubes, 12 couplings, 2000 steps of 512 for
+  the mixture; two hidden layers of width 64, SiLU, Adam with one cycle up to 4e-3.
 """
 
 
