@@ -1,6 +1,6 @@
 """Layers: every one is an ``nf.flows.Flow``."""
 
-from . import coupling, gauges, mixer
+from . import coupling, gauges, kernel, mixer, volume_preserving
 from .composite import InjectiveComposite
 from .exact import LinearInjection, Pad
 from .free_form import FreeFormInjection
@@ -31,6 +31,8 @@ __all__ = [
     "SurfaceMap",
     "coupling",
     "gauges",
+    "kernel",
     "mixer",
     "star_like_flow",
+    "volume_preserving",
 ]

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ...checks import check_count, check_event_shape, check_finite
-from ...volume.modules import is_cold, refuse_single_sample
+from ...errors import ShapeError
+from .first_data import awaits_first_data, expect_first_data, spread_of
 
 __all__ = ["ActNorm"]
 
@@ -49,8 +50,7 @@ class ActNorm(nf.flows.Flow):
         self.shape = (dim,)
         self.log_scale = nn.Parameter(torch.zeros(dim))
         self.shift = nn.Parameter(torch.zeros(dim))
-        # By the host's name, under which every part of the package knows such layers.
-        self.register_buffer("data_dep_init_done", torch.tensor(0.0))
+        expect_first_data(self)
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Latents (B, D) to data (B, D), with the log-det (B,) in nats."""
@@ -60,7 +60,7 @@ class ActNorm(nf.flows.Flow):
     def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data (B, D) to latents (B, D), with the log-det (B,) in nats."""
         check_event_shape(x, self.shape, "x")
-        if is_cold(self) and len(x):
+        if awaits_first_data(self) and len(x):
             self.initialise(x)
         return (x + self.shift) * self.log_scale.exp(), self._log_det(x)
 
@@ -74,10 +74,14 @@ class ActNorm(nf.flows.Flow):
         """
         check_event_shape(x, self.shape, "x")
         if not (self.log_scale.any() or self.shift.any()):
-            refuse_single_sample([self], x)
+            if len(x) == 1:
+                raise ShapeError(
+                    "The first batch of ActNorm has one sample, which has no standard deviation. "
+                    "Start with a larger batch."
+                )
             check_finite(x, "the first batch of ActNorm")
             self.shift.copy_(-x.mean(0))
-            self.log_scale.copy_(-(x.std(0) + 1e-6).log())
+            self.log_scale.copy_(-spread_of(x).log())
         self.data_dep_init_done.fill_(1.0)
 
     @property
@@ -86,4 +90,4 @@ class ActNorm(nf.flows.Flow):
         return False
 
     def _log_det(self, value: Tensor) -> Tensor:
-        return self.log_scale.sum().expand(len(value))
+        return self.log_scale.sum() + value.new_zeros(len(value))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ...checks import check_count, check_event_shape
 from ...context import expect_context
+from ...errors import OptionError
 from .transforms import Affine, ElementTransform, check_transform
 
 __all__ = ["Autoregressive"]
@@ -65,6 +66,11 @@ class Autoregressive(nf.flows.Flow):
             check_count(context_dim, "context_dim")
         self.shape, self.reverse, self.context_dim = (dim,), reverse, context_dim
         self.transform = check_transform(Affine() if transform is None else transform)
+        if not self.transform.is_elementwise:
+            raise OptionError(
+                f"Autoregressive needs a transform of single elements, got {self.transform}, "
+                "which looks at the parameters of all. Use Additive() to keep volumes."
+            )
         self.net = MADE(
             dim,
             width,

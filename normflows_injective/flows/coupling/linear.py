@@ -81,7 +81,7 @@ class LULinear(nf.flows.Flow):
         return lower, self.packed.triu(1) + diagonal.diag()
 
     def _log_det(self, value: Tensor) -> Tensor:
-        return self.packed.diagonal().sum().expand(len(value))
+        return self.packed.diagonal().sum() + value.new_zeros(len(value))
 
 
 @final

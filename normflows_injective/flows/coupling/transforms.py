@@ -25,6 +25,8 @@ class ElementTransform(ABC):
 
     Attributes:
         num_parameters: Number of parameters :math:`P` of an element.
+        is_elementwise: Whether an element is transformed by its own parameters alone, as an
+            autoregressive layer needs.
 
     Examples:
         A transform of one's own gives both directions, and the log-det of each:
@@ -40,6 +42,7 @@ class ElementTransform(ABC):
     """
 
     num_parameters: int
+    is_elementwise: bool = True
 
     @abstractmethod
     def forward(self, z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
@@ -140,6 +143,7 @@ class CentredAffine(ElementTransform):
     """
 
     num_parameters = 2
+    is_elementwise = False
 
     def __init__(self, max_log_scale: float | None = 2.0) -> None:
         self.max_log_scale = _checked_bound(max_log_scale)

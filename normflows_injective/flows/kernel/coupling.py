@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ...context import with_context
 from ...errors import OptionError
-from ...volume.modules import is_cold
 from ..coupling.coupling import Coupling, coupling_sizes
+from ..coupling.first_data import awaits_first_data
 from ..coupling.transforms import Affine, ElementTransform
 from .expansion import KernelExpansion
 
@@ -100,7 +100,7 @@ class KernelCoupling(Coupling):
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data (B, D) to latents (B, D), with the log-det (B,) in nats."""
-        if is_cold(self.conditioner) and len(x) > 1:
+        if awaits_first_data(self.conditioner) and len(x) > 1:
             self.initialise(x, context)
         return super().inverse(x, context)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ...checks import check_count, check_finite
 from ...errors import ShapeError
 from ...nets.joining import ContextNetwork
+from ..coupling.first_data import expect_first_data, spread_of
 from .kernels import kernel_named, squared_distances
 
 __all__ = ["KernelExpansion"]
@@ -101,8 +102,7 @@ class KernelExpansion(ContextNetwork):
         self.raw_length_scales = nn.Parameter(_inverse_softplus(scales - LENGTH_SCALE_FLOOR))
         self.weights = nn.Parameter(torch.zeros(n_auxiliary, out_features))
         self.register_buffer("basis", self._orthonormal() if precondition else None)
-        # By the host's name, under which every part of the package knows such layers.
-        self.register_buffer("data_dep_init_done", torch.tensor(0.0))
+        expect_first_data(self)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Inputs (B, in_features), with an optional context (B, C), to values (B, O)."""
@@ -194,7 +194,7 @@ class KernelExpansion(ContextNetwork):
 
     def _place(self, rows: Tensor) -> None:
         rows = rows[torch.randperm(len(rows), device=rows.device)]
-        spread = _spread(rows)
+        spread = spread_of(rows)
         missing = len(self.points) - len(rows)
         points = rows[: len(self.points)]
         if missing > 0:
@@ -215,16 +215,6 @@ class KernelExpansion(ContextNetwork):
         values, vectors = torch.linalg.eigh(gram)
         roots = (values.clamp_min(0) + RIDGE).rsqrt()
         return ((vectors * roots) @ vectors.mT).to(self.points.dtype)
-
-
-def _spread(rows: Tensor) -> Tensor:
-    """Standard deviations (F,), those of constant columns replaced by the mean of the others."""
-    spread = rows.std(0)
-    # A constant column may keep a deviation of some ulps.
-    varies = spread > 1e-6 * rows.abs().amax(0)
-    if not varies.any():
-        return torch.ones_like(spread)
-    return torch.where(varies, spread, spread[varies].mean())
 
 
 def _median_distance(rows: Tensor) -> Tensor:
