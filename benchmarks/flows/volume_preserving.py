@@ -207,9 +207,8 @@ def _grid(target: Target) -> Tensor:
 def table(records: list[Record]) -> str:
     """Rows of the page, one for each target and model."""
     rows = [
-        "| target | model [seeds] | parameters | KL to the target | floor | KL - floor "
-        "| seconds |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+        "| target | model [seeds] | parameters | KL to the target | floor | KL - floor |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
     ]
     for target, name in CELLS:
         runs = [r for r in records if (r["target"], r["model"]) == (target, name)]
@@ -222,8 +221,7 @@ def table(records: list[Record]) -> str:
         rows.append(
             f"| {TARGETS[target].title} | {MODELS[name].title} [{len(runs)}] "
             f"| {runs[0]['parameters']:,} "
-            f"| {with_error(values, 4)} | {floor:.4f} | {above} "
-            f"| {sum(run['seconds'] for run in runs) / len(runs):.0f} |"
+            f"| {with_error(values, 4)} | {floor:.4f} | {above} |"
         )
     return "\n".join(rows)
 
@@ -307,10 +305,10 @@ PAGE = r"""# What volume-preserving flows cannot learn
 
 Produced by
 
-    python benchmarks/flows/volume_preserving.py --seeds 3
+    python benchmarks/flows/volume_preserving.py --seeds 2
     python benchmarks/flows/volume_preserving.py --page
 
-on one thread of a busy machine (seconds are of wall clock, for one training), torch 2.13, float32.
+on one thread, torch 2.13, float32.
 Entries are means over the seeds of weights and samples, in brackets their number, with standard
 errors over the seeds.
 
