@@ -210,7 +210,9 @@ Produced by
     python benchmarks/flows/layerwise.py --seeds 3
     python benchmarks/flows/layerwise.py --page
 
-with the last seed of 32,768 samples left out, on one thread of a busy machine (seconds are of wall clock, for one construction), torch 2.13.
+with the last seed of 32,768 samples left out, on one
+thread of a busy machine (seconds are of wall clock, for one construction),
+torch 2.13.
 Entries are means over seeds of samples and rotations, in brackets their number, with standard
 errors.
 
