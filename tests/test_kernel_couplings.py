@@ -86,7 +86,8 @@ def test_distances_against_differences_far_from_the_origin():
     expected = (first.unsqueeze(1) - second).square().sum(2)
     squared = squared_distances(first, second)
     torch.testing.assert_close(squared, expected, atol=1e-11, rtol=1e-11)
-    assert (squared >= 0).all()
+    many = torch.randn(500, 5)
+    assert (squared_distances(many, many) >= 0).all()
 
 
 # The layer

@@ -59,6 +59,7 @@ class Fitted(NamedTuple):
 
     validation: float
     test: float
+    median: float
     at_the_end: float
     best_step: int
     parameters: int
@@ -118,15 +119,16 @@ def fit(method: Method, split: Split, rate: float, seed: int, plan: Plan) -> Fit
         for _ in range(plan.every):
             step_once(train[torch.randint(len(train), (plan.batch,))])
         seconds, step = seconds + time.perf_counter() - start, step + plan.every
-        score = log_likelihood(model, validation)
+        score = float(log_likelihoods(model, validation).mean())
         if score > best:
             best, best_step = score, step
             best_state = {name: value.clone() for name, value in model.state_dict().items()}
-    at_the_end = log_likelihood(model, test)
+    at_the_end = float(log_likelihoods(model, test).mean())
     model.load_state_dict(best_state)
     return Fitted(
         best - shift,
-        log_likelihood(model, test) - shift,
+        float(log_likelihoods(model, test).mean()) - shift,
+        float(log_likelihoods(model, test).median()) - shift,
         at_the_end - shift,
         best_step,
         sum(p.numel() for p in model.parameters()),
@@ -153,9 +155,9 @@ def stepper(
 
 
 @torch.no_grad()
-def log_likelihood(model: nf.NormalizingFlow, rows: Tensor) -> float:
-    """Mean log-likelihood in nats."""
-    return float(torch.cat([model.log_prob(part) for part in rows.split(1000)]).double().mean())
+def log_likelihoods(model: nf.NormalizingFlow, rows: Tensor) -> Tensor:
+    """Log-likelihoods of rows (B, D) in nats, of shape (B,)."""
+    return torch.cat([model.log_prob(part) for part in rows.split(1000)]).double()
 
 
 def timings(dim: int, batch: int, repeats: int) -> dict[str, float]:
