@@ -208,7 +208,7 @@ network is best, and no longer stopped by what it does far from the data: kernel
   400 + 100 split of a seed apart, for every table and method; the runs on all rows take the same
   one. The rule for the length-scales (twice the median distance rather than the half, once or four
   times of it) and the orthonormal basis of the weights were chosen on the validation rows of that
-  seed, on protein, parkinsons and higgs, for the RBF kernel, and stand for both kernels. The
+  seed, on protein, parkinsons and higgs, and stand for both kernels and all tables. The
   networks had no such search beyond activation, width, decay and rate.
 * **no basis** trains the coefficients of the kernel sections themselves, as the paper does.
 """

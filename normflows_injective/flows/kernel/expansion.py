@@ -22,8 +22,8 @@ LENGTH_SCALE_FLOOR = 1e-2
 JITTER = 0.1
 # What is added to the eigenvalues of K(Z, Z), those of rough functions being near zero.
 RIDGE = 1e-3
-# Length-scales in typical distances. On held-out rows of three real tables a half was far worse,
-# one was worse more often than better, and four no better.
+# Length-scales in typical distances. On held-out rows of real tables a half was far worse, one
+# was worse more often than better, and four no better.
 DISTANCES = 2.0
 # Rows whose pairwise distances give the length-scales.
 MEDIAN_ROWS = 256
