@@ -37,12 +37,21 @@ from normflows_injective.flows.gauges import (
     NetworkRadius,
     SlopeGauge,
 )
+from normflows_injective.flows.kernel import KernelCoupling
 from normflows_injective.flows.mixer import (
     ChannelMixing,
     Patchify,
     PatchMixing,
     PatchShift,
     mixer_flow,
+)
+from normflows_injective.flows.moment_block import ConditionalMoments, MomentBlock
+from normflows_injective.flows.volume_preserving import (
+    GINCoupling,
+    GlobalScale,
+    NICECoupling,
+    RadialFlow1D,
+    Rotation,
 )
 
 
@@ -273,6 +282,19 @@ def _vector(build: Callable[[], nf.flows.Flow], dim: int = 5, context_dim: int =
     return Case(build, (dim,), (dim,), context_dim=context_dim)
 
 
+def _kernel(kernel: str, dim: int = 5, **options: object) -> Case:
+    """A kernelised coupling whose points are data."""
+    context_dim = int(options.get("context_dim", 0))
+
+    def build() -> nf.flows.Flow:
+        layer = KernelCoupling(dim, 7, kernel, **options)
+        context = torch.randn(64, context_dim) if context_dim else None
+        layer.initialise(torch.randn(64, dim), context)
+        return layer
+
+    return _vector(build, dim, context_dim)
+
+
 LAYERS: dict[str, Case] = {
     "linear": Case(lambda: nfi.flows.LinearInjection(2, 5), (2,), (5,)),
     "pad": Case(lambda: nfi.flows.Pad(2, 5), (2,), (5,)),
@@ -344,6 +366,19 @@ LAYERS: dict[str, Case] = {
     "patch_shift_interior": _images(_interior, (1, 4, 6)),
     "patch_shift_interior_context": _images(lambda: _interior(2), (1, 4, 6), 2),
     "mixer_flow": Case(_mixer_behind_injection, (2,), (1, 2, 4)),
+    "global_scale": Case(lambda: GlobalScale((1, 4, 4)), (1, 4, 4), (1, 4, 4)),
+    "rotation": _vector(lambda: Rotation(3), 3),
+    "nice": _vector(lambda: NICECoupling(5, (8,))),
+    "nice_context": _vector(lambda: NICECoupling(4, (8,), 3, True), 4, 3),
+    "gin": _vector(lambda: GINCoupling(5, (8,))),
+    "gin_context": _vector(lambda: GINCoupling(4, (8,), 3, True), 4, 3),
+    "radial_flow": _vector(lambda: RadialFlow1D(3, 6), 3),
+    "moment_block": _vector(lambda: MomentBlock(5, ConditionalMoments(2, 3, (8,)))),
+    "kernel_rbf": _kernel("rbf"),
+    "kernel_matern12": _kernel("matern12", ard=False),
+    "kernel_matern32": _kernel("matern32", share_kernel=False, reverse=True),
+    "kernel_matern52": _kernel("matern52", context_dim=2),
+    "kernel_fixed_points": _kernel("rbf", learn_auxiliary=False),
 }
 
 

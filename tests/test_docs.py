@@ -67,6 +67,17 @@ def test_the_examples_of_the_page_on_surfaces():
     assert names["model"].sample(3)[0].shape == (3, 10)
 
 
+def test_the_examples_of_the_page_on_couplings(capsys):
+    names: dict = {}
+    for code in blocks("docs/couplings.md"):
+        exec(code, names)
+    assert names["bits"].shape == (64,)
+    assert abs(float(names["floor"].floor) - 0.3069) < 1e-4
+    assert len(names["fitted"].flows) > 0
+    assert names["model"].log_prob(names["square"]).isfinite().all()
+    assert "nats" in capsys.readouterr().out
+
+
 def test_the_class_conditional_example_of_the_page_on_stacking():
     (code,) = blocks("docs/stacking.md")
     names = {

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from normflows_injective.diagnostics import (
-    uniform_floor,
     volume_preserving_floor,
     volume_preserving_floor_on_box,
 )
+from normflows_injective.diagnostics.volume_preserving_floor import uniform_floor
 from normflows_injective.errors import NonFiniteError, OptionError, ShapeError
 
 

@@ -4,10 +4,9 @@ from .conditional_moments import MomentRegression
 from .coupling_gap import CouplingGap, coupling_gap
 from .distances import frechet_distance
 from .injectivity import InjectivityReport, injectivity_report
-from .layerwise import LayerwiseFit, LayerwiseHistory, LayerwiseTrainer
+from .layerwise import LayerwiseTrainer
 from .volume_preserving_floor import (
     VolumePreservingFloor,
-    uniform_floor,
     volume_preserving_floor,
     volume_preserving_floor_on_box,
 )
@@ -15,15 +14,12 @@ from .volume_preserving_floor import (
 __all__ = [
     "CouplingGap",
     "InjectivityReport",
-    "LayerwiseFit",
-    "LayerwiseHistory",
     "LayerwiseTrainer",
     "MomentRegression",
     "VolumePreservingFloor",
     "coupling_gap",
     "frechet_distance",
     "injectivity_report",
-    "uniform_floor",
     "volume_preserving_floor",
     "volume_preserving_floor_on_box",
 ]

@@ -39,7 +39,7 @@ class MomentRegression(NamedTuple):
             blocks that have to serve new data.
     """
 
-    hidden: tuple[int, ...] = (64, 64)
+    hidden: tuple[int, ...] = (32, 32)
     steps: int = 800
     batch_size: int = 512
     learning_rate: float = 5e-3
@@ -94,12 +94,13 @@ def fit_moments(
     options: MomentRegression,
     generator: torch.Generator,
     step_size: float = 1.0,
+    margin: float = 0.0,
 ) -> MomentFit:
     """Fit the moments of a given b by their Gaussian likelihood.
 
     First the least squares solution, in closed form; from there a network, by Adam, of which the
-    state is kept that does best on the validation rows. The simplest model among the identity, the
-    linear one and the network wins on those rows if the next does not gain on it.
+    state is kept that does best on the validation rows. Among the identity, the linear one and the
+    network a model wins if it gains on the simpler ones there.
 
     Args:
         train: b and a, (N, F) and (N, A), to fit on.
@@ -107,6 +108,8 @@ def fit_moments(
         options: Size and pace of the fit.
         generator: Source of weights and batches; torch's own is left alone.
         step_size: Step at which the validation gain is taken.
+        margin: Number of standard errors by which a model has to gain on a simpler one. One that
+            wins by chance loses on other rows.
 
     Returns:
         :class:`MomentFit`.
@@ -121,13 +124,21 @@ def fit_moments(
     """
     identity = _empty(train)
     linear = _least_squares(train)
-    linear_gain = float(step_gains(linear, *validation, step_size).mean())
-    best, best_gain = (linear, linear_gain) if linear_gain > 0 else (identity, 0.0)
-    simple = best
-    network, gain = _boost(linear, train, validation, options, generator, step_size)
-    if gain > best_gain:
-        best, best_gain = network, gain
-    return MomentFit(best, simple, best_gain)
+    gains = torch.zeros_like(validation[0][:, 0])
+    by_linear = step_gains(linear, *validation, step_size)
+    simple = identity
+    if _is_gain(by_linear, margin):
+        simple, gains = linear, by_linear
+    network = _boost(linear, train, validation, options, generator, step_size)
+    by_network = step_gains(network, *validation, step_size)
+    if _is_gain(by_network - gains, margin):
+        return MomentFit(network, simple, float(by_network.mean()))
+    return MomentFit(simple, simple, float(gains.mean()))
+
+
+def _is_gain(gains: Tensor, margin: float) -> bool:
+    """Whether gains (N,) have a mean above zero by some standard errors of it."""
+    return bool(gains.mean() > margin * gains.std() / len(gains) ** 0.5)
 
 
 def new_generator(seed: int) -> torch.Generator:
@@ -218,7 +229,7 @@ def _boost(
     options: MomentRegression,
     generator: torch.Generator,
     step_size: float,
-) -> tuple[ConditionalMoments, float]:
+) -> ConditionalMoments:
     """The linear model and a network on top, in its best state on the validation rows."""
     b, a = train
     moments = _empty(train, options)
@@ -267,7 +278,7 @@ def _boost(
         if since >= _PATIENCE or not math.isfinite(gain):
             break
     net.load_state_dict(best)
-    return moments.requires_grad_(False), best_gain
+    return moments.requires_grad_(False)
 
 
 def _draw_weights(net: nn.Module, generator: torch.Generator) -> None:

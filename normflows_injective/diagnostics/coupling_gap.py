@@ -25,6 +25,8 @@ __all__ = ["CouplingGap", "coupling_gap"]
 _LEAST_PER_FOLD = 50
 # Of the rows that a regression sees, the share by which its best state and rotation are chosen.
 _VALIDATION = 0.25
+# Standard errors of a gain there that make a model better than a simpler one.
+_MARGIN = 2.0
 
 
 class CouplingGap(NamedTuple):
@@ -61,7 +63,7 @@ def coupling_gap(
     z: Tensor,
     n_rotations: int = 8,
     num_active: int | None = None,
-    n_folds: int = 2,
+    n_folds: int = 4,
     regression: MomentRegression | None = None,
     generator: torch.Generator | None = None,
 ) -> CouplingGap:
@@ -145,6 +147,7 @@ def _measure(
                 (b[seen[:few]], a[seen[:few]]),
                 options,
                 generator,
+                margin=_MARGIN,
             )
             gains[index, held_out] = step_gains(fit.moments, b[held_out], a[held_out])
             linear[index, held_out] = step_gains(fit.linear, b[held_out], a[held_out])
