@@ -109,7 +109,7 @@ def test_circle():
 )
 def test_student(dim, scale, count):
     z = scale * student(count, dim, 5)
-    result = coupling_gap(z, 2)
+    result = coupling_gap(z, 1)
     expected = student_gap(5, dim, scale)
     if dim == 2:
         assert expected == pytest.approx(0.1120, abs=0.001)
