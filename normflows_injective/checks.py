@@ -166,6 +166,7 @@ def check_event_shape(tensor: Tensor, shape: Sequence[int] | None, name: str) ->
 
     Raises:
         ShapeError: If the shapes differ.
+        DtypeError: If it is no tensor.
 
     Examples:
         >>> check_event_shape(torch.zeros(4, 3), (2,), "x")
@@ -173,6 +174,11 @@ def check_event_shape(tensor: Tensor, shape: Sequence[int] | None, name: str) ->
             ...
         normflows_injective.errors.ShapeError: x must have shape (B, 2), got (4, 3).
     """
+    if not isinstance(tensor, Tensor):
+        raise DtypeError(
+            f"{name} must be a torch.Tensor, got {type(tensor).__name__}. Convert it with "
+            "torch.as_tensor."
+        )
     if shape is None or tuple(tensor.shape[1:]) == tuple(shape):
         return
     expected = ", ".join(["B", *map(str, shape)])

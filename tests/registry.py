@@ -356,7 +356,7 @@ LAYERS: dict[str, Case] = {
     "patch_mixing": _images(lambda: PatchMixing((2, 2, 4), 1, _step(8, Affine())), (2, 2, 4)),
     "patch_mixing_spline": _images(lambda: PatchMixing((1, 4, 4), 2, _step(4, Spline(3)))),
     "patch_mixing_autoregressive": _images(
-        lambda: PatchMixing((1, 2, 4), 1, [Autoregressive(8, width=6)]), (1, 2, 4)
+        lambda: PatchMixing((1, 2, 4), 1, [Autoregressive(8, width=8)]), (1, 2, 4)
     ),
     "patch_mixing_embedding": _images(
         lambda: PatchMixing((1, 4, 4), 2, _step(4, Affine(), 3), embedding_dim=3)
@@ -378,6 +378,8 @@ LAYERS: dict[str, Case] = {
     "kernel_matern12": _kernel("matern12", ard=False),
     "kernel_matern32": _kernel("matern32", share_kernel=False, reverse=True),
     "kernel_matern52": _kernel("matern52", context_dim=2),
+    "kernel_cold": _vector(lambda: KernelCoupling(5, 6, precondition=False)),
+    "kernel_of_one": _vector(lambda: KernelCoupling(1, 6, context_dim=2), 1, 2),
     "kernel_fixed_points": _kernel("rbf", learn_auxiliary=False),
 }
 

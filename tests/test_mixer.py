@@ -665,8 +665,17 @@ def test_bad_options_of_layers_are_named_errors():
         ChannelMixing((1, 4, 4), 2, [LULinear(4)], embedding_dim=-2)
     with pytest.raises(ShapeError, match=r"x must have shape \(B, 1, 4, 4\), got \(2, 4, 4\)"):
         ChannelMixing((1, 4, 4), 2, [LULinear(4)]).inverse(torch.zeros(2, 4, 4))
-    with pytest.raises(ShapeError, match=r"x must have shape \(B, 5\), got \(8, 4\)"):
-        ChannelMixing((1, 4, 4), 2, [LULinear(5)]).inverse(torch.zeros(2, 1, 4, 4))
+    with pytest.raises(ShapeError, match=r"vectors of 4 values, got a LULinear of shape \(5,\)"):
+        ChannelMixing((1, 4, 4), 2, [LULinear(5)])
+    with pytest.raises(OptionError, match="takes a list of layers, got one LULinear"):
+        ChannelMixing((1, 4, 4), 2, LULinear(4))
+
+
+def test_an_empty_batch_passes():
+    layers = mixer_flow((1, 4, 4), 2, layers=1, hidden=(4,))
+    model = nf.NormalizingFlow(nf.distributions.DiagGaussian((1, 4, 4)), layers)
+    model.log_prob(torch.rand(5, 1, 4, 4))
+    assert model.log_prob(torch.rand(0, 1, 4, 4)).shape == (0,)
 
 
 # --- pixels --------------------------------------------------------------------------------------

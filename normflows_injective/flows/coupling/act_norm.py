@@ -23,7 +23,9 @@ class ActNorm(nf.flows.Flow):
 
     At the first call of :meth:`inverse` every latent coordinate gets mean zero and standard
     deviation one. That is done once, and only if the parameters are still at zero: a layer that
-    was trained in the other direction, or loaded, stays as it is. The host's layer initialises
+    was trained in the other direction, or loaded, or whose parameters are frozen, as objectives
+    with path gradients freeze them for a while, stays as it is. Let a model see data before its
+    own samples. The host's layer initialises
     itself on samples too, keeps its flag on the CPU, and returns one log-det for the batch.
 
     Args:
@@ -60,7 +62,7 @@ class ActNorm(nf.flows.Flow):
     def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data (B, D) to latents (B, D), with the log-det (B,) in nats."""
         check_event_shape(x, self.shape, "x")
-        if awaits_first_data(self) and len(x):
+        if self.log_scale.requires_grad and len(x) and awaits_first_data(self):
             self.initialise(x)
         return (x + self.shift) * self.log_scale.exp(), self._log_det(x)
 

@@ -29,7 +29,8 @@ class Autoregressive(nf.flows.Flow):
     Args:
         dim: Number of coordinates :math:`D`.
         transform: What is done to an element.
-        width: Width of the network.
+        width: Width of the network, at least :math:`D - 1`, or it could not see all elements; by
+            default 64 or :math:`D`, whichever is more.
         num_blocks: Number of its residual blocks.
         context_dim: Number of context features; 0 for none.
         reverse: Whether an element is transformed given those behind it.
@@ -54,14 +55,22 @@ class Autoregressive(nf.flows.Flow):
         self,
         dim: int,
         transform: ElementTransform | None = None,
-        width: int = 64,
+        width: int | None = None,
         num_blocks: int = 1,
         context_dim: int = 0,
         reverse: bool = False,
     ) -> None:
         super().__init__()
-        for count, name in ((dim, "dim"), (width, "width"), (num_blocks, "num_blocks")):
-            check_count(count, name)
+        check_count(dim, "dim")
+        width = max(64, dim) if width is None else width
+        check_count(width, "width")
+        check_count(num_blocks, "num_blocks")
+        if width < dim - 1:
+            # The masks of the host give every hidden unit the number of elements that it may see.
+            raise OptionError(
+                f"width must be at least dim - 1 = {dim - 1}, or elements would not see all "
+                f"before them, got {width}. Widen the network."
+            )
         if context_dim:
             check_count(context_dim, "context_dim")
         self.shape, self.reverse, self.context_dim = (dim,), reverse, context_dim
@@ -107,5 +116,5 @@ class Autoregressive(nf.flows.Flow):
     def _conditions(self, x: Tensor, context: Tensor | None) -> Tensor:
         context = context if self.context_dim else None
         expect_context(context, len(x), self.context_dim, "Autoregressive")
-        said: Tensor = self.net(x, context)
+        said: Tensor = self.net(x, None if context is None else context.to(x.dtype))
         return said.reshape(*x.shape, self.transform.num_parameters)

@@ -29,12 +29,14 @@ def coupling_sizes(dim: int, takes_context: bool, name: str) -> tuple[int, int]:
 
     Raises:
         ShapeError: If no coordinate is left to find the parameters from.
+        OptionError: If it is not a positive integer.
 
     Examples:
         >>> coupling_sizes(5, False, "Coupling")
         (2, 3)
     """
-    if dim < 1 or (dim == 1 and not takes_context):
+    check_count(dim, "dim")
+    if dim == 1 and not takes_context:
         raise ShapeError(
             f"{name} needs at least two coordinates, one that is kept and one that is moved, got "
             f"dim={dim}. Leave the layer out, or build it with a context."
@@ -151,17 +153,46 @@ class NetworkCoupling(Coupling):
         activation: Callable[[], nn.Module] = nn.GELU,
     ) -> None:
         transform = check_transform(Affine() if transform is None else transform)
-        hidden = check_widths(hidden)
-        if context_dim:
-            check_count(context_dim, "context_dim")
-        num_kept, num_moved = coupling_sizes(dim, context_dim > 0, type(self).__name__)
-        outputs = num_moved * transform.num_parameters
-        super().__init__(
-            dim,
-            zero_last_layer(SmoothMLP(num_kept, outputs, hidden, context_dim, activation)),
-            transform,
-            reverse,
-        )
+        net = network_for(type(self).__name__, dim, transform, hidden, context_dim, activation)
+        super().__init__(dim, net, transform, reverse)
+
+
+def network_for(
+    name: str,
+    dim: int,
+    transform: ElementTransform,
+    hidden: Sequence[int],
+    context_dim: int,
+    activation: Callable[[], nn.Module],
+) -> SmoothMLP:
+    """A perceptron for the parameters of a coupling, whose last layer is zero.
+
+    Args:
+        name: What messages call the coupling.
+        dim: Number of its coordinates.
+        transform: What it does to an element.
+        hidden: Widths of the hidden layers.
+        context_dim: Number of context features; 0 for none.
+        activation: Constructor of the activation.
+
+    Raises:
+        ShapeError: If no coordinate is left to find the parameters from.
+        OptionError: If a number is not a positive integer.
+
+    Examples:
+        >>> net = network_for("Coupling", 2, Affine(), (4,), 0, nn.GELU)
+        >>> net(torch.ones(1, 1)).abs().sum().item()
+        0.0
+    """
+    hidden = check_widths(hidden)
+    if context_dim:
+        check_count(context_dim, "context_dim")
+    num_kept, num_moved = coupling_sizes(dim, context_dim > 0, name)
+    outputs = num_moved * transform.num_parameters
+    net = SmoothMLP(num_kept, outputs, hidden, context_dim, activation)
+    for parameter in net.layers[-1].parameters():
+        nn.init.zeros_(parameter)
+    return net
 
 
 def check_widths(hidden: Sequence[int]) -> tuple[int, ...]:
@@ -181,16 +212,3 @@ def check_widths(hidden: Sequence[int]) -> tuple[int, ...]:
     for width in hidden:
         check_count(width, "a width in hidden")
     return tuple(hidden)
-
-
-def zero_last_layer(net: SmoothMLP) -> SmoothMLP:
-    """Set the last layer of a perceptron to zero, in place, and return it.
-
-    Examples:
-        >>> zero_last_layer(SmoothMLP(2, 3, hidden=(4,)))(torch.ones(1, 2)).abs().sum().item()
-        0.0
-    """
-    last = net.layers[-1]
-    for parameter in last.parameters():
-        nn.init.zeros_(parameter)
-    return net

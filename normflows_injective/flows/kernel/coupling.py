@@ -8,11 +8,12 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from ...checks import check_count
 from ...context import with_context
 from ...errors import OptionError
 from ..coupling.coupling import Coupling, coupling_sizes
 from ..coupling.first_data import awaits_first_data
-from ..coupling.transforms import Affine, ElementTransform
+from ..coupling.transforms import Affine, ElementTransform, check_transform
 from .expansion import KernelExpansion
 
 __all__ = ["KernelCoupling", "rkhs_penalty"]
@@ -83,7 +84,9 @@ class KernelCoupling(Coupling):
         transform: ElementTransform | None = None,
         precondition: bool = True,
     ) -> None:
-        transform = Affine(None) if transform is None else transform
+        transform = check_transform(Affine(None) if transform is None else transform)
+        if context_dim:
+            check_count(context_dim, "context_dim")
         kept, moved = coupling_sizes(dim, context_dim > 0, type(self).__name__)
         expansion = KernelExpansion(
             kept,
@@ -100,7 +103,9 @@ class KernelCoupling(Coupling):
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data (B, D) to latents (B, D), with the log-det (B,) in nats."""
-        if awaits_first_data(self.conditioner) and len(x) > 1:
+        kept, _ = self.split(x, "x")
+        trained = self.conditioner.weights.requires_grad
+        if trained and len(kept) > 1 and awaits_first_data(self.conditioner):
             self.initialise(x, context)
         return super().inverse(x, context)
 

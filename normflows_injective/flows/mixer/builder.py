@@ -65,7 +65,8 @@ def mixer_flow(
         patch_size: :math:`p`, a divisor of height and width.
         layers: Number of layers.
         hidden: Widths of the networks of a coupling; for ``"autoregressive"`` the first is the
-            width and their number less one that of the residual blocks.
+            width, if there are not more values, and their number less one that of the residual
+            blocks.
         element: ``"affine"``, ``"spline"`` (rational-quadratic), ``"autoregressive"`` (masked
             affine), or a function from the number of values, of context features and a flag that
             alternates, to a flow of vectors. It is asked for a flow of a single value only if
@@ -155,7 +156,8 @@ def _element(element: str | Element, hidden: tuple[int, ...]) -> Element:
 
     def autoregressive(dim: int, features: int, reverse: bool) -> nf.flows.Flow:
         num_blocks = max(1, len(hidden) - 1)
-        return Autoregressive(dim, Affine(), hidden[0], num_blocks, features, reverse)
+        width = max(hidden[0], dim)
+        return Autoregressive(dim, Affine(), width, num_blocks, features, reverse)
 
     known = {
         "affine": coupling(Affine()),

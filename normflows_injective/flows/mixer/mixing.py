@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any, final
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from ...checks import check_count, check_event_shape
 from ...context import expect_context, needs_context, takes_context, with_context
-from ...errors import OptionError
+from ...errors import OptionError, ShapeError
 from ..composite import check_invertible
 from .patches import Patchify
 
@@ -40,8 +41,10 @@ class Mixing(nf.flows.Flow):
         UnsupportedLayerError: If a layer is no invertible flow.
     """
 
+    # How rows are made of a table, and back; the axis that counts them within an image.
     to_rows: str
     to_table: str
+    row_axis: str
 
     def __init__(
         self,
@@ -54,14 +57,27 @@ class Mixing(nf.flows.Flow):
         super().__init__()
         self.patchify = Patchify(image_shape, patch_size)
         self.shape, self.context_dim = self.patchify.data_shape, context_dim
+        name = type(self).__name__
+        if isinstance(layers, nf.flows.Flow):
+            raise OptionError(
+                f"{name} takes a list of layers, got one {type(layers).__name__}. Put it into "
+                "a list."
+            )
         self.layers = nn.ModuleList(layers)
+        self.num_rows = self.count_rows(*self.patchify.latent_shape)
+        width = math.prod(self.patchify.latent_shape) // self.num_rows
         for layer in self.layers:
             check_invertible(layer)
+            built_for = getattr(layer, "shape", (width,))
+            if tuple(built_for) != (width,):
+                raise ShapeError(
+                    f"{name} needs layers of vectors of {width} values, got a "
+                    f"{type(layer).__name__} of shape {tuple(built_for)}."
+                )
         for count, name in ((context_dim, "context_dim"), (embedding_dim, "embedding_dim")):
             if count:
                 check_count(count, name)
         self._check_readers(context_dim + embedding_dim)
-        self.num_rows = self.count_rows(*self.patchify.latent_shape)
         self.embedding = None
         if embedding_dim:
             self.embedding = nn.Parameter(torch.randn(self.num_rows, embedding_dim))
@@ -108,8 +124,8 @@ class Mixing(nf.flows.Flow):
             rows, step = apply(rows, **with_context(layer, said))
             # Some layers of the host answer with one number for the batch.
             step = torch.as_tensor(step, dtype=rows.dtype, device=rows.device)
-            log_det = log_det + step.expand(len(rows)).reshape(length, -1).sum(1)
-        return self.patchify(rearrange(rows, self.to_table, b=length))[0], log_det
+            log_det = log_det + step.expand(len(rows)).reshape(length, self.num_rows).sum(1)
+        return self.patchify(rearrange(rows, self.to_table, **{self.row_axis: self.num_rows}))[0], log_det
 
     def _row_context(self, context: Tensor | None, length: int) -> Tensor | None:
         """What the layers are told of every row: the caller's context, and which row it is."""
@@ -158,6 +174,7 @@ class ChannelMixing(Mixing):
 
     to_rows = "b s c -> (b s) c"
     to_table = "(b s) c -> b s c"
+    row_axis = "s"
 
     @staticmethod
     def count_rows(num_patches: int, patch_dim: int) -> int:
@@ -199,6 +216,7 @@ class PatchMixing(Mixing):
 
     to_rows = "b s c -> (b c) s"
     to_table = "(b c) s -> b s c"
+    row_axis = "c"
 
     @staticmethod
     def count_rows(num_patches: int, patch_dim: int) -> int:

@@ -39,7 +39,7 @@ def interior_shape(image_shape: Sequence[int], patch_size: int) -> tuple[int, in
         raise OptionError(
             "A shift by half a patch needs patches of at least 2x2 values and at least two of "
             f"them in every direction, got patch_size={patch_size} for {height}x{width}. Use "
-            "smaller patches, or kind='none'."
+            "smaller patches, or no shift ('none')."
         )
     return channels, height - patch_size, width - patch_size
 

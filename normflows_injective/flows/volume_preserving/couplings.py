@@ -9,8 +9,7 @@ from typing import final
 from torch import nn
 
 from ...errors import ReducedLayerWarning
-from ...nets.mlp import SmoothMLP
-from ..coupling.coupling import Coupling, coupling_sizes, zero_last_layer
+from ..coupling.coupling import Coupling, coupling_sizes, network_for
 from ..coupling.transforms import Additive, CentredAffine, ElementTransform
 
 __all__ = ["GINCoupling", "NICECoupling"]
@@ -55,9 +54,8 @@ class NICECoupling(Coupling):
         activation: Callable[[], nn.Module] = nn.GELU,
     ) -> None:
         transform = Additive()
-        kept, moved = coupling_sizes(dim, context_dim > 0, type(self).__name__)
-        net = SmoothMLP(kept, moved, hidden, context_dim, activation)
-        super().__init__(dim, zero_last_layer(net), transform, reverse)
+        net = network_for(type(self).__name__, dim, transform, hidden, context_dim, activation)
+        super().__init__(dim, net, transform, reverse)
 
 
 @final
@@ -104,7 +102,7 @@ class GINCoupling(Coupling):
         max_log_scale: float | None = 2.0,
         activation: Callable[[], nn.Module] = nn.GELU,
     ) -> None:
-        kept, moved = coupling_sizes(dim, context_dim > 0, type(self).__name__)
+        _, moved = coupling_sizes(dim, context_dim > 0, type(self).__name__)
         transform: ElementTransform = CentredAffine(max_log_scale)
         if moved == 1:
             warnings.warn(
@@ -114,6 +112,5 @@ class GINCoupling(Coupling):
                 stacklevel=2,
             )
             transform = Additive()
-        outputs = moved * transform.num_parameters
-        net = SmoothMLP(kept, outputs, hidden, context_dim, activation)
-        super().__init__(dim, zero_last_layer(net), transform, reverse)
+        net = network_for(type(self).__name__, dim, transform, hidden, context_dim, activation)
+        super().__init__(dim, net, transform, reverse)
