@@ -645,7 +645,11 @@ def test_behind_an_injection_the_compiled_training_term_is_the_eager_one():
             "NetworkCoupling needs at least two coordinates, .* got dim=1. Leave the layer out",
             lambda: NetworkCoupling(1),
         ),
-        (OptionError, "dim must be a positive integer, got 0", lambda: NetworkCoupling(0, context_dim=2)),
+        (
+            OptionError,
+            "dim must be a positive integer, got 0",
+            lambda: NetworkCoupling(0, context_dim=2),
+        ),
         (ShapeError, "Coupling needs at", lambda: Coupling(1, nn.Linear(1, 2), Affine())),
         (OptionError, "hidden must be a sequence", lambda: NetworkCoupling(4, hidden=8)),
         (OptionError, "a width in hidden must be", lambda: NetworkCoupling(4, hidden=(8, 0))),

@@ -233,9 +233,9 @@ TABLE
   samples, end lower with 8,192, and elsewhere the two are level within their errors. Gains of
   single blocks near the end are smaller than what the held-out quarter can tell from noise, and
   the construction, greedy as it is, stalls at different depths for different rotations: more
-  samples did not help it here. The benchmark went from two to four candidates for a block, the
-  default, after a look at one of its runs, seed 0 with 8,192 samples, where two ended at 0.33 and
-  four at 0.15.
+  than 8,192 samples did not help it here. The benchmark went from two to four candidates for a
+  block, the default, after a look at one of its runs, seed 0 with 8,192 samples, where two ended
+  at 0.33 and four at 0.15.
 """
 
 
