@@ -128,8 +128,9 @@ LOSSES
   more than a bit, Glow more.
 * **With pixels in order Glow is ahead after as many steps, and behind after as much time**: its
   steps take three times as long. It would go on improving too; neither has converged.
-* **Shifts cost half a bit here.** They change which pixels meet in a row from layer to layer, which
-  every layer behind them has to learn; *interior* also spends parameters on layers of its own.
+* **Shifts cost half a bit here.** They change which pixels meet in a row from layer to layer,
+  which every layer behind them has to learn; *interior* also spends parameters on layers of its
+  own.
 * The MixerFlow has eight layers, coupling networks of two hidden layers of width 96, patches of
   4 x 4. Glow is the host's, two levels of six blocks, with
   the width that comes nearest in parameters. *interior* has narrower networks to make up for the
