@@ -82,7 +82,7 @@ def _draw(records: Sequence[Record], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(6.4, 3.2), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7.6, 3.2), layout="constrained")
     models = _models(records)
     for row, model in enumerate(models):
         for kind, marker in zip(KINDS, ("o", "s", "^"), strict=True):
@@ -92,7 +92,7 @@ def _draw(records: Sequence[Record], path: Path) -> None:
             axes.plot(bits, [row] * len(bits), marker, color=color, alpha=0.7, label=label)
     axes.set_yticks(range(len(models)), models)
     axes.invert_yaxis()
-    axes.set_xlabel("bits per dimension on held-out images (every seed a mark)")
+    axes.set_xlabel("bits per dimension, every seed a mark")
     axes.legend(title="pixels")
     axes.grid(axis="x", alpha=0.3)
     path.parent.mkdir(parents=True, exist_ok=True)

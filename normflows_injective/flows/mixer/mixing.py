@@ -125,7 +125,8 @@ class Mixing(nf.flows.Flow):
             # Some layers of the host answer with one number for the batch.
             step = torch.as_tensor(step, dtype=rows.dtype, device=rows.device)
             log_det = log_det + step.expand(len(rows)).reshape(length, self.num_rows).sum(1)
-        return self.patchify(rearrange(rows, self.to_table, **{self.row_axis: self.num_rows}))[0], log_det
+        table = rearrange(rows, self.to_table, **{self.row_axis: self.num_rows})
+        return self.patchify(table)[0], log_det
 
     def _row_context(self, context: Tensor | None, length: int) -> Tensor | None:
         """What the layers are told of every row: the caller's context, and which row it is."""
