@@ -13,7 +13,7 @@ from normflows_injective.diagnostics.conditional_moments import (
     new_generator,
     step_gains,
 )
-from normflows_injective.errors import NonFiniteError, OptionError, ShapeError
+from normflows_injective.errors import DtypeError, NonFiniteError, OptionError, ShapeError
 from normflows_injective.flows.moment_block import Moments, partial_step
 from normflows_injective.flows.volume_preserving import random_rotation
 
@@ -131,7 +131,10 @@ def test_standard_normal_has_no_gap_where_the_training_rows_see_one():
     z = normal(count, dim, seed=8)
     result = coupling_gap(z, 2)
     assert abs(float(result.mean)) <= 2 * float(result.mean_standard_error)
-    assert abs(float(result.gap)) < 0.02
+    assert float(result.gap) == 0.0
+    for error in (result.standard_error, result.mean_standard_error):
+        assert 0 < float(error) < 0.01
+    assert (result.per_rotation_standard_error > 0).all()
     trained = []
     for seed in range(20):
         b, a = normal(count, dim, seed=50 + seed).split(active, dim=1)
@@ -156,7 +159,9 @@ def test_a_network_judged_on_its_training_rows_sees_a_gap_that_is_not_there():
 
 def test_nothing_is_made_worse_where_validation_sees_no_gain():
     b, a = normal(200, 1, seed=5), normal(200, 1, seed=6)
-    fit = fit_moments((b, a + 3), (b, a - 3), MomentRegression(steps=40), new_generator(0))
+    # The rows of the fit ask for a scale above one, those that judge for one below.
+    rows = (b, 3 * a), (b, 0.3 * a)
+    fit = fit_moments(*rows, MomentRegression(steps=40), new_generator(0))
     assert fit.validation_gain == 0.0
     assert torch.equal(step_gains(fit.moments, b, a), torch.zeros(200).double())
 
@@ -202,7 +207,60 @@ def test_constant_and_discrete_coordinates_are_finite():
         assert all(torch.isfinite(value).all() for value in coupling_gap(z, 2, regression=options))
 
 
+@pytest.mark.parametrize(("count", "dim"), [(1_000, 64), (400, 20)])
+def test_mean_is_found_where_least_squares_drown_in_noise(count, dim):
+    """Slopes of all given coordinates would lose more than there is to win."""
+    z = normal(count, dim, seed=9) + 0.2
+    result = coupling_gap(z, 2, regression=MomentRegression(steps=40))
+    means = result.rotations @ torch.full((dim,), 0.2).double()
+    expected = 0.5 * means[:, dim // 2 :].square().sum(1)
+    errors = (result.per_rotation - expected) / result.per_rotation_standard_error
+    assert errors.max() < 2.5  # a lower bound
+    assert float(result.mean) > 0.4 * float(expected.mean())
+    assert float(result.mean) > 2 * float(result.mean_standard_error)
+    assert float(result.whitening) == pytest.approx(float(result.gap))
+
+
+def test_few_slopes_are_found_by_a_ridge():
+    b, noise = normal(300, 100, seed=1), normal(300, 100, seed=2)
+    a = 0.5 * b + noise * 0.75**0.5
+    rows = (b[:200], a[:200]), (b[200:], a[200:])
+    fit = fit_moments(*rows, MomentRegression((8,), 20), new_generator(0), margin=2.0)
+    assert fit.validation_gain > 0
+    assert fit.rejected is None
+    assert fit.linear.weight.abs().max() > 0
+    fresh = normal(5_000, 100, seed=5)
+    answer = 0.5 * fresh + normal(5_000, 100, seed=6) * 0.75**0.5
+    assert 0 < float(step_gains(fit.linear, fresh, answer).mean()) < -50 * math.log(0.75)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden": None}, "hidden must be a tuple"),
+        ({"hidden": ()}, "hidden must be a tuple"),
+        ({"hidden": (8, 0)}, "each width of hidden must be a positive integer"),
+        ({"steps": 0}, "steps must be a positive integer"),
+        ({"batch_size": 2.5}, "batch_size must be a positive integer"),
+        ({"learning_rate": -1.0}, "learning_rate must be positive"),
+        ({"learning_rate": math.inf}, "learning_rate must be positive"),
+        ({"max_log_ratio": math.nan}, "max_log_ratio must be positive"),
+        ({"max_log_ratio": "8"}, "max_log_ratio must be positive"),
+        ({"weight_decay": -1e-3}, "weight_decay must be not negative"),
+    ],
+)
+def test_options_of_regressions_are_checked(changes, message):
+    with pytest.raises(OptionError, match=message):
+        coupling_gap(torch.randn(300, 2), regression=MomentRegression(**changes))
+
+
 def test_bad_input_is_named():
+    with pytest.raises(DtypeError, match="needs float32 or float64.* got torch.float16"):
+        coupling_gap(torch.randn(300, 2).half())
+    with pytest.raises(ShapeError, match=r"z must have shape \(N, D\).* got \(300,\)"):
+        coupling_gap(torch.randn(300))
+    with pytest.raises(OptionError, match="regression must be a MomentRegression, got dict"):
+        coupling_gap(torch.randn(300, 2), regression={"steps": 3})
     with pytest.raises(ShapeError, match="at least two dimensions"):
         coupling_gap(torch.randn(300, 1))
     with pytest.raises(ShapeError, match="Flatten images"):
@@ -217,5 +275,3 @@ def test_bad_input_is_named():
         coupling_gap(torch.randn(300, 2), n_folds=1)
     with pytest.raises(OptionError, match="n_rotations must be a positive integer"):
         coupling_gap(torch.randn(300, 2), 0)
-    with pytest.raises(OptionError, match="learning_rate must be positive"):
-        coupling_gap(torch.randn(300, 2), regression=MomentRegression(learning_rate=-1.0))

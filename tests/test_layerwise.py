@@ -105,6 +105,66 @@ def test_on_top_of_given_layers():
     assert held_out_loss(flows, x) < held_out_loss(given, x) - 0.1
 
 
+def test_given_layers_of_a_model_and_what_is_no_list_of_layers():
+    x = ring(400, 5)
+    trainer = LayerwiseTrainer(2, candidates=1, max_layers=1, regression=QUICK)
+    given = [Rotation(2)]
+    model = nf.NormalizingFlow(nf.distributions.DiagGaussian(2), given)
+    assert trainer.fit(x, model.flows).flows[-1] is given[0]
+    for wrong in (model, given[0]):
+        with pytest.raises(OptionError, match="given must be a list of layers, got"):
+            trainer.fit(x, wrong)
+    with pytest.raises(OptionError, match="got NormalizingFlow at index 0"):
+        trainer.fit(x, [model])
+
+
+def test_identity_that_is_refused_has_an_error():
+    z = torch.randn(400, 4, generator=new_generator(11))
+    seen = []
+    for seed in range(4):
+        trainer = LayerwiseTrainer(4, 1.0, 1, 1, generator=new_generator(seed), patience=1)
+        history = trainer.fit(z).history
+        if len(history.gains) == 0:
+            assert float(history.refused_standard_error) > 0
+            seen.append(float(history.refused))
+    assert 0.0 in seen
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_skeleton_takes_the_state_of_what_was_fitted(dtype):
+    x = ring(800, 7).to(dtype)
+    given = Rotation(2).to(dtype)
+    options = {"candidates": 1, "max_layers": 4, "stop_errors": None, "regression": QUICK}
+    flows, history = LayerwiseTrainer(2, step_size=0.7, **options).fit(x, [given])
+    base = nf.distributions.DiagGaussian(2, trainable=False)
+    model = nf.NormalizingFlow(base, flows).to(dtype)
+    state = torch.get_rng_state()
+    layers = LayerwiseTrainer(2, step_size=0.7, regression=QUICK).skeleton(len(history.gains))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [type(flow) for flow in layers] == [MomentBlock, Rotation] * 4
+    assert held_out_loss(layers, x.float()) == pytest.approx(held_out_loss([], x.float()))
+    base = nf.distributions.DiagGaussian(2, trainable=False)
+    again = nf.NormalizingFlow(base, [*layers, Rotation(2)]).to(dtype)
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again.log_prob(x), model.log_prob(x))
+    with pytest.raises(OptionError, match="num_blocks must be a positive integer"):
+        LayerwiseTrainer(2).skeleton(0)
+
+
+def test_skeleton_takes_blocks_without_a_network():
+    """Of a standard normal a block is the identity, of a Gaussian linear: one architecture."""
+    for x in (
+        torch.randn(400, 6, generator=new_generator(3)),
+        3 + ring(300, 8) @ torch.ones(2, 6),
+    ):
+        trainer = LayerwiseTrainer(6, candidates=1, max_layers=3, stop_errors=None)
+        flows, _ = trainer.fit(x)
+        layers = trainer.skeleton(3)
+        for flow, layer in zip(flows, layers, strict=True):
+            layer.load_state_dict(flow.state_dict())
+        assert held_out_loss(layers, x) == held_out_loss(flows, x)
+
+
 def test_same_generator_same_flow_and_nothing_disturbed():
     x = ring(800, 6)
     before, state = x.clone(), torch.get_rng_state()

@@ -141,6 +141,41 @@ def test_floor_does_not_depend_on_the_unit():
     torch.testing.assert_close(miles.standard_error, inches.standard_error, atol=1e-9, rtol=0)
 
 
+def test_gaussian_in_784_dimensions():
+    squares = torch.distributions.Chi2(torch.full((20_000,), 784.0).double()).sample()
+    result = volume_preserving_floor(-0.5 * squares - 392 * math.log(2 * math.pi), 784)
+    assert abs(float(result.floor)) < 0.01
+    assert float(result.scale) == pytest.approx(1.0, abs=2e-3)
+
+
+@pytest.mark.parametrize("dim", [2, 784])
+def test_student_whose_densities_span_more_than_float64(dim):
+    """It decreases with the radius, so that the floor is its divergence from a Gaussian."""
+    degrees = 10.0
+    chi = [torch.distributions.Chi2(torch.full((20_000,), nu).double()) for nu in (dim, degrees)]
+    squares = degrees * chi[0].sample() / chi[1].sample()
+    power = 0.5 * (degrees + dim)
+    constant = math.lgamma(power) - math.lgamma(degrees / 2)
+    constant -= 0.5 * dim * math.log(degrees * math.pi)
+    log_prob = constant - power * torch.log1p(squares / degrees)
+    ends = torch.tensor([power, degrees / 2]).double().digamma()
+    entropy = power * float(ends[0] - ends[1]) - constant
+    variance = degrees / (degrees - 2)
+    expected = 0.5 * dim * (1 + math.log(2 * math.pi * variance)) - entropy
+    result = volume_preserving_floor(log_prob, dim)
+    if dim == 784:
+        assert float(log_prob.max() - log_prob.min()) > 1000
+        assert expected == pytest.approx(44.75, abs=0.01)
+    assert abs(float(result.floor) - expected) < 3 * float(result.standard_error)
+
+
+def test_widely_spread_densities_are_finite():
+    result = volume_preserving_floor(torch.randn(2000).double() * 200 - 3000, 784)
+    assert all(torch.isfinite(value) for value in result)
+    with pytest.raises(NonFiniteError, match="The scale is inf, out of the range"):
+        volume_preserving_floor(torch.randn(2000).double() * 200 - 3000, 2)
+
+
 def test_bad_input_is_named():
     with pytest.raises(ShapeError, match=r"shape \(N,\), one per sample, got \(200, 2\)"):
         volume_preserving_floor(torch.zeros(200, 2), 2)

@@ -8,14 +8,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_batch, check_count
-from ..errors import OptionError, ShapeError
+from ..checks import check_count
+from ..errors import OptionError
 from ..flows.moment_block import ConditionalMoments, Moments, partial_step
 
 __all__ = [
     "MomentFit",
     "MomentRegression",
-    "check_latents",
+    "check_regression",
     "fit_moments",
     "new_generator",
     "step_gains",
@@ -23,6 +23,9 @@ __all__ = [
 
 _CHECKS = 20  # how often the fit looks at the validation rows
 _PATIENCE = 6  # looks without an improvement after which it stops
+# Added to the eigenvalues of the correlations of b. In many dimensions A F / 2N nats of noise
+# drown what a least squares fit finds; a ridge r leaves of them the share 1 / (1 + r)^2.
+_RIDGES = (0.0, 0.1, 1.0, 10.0)  # none first
 
 
 class MomentRegression(NamedTuple):
@@ -52,13 +55,17 @@ class MomentFit(NamedTuple):
 
     Attributes:
         moments: The model that is best on the validation rows, without gradients.
-        linear: The linear one, or the identity where that is better on the validation rows.
+        linear: The best one without a network: linear, constant, or the identity.
         validation_gain: Mean gain in nats of ``moments`` on those rows; it is not negative.
+        rejected: Where ``moments`` is the identity, the better one there of the constant and the
+            linear one without a ridge; else None. How its gain scatters says what could not be
+            told from zero; models next to the identity scatter as little as one likes.
     """
 
     moments: ConditionalMoments
     linear: ConditionalMoments
     validation_gain: float
+    rejected: ConditionalMoments | None
 
 
 def step_gains(
@@ -96,11 +103,17 @@ def fit_moments(
     step_size: float = 1.0,
     margin: float = 0.0,
 ) -> MomentFit:
-    """Fit the moments of a given b by their Gaussian likelihood.
+    r"""Fit the moments of a given b by their Gaussian likelihood.
 
-    First the least squares solution, in closed form; from there a network, by Adam, of which the
-    state is kept that does best on the validation rows. Among the identity, the linear one and the
-    network a model wins if it gains on the simpler ones there.
+    First, in closed form, constant moments, and linear means with constant variances,
+
+    .. math:: W = C_{at} (C_{tt} + r I)^{-1}, \qquad \sigma_0^2 = \frac{\mathrm{RSS}}{N - 1 - d},
+              \qquad d = \mathrm{tr}\, C_{tt} (C_{tt} + r I)^{-1},
+
+    with standardised t, for some ridges r, by which also constant moments are drawn towards those
+    of a standard normal; the validation rows choose one. From what is best on these, a network, by
+    Adam, of which the state is kept that does best there. In the order of identity, constant,
+    linear, network, a kind of model wins if one of its ridges gains on the simpler kinds.
 
     Args:
         train: b and a, (N, F) and (N, A), to fit on.
@@ -122,18 +135,34 @@ def fit_moments(
         >>> round(float(fit.linear.weight.sum() / fit.linear.spread.sum()), 1)
         2.0
     """
-    identity = _empty(train)
-    linear = _least_squares(train)
-    gains = torch.zeros_like(validation[0][:, 0])
-    by_linear = step_gains(linear, *validation, step_size)
-    simple = identity
-    if _is_gain(by_linear, margin):
-        simple, gains = linear, by_linear
-    network = _boost(linear, train, validation, options, generator, step_size)
-    by_network = step_gains(network, *validation, step_size)
-    if _is_gain(by_network - gains, margin):
-        return MomentFit(network, simple, float(by_network.mean()))
-    return MomentFit(simple, simple, float(gains.mean()))
+
+    def judged(moments: ConditionalMoments) -> Tensor:
+        return step_gains(moments, *validation, step_size)
+
+    identity, nothing = _blank(train), torch.zeros_like(validation[0][:, 0])
+    simple, fitted, full = (identity, nothing), [], []
+    for family in (_constant(train), _linear(train)):
+        candidates = [(moments, judged(moments)) for moments in family]
+        full.append(candidates[0])
+        fitted.append(max(candidates, key=_mean))
+        # A short step towards the right moments gains little, but twice as surely as a full one:
+        # it tells whether there is something, and the mean tells how far to go.
+        sure = any(_is_gain(gains - simple[1], margin) for _, gains in candidates)
+        if sure and _mean(fitted[-1]) > _mean(simple):
+            simple = fitted[-1]
+    start = max((identity, nothing), *fitted, key=_mean)
+    network = _boost(start[0], train, validation, options, generator, step_size)
+    by_network = judged(network)
+    if _is_gain(by_network - simple[1], margin):
+        return MomentFit(network, simple[0], float(by_network.mean()), None)
+    rejected = max(full, key=_mean)[0] if simple[0] is identity else None
+    return MomentFit(simple[0], simple[0], float(simple[1].mean()), rejected)
+
+
+def _mean(judged: tuple[ConditionalMoments, Tensor]) -> float:
+    """Mean of the gains (N,) of a model; NaN, of numbers out of range, is worst."""
+    mean = float(judged[1].mean())
+    return -math.inf if math.isnan(mean) else mean
 
 
 def _is_gain(gains: Tensor, margin: float) -> bool:
@@ -151,92 +180,76 @@ def new_generator(seed: int) -> torch.Generator:
     return torch.Generator(device="cpu").manual_seed(seed)
 
 
-def check_latents(z: Tensor, least: int, name: str) -> None:
-    """Raise unless z is a matrix of enough rows and at least two columns.
-
-    Args:
-        z: Candidate of shape (N, D).
-        least: Number of rows that are needed.
-        name: What needs them.
-
-    Raises:
-        ShapeError: If it is not a matrix, or has one column.
-        OptionError: If there are too few rows.
-        NonFiniteError: If it holds NaN or infinity.
-
-    Examples:
-        >>> check_latents(torch.zeros(100, 2), 100, "coupling_gap")
-    """
-    check_batch(z, "z")
-    if z.dim() != 2:
-        raise ShapeError(f"z must have shape (N, D), got {tuple(z.shape)}. Flatten images first.")
-    if z.shape[1] < 2:
-        raise ShapeError(
-            f"{name} needs at least two dimensions, one that is given and one that is moved, got "
-            "D = 1. In one dimension a monotone spline does what couplings cannot."
-        )
-    if len(z) < least:
-        raise OptionError(
-            f"{name} needs at least {least} samples, so that each part can judge another, got "
-            f"{len(z)}. Draw more."
-        )
-
-
 def _gains(found: Moments, a: Tensor, step_size: float) -> Tensor:
     log_scale, shift = partial_step(found, step_size)
     moved = a * log_scale.exp() + shift
     return (0.5 * (a.square() - moved.square()) + log_scale).sum(1)
 
 
-def _empty(
-    train: tuple[Tensor, Tensor], options: MomentRegression | None = None
-) -> ConditionalMoments:
+def _blank(train: tuple[Tensor, Tensor]) -> ConditionalMoments:
     b, a = train
-    hidden, bound = (None, 1.0) if options is None else (options.hidden, options.max_log_ratio)
-    # On the meta device no weights are drawn, so that torch's own generator stays where it is.
-    with torch.device("meta"):
-        moments = ConditionalMoments(b.shape[1], a.shape[1], hidden, bound)
-    moments = moments.to_empty(device=b.device).to(b.dtype).requires_grad_(False)
-    for tensor in (*moments.parameters(), moments.centre, moments.scores, moments.knots):
-        tensor.zero_()
-    moments.spread.fill_(1.0)
-    return moments
+    return ConditionalMoments.blank(b.shape[1], a.shape[1], None, 1.0, b)
 
 
-def _least_squares(train: tuple[Tensor, Tensor]) -> ConditionalMoments:
+def _constant(train: tuple[Tensor, Tensor]) -> list[ConditionalMoments]:
+    """Mean and variance without b, for every ridge."""
+    found: list[ConditionalMoments] = []
+    for ridge in _RIDGES:
+        moments = _blank(train)
+        moments.intercept.copy_(train[1].mean(0))
+        _set_variance(moments, train, 0.0)
+        moments.intercept.div_(1 + ridge)
+        moments.log_std.div_(1 + ridge)
+        found.append(moments)
+    return found
+
+
+def _linear(train: tuple[Tensor, Tensor]) -> list[ConditionalMoments]:
+    """A linear mean for every ridge."""
     b, a = train
-    moments = _empty(train)
-    tiny = torch.finfo(b.dtype).eps
-    moments.standardise(b)
-    t = (b - moments.centre) / moments.spread
     intercept = a.mean(0)
-    gram = t.T @ t / len(t) + 1e3 * tiny * torch.eye(t.shape[1], dtype=t.dtype, device=t.device)
-    weight = torch.linalg.solve(gram, t.T @ (a - intercept) / len(t)).T
-    residuals = a - intercept - t @ weight.T
-    freedom = max(1, len(t) - 1 - t.shape[1])
-    variance = residuals.square().sum(0) / freedom
-    floor = tiny**2 * (1 + a.square().mean(0))
-    moments.intercept.copy_(intercept)
-    moments.weight.copy_(weight)
+    found: list[ConditionalMoments] = []
+    for ridge in _RIDGES:
+        moments = _blank(train)
+        moments.standardise(b)
+        if not found:
+            t = (b - moments.centre) / moments.spread
+            values, basis = torch.linalg.eigh(t.T @ t / len(t))
+            # Rounding leaves less than zero, and no ridge at all would divide by it.
+            values = values.clamp(min=0)
+            cross = basis.T @ (t.T @ (a - intercept)) / len(t)
+        damped = values + ridge + 1e3 * torch.finfo(b.dtype).eps
+        moments.intercept.copy_(intercept)
+        moments.weight.copy_((basis @ (cross / damped.unsqueeze(1))).T)
+        _set_variance(moments, train, float((values / damped).sum()))
+        found.append(moments)
+    return found
+
+
+def _set_variance(moments: ConditionalMoments, train: tuple[Tensor, Tensor], spent: float) -> None:
+    """Set the residual variance of a model that has spent some degrees of freedom on slopes."""
+    b, a = train
+    residuals = a - moments(b).mean
+    variance = residuals.square().sum(0) / max(1.0, len(a) - 1 - spent)
+    floor = torch.finfo(a.dtype).eps ** 2 * (1 + a.square().mean(0))
     moments.log_std.copy_(0.5 * torch.maximum(variance, floor).log())
-    return moments
 
 
 def _boost(
-    linear: ConditionalMoments,
+    start: ConditionalMoments,
     train: tuple[Tensor, Tensor],
     validation: tuple[Tensor, Tensor],
     options: MomentRegression,
     generator: torch.Generator,
     step_size: float,
 ) -> ConditionalMoments:
-    """The linear model and a network on top, in its best state on the validation rows."""
+    """A simple model and a network on top, in its best state on the validation rows."""
     b, a = train
-    moments = _empty(train, options)
-    moments.load_state_dict(linear.state_dict(), strict=False)
+    moments = start.with_network(options.hidden, options.max_log_ratio, generator)
+    # A start with slopes has been standardised by the same rows, and one without has none to move.
+    moments.standardise(b)
     net = moments.net
     assert net is not None  # for the type checker
-    _draw_weights(net, generator)
     features, judged = moments.features(b), moments.features(validation[0])
 
     def validation_gain() -> float:
@@ -244,7 +257,7 @@ def _boost(
             found = moments.from_features(validation[0], judged)
             return float(_gains(found, validation[1], step_size).mean())
 
-    # The linear part stays: it is in closed form, and a network that adds to it is enough.
+    # The simple part stays: it is in closed form, and a network that adds to it is enough.
     trained = [parameter.requires_grad_() for parameter in net.parameters()]
     optimizer = torch.optim.AdamW(
         trained, lr=options.learning_rate, weight_decay=options.weight_decay, fused=True
@@ -281,25 +294,39 @@ def _boost(
     return moments.requires_grad_(False)
 
 
-def _draw_weights(net: nn.Module, generator: torch.Generator) -> None:
-    """LeCun's law for all layers but the last, which stays at zero."""
-    layers = [module for module in net.modules() if isinstance(module, nn.Linear)]
-    for layer in layers[:-1]:
-        draws = torch.randn(layer.weight.shape, generator=generator, device=generator.device)
-        layer.weight.copy_((draws / layer.in_features**0.5).to(layer.weight))
-
-
 def _shuffled(count: int, generator: torch.Generator, device: torch.device) -> Tensor:
     return torch.randperm(count, generator=generator, device=generator.device).to(device)
 
 
 def check_regression(options: MomentRegression) -> None:
-    """Raise unless the numbers of a regression are positive.
+    """Raise unless every option of a regression is in range.
+
+    Args:
+        options: Candidate.
+
+    Raises:
+        OptionError: If it is no :class:`MomentRegression`, or one of its numbers is out of range.
 
     Examples:
         >>> check_regression(MomentRegression())
     """
+    if not isinstance(options, MomentRegression):
+        raise OptionError(
+            f"regression must be a MomentRegression, got {type(options).__name__}. Give "
+            "nfi.diagnostics.MomentRegression(...), or None for the defaults."
+        )
+    if not isinstance(options.hidden, tuple | list) or not options.hidden:
+        raise OptionError(
+            "hidden must be a tuple of the widths of one hidden layer or more, as (32, 32), got "
+            f"{options.hidden!r}."
+        )
+    for width in options.hidden:
+        check_count(width, "each width of hidden")
     check_count(options.steps, "steps")
     check_count(options.batch_size, "batch_size")
-    if not options.learning_rate > 0:
-        raise OptionError(f"learning_rate must be positive, got {options.learning_rate!r}.")
+    for name in ("learning_rate", "max_log_ratio", "weight_decay"):
+        value, zero = getattr(options, name), name == "weight_decay"
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not (0 < value < math.inf or (zero and value == 0)):
+            sign = "not negative" if zero else "positive"
+            raise OptionError(f"{name} must be {sign} and finite, got {value!r}.")

@@ -8,19 +8,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..checks import check_count
-from ..errors import OptionError
+from ..checks import check_batch, check_count
+from ..errors import DtypeError, OptionError, ShapeError
 from ..flows.volume_preserving.rotation import random_rotation
 from .conditional_moments import (
     MomentRegression,
-    check_latents,
     check_regression,
     fit_moments,
     new_generator,
     step_gains,
 )
 
-__all__ = ["CouplingGap", "coupling_gap"]
+__all__ = ["CouplingGap", "check_latents", "coupling_gap"]
 
 _LEAST_PER_FOLD = 50
 # Of the rows that a regression sees, the share by which its best state and rotation are chosen.
@@ -35,14 +34,18 @@ class CouplingGap(NamedTuple):
     Attributes:
         gap: Gain at the rotations that the validation rows chose, on rows that neither chose nor
             fitted; a lower bound of :math:`\max_Q \Delta(Q)` up to its standard error.
-        standard_error: Of ``gap``.
+        standard_error: Of ``gap``. Where no model is kept, the gain is zero, and its error is that
+            of the held-out gains of the best simple model that was rejected: what could not be
+            told from zero. It says nothing of structure that the regressions cannot find.
         whitening: The part of ``gap`` that mean and covariance alone would give, by blocks that
-            are linear in b, at the same rotations.
+            are constant or linear in b, at the same rotations.
         rest: ``gap - whitening``: what needs a network.
         mean: Mean gain over the rotations, the same way.
-        mean_standard_error: Of ``mean``, for these rotations.
+        mean_standard_error: Of ``mean``, for these rotations; rejected models count as in
+            ``standard_error``.
         per_rotation: Gain at every rotation, (R,).
-        per_rotation_standard_error: Of those, (R,).
+        per_rotation_standard_error: Of those, (R,); rejected models count as in
+            ``standard_error``.
         rotations: The orthogonal matrices Q, (R, D, D); the last rows are the active part.
         chosen: Index of the rotation that each fold chose, (K,).
     """
@@ -94,6 +97,7 @@ def coupling_gap(
 
     Raises:
         ShapeError: If z is not a matrix, or has one column.
+        DtypeError: If z is neither float32 nor float64.
         OptionError: If there are fewer than 50 rows to a fold, or an option is out of range.
         NonFiniteError: If z holds NaN or infinity.
 
@@ -122,6 +126,46 @@ def coupling_gap(
         return _measure(z.detach().clone(), n_rotations, active, n_folds, options, generator)
 
 
+def check_latents(z: Tensor, least: int, name: str) -> None:
+    """Raise unless z is a matrix of enough rows and at least two columns.
+
+    Args:
+        z: Candidate of shape (N, D).
+        least: Number of rows that are needed.
+        name: What needs them.
+
+    Raises:
+        ShapeError: If it is not a matrix, or has one column.
+        DtypeError: If it is neither float32 nor float64.
+        OptionError: If there are too few rows.
+        NonFiniteError: If it holds NaN or infinity.
+
+    Examples:
+        >>> check_latents(torch.zeros(100, 2), 100, "coupling_gap")
+    """
+    if isinstance(z, Tensor) and z.dim() != 2:
+        raise ShapeError(
+            f"z must have shape (N, D), a row of D coordinates for each of N samples, got "
+            f"{tuple(z.shape)}. Flatten images first; a single coordinate is not enough."
+        )
+    check_batch(z, "z")
+    if z.dtype not in (torch.float32, torch.float64):
+        raise DtypeError(
+            f"{name} needs float32 or float64, in which regressions can be solved, got {z.dtype}. "
+            "Convert with z.float()."
+        )
+    if z.shape[1] < 2:
+        raise ShapeError(
+            f"{name} needs at least two dimensions, one that is given and one that is moved, got "
+            "D = 1. In one dimension a monotone spline does what couplings cannot."
+        )
+    if len(z) < least:
+        raise OptionError(
+            f"{name} needs at least {least} samples, so that each part can judge another, got "
+            f"{len(z)}. Draw more."
+        )
+
+
 def _measure(
     z: Tensor,
     n_rotations: int,
@@ -133,8 +177,8 @@ def _measure(
     dim = z.shape[1]
     rotations = [random_rotation(dim, generator).to(z) for _ in range(n_rotations)]
     order = torch.randperm(len(z), generator=generator, device=generator.device).to(z.device)
-    gains, linear = z.new_zeros(n_rotations, len(z)), z.new_zeros(n_rotations, len(z))
-    best, chosen = z.new_zeros(2, len(z)), []
+    gains, linear, scatter = z.new_zeros(3, n_rotations, len(z))
+    best, chosen = z.new_zeros(3, len(z)), []
     folds = order.tensor_split(n_folds)
     for fold, held_out in enumerate(folds):
         seen = torch.cat([*folds[:fold], *folds[fold + 1 :]])
@@ -151,20 +195,26 @@ def _measure(
             )
             gains[index, held_out] = step_gains(fit.moments, b[held_out], a[held_out])
             linear[index, held_out] = step_gains(fit.linear, b[held_out], a[held_out])
+            scatter[index, held_out] = gains[index, held_out]
+            if fit.rejected is not None:
+                # The estimate is zero: only how the gains scatter counts, not their mean.
+                lost = step_gains(fit.rejected, b[held_out], a[held_out])
+                scatter[index, held_out] = lost - lost.mean()
             by_validation.append(fit.validation_gain)
         winner = max(range(n_rotations), key=by_validation.__getitem__)
         chosen.append(winner)
-        best[0, held_out], best[1, held_out] = gains[winner, held_out], linear[winner, held_out]
-    gap, whitening = best.mean(1)
+        for row, values in zip(best, (gains, linear, scatter), strict=True):
+            row[held_out] = values[winner, held_out]
+    gap, whitening = best[:2].mean(1)
     return CouplingGap(
         gap=gap,
-        standard_error=_standard_error(best[0]),
+        standard_error=_standard_error(best[2]),
         whitening=whitening,
         rest=gap - whitening,
         mean=gains.mean(),
-        mean_standard_error=_standard_error(gains.mean(0)),
+        mean_standard_error=_standard_error(scatter.mean(0)),
         per_rotation=gains.mean(1),
-        per_rotation_standard_error=_standard_error(gains),
+        per_rotation_standard_error=_standard_error(scatter),
         rotations=torch.stack(rotations),
         chosen=torch.tensor(chosen, device=z.device),
     )

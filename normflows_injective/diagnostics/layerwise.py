@@ -8,21 +8,20 @@ from typing import NamedTuple, final
 
 import normflows as nf
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..checks import check_count, check_finite
 from ..errors import OptionError, ShapeError
-from ..flows.moment_block import MomentBlock, check_step_size
+from ..flows.moment_block import ConditionalMoments, MomentBlock, check_step_size
 from ..flows.volume_preserving.rotation import Rotation, random_rotation
 from .conditional_moments import (
-    MomentFit,
     MomentRegression,
-    check_latents,
     check_regression,
     fit_moments,
     new_generator,
     step_gains,
 )
+from .coupling_gap import check_latents
 
 __all__ = ["LatentSplit", "LayerwiseFit", "LayerwiseHistory", "LayerwiseTrainer"]
 
@@ -46,12 +45,17 @@ class LatentSplit(NamedTuple):
 class LayerwiseHistory(NamedTuple):
     """What every block gained, in nats on the held-out rows, in the order of construction.
 
+    Every gain is unbiased before the block is judged, but those that stayed did so because they
+    passed a threshold on the same rows, so that their sum is slightly too large. Judge the whole
+    flow on fresh rows.
+
     Attributes:
         gains: Mean gains, (L,).
         standard_errors: Of the gains, (L,).
         refused: Gain of the last block that was refused, 0-dimensional; NaN if none was, because
             the number of layers ran out.
-        refused_standard_error: Of that gain.
+        refused_standard_error: Of that gain. Where the block was the identity, that of the best
+            model that was rejected for it: what could not be told from zero.
     """
 
     gains: Tensor
@@ -163,26 +167,76 @@ class LayerwiseTrainer:
 
         Args:
             x: Data of shape (N, D), N at least 200, best standardised.
-            given: Layers from latent to data that are already there; they are not changed, and
-                stand at the end of the result.
+            given: Layers from latent to data that are already there, as a list or ``model.flows``.
+                They stand at the end of the result and are not changed, but for layers that have
+                yet to meet data, which initialise themselves on x.
 
         Returns:
             :class:`LayerwiseFit`; the parameters of its new layers do not require gradients.
 
         Raises:
-            ShapeError: If x has another width.
-            OptionError: If there are too few rows.
+            ShapeError: If x, or what ``given`` makes of it, has another width.
+            DtypeError: If x is neither float32 nor float64.
+            OptionError: If there are too few rows, or ``given`` is no sequence of layers.
             NonFiniteError: If x, or what ``given`` makes of it, holds NaN or infinity.
         """
         check_latents(x, _LEAST_ROWS, "LayerwiseTrainer")
         if x.shape[1] != self.dim:
-            raise ShapeError(f"x must have shape (N, {self.dim}), got {tuple(x.shape)}.")
+            raise ShapeError(
+                f"x must have shape (N, {self.dim}), got {tuple(x.shape)}. Give dim={x.shape[1]} "
+                "to the trainer, or other data."
+            )
+        _check_given(given)
         with torch.inference_mode(False), torch.no_grad():
             z = x.detach().clone()
             for flow in reversed(given):
                 z = flow.inverse(z)[0]
             check_finite(z, "the latents of x under the given layers")
+            if z.shape != x.shape:
+                raise ShapeError(
+                    f"The given layers must keep the shape {tuple(x.shape)} of x, but made "
+                    f"{tuple(z.shape)} of it. Leave out those that change it."
+                )
             return self._build(self._split(z), list(given))
+
+    def skeleton(self, num_blocks: int) -> list[nf.flows.Flow]:
+        """Untrained layers into which the state of what :meth:`fit` built loads.
+
+        All blocks of a trainer have one architecture, which its options determine: a trainer of
+        the same ``dim``, ``step_size`` and ``regression`` gives the skeleton of another's flows.
+
+        Args:
+            num_blocks: Number L of blocks, ``len(history.gains)``.
+
+        Returns:
+            2 L layers from latent to data, all of them the identity, in torch's default dtype and
+            without gradients. A flow of other precision is restored by converting its model before
+            the state is loaded. Layers that were given to :meth:`fit` come after them.
+
+        Raises:
+            OptionError: If the number of blocks is no positive integer.
+
+        Examples:
+            >>> x = torch.randn(400, 2, generator=torch.Generator().manual_seed(0)) * 0.5 + 1
+            >>> trainer = LayerwiseTrainer(2, max_layers=2)
+            >>> flows, history = trainer.fit(x)
+            >>> model = nf.NormalizingFlow(nf.distributions.DiagGaussian(2), flows)
+            >>> layers = LayerwiseTrainer(2).skeleton(len(history.gains))
+            >>> again = nf.NormalizingFlow(nf.distributions.DiagGaussian(2), layers)
+            >>> again.load_state_dict(model.state_dict())
+            <All keys matched successfully>
+            >>> torch.equal(again.log_prob(x), model.log_prob(x))
+            True
+        """
+        check_count(num_blocks, "num_blocks")
+        kept, like = self.dim // 2, torch.zeros(())
+        hidden, bound = self.regression.hidden, self.regression.max_log_ratio
+        flows: list[nf.flows.Flow] = []
+        for _ in range(num_blocks):
+            moments = ConditionalMoments.blank(kept, self.dim - kept, hidden, bound, like)
+            block = MomentBlock(self.dim, moments, self.step_size)
+            flows += [block, Rotation(torch.eye(self.dim))]
+        return flows
 
     def _split(self, z: Tensor) -> LatentSplit:
         source = self.generator
@@ -223,20 +277,24 @@ class LayerwiseTrainer:
 
     def _step(self, split: LatentSplit) -> _Step:
         """The best of some blocks behind random rotations, by the validation rows."""
-        best: tuple[MomentFit, Tensor] | None = None
+        found = []
         for _ in range(self.candidates):
             rotation = random_rotation(self.dim, self.generator).to(split.train)
             train, validation = (self._parts(rows, rotation) for rows in split[:2])
             fit = fit_moments(train, validation, self.regression, self.generator, self.step_size)
-            if best is None or fit.validation_gain > best[0].validation_gain:
-                best = fit, rotation
-        assert best is not None  # for the type checker: there is at least one candidate
-        fit, rotation = best
+            found.append((fit, rotation))
+        fit, rotation = max(found, key=lambda one: one[0].validation_gain)
         held_out = self._parts(split.held_out, rotation)
         gains = step_gains(fit.moments, *held_out, self.step_size)
-        block = MomentBlock(self.dim, fit.moments, self.step_size).to(split.train)
+        # The identity gains zero without scatter, which would look like certainty.
+        judged = fit.moments if fit.rejected is None else fit.rejected
+        scatter = step_gains(judged, *held_out, self.step_size).std()
+        # One architecture for all, so that a state can be loaded without knowing what was chosen.
+        hidden, bound = self.regression.hidden, self.regression.max_log_ratio
+        moments = fit.moments.with_network(hidden, bound, self.generator)
+        block = MomentBlock(self.dim, moments, self.step_size).to(split.train)
         layers: list[nf.flows.Flow] = [block, Rotation(rotation)]
-        return _Step(layers, gains.mean(), gains.std() / len(gains) ** 0.5)
+        return _Step(layers, gains.mean(), scatter / len(gains) ** 0.5)
 
     def _parts(self, z: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor]:
         given, moved = (z @ rotation.T).split((self.dim // 2, self.dim - self.dim // 2), dim=1)
@@ -247,3 +305,18 @@ def _latents(flows: Sequence[nf.flows.Flow], x: Tensor) -> Tensor:
     for flow in reversed(flows):
         x = flow.inverse(x)[0]
     return x
+
+
+def _check_given(given: object) -> None:
+    """Raise unless it is a sequence of layers. A model has an inverse too, but of one result."""
+    if not isinstance(given, Sequence | nn.ModuleList):
+        raise OptionError(
+            f"given must be a list of layers, got {type(given).__name__}. Give model.flows for a "
+            "model, and [flow] for a single flow."
+        )
+    for index, flow in enumerate(given):
+        if not isinstance(flow, nf.flows.Flow):
+            raise OptionError(
+                f"given must hold layers that are nf.flows.Flow, got {type(flow).__name__} at "
+                f"index {index}. Give the layers of a model, model.flows."
+            )

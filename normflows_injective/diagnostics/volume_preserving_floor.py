@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_count, check_finite
-from ..errors import OptionError, ShapeError
+from ..errors import NonFiniteError, OptionError, ShapeError
 
 __all__ = [
     "VolumePreservingFloor",
@@ -71,7 +71,7 @@ def volume_preserving_floor(log_prob: Tensor, dim: int) -> VolumePreservingFloor
     Raises:
         ShapeError: If ``log_prob`` is not a vector.
         OptionError: If there are too few samples.
-        NonFiniteError: If it holds NaN or infinity.
+        NonFiniteError: If it holds NaN or infinity, or a result is out of the range of float64.
 
     References:
         That volume-preserving flows are not universal, and what they learn: Draxler et al., arXiv
@@ -96,22 +96,23 @@ def volume_preserving_floor(log_prob: Tensor, dim: int) -> VolumePreservingFloor
     ordered = log_prob.detach().double().sort(descending=True).values
     count = len(ordered)
     entropy = -ordered.mean()
-    # The shares of volume 1/(N p) are scaled by the entropy, which keeps them within range.
-    cells = (-ordered - entropy).exp() / count
-    shares = torch.full_like(ordered, 1 / count)
-    radii = _square_radii(cells, dim)
-    floor, scale_square = _floor(radii, shares, entropy, dim)
+    # The shares of volume 1/(N p) span more than float64 in many dimensions: only their logarithms
+    # are used. Scaled by the entropy they are of order one where most samples are.
+    log_cells = -ordered - entropy - math.log(count)
+    log_inner = torch.cat([ordered.new_tensor([-math.inf]), log_cells.logcumsumexp(0)[:-1]])
+    log_volumes = torch.logaddexp(log_inner, log_cells - math.log(2))  # to the middle of a share
+    log_radii = _log_square_radii(log_volumes, dim)
+    log_shares = torch.full_like(ordered, -math.log(count))
+    floor, log_scale_square = _floor(log_radii, log_shares, dim)
     # A sample j moves the floor by log p_j and, through s^2, by its own radius and by the volume
-    # 1/p_j that it adds below every sample of less density: d r^2 / d v = (2/D) r^2 / v.
-    volumes = cells.cumsum(0) - 0.5 * cells
-    below = (2 / dim) * (radii / volumes).flip(0).cumsum(0).flip(0) / count
-    influence = ordered + (radii + cells * count * below) / (2 * scale_square)
-    return VolumePreservingFloor(
-        floor,
-        influence.std() / count**0.5,
-        scale_square.sqrt() * (entropy / dim).exp(),
-        entropy,
-    )
+    # 1/p_j that it adds below every sample of less density: d r^2 / d v = (2/D) r^2 / v. Both are
+    # at most N D s^2, so that their ratios to s^2 are within range.
+    log_below = (log_radii - log_volumes).flip(0).logcumsumexp(0).flip(0) + math.log(2 / dim)
+    own = (log_radii - log_scale_square).exp()
+    others = (log_cells + log_below - log_scale_square).exp()
+    influence = ordered + 0.5 * (own + others)
+    error = influence.std() / count**0.5
+    return _checked(floor, error, log_scale_square, entropy, dim)
 
 
 def volume_preserving_floor_on_box(
@@ -139,7 +140,7 @@ def volume_preserving_floor_on_box(
         ShapeError: If the ends differ in number, or ``log_prob`` returns another shape.
         OptionError: If the box is empty, the density zero on it, or the grid has more than
             :math:`10^8` cells.
-        NonFiniteError: If ``log_prob`` is NaN or infinite above.
+        NonFiniteError: If ``log_prob`` is NaN or infinite above, or a result is out of range.
 
     References:
         As for :func:`volume_preserving_floor`.
@@ -170,10 +171,10 @@ def volume_preserving_floor_on_box(
     log_shares = ordered - ordered.logsumexp(0)
     shares = log_shares.exp()
     entropy = -(shares * (log_shares - math.log(cell))).sum()
-    cells = torch.full_like(ordered, cell) * (-entropy).exp()
-    floor, scale_square = _floor(_square_radii(cells, dim), shares, entropy, dim)
-    scale = scale_square.sqrt() * (entropy / dim).exp()
-    return VolumePreservingFloor(floor, torch.zeros_like(floor), scale, entropy)
+    ranks = torch.arange(len(ordered), dtype=ordered.dtype, device=ordered.device)
+    log_volumes = (ranks + 0.5).log() + math.log(cell) - entropy
+    floor, log_scale_square = _floor(_log_square_radii(log_volumes, dim), log_shares, dim)
+    return _checked(floor, torch.zeros_like(floor), log_scale_square, entropy, dim)
 
 
 def uniform_floor(dim: int) -> float:
@@ -199,18 +200,32 @@ def uniform_floor(dim: int) -> float:
     return math.lgamma(dim / 2 + 1) + dim / 2 * (1 + math.log(2) - math.log(dim + 2))
 
 
-def _square_radii(cells: Tensor, dim: int) -> Tensor:
-    """Squared radii of balls whose volumes are those above the middle of every cell."""
-    volumes = cells.cumsum(0) - 0.5 * cells
+def _log_square_radii(log_volumes: Tensor, dim: int) -> Tensor:
+    """Logarithms of the squared radii of balls of some volumes."""
     log_unit_ball = 0.5 * dim * math.log(math.pi) - math.lgamma(dim / 2 + 1)
-    return ((2 / dim) * (volumes.log() - log_unit_ball)).exp()
+    return (2 / dim) * (log_volumes - log_unit_ball)
 
 
-def _floor(radii: Tensor, shares: Tensor, entropy: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """The floor, and s^2 in the unit of length in which the entropy is zero."""
-    scale_square = (radii * shares).sum() / dim
+def _floor(log_radii: Tensor, log_shares: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """The floor, and log s^2 in the unit of length in which the entropy is zero."""
+    log_scale_square = (log_radii + log_shares).logsumexp(0) - math.log(dim)
     # In that unit the entropy cancels: it only rescales, which the base follows.
-    return 0.5 * dim * (1 + math.log(2 * math.pi) + scale_square.log()), scale_square
+    return 0.5 * dim * (1 + math.log(2 * math.pi) + log_scale_square), log_scale_square
+
+
+def _checked(
+    floor: Tensor, error: Tensor, log_scale_square: Tensor, entropy: Tensor, dim: int
+) -> VolumePreservingFloor:
+    scale = (0.5 * log_scale_square + entropy / dim).exp()
+    result = VolumePreservingFloor(floor, error, scale, entropy)
+    for name, value in result._asdict().items():
+        if not bool(torch.isfinite(value)):
+            raise NonFiniteError(
+                f"The {name} is {float(value)}, out of the range of float64. Log-densities must "
+                "be in nats, at samples of their own density. Another unit of length adds a "
+                "constant to them and leaves the floor as it is."
+            )
+    return result
 
 
 def _on_grid(

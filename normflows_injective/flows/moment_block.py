@@ -103,6 +103,74 @@ class ConditionalMoments(nn.Module):
             for parameter in self.net.layers[-1].parameters():
                 nn.init.zeros_(parameter)
 
+    @classmethod
+    def blank(
+        cls,
+        in_features: int,
+        out_features: int,
+        hidden: Sequence[int] | None,
+        max_log_ratio: float,
+        like: Tensor,
+    ) -> ConditionalMoments:
+        """The moments of a standard normal, all weights zero, drawing no random number.
+
+        Args:
+            in_features: As of the class.
+            out_features: As of the class.
+            hidden: As of the class.
+            max_log_ratio: As of the class.
+            like: A tensor of the device and dtype that are wanted.
+
+        Returns:
+            A model without gradients.
+
+        Examples:
+            >>> moments = ConditionalMoments.blank(1, 1, (8,), 2.0, torch.zeros(1))
+            >>> moments(torch.ones(1, 1))
+            Moments(mean=tensor([[0.]]), log_std=tensor([[0.]]))
+        """
+        # On the meta device no weights are drawn, so that torch's own generator stays where it is.
+        with torch.device("meta"):
+            moments = cls(in_features, out_features, hidden, max_log_ratio)
+        moments = moments.to_empty(device=like.device).to(like.dtype).requires_grad_(False)
+        for tensor in (*moments.parameters(), moments.centre):
+            tensor.zero_()
+        moments.spread.fill_(1.0)
+        # Knots of zero width would make features, and zero times them, NaN.
+        moments.scores.copy_(torch.linspace(-_MAX_SCORE, _MAX_SCORE, _NUM_KNOTS))
+        moments.knots.copy_(moments.scores.expand_as(moments.knots))
+        return moments
+
+    @torch.no_grad()
+    def with_network(
+        self, hidden: Sequence[int], max_log_ratio: float, generator: torch.Generator
+    ) -> ConditionalMoments:
+        """The same moments by a model that has a network, whose last layer is zero.
+
+        Args:
+            hidden: As of the class.
+            max_log_ratio: As of the class.
+            generator: Source of the weights below the last layer.
+
+        Returns:
+            A model without gradients; this one if it has a network.
+
+        Examples:
+            >>> moments = ConditionalMoments(1, 1, None)
+            >>> moments.with_network((8,), 2.0, torch.Generator())(torch.ones(1, 1))
+            Moments(mean=tensor([[0.]]), log_std=tensor([[0.]]))
+        """
+        if self.net is not None:
+            return self
+        out_features, in_features = self.weight.shape
+        result = self.blank(in_features, out_features, hidden, max_log_ratio, self.weight)
+        result.load_state_dict(self.state_dict(), strict=False)
+        layers = [module for module in result.modules() if isinstance(module, nn.Linear)]
+        for layer in layers[:-1]:  # by LeCun's law
+            draws = torch.randn(layer.weight.shape, generator=generator, device=generator.device)
+            layer.weight.copy_((draws / layer.in_features**0.5).to(layer.weight))
+        return result
+
     @torch.no_grad()
     def standardise(self, b: Tensor) -> None:
         """Set location, spread and normal scores of b by samples (N, F), N at least two."""
