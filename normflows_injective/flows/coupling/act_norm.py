@@ -40,8 +40,8 @@ class ActNorm(nf.flows.Flow):
     Examples:
         >>> norm = ActNorm(2)
         >>> z, _ = norm.inverse(torch.tensor([[0.0, 1.0], [4.0, 5.0]]))
-        >>> z.detach().mean(0), z.detach().std(0)
-        (tensor([0., 0.]), tensor([1.0000, 1.0000]))
+        >>> bool(z.mean(0).abs().max() < 1e-6), z.std(0).round(decimals=3).tolist()
+        (True, [1.0, 1.0])
     """
 
     data_dep_init_done: Tensor
