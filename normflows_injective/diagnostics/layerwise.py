@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..checks import check_count, check_finite
 from ..errors import OptionError, ShapeError
+from ..flows.composite import joint_encode
 from ..flows.moment_block import ConditionalMoments, MomentBlock, check_step_size
 from ..flows.volume_preserving.rotation import Rotation, random_rotation
 from .conditional_moments import (
@@ -188,9 +189,7 @@ class LayerwiseTrainer:
             )
         _check_given(given)
         with torch.inference_mode(False), torch.no_grad():
-            z = x.detach().clone()
-            for flow in reversed(given):
-                z = flow.inverse(z)[0]
+            z = joint_encode(list(given), x.detach().clone())
             check_finite(z, "the latents of x under the given layers")
             if z.shape != x.shape:
                 raise ShapeError(
@@ -263,7 +262,7 @@ class LayerwiseTrainer:
             gains.append(step.gain)
             errors.append(step.standard_error)
             flows = [*step.flows, *flows]
-            split = LatentSplit(*(_latents(step.flows, rows) for rows in split))
+            split = LatentSplit(*(joint_encode(step.flows, rows) for rows in split))
         # A refusal that a later success outlived says nothing about the end.
         refused, refused_error = (refused, refused_error) if failures else (nothing, nothing)
         empty = split.train.new_zeros(0)
@@ -299,12 +298,6 @@ class LayerwiseTrainer:
     def _parts(self, z: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor]:
         given, moved = (z @ rotation.T).split((self.dim // 2, self.dim - self.dim // 2), dim=1)
         return given, moved
-
-
-def _latents(flows: Sequence[nf.flows.Flow], x: Tensor) -> Tensor:
-    for flow in reversed(flows):
-        x = flow.inverse(x)[0]
-    return x
 
 
 def _check_given(given: object) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any, final
+from typing import final
 
 import normflows as nf
 import torch
@@ -13,9 +13,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ...checks import check_count, check_event_shape
-from ...context import expect_context, needs_context, takes_context, with_context
+from ...context import expect_context, needs_context, takes_context
 from ...errors import OptionError, ShapeError
-from ..composite import check_invertible
+from ..composite import check_invertible, summed_forward, summed_inverse
 from .patches import Patchify
 
 __all__ = ["ChannelMixing", "Mixing", "PatchMixing"]
@@ -118,13 +118,9 @@ class Mixing(nf.flows.Flow):
     ) -> tuple[Tensor, Tensor]:
         length, said = len(image), self._row_context(context, len(image))
         rows = rearrange(self.patchify.inverse(image)[0], self.to_rows)
-        log_det = image.new_zeros(length)
-        for layer in reversed(self.layers) if inverse else self.layers:
-            apply: Any = layer.inverse if inverse else layer
-            rows, step = apply(rows, **with_context(layer, said))
-            # Some layers of the host answer with one number for the batch.
-            step = torch.as_tensor(step, dtype=rows.dtype, device=rows.device)
-            log_det = log_det + step.expand(len(rows)).reshape(length, self.num_rows).sum(1)
+        through = summed_inverse if inverse else summed_forward
+        rows, log_dets = through(list(self.layers), rows, said)
+        log_det = log_dets.reshape(length, self.num_rows).sum(1)
         table = rearrange(rows, self.to_table, **{self.row_axis: self.num_rows})
         return self.patchify(table)[0], log_det
 

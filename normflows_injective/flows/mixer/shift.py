@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, final
+from typing import final
 
 import normflows as nf
 import torch
 from torch import Tensor, nn
 
 from ...checks import check_event_shape
-from ...context import needs_context, takes_context, with_context
+from ...context import needs_context, takes_context
 from ...errors import OptionError
+from ..composite import summed_forward, summed_inverse
 from .patches import patch_counts
 
 __all__ = ["PatchShift", "interior_shape"]
@@ -131,10 +132,7 @@ class PatchShift(nf.flows.Flow):
         left, right, top, bottom = self._frame
         height, width = self.shape[1:]
         inside = image[:, :, top : height - bottom, left : width - right]
-        log_det = image.new_zeros(len(image))
         is_inside = nn.functional.pad(torch.ones_like(inside[:1, :1]), self._frame).bool()
-        for layer in reversed(self.layers) if inverse else self.layers:
-            apply: Any = layer.inverse if inverse else layer
-            inside, step = apply(inside, **with_context(layer, context))
-            log_det = log_det + step
+        through = summed_inverse if inverse else summed_forward
+        inside, log_det = through(list(self.layers), inside, context)
         return torch.where(is_inside, nn.functional.pad(inside, self._frame), image), log_det
