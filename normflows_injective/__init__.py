@@ -5,6 +5,7 @@ Imported as ``import normflows_injective as nfi``.
 
 from . import diagnostics, distributions, errors, flows, nets, volume
 from ._version import __version__
+from .assignment import AssignmentFlow
 from .core import InjectiveNormalizingFlow
 from .exact_likelihood import ExactLikelihood
 from .likelihoods import LossTerms, SurrogateLikelihood, SurrogateTerms
@@ -12,6 +13,7 @@ from .losses import ForwardKLD
 from .registration import register
 
 __all__ = [
+    "AssignmentFlow",
     "ExactLikelihood",
     "ForwardKLD",
     "InjectiveNormalizingFlow",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import normflows as nf
 
 from . import distributions, flows, nets
+from .assignment import AssignmentFlow
 from .core import InjectiveNormalizingFlow
 from .errors import RegistrationError
 from .exact_likelihood import ExactLikelihood
@@ -30,6 +31,7 @@ def register() -> None:
     """
     planned = [
         (nf, "InjectiveNormalizingFlow", InjectiveNormalizingFlow),
+        (nf, "AssignmentFlow", AssignmentFlow),
         (nf, "SurrogateLikelihood", SurrogateLikelihood),
         (nf, "ExactLikelihood", ExactLikelihood),
         (nf, "ForwardKLD", ForwardKLD),

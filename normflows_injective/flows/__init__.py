@@ -1,6 +1,6 @@
 """Layers: every one is an ``nf.flows.Flow``."""
 
-from . import coupling, gauges, kernel, mixer, volume_preserving
+from . import assignment, coupling, gauges, kernel, mixer, volume_preserving
 from .composite import InjectiveComposite
 from .exact import LinearInjection, Pad
 from .free_form import FreeFormInjection
@@ -29,6 +29,7 @@ __all__ = [
     "SphereChart",
     "SphereLinear",
     "SurfaceMap",
+    "assignment",
     "coupling",
     "gauges",
     "kernel",

@@ -25,7 +25,12 @@ from ..checks import check_finite
 from ..errors import OffManifoldError
 from ..volume.transforms import is_readable
 
-__all__ = ["COORDINATES", "SimplexCoordinates"]
+__all__ = [
+    "COORDINATES",
+    "SimplexCoordinates",
+    "isometric_coordinates",
+    "isometric_logits",
+]
 
 _LOG_TWO_PI = math.log(2 * math.pi)
 # Below these the left tail is 1e-9, whose square no dtype sees beside one.
@@ -59,8 +64,8 @@ def _log_parts(log_sticks: Tensor, log_rests: Tensor) -> Tensor:
 
 
 def _tails(x: Tensor) -> Tensor:
-    """Sums of each part and all behind it, (B, K)."""
-    return x.flip(1).cumsum(1).flip(1)
+    """Sums of each part and all behind it, (*, K)."""
+    return x.flip(-1).cumsum(-1).flip(-1)
 
 
 def _log_rests(x: Tensor) -> Tensor:
@@ -189,17 +194,50 @@ def _additive_from_parts(x: Tensor) -> Tensor:
 # one at place i: orthonormal, and orthogonal to (1, ..., 1). Products with it are running sums.
 
 
-def _isometric_to_log_parts(z: Tensor) -> Tensor:
-    exponents = _exponents(z)
+def isometric_logits(z: Tensor, exponents: Tensor) -> Tensor:
+    r"""The vector of sum zero, :math:`z H`, with given isometric coordinates.
+
+    Args:
+        z: Coordinates of shape :math:`(*, K - 1)`.
+        exponents: :math:`e_i = K - i`, to be broadcast to the shape of z. Rows of fewer parts end
+            in coordinates zero, with any exponent; what is returned behind their parts means
+            nothing.
+
+    Returns:
+        Logits of shape :math:`(*, K)`.
+
+    Examples:
+        >>> isometric_logits(torch.tensor([[2.0**0.5]]), torch.tensor([1.0]))
+        tensor([[ 1.0000, -1.0000]])
+    """
     scaled = z * (exponents / (exponents + 1)).sqrt()
-    return log_softmax(pad(scaled, (0, 1)) - pad((scaled / exponents).cumsum(1), (1, 0)), dim=1)
+    return pad(scaled, (0, 1)) - pad((scaled / exponents).cumsum(-1), (1, 0))
+
+
+def isometric_coordinates(logits: Tensor, exponents: Tensor) -> Tensor:
+    r"""Isometric coordinates :math:`y H^\top` of logits, whatever their sum.
+
+    Args:
+        logits: :math:`y` of shape :math:`(*, K)`; zero behind the parts of rows that have fewer.
+        exponents: As in :func:`isometric_logits`.
+
+    Returns:
+        Coordinates of shape :math:`(*, K - 1)`.
+
+    Examples:
+        >>> isometric_coordinates(torch.tensor([[1.0, -1.0]]), torch.tensor([1.0]))
+        tensor([[1.4142]])
+    """
+    means_behind = _tails(logits)[..., 1:] / exponents
+    return (logits[..., :-1] - means_behind) * (exponents / (exponents + 1)).sqrt()
+
+
+def _isometric_to_log_parts(z: Tensor) -> Tensor:
+    return log_softmax(isometric_logits(z, _exponents(z)), dim=1)
 
 
 def _isometric_from_parts(x: Tensor) -> Tensor:
-    logs = x.log()
-    exponents = _exponents(logs[:, 1:])
-    means_behind = _tails(logs)[:, 1:] / exponents
-    return (logs[:, :-1] - means_behind) * (exponents / (exponents + 1)).sqrt()
+    return isometric_coordinates(x.log(), _exponents(x[:, 1:]))
 
 
 def _isometric_log_volume(z: Tensor, log_parts: Tensor) -> Tensor:

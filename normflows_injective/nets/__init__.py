@@ -1,5 +1,6 @@
 """Smooth networks to build encoders and decoders."""
 
+from . import fields
 from .conv import ConvDecoder, ConvEncoder
 from .mlp import ResidualMLP, SmoothMLP
 from .pairs import Autoencoder, conv_autoencoder, mlp_autoencoder, residual_autoencoder
@@ -11,6 +12,7 @@ __all__ = [
     "ResidualMLP",
     "SmoothMLP",
     "conv_autoencoder",
+    "fields",
     "mlp_autoencoder",
     "residual_autoencoder",
 ]

@@ -1,0 +1,66 @@
+"""Divergences of fields on coordinates: exact, by probes, or in closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ...errors import OptionError
+from ...volume.products import jvp
+
+__all__ = ["DIVERGENCES", "check_divergence", "trace_of_jacobian"]
+
+DIVERGENCES = ("exact", "hutchinson")
+# Numbers of all tangents at one time, so that memory stays bounded where no graph is kept.
+_TANGENT_NUMBERS = 2**22
+
+
+def check_divergence(divergence: str) -> None:
+    """Raise unless a way to take divergences is known.
+
+    Raises:
+        OptionError: If it is not ``"exact"`` or ``"hutchinson"``.
+
+    Examples:
+        >>> check_divergence("exact")
+    """
+    if divergence not in DIVERGENCES:
+        raise OptionError(
+            f"divergence must be one of {', '.join(DIVERGENCES)}, got {divergence!r}."
+        )
+
+
+def trace_of_jacobian(
+    function: Callable[[Tensor], Tensor], m: Tensor, probes: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    r"""Value of a map and the trace of its Jacobian, by forward-mode products.
+
+    Args:
+        function: Map of a batch (B, d) to a batch (B, d), acting on each sample alone.
+        m: Where, (B, d).
+        probes: Directions (K, B, d) with :math:`\mathbb E[v v^\top] = I`, which give the unbiased
+            estimate :math:`\frac1K \sum_k v_k^\top J v_k`, or None for the sum over a basis.
+
+    Returns:
+        Value (B, d) and trace (B,).
+
+    Examples:
+        >>> trace_of_jacobian(lambda m: m**2, torch.ones(1, 3), None)
+        (tensor([[1., 1., 1.]]), tensor([6.]))
+    """
+    recording = torch.is_grad_enabled()
+    if probes is not None:
+        value, products = jvp(function, m, probes, create_graph=recording)
+        return value, (products * probes).sum(2).mean(0)
+    dim = m.shape[1]
+    basis = torch.eye(dim, dtype=m.dtype, device=m.device)
+    rows = dim if recording else max(1, min(dim, _TANGENT_NUMBERS // m.numel()))
+    trace = torch.zeros_like(m[:, 0])
+    value = m
+    for chunk in basis.split(rows):
+        tangents = chunk.unsqueeze(1).expand(-1, *m.shape)
+        value, products = jvp(function, m, tangents, create_graph=recording)
+        trace = trace + (products * tangents).sum((0, 2))
+    return value, trace

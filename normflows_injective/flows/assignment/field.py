@@ -1,0 +1,237 @@
+"""The learned field of an assignment flow: a network, and how it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from ...context import needs_context, takes_context, with_context
+from ...errors import OptionError, ShapeError
+from .parametrisation import Classifier, Parametrisation
+from .paths import AssignmentPath
+
+__all__ = ["FEATURES", "AssignmentField"]
+
+Features = Callable[[AssignmentPath, Tensor, Tensor], Tensor]
+
+
+def _weights(path: AssignmentPath, v: Tensor, t: Tensor) -> Tensor:
+    return path.simplices.weights(v)
+
+
+def _scaled_logits(path: AssignmentPath, v: Tensor, t: Tensor) -> Tensor:
+    return path.horizon.scaled(v, t.view(-1, 1, 1))
+
+
+def _posterior(path: AssignmentPath, v: Tensor, t: Tensor) -> Tensor:
+    simplices = path.simplices
+    corner = simplices.mean_corner(simplices.weights(path.evidence(v, t)))
+    return corner * simplices.counts.to(v).sqrt()
+
+
+FEATURES: dict[str, Features] = {
+    "posterior": _posterior,
+    "scaled_logits": _scaled_logits,
+    "weights": _weights,
+}
+
+
+@final
+class AssignmentField(nn.Module):
+    r"""A time-dependent field on logits, from a network that sees features of them.
+
+    ================= ============================================================================
+    features          what the network sees, (B, n, c)
+    ================= ============================================================================
+    ``posterior``     :math:`\sqrt{c} \sum_k P_k u_k`, with the classes :math:`P` of a variable by
+                      its own evidence: zero at time zero, where logits are noise, and a corner
+                      where they decide
+    ``scaled_logits`` :math:`V / (1 + t)` for the infinite horizon, :math:`V` for the finite one
+    ``weights``       :math:`W = \mathrm{softmax}\, V`
+    ================= ============================================================================
+
+    Args:
+        net: Network, called as ``net(features, t)`` or ``net(features, t, context=context)``,
+            with times (B,), that returns (B, n, c). Outputs behind the classes of a variable are
+            ignored. If a true attribute ``leave_one_out`` declares that the output of a variable
+            does not depend on its own features, the divergence is known in closed form.
+        path: The path that it is trained on.
+        parametrisation: What its output means.
+        features: One of the above.
+        missing: Whether the network gets one more feature, (B, n, c + 1), which is one where a
+            variable is missing and zero elsewhere. The other features are zero there.
+
+    Raises:
+        OptionError: If an option is unknown.
+        ShapeError: If the network returns another shape.
+
+    Examples:
+        >>> from normflows_injective.flows.assignment import InfiniteHorizon, Simplices, Velocity
+        >>> class Net(nn.Module):
+        ...     def forward(self, features, t):
+        ...         return -features
+        >>> path = AssignmentPath(Simplices(2, 3), InfiniteHorizon())
+        >>> field = AssignmentField(Net(), path, Velocity(), "scaled_logits")
+        >>> field(torch.zeros(4, 2, 3), torch.ones(4)).shape
+        torch.Size([4, 2, 3])
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        path: AssignmentPath,
+        parametrisation: Parametrisation,
+        features: str = "posterior",
+        missing: bool = False,
+    ) -> None:
+        super().__init__()
+        if not isinstance(net, nn.Module):
+            raise OptionError(
+                f"net must be a torch.nn.Module, got {type(net).__name__}. See nfi.nets.fields "
+                "for networks, or write one with forward(features, t)."
+            )
+        if features not in FEATURES:
+            raise OptionError(f"features must be one of {', '.join(FEATURES)}, got {features!r}.")
+        self.net, self.path, self.parametrisation = net, path, parametrisation
+        self.features, self.missing = features, missing
+        if not needs_context(net):
+            self._try()
+
+    @property
+    def takes_context(self) -> bool:
+        """Whether the network can use a context."""
+        return takes_context(self.net)
+
+    @property
+    def needs_context(self) -> bool:
+        """Whether the network cannot be called without a context."""
+        return needs_context(self.net)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that the network computes in."""
+        return self.like.dtype
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor of the dtype and on the device of the network."""
+        for tensor in (*self.net.parameters(), *self.net.buffers()):
+            if tensor.is_floating_point():
+                return tensor
+        return torch.zeros((), device=self.path.simplices.counts.device)
+
+    def forward(
+        self,
+        v: Tensor,
+        t: Tensor,
+        context: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """The field (B, n, c) at logits (B, n, c) and times (B,); zero at missing variables."""
+        output = self.output(v, t, context, mask)
+        field = self.parametrisation.field(output, v, t, self.path)
+        return field if mask is None else field * mask.unsqueeze(-1)
+
+    def loss(
+        self,
+        labels: Tensor,
+        start: Tensor,
+        t: Tensor,
+        context: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Flow-matching losses (B,) of paths from noise (B, n, c) to labels (B, n) at times (B,).
+
+        Variables that are missing by the mask have no part in it.
+        """
+        output = self.output(self.path.logits(labels, start, t), t, context, mask)
+        losses = self.parametrisation.loss(output, labels, start, t, self.path)
+        return losses.sum(1) if mask is None else (losses * mask).sum(1)
+
+    def output(
+        self,
+        v: Tensor,
+        t: Tensor,
+        context: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """What the network says (B, n, c) at logits (B, n, c) and times (B,)."""
+        features = FEATURES[self.features](self.path, v, t)
+        if self.missing:
+            if mask is None:
+                mask = torch.ones(v.shape[:2], dtype=torch.bool, device=v.device)
+            observed = mask.unsqueeze(-1)
+            features = torch.cat([features * observed, (~observed).to(v)], -1)
+        elif mask is not None:
+            raise OptionError(
+                "A mask of missing variables came, but the network cannot tell a missing variable "
+                "from noise. Build with missing=True, and the network for one more feature."
+            )
+        output: Tensor = self.net(features, t, **with_context(self.net, context))
+        if not isinstance(output, Tensor) or output.shape != v.shape:
+            got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise ShapeError(
+                f"net must return one number for every class, shape {tuple(v.shape)} for features "
+                f"of shape {tuple(features.shape)}, got {got}."
+            )
+        return output
+
+    @property
+    def knows_divergence(self) -> bool:
+        """Whether the divergence is a closed form, see :meth:`divergence`."""
+        leaves_out = bool(getattr(self.net, "leave_one_out", False))
+        return leaves_out and isinstance(self.parametrisation, Classifier)
+
+    def field_and_divergence(
+        self,
+        v: Tensor,
+        t: Tensor,
+        context: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        r"""Field (B, n, c) and divergence (B,) of a classifier that leaves each variable out.
+
+        Where the output of a variable depends on the others alone, only the evidence is left to
+        differentiate: :math:`\partial \bar u_i / \partial V_i` is :math:`t \rho_i / s^2` times the
+        covariance of the corners under the posterior, of trace :math:`1 - \lVert \bar u_i
+        \rVert^2`, so that
+
+        .. math:: \operatorname{div} F = \frac{1}{s} \sum_i \Big(\frac{t \rho_i^2}{s^2}
+                  \big(1 - \lVert \bar u_i \rVert^2\big) - \sigma (c_i - 1)\Big).
+
+        It costs no more than the field. For the infinite horizon it is
+        :math:`t (n \kappa^2 - \lVert F \rVert^2)`, which holds for the exact field too.
+        """
+        path, simplices = self.path, self.path.simplices
+        output = self.output(v, t, context, mask)
+        posterior = simplices.weights(path.evidence(v, t) + output)
+        field = path.marginal_field(posterior, v, t)
+        spread = simplices.mean_corner(posterior).square().sum(-1)
+        rate = (path.evidence_scale(v, t) * path.speeds(v)).squeeze(-1)
+        contraction = path.horizon.contraction
+        traces = rate * (1 - spread) - contraction * (simplices.counts[:, 0] - 1)
+        if mask is not None:
+            field, traces = field * mask.unsqueeze(-1), traces * mask
+        return field, traces.sum(1) / (1 - contraction * t)
+
+    def extra_repr(self) -> str:
+        """Options as shown by ``print(model)``."""
+        name = type(self.parametrisation).__name__
+        return f"parametrisation={name}, features={self.features!r}, missing={self.missing}"
+
+    def _try(self) -> None:
+        """Call the network once, so that a shape that does not fit is found at construction."""
+        like, simplices = self.like, self.path.simplices
+        shape = (2, simplices.num_variables, simplices.max_classes)
+        v = torch.zeros(shape, dtype=like.dtype, device=like.device)
+        training = {module: module.training for module in self.net.modules()}
+        try:
+            self.net.eval()
+            with torch.no_grad():
+                self.output(v, v.new_zeros(2))
+        finally:
+            for module, mode in training.items():
+                module.training = mode

@@ -1,0 +1,165 @@
+r"""When to stop, and in how many steps: what rounding to the nearest corner gets wrong.
+
+At the end of a path a variable is normal around the corner of its class, at a distance of
+:math:`\frac{t \rho}{s} \sqrt{c / (2 (c - 1))}` deviations from the face to any other class. So it
+is rounded to another class with a probability of at most
+
+.. math:: (c - 1)\, \Phi\Big(-\frac{t \rho}{s} \sqrt{\frac{c}{2 (c - 1)}}\Big),
+
+with equality for two classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+
+from ...errors import OptionError
+from .integration import check_solver
+from .paths import HORIZONS, Horizon
+from .simplices import class_counts
+
+__all__ = ["HorizonChoice", "choose_horizon", "rounding_error"]
+
+# A step moves the corner by h deviations of the noise, and of labels sampled along an exact field
+# a share of about C h^p falls elsewhere than by tiny steps: (C, p), measured on a 3 x 3 Ising
+# model, the worst of the fields in benchmarks/assignment_steps.py.
+_ERROR_OF_STEPS = {"rk4": (0.05, 4), "midpoint": (0.2, 2), "euler": (0.6, 1)}
+
+
+class HorizonChoice(NamedTuple):
+    """A horizon for a number of variables and classes, with the steps that it wants.
+
+    Attributes:
+        horizon: :class:`InfiniteHorizon` or :class:`FiniteHorizon`, to build the model with.
+        steps: Number of steps of the solver.
+        rounding_error: Bound on the probability that any of the variables is rounded wrongly.
+    """
+
+    horizon: Horizon
+    steps: int
+    rounding_error: float
+
+
+def rounding_error(
+    horizon: Horizon, num_variables: int, num_classes: int | Sequence[int]
+) -> float:
+    """Bound on the probability that rounding at the end gives any variable a wrong class.
+
+    Args:
+        horizon: The horizon, with the time at which it ends.
+        num_variables: Number of variables n.
+        num_classes: Number of classes, one for all variables or one for each.
+
+    Returns:
+        The sum of the bounds of the variables, at most one.
+
+    Raises:
+        OptionError: If a number is out of range.
+
+    References:
+        Derived in ``horizon.py``.
+
+    Examples:
+        >>> from normflows_injective.flows.assignment import InfiniteHorizon
+        >>> round(rounding_error(InfiniteHorizon(end=4.0), 1, 2), 4)
+        0.0228
+    """
+    distances = _distances(horizon, num_variables, num_classes)
+    bounds = [(c - 1) * 0.5 * math.erfc(d / math.sqrt(2)) for c, d in distances]
+    return min(1.0, sum(bounds))
+
+
+def choose_horizon(
+    num_variables: int,
+    num_classes: int | Sequence[int],
+    error: float = 1e-3,
+    horizon: str | Horizon = "infinite",
+    solver: str = "rk4",
+) -> HorizonChoice:
+    """The earliest end that keeps the rounding error, and a number of steps to get there.
+
+    The steps are so many that they too misplace about as many labels, if the field is exact: a
+    learned one is seldom worth more.
+
+    Args:
+        num_variables: Number of variables n.
+        num_classes: Number of classes, one for all variables or one for each.
+        error: Largest probability that any variable is rounded wrongly, and about the share of
+            labels that the steps misplace.
+        horizon: ``"infinite"``, ``"finite"``, or one of which all but the end is kept.
+        solver: ``"euler"``, ``"midpoint"`` or ``"rk4"``.
+
+    Returns:
+        :class:`HorizonChoice`.
+
+    Raises:
+        OptionError: If an option is unknown or out of range.
+
+    References:
+        Derived in ``horizon.py``.
+
+    Examples:
+        >>> choice = choose_horizon(196, 2, error=1e-3)
+        >>> round(choice.horizon.end, 1), choice.rounding_error <= 1e-3
+        (8.8, True)
+    """
+    if not (isinstance(error, float) and 0 < error < 1):
+        raise OptionError(f"error must be a number between 0 and 1, got {error!r}.")
+    check_solver(solver)
+    given = horizon_of(horizon)
+
+    def error_at(end: float) -> float:
+        return rounding_error(replace(given, end=end), num_variables, num_classes)  # type: ignore[type-var]
+
+    # With time as t / (1 + t), which both horizons allow, the ends to search lie in (0, 1).
+    early, late = 0.0, 1.0
+    for _ in range(60):
+        middle = (early + late) / 2
+        early, late = (middle, late) if error_at(_end(given, middle)) > error else (early, middle)
+    chosen: Horizon = replace(given, end=_end(given, late))  # type: ignore[type-var]
+    factor, order = _ERROR_OF_STEPS[solver]
+    farthest = max(d for _, d in _distances(chosen, num_variables, num_classes))
+    steps = math.ceil(farthest / (error / factor) ** (1 / order))
+    return HorizonChoice(chosen, steps, rounding_error(chosen, num_variables, num_classes))
+
+
+def horizon_of(horizon: str | Horizon) -> Horizon:
+    """The horizon of a name, or the horizon itself.
+
+    Raises:
+        OptionError: If the name is unknown.
+
+    Examples:
+        >>> horizon_of("finite")
+        FiniteHorizon(smoothing=0.01, end=0.9)
+    """
+    if isinstance(horizon, Horizon):
+        return horizon
+    if horizon not in HORIZONS:
+        raise OptionError(
+            f"horizon must be one of {', '.join(HORIZONS)}, an InfiniteHorizon or a "
+            f"FiniteHorizon, got {horizon!r}."
+        )
+    return HORIZONS[horizon]()
+
+
+def _end(horizon: Horizon, share: float) -> float:
+    return share if horizon.contraction else share / (1 - share)
+
+
+def _distances(
+    horizon: Horizon, num_variables: int, num_classes: int | Sequence[int]
+) -> list[tuple[int, float]]:
+    """Of every variable the number of classes, and how many deviations away another class is."""
+    counts = class_counts(num_variables, num_classes)
+    deviation = 1 - horizon.contraction * horizon.end
+    speeds = horizon.speeds(torch.tensor(counts, dtype=torch.float64)).tolist()
+    return [
+        (c, horizon.end * speed / deviation * math.sqrt(c / (2 * (c - 1))))
+        for c, speed in zip(counts, speeds, strict=True)
+    ]

@@ -1,0 +1,145 @@
+"""An assignment flow as a layer of normflows, on orthonormal coordinates of the logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import final
+
+import normflows as nf
+import torch
+from torch import Tensor
+
+from ...checks import check_event_shape
+from ...volume.probes import draw_probes
+from .divergence import check_divergence, trace_of_jacobian
+from .field import AssignmentField
+from .integration import Times, check_solver, integrate, time_grid
+
+__all__ = ["AssignmentLayer"]
+
+
+@final
+class AssignmentLayer(nf.flows.Flow):
+    r"""The flow of a field of logits, :math:`m_0 \mapsto m_T` in :math:`\mathbb R^d`.
+
+    .. math:: \dot m = Q^\top F(Q m, t), \qquad
+              \texttt{log\_det} = \int_0^T \operatorname{div}(Q^\top F)(m_t, t)\, dt
+
+    with :math:`d = \sum_i (c_i - 1)` coordinates, :math:`m = Q^\top V`. Base it on
+    ``nf.distributions.DiagGaussian(d, trainable=False)``. Both directions take the same steps,
+    so that they undo each other, and the log-det is that of the map, up to the error of the steps:
+    :math:`O(h^4)` for ``"rk4"``.
+
+    Args:
+        field: The field.
+        steps: Number of equal steps, or their times from zero to the end of the horizon.
+        solver: ``"euler"``, ``"midpoint"`` or ``"rk4"``.
+        divergence: ``"exact"``, at the cost of :math:`d` forward-mode products for every
+            evaluation, or of none where the network leaves each variable out; ``"hutchinson"``,
+            unbiased, by the same random probes along the whole path.
+        num_probes: Number of Rademacher probes for ``"hutchinson"``.
+
+    Raises:
+        OptionError: If an option is unknown or out of range.
+
+    References:
+        Neural ordinary differential equations, arXiv 1806.07366; Hutchinson's estimator along a
+        path, arXiv 1810.01367. Coordinates: arXiv 2406.04527.
+
+    Examples:
+        >>> from normflows_injective.nets.fields import DenseField
+        >>> from normflows_injective import AssignmentFlow
+        >>> flow = AssignmentFlow(DenseField(2, 3, hidden=(8,)), 2, 3)
+        >>> layer = flow.layer(steps=10)
+        >>> m, log_det = layer(torch.zeros(5, 4))
+        >>> m.shape, log_det.shape
+        (torch.Size([5, 4]), torch.Size([5]))
+    """
+
+    def __init__(
+        self,
+        field: AssignmentField,
+        steps: Times = 50,
+        solver: str = "rk4",
+        divergence: str = "exact",
+        num_probes: int = 1,
+    ) -> None:
+        super().__init__()
+        check_solver(solver)
+        check_divergence(divergence)
+        self.field, self.solver = field, solver
+        self.divergence, self.num_probes = divergence, num_probes
+        self.times = time_grid(steps, field.path.horizon.end)
+        self.latent_shape = self.data_shape = (field.path.simplices.dim,)
+        if divergence == "hutchinson":
+            draw_probes("rademacher", num_probes, torch.zeros(1, *self.latent_shape))
+
+    @property
+    def takes_context(self) -> bool:
+        """Whether the network can use a context."""
+        return self.field.takes_context
+
+    @property
+    def needs_context(self) -> bool:
+        """Whether the network cannot be called without a context."""
+        return self.field.needs_context
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Noise (B, d) to coordinates (B, d) at the end, with the log-det (B,) in nats."""
+        return self.transport(z, self.times, context)
+
+    def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Coordinates (B, d) at the end to noise (B, d), with the log-det (B,) in nats."""
+        return self.transport(x, self.times[::-1], context)
+
+    def transport(
+        self,
+        m: Tensor,
+        times: list[float],
+        context: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Carry coordinates (B, d) through times, with the integral (B,) of the divergence.
+
+        By a mask (B, n) missing variables stay where they are.
+        """
+        check_event_shape(m, self.latent_shape, "coordinates")
+        probes = None
+        if self.divergence == "hutchinson" and not self.field.knows_divergence:
+            probes = draw_probes("rademacher", self.num_probes, m)
+        simplices = self.field.path.simplices
+
+        def rate(y: Tensor, time: float) -> Tensor:
+            t = torch.full((len(y),), time, dtype=y.dtype, device=y.device)
+            coordinates = y[:, :-1]
+            if self.field.knows_divergence:
+                v = simplices.from_coordinates(coordinates)
+                velocity, divergence = self.field.field_and_divergence(v, t, context, mask)
+                moved = simplices.to_coordinates(velocity)
+            else:
+                velocity_of = self._on_coordinates(t, context, mask)
+                moved, divergence = trace_of_jacobian(velocity_of, coordinates, probes)
+            return torch.cat([moved, divergence.unsqueeze(1)], 1)
+
+        state = torch.cat([m, torch.zeros_like(m[:, :1])], 1)
+        state = integrate(rate, state, times, self.solver)
+        return state[:, :-1], state[:, -1]
+
+    def extra_repr(self) -> str:
+        """Options as shown by ``print(model)``."""
+        probes = f", num_probes={self.num_probes}" if self.divergence == "hutchinson" else ""
+        return (
+            f"steps={len(self.times) - 1}, solver={self.solver!r}, "
+            f"divergence={self.divergence!r}{probes}"
+        )
+
+    def _on_coordinates(
+        self, t: Tensor, context: Tensor | None, mask: Tensor | None
+    ) -> Callable[[Tensor], Tensor]:
+        simplices = self.field.path.simplices
+
+        def velocity(coordinates: Tensor) -> Tensor:
+            v = simplices.from_coordinates(coordinates)
+            return simplices.to_coordinates(self.field(v, t, context, mask))
+
+        return velocity

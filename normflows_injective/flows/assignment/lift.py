@@ -1,0 +1,106 @@
+"""Coordinates of logits to points of a product of simplices."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import final
+
+import torch
+from torch import Tensor
+
+from ...checks import check_event_shape
+from ..on_simplex import closed_parts
+from ..on_sphere import check_policy
+from ..surface import Chart, check_measure
+from .simplices import Simplices
+
+__all__ = ["SimplexLift"]
+
+
+@final
+class SimplexLift(Chart):
+    r"""The lift of coordinates to weights, :math:`m \mapsto W = \mathrm{softmax}(Q m)`.
+
+    It maps :math:`\mathbb R^d`, :math:`d = \sum_i (c_i - 1)`, to :math:`n` simplices side by side,
+    with :math:`\sum_i c_i` weights in all. Against the measure of the first :math:`c_i - 1`
+    weights of every simplex,
+
+    .. math:: \log\Big|\frac{dW}{dm}\Big|
+              = \sum_i \Big(\sum_k \log W_{ik} + \tfrac12 \log c_i\Big) \quad \text{nats},
+
+    and ``"hausdorff"``, the area of each, adds :math:`\tfrac12 \log c_i` for every simplex. For
+    one simplex it is ``SimplexStickBreaking(c, kind="ilr")``. Behind ``AssignmentLayer`` it makes
+    a density on simplices.
+
+    Args:
+        num_variables: :math:`n`.
+        num_classes: :math:`c_i \ge 2`, one number for all variables or one for each.
+        measure: ``"lebesgue"`` or ``"hausdorff"``.
+        off_manifold: What :meth:`inverse` does with simplices whose sum is not one within a
+            relative 1e-4: ``"reject"`` raises, ``"project"`` divides by the sum. Weights that are
+            not positive raise in both cases.
+
+    Raises:
+        OptionError: If an option is unknown or out of range.
+
+    References:
+        Isometric log-ratios: Egozcue et al., Mathematical Geology 35, 2003. The lift is that of
+        arXiv 2406.04527 at the barycentre, in coordinates.
+
+    Examples:
+        >>> lift = SimplexLift(2, [2, 3])
+        >>> lift(torch.zeros(1, 3))
+        (tensor([[0.5000, 0.5000, 0.3333, 0.3333, 0.3333]]), tensor([-3.7863]))
+    """
+
+    def __init__(
+        self,
+        num_variables: int,
+        num_classes: int | Sequence[int],
+        measure: str = "lebesgue",
+        off_manifold: str = "reject",
+    ) -> None:
+        super().__init__()
+        check_policy(off_manifold)
+        self.simplices = Simplices(num_variables, num_classes)
+        self.measure = check_measure(measure, ("lebesgue", "hausdorff"))
+        self.off_manifold = off_manifold
+        counts = self.simplices.class_counts
+        self.latent_shape, self.data_shape = (self.simplices.dim,), (sum(counts),)
+        share = 0.5 if measure == "lebesgue" else 1.0
+        self._log_factor = share * sum(math.log(count) for count in counts)
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Coordinates (B, d) to weights (B, sum of c_i), with the log-volume (B,) in nats."""
+        check_event_shape(z, self.latent_shape, "z")
+        logs = self._flat(self.simplices.log_weights(self.simplices.from_coordinates(z)))
+        return logs.exp(), logs.sum(1) + self._log_factor
+
+    def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Weights (B, sum of c_i) to coordinates (B, d), with minus the log-volume (B,)."""
+        check_event_shape(x, self.data_shape, "x")
+        parts = x.split(self.simplices.class_counts, dim=1)
+        logs = torch.cat(
+            [
+                closed_parts(part, 1.0, self.off_manifold, f"simplex {index} of x").log()
+                for index, part in enumerate(parts)
+            ],
+            1,
+        )
+        padded = self._padded(logs)
+        return self.simplices.to_coordinates(padded), -(logs.sum(1) + self._log_factor)
+
+    def extra_repr(self) -> str:
+        """Options as shown by ``print(model)``."""
+        return f"measure={self.measure!r}, off_manifold={self.off_manifold!r}"
+
+    def _flat(self, rows: Tensor) -> Tensor:
+        """What stands in the classes of rows (B, n, c), side by side."""
+        return rows.flatten(1)[:, self.simplices.class_places]
+
+    def _padded(self, flat: Tensor) -> Tensor:
+        """Rows (B, n, c) of what stands side by side, zero behind the classes."""
+        rows = torch.zeros_like(flat[:, :1]).expand(-1, self.simplices.valid.numel())
+        rows = rows.index_copy(1, self.simplices.class_places, flat)
+        return rows.view(len(flat), *self.simplices.valid.shape)

@@ -1,0 +1,90 @@
+"""What a network says about the field: the velocity itself, or the classes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import final
+
+from torch import Tensor
+
+from .paths import AssignmentPath
+
+__all__ = ["PARAMETRISATIONS", "Classifier", "Parametrisation", "Velocity"]
+
+
+class Parametrisation(ABC):
+    """How the output of a network (B, n, c) becomes a field, and how it is trained."""
+
+    @abstractmethod
+    def field(self, output: Tensor, v: Tensor, t: Tensor, path: AssignmentPath) -> Tensor:
+        """The field (B, n, c) at logits (B, n, c) and times (B,), of row sums zero."""
+
+    @abstractmethod
+    def loss(
+        self, output: Tensor, labels: Tensor, start: Tensor, t: Tensor, path: AssignmentPath
+    ) -> Tensor:
+        """The loss of every variable, (B, n)."""
+
+
+@final
+class Velocity(Parametrisation):
+    r"""The network is the field, up to constants, fitted in the metric of Fisher and Rao.
+
+    .. math:: \mathcal L = \sum_i \langle \delta_i, R_{W_i} \delta_i \rangle
+              = \sum_i \mathrm{Var}_{W_i}(\delta_i), \qquad \delta = F_\theta - \dot V_t
+
+    The weights :math:`W_t` of the variance vanish near corners.
+
+    References:
+        Boll et al., arXiv 2406.04527, section 4.
+    """
+
+    def field(self, output: Tensor, v: Tensor, t: Tensor, path: AssignmentPath) -> Tensor:
+        """The output without its row means."""
+        return path.simplices.mean_free(output)
+
+    def loss(
+        self, output: Tensor, labels: Tensor, start: Tensor, t: Tensor, path: AssignmentPath
+    ) -> Tensor:
+        """Variances of the error of the velocity, (B, n)."""
+        weights = path.simplices.weights(path.logits(labels, start, t))
+        # Without its mean first: a variance loses digits under a large constant.
+        error = path.simplices.mean_free(output) - path.velocity(labels, start)
+        mean = (weights * error).sum(-1, keepdim=True)
+        return (weights * (error - mean).square()).sum(-1)
+
+
+@final
+class Classifier(Parametrisation):
+    r"""The network gives the classes: its output is added to each variable's own evidence.
+
+    .. math:: P(\beta_i = k \mid V_t) = \mathrm{softmax}_k\Big(\frac{t \rho_i}{s^2}
+              \langle V_{t,i}, u_k \rangle + G_{ik}\Big), \qquad
+              \mathcal L = -\sum_i \log P(\beta_i \mid V_t)
+
+    By Bayes' rule the right :math:`G_{ik} = \log P(\beta_i = k \mid V_{t,j}, j \ne i)` depends on
+    the other variables alone. The field is exactly the marginal one if the posteriors are, so
+    that nothing is lost by a loss without geometry.
+
+    References:
+        Derived in ``paths.py``.
+    """
+
+    def field(self, output: Tensor, v: Tensor, t: Tensor, path: AssignmentPath) -> Tensor:
+        """The marginal field of the posteriors."""
+        posterior = path.simplices.weights(path.evidence(v, t) + output)
+        return path.marginal_field(posterior, v, t)
+
+    def loss(
+        self, output: Tensor, labels: Tensor, start: Tensor, t: Tensor, path: AssignmentPath
+    ) -> Tensor:
+        """Negative log-posteriors of the classes, (B, n), in nats."""
+        evidence = path.evidence(path.logits(labels, start, t), t)
+        log_posterior = path.simplices.log_weights(evidence + output)
+        return -log_posterior.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+
+
+PARAMETRISATIONS: dict[str, type[Velocity] | type[Classifier]] = {
+    "velocity": Velocity,
+    "classifier": Classifier,
+}

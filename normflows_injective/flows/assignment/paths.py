@@ -1,0 +1,229 @@
+r"""Paths from noise to the corners of simplices: straight lines of logits, in a Gaussian channel.
+
+Noise :math:`V_0 = \Pi \varepsilon` of a variable moves towards the corner of its class,
+
+.. math:: V_t = (1 - \sigma t) V_0 + t \rho\, u_\beta, \qquad
+          \dot V_t = \rho\, u_\beta - \sigma V_0, \qquad
+          u_\beta = \Pi e_\beta / \lVert \Pi e_\beta \rVert,
+
+with :math:`\sigma = 0` for the infinite horizon and :math:`1` for the finite one. Given the class,
+:math:`V_t` is normal around :math:`t \rho u_\beta` with deviation :math:`s = 1 - \sigma t`. So by
+itself it says about the class, up to a constant,
+
+.. math:: \log p(V_t \mid \beta = k) = \frac{t \rho}{s^2} \langle V_t, u_k \rangle,
+
+its *evidence*. With the posterior mean :math:`\bar u = \sum_k P(\beta = k \mid V_t)\, u_k` the
+marginal field follows by eliminating :math:`V_0 = (V_t - t \rho u_\beta) / s`:
+
+.. math:: F = \mathbb E[\dot V_t \mid V_t]
+            = \rho \bar u - \sigma \frac{V_t - t \rho \bar u}{s}
+            = \frac{\rho \bar u - \sigma V_t}{1 - \sigma t}.
+
+So the posterior of every variable is all that a network has to know, for either horizon.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import OptionError
+from .simplices import Simplices
+
+__all__ = ["HORIZONS", "AssignmentPath", "FiniteHorizon", "Horizon", "InfiniteHorizon"]
+
+
+class Horizon(ABC):
+    r"""The time of a path: how fast it goes, and when it ends.
+
+    Attributes:
+        end: Time at which sampling ends.
+        contraction: :math:`\sigma`, the rate at which the noise shrinks.
+    """
+
+    end: float
+    contraction: float
+
+    @abstractmethod
+    def speeds(self, counts: Tensor) -> Tensor:
+        r"""Speeds :math:`\rho` towards the corner of simplices with so many classes."""
+
+    @abstractmethod
+    def draw_times(self, num: int, like: Tensor) -> Tensor:
+        """Times of training, (num,)."""
+
+    @abstractmethod
+    def scaled(self, v: Tensor, t: Tensor) -> Tensor:
+        """Logits brought to a scale that hardly depends on the time."""
+
+
+@final
+@dataclass(frozen=True)
+class InfiniteHorizon(Horizon):
+    r"""Constant velocity of norm :math:`\kappa` for every variable, unit noise, no end.
+
+    Args:
+        scale: :math:`\kappa`.
+        end: Time at which sampling stops; :func:`choose_horizon` finds what an error needs.
+        time_shape: Shape of the Gamma law of the times of training.
+        time_rate: Rate of it. The paper has shape 1 and rate .25; the default spends fewer steps
+            on times at which everything is undecided or decided.
+
+    Raises:
+        OptionError: If a number is not positive.
+
+    References:
+        Boll et al., arXiv 2406.04527, section 4.
+
+    Examples:
+        >>> InfiniteHorizon(end=10.0)
+        InfiniteHorizon(scale=0.5, end=10.0, time_shape=2.0, time_rate=0.5)
+    """
+
+    scale: float = 0.5
+    end: float = 15.0
+    time_shape: float = 2.0
+    time_rate: float = 0.5
+    contraction = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("scale", "end", "time_shape", "time_rate"):
+            value = getattr(self, name)
+            if not (isinstance(value, int | float) and 0 < value < math.inf):
+                raise OptionError(f"{name} must be a positive number, got {value!r}.")
+
+    def speeds(self, counts: Tensor) -> Tensor:
+        r""":math:`\kappa` for every simplex."""
+        return torch.full_like(counts, self.scale)
+
+    def draw_times(self, num: int, like: Tensor) -> Tensor:
+        """Gamma-distributed times, (num,)."""
+        shape = torch.full((num,), self.time_shape, dtype=like.dtype, device=like.device)
+        law = torch.distributions.Gamma(shape, self.time_rate, validate_args=False)
+        return law.sample()
+
+    def scaled(self, v: Tensor, t: Tensor) -> Tensor:
+        """Logits divided by 1 + t."""
+        return v / (1 + t)
+
+
+@final
+@dataclass(frozen=True)
+class FiniteHorizon(Horizon):
+    r"""Straight lines that reach the logits of a smoothed corner at time one.
+
+    .. math:: V_1 = \Pi \log w_\beta, \qquad w_\beta = (1 - \alpha) e_\beta + \alpha / c, \qquad
+              \rho = \log\Big(1 + \frac{(1 - \alpha) c}{\alpha}\Big) \sqrt{1 - 1/c}
+
+    Args:
+        smoothing: :math:`\alpha` in (0, 1).
+        end: Time in (0, 1) at which sampling stops. The noise is gone at time one, and with it
+            every density; at .9 the distance from the next class is beyond 25 deviations.
+
+    Raises:
+        OptionError: If a number is out of range.
+
+    References:
+        Boll, Gonzalez-Alvarado, Schnörr, arXiv 2402.07846.
+
+    Examples:
+        >>> FiniteHorizon().speeds(torch.tensor([2.0]))
+        tensor([3.7429])
+    """
+
+    smoothing: float = 0.01
+    end: float = 0.9
+    contraction = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("smoothing", "end"):
+            value = getattr(self, name)
+            if not (isinstance(value, int | float) and 0 < value < 1):
+                raise OptionError(f"{name} must lie between 0 and 1, got {value!r}.")
+
+    def speeds(self, counts: Tensor) -> Tensor:
+        """Norms of the logits of the smoothed corners."""
+        gap = torch.log1p((1 - self.smoothing) / self.smoothing * counts)
+        return gap * (1 - 1 / counts).sqrt()
+
+    def draw_times(self, num: int, like: Tensor) -> Tensor:
+        """Times uniform up to the end of sampling, (num,)."""
+        return self.end * torch.rand(num, dtype=like.dtype, device=like.device)
+
+    def scaled(self, v: Tensor, t: Tensor) -> Tensor:
+        """Logits as they are, which never are large."""
+        return v
+
+
+HORIZONS: dict[str, type[InfiniteHorizon] | type[FiniteHorizon]] = {
+    "infinite": InfiniteHorizon,
+    "finite": FiniteHorizon,
+}
+
+
+@final
+class AssignmentPath(nn.Module):
+    """The path of all variables of a product of simplices, and what it says about the classes.
+
+    Args:
+        simplices: The product.
+        horizon: Its time.
+
+    Examples:
+        >>> path = AssignmentPath(Simplices(3, 2), InfiniteHorizon())
+        >>> start = path.draw_start(4, torch.zeros(()))
+        >>> path.logits(torch.zeros(4, 3, dtype=torch.long), start, torch.ones(4)).shape
+        torch.Size([4, 3, 2])
+    """
+
+    def __init__(self, simplices: Simplices, horizon: Horizon) -> None:
+        super().__init__()
+        self.simplices, self.horizon = simplices, horizon
+
+    def draw_start(self, num: int, like: Tensor) -> Tensor:
+        r"""Noise :math:`V_0 = \Pi \varepsilon`, (num, n, c)."""
+        shape = (num, self.simplices.num_variables, self.simplices.max_classes)
+        return self.simplices.mean_free(torch.randn(shape, dtype=like.dtype, device=like.device))
+
+    def logits(self, labels: Tensor, start: Tensor, t: Tensor) -> Tensor:
+        """Where paths from noise (B, n, c) to labels (B, n) are at times (B,)."""
+        t = _spread(t)
+        corners = self.simplices.corners(labels, start)
+        return (1 - self.horizon.contraction * t) * start + t * self.speeds(start) * corners
+
+    def velocity(self, labels: Tensor, start: Tensor) -> Tensor:
+        """The constant velocities (B, n, c) of these paths."""
+        corners = self.simplices.corners(labels, start)
+        return self.speeds(start) * corners - self.horizon.contraction * start
+
+    def evidence(self, v: Tensor, t: Tensor) -> Tensor:
+        """What logits (B, n, c) at times (B,) say of their own class, up to constants."""
+        return self.evidence_scale(v, t) * v / self.simplices.corner_norms(v)
+
+    def evidence_scale(self, v: Tensor, t: Tensor) -> Tensor:
+        r"""The factor :math:`t \rho / s^2`, (B, n, 1)."""
+        t = _spread(t)
+        return t * self.speeds(v) / (1 - self.horizon.contraction * t).square()
+
+    def marginal_field(self, posterior: Tensor, v: Tensor, t: Tensor) -> Tensor:
+        """The field (B, n, c) that belongs to posteriors (B, n, c) of the classes."""
+        contraction = self.horizon.contraction
+        towards = self.speeds(v) * self.simplices.mean_corner(posterior)
+        return (towards - contraction * v) / (1 - contraction * _spread(t))
+
+    def speeds(self, like: Tensor) -> Tensor:
+        r"""Speeds :math:`\rho`, (n, 1)."""
+        return self.horizon.speeds(self.simplices.counts.to(like))
+
+    def extra_repr(self) -> str:
+        """Options as shown by ``print(model)``."""
+        return str(self.horizon)
+
+
+def _spread(t: Tensor) -> Tensor:
+    return t.view(-1, 1, 1)

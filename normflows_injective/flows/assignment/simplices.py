@@ -1,0 +1,213 @@
+r"""Products of simplices: assignments, their logits, and orthonormal coordinates of these.
+
+A row of weights :math:`W_i` on :math:`c_i` classes is the softmax of logits :math:`V_i` of sum
+zero. Rows of fewer classes than the largest are padded; what stands behind their classes is zero,
+and stays so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import final
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import one_hot, pad
+
+from ...checks import check_count, check_event_shape
+from ...errors import DtypeError, OptionError, ShapeError
+from ..simplex_coordinates import isometric_coordinates, isometric_logits
+
+__all__ = ["Simplices", "class_counts"]
+
+
+@final
+class Simplices(nn.Module):
+    r"""The product of :math:`n` open simplices of :math:`c_i` classes: the assignment manifold.
+
+    Logits :math:`V` have shape :math:`(B, n, c)` with :math:`c = \max_i c_i`, rows of sum zero,
+    and are identified with coordinates :math:`m = Q^\top V` in :math:`\mathbb R^d`,
+    :math:`d = \sum_i (c_i - 1)`, where :math:`Q` is orthonormal. Products with :math:`Q` are
+    running sums, so that everything here costs :math:`O(n c)`.
+
+    Args:
+        num_variables: :math:`n`.
+        num_classes: :math:`c_i \ge 2`, one number for all variables or one for each.
+
+    Raises:
+        OptionError: If a number is out of range, or there is not one for every variable.
+
+    References:
+        Boll et al., arXiv 2406.04527, section 2.
+
+    Examples:
+        >>> simplices = Simplices(2, [2, 3])
+        >>> simplices.dim, simplices.weights(torch.zeros(1, 2, 3))
+        (3, tensor([[[0.5000, 0.5000, 0.0000],
+                 [0.3333, 0.3333, 0.3333]]]))
+    """
+
+    counts: Tensor
+    valid: Tensor
+    class_places: Tensor
+    _exponents: Tensor
+    _places: Tensor
+    _positions: Tensor
+
+    def __init__(self, num_variables: int, num_classes: int | Sequence[int]) -> None:
+        super().__init__()
+        self.class_counts = class_counts(num_variables, num_classes)
+        self.num_variables, self.max_classes = num_variables, max(self.class_counts)
+        self.dim = sum(self.class_counts) - num_variables
+        self.is_ragged = min(self.class_counts) < self.max_classes
+        counts = torch.tensor(self.class_counts).unsqueeze(1)
+        classes = torch.arange(self.max_classes)
+        kept = classes[:-1] < counts - 1
+        places = torch.full(kept.shape, self.dim)
+        places[kept] = torch.arange(self.dim)
+        # Integers only, which keep their digits when the module is cast.
+        self.register_buffer("counts", counts, persistent=False)
+        self.register_buffer("valid", classes < counts, persistent=False)
+        flat = (classes < counts).flatten().nonzero()[:, 0]
+        self.register_buffer("class_places", flat, persistent=False)
+        exponents = (counts - 1 - classes[:-1]).clamp_min(1)
+        self.register_buffer("_exponents", exponents, persistent=False)
+        self.register_buffer("_places", places, persistent=False)
+        self.register_buffer("_positions", kept.flatten().nonzero()[:, 0], persistent=False)
+
+    def mean_free(self, v: Tensor) -> Tensor:
+        """Subtract from rows (*, n, c) their means over the classes, and clear what is behind."""
+        if not self.is_ragged:
+            return v - v.mean(-1, keepdim=True)
+        kept = v * self.valid
+        return (kept - kept.sum(-1, keepdim=True) / self.counts) * self.valid
+
+    def log_weights(self, v: Tensor) -> Tensor:
+        """Logarithms (*, n, c) of the softmax of logits, minus infinity behind the classes."""
+        return self._restricted(v).log_softmax(-1)
+
+    def weights(self, v: Tensor) -> Tensor:
+        r"""Weights :math:`W = \mathrm{softmax}\, V`, (*, n, c), zero behind the classes."""
+        return self._restricted(v).softmax(-1)
+
+    def replicator(self, weights: Tensor, v: Tensor) -> Tensor:
+        r"""The derivative of the softmax, :math:`R_W[V] = W \odot (V - \langle W, V\rangle)`."""
+        return weights * (v - (weights * v).sum(-1, keepdim=True))
+
+    def corner_norms(self, like: Tensor) -> Tensor:
+        r"""Norms :math:`\lVert \Pi e_k \rVert = \sqrt{1 - 1/c_i}` of the corners, (n, 1)."""
+        return (1 - 1 / self.counts.to(like)).sqrt()
+
+    def corners(self, labels: Tensor, like: Tensor) -> Tensor:
+        r"""Unit vectors :math:`u_\beta = \Pi e_\beta / \lVert \Pi e_\beta \rVert`, (*, n, c)."""
+        return self.mean_corner(one_hot(labels, self.max_classes).to(like))
+
+    def mean_corner(self, weights: Tensor) -> Tensor:
+        r"""The mean :math:`\sum_k W_k u_k` of the unit vectors, (*, n, c)."""
+        return self.mean_free(weights) / self.corner_norms(weights)
+
+    def round(self, v: Tensor) -> Tensor:
+        """The class of largest logit in every row, (*, n)."""
+        return self._restricted(v).argmax(-1)
+
+    def to_coordinates(self, v: Tensor) -> Tensor:
+        r"""Coordinates :math:`Q^\top V`, (B, d), of logits (B, n, c)."""
+        if self.is_ragged:
+            v = v * self.valid
+        rows = isometric_coordinates(v, self._exponents.to(v.dtype)).flatten(1)
+        return rows[:, self._positions] if self.is_ragged else rows
+
+    def from_coordinates(self, m: Tensor) -> Tensor:
+        r"""Logits :math:`Q m`, (B, n, c), of coordinates (B, d)."""
+        if not self.is_ragged:
+            rows = m.view(len(m), self.num_variables, self.max_classes - 1)
+            return isometric_logits(rows, self._exponents.to(m.dtype))
+        rows = pad(m, (0, 1))[:, self._places]
+        return isometric_logits(rows, self._exponents.to(m.dtype)) * self.valid
+
+    def coordinate_mask(self, mask: Tensor) -> Tensor:
+        """Which coordinates (B, d) belong to variables of a mask (B, n)."""
+        rows = mask.unsqueeze(-1).expand(-1, -1, self.max_classes - 1).flatten(1)
+        return rows[:, self._positions]
+
+    def check_labels(self, labels: Tensor, mask: Tensor | None) -> Tensor:
+        """Labels (B, n) as long integers, zero where the mask (B, n) says that they are missing.
+
+        Raises:
+            DtypeError: If the labels are no tensor of integers, or the mask is not of booleans.
+            ShapeError: If they or the mask have another shape.
+            OptionError: If a label is negative or not below its number of classes.
+        """
+        check_event_shape(labels, (self.num_variables,), "labels")
+        if labels.is_floating_point() or labels.is_complex():
+            raise DtypeError(
+                f"labels must be integers that count classes from 0, got {labels.dtype}. Convert "
+                "them with labels.long(), or one-hot rows with rows.argmax(-1)."
+            )
+        if len(labels) == 0:
+            raise ShapeError("labels is an empty batch. Skip it, or let the loader drop it.")
+        labels = labels.long()
+        if mask is not None:
+            _check_mask(mask, labels)
+            labels = labels.masked_fill(~mask, 0)
+        outside = (labels < 0) | (labels >= self.counts[:, 0])
+        if bool(outside.any()):
+            row, variable = outside.nonzero()[0].tolist()
+            raise OptionError(
+                f"labels has {int(outside.sum())} of {labels.numel()} entries out of range, the "
+                f"first at index [{row}, {variable}]: {int(labels[row, variable])}, where variable"
+                f" {variable} has classes 0 to {self.class_counts[variable] - 1}. Count classes "
+                "from 0, and give missing entries by mask=."
+            )
+        return labels
+
+    def extra_repr(self) -> str:
+        """Options as shown by ``print(model)``."""
+        counts = self.class_counts if self.is_ragged else self.max_classes
+        return f"num_variables={self.num_variables}, num_classes={counts}"
+
+    def _restricted(self, v: Tensor) -> Tensor:
+        return v.masked_fill(~self.valid, -torch.inf) if self.is_ragged else v
+
+
+def class_counts(num_variables: int, num_classes: int | Sequence[int]) -> tuple[int, ...]:
+    """Numbers of classes, one for every variable.
+
+    Args:
+        num_variables: Number of variables n.
+        num_classes: One number for all, or one for each.
+
+    Raises:
+        OptionError: If there is not one for every variable, or one is below two.
+
+    Examples:
+        >>> class_counts(3, 2)
+        (2, 2, 2)
+    """
+    check_count(num_variables, "num_variables")
+    if isinstance(num_classes, int):
+        counts = (num_classes,) * num_variables
+    else:
+        counts = tuple(int(count) for count in num_classes)
+    if len(counts) != num_variables:
+        raise OptionError(
+            f"num_classes must be one number or {num_variables}, one for every variable, got "
+            f"{len(counts)}."
+        )
+    if min(counts) < 2:
+        raise OptionError(
+            f"Every variable needs at least two classes, got num_classes={num_classes!r}. Leave "
+            "out variables that never vary."
+        )
+    return counts
+
+
+def _check_mask(mask: Tensor, labels: Tensor) -> None:
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise DtypeError(f"mask must be a tensor of booleans, true where observed, got {kind}.")
+    if mask.shape != labels.shape:
+        raise ShapeError(
+            f"mask must have the shape {tuple(labels.shape)} of the labels, got "
+            f"{tuple(mask.shape)}."
+        )

@@ -1,0 +1,7 @@
+"""Networks for the fields of assignment flows, called as ``net(features, t, context)``."""
+
+from .conv import ConvField
+from .dense import DenseField
+from .leave_one_out import LeaveOneOutField
+
+__all__ = ["ConvField", "DenseField", "LeaveOneOutField"]
