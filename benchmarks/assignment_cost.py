@@ -1,0 +1,129 @@
+"""What steps of training, sampling and likelihoods of assignment flows cost, in processor time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from flows.records import Record
+from torch import Tensor, nn
+
+from normflows_injective import AssignmentFlow
+from normflows_injective.nets.fields import DenseField, LeaveOneOutField
+
+__all__ = ["costs"]
+
+BATCH, FIXED = 32, 16
+SIZES = tuple(2**k for k in (12, 14, 16, 18))
+DENSE_SIZES, LIKELIHOOD_SIZES = SIZES[:3], (4, 8, 16, 32, 64)
+HIDDEN, ENOUGH, FEWEST, LIKELIHOOD_STEPS = (128, 128, 128), 0.3, 2, 2
+
+
+class Elementwise(nn.Module):
+    """A network of next to no cost: the features by one number, and another for the time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([0.1, 0.1]))
+
+    def forward(self, features: Tensor, t: Tensor) -> Tensor:
+        """Features (B, n, c) at times (B,) to as many numbers."""
+        return self.weight[0] * features + self.weight[1] * t.view(-1, 1, 1)
+
+
+class Blind(Elementwise):
+    """The same without the features, so that it leaves every variable out."""
+
+    leave_one_out = True
+
+    def forward(self, features: Tensor, t: Tensor) -> Tensor:
+        """Times (B,) to as many numbers as there are features (B, n, c)."""
+        return self.weight[1] * t.view(-1, 1, 1).expand_as(features)
+
+
+def costs(quick: bool) -> Record:
+    """Seconds for each number of variables and classes: our part, whole steps, likelihoods."""
+    ours, dense = (sizes[:1] if quick else sizes for sizes in (SIZES, DENSE_SIZES))
+    rows = []
+    for varied in ("variables", "classes"):
+        for size in ours:
+            n, c = (size // FIXED, FIXED) if varied == "variables" else (FIXED, size // FIXED)
+            row = {"varied": varied, "variables": n, "classes": c, **_ours(n, c)}
+            if size in dense:
+                row |= _dense(n, c)
+            rows.append(row)
+    likelihoods = [
+        {"variables": n, "classes": 4, **_likelihood(n, 4)}
+        for n in (LIKELIHOOD_SIZES[:1] if quick else LIKELIHOOD_SIZES)
+    ]
+    return {"rows": rows, "likelihoods": likelihoods, "batch": BATCH}
+
+
+def _ours(n: int, c: int) -> Record:
+    flow, blind = AssignmentFlow(Elementwise(), n, c), AssignmentFlow(Blind(), n, c)
+    return {
+        "training": _seconds(partial(_train, flow, _labels(n, c))),
+        "sampling": _sampling(flow),
+        "likelihood": _divergence(blind, "exact"),
+    }
+
+
+def _dense(n: int, c: int) -> Record:
+    flow = AssignmentFlow(DenseField(n, c, HIDDEN), n, c)
+    return {
+        "dense_training": _seconds(partial(_train, flow, _labels(n, c))),
+        "dense_sampling": _sampling(flow),
+    }
+
+
+def _likelihood(n: int, c: int) -> Record:
+    dense = AssignmentFlow(DenseField(n, c, HIDDEN), n, c)
+    left_out = AssignmentFlow(LeaveOneOutField(n, c), n, c)
+    return {
+        "dense": _sampling(dense),
+        "dense_exact": _divergence(dense, "exact"),
+        "dense_hutchinson": _divergence(dense, "hutchinson"),
+        "left_out": _sampling(left_out),
+        "left_out_exact": _divergence(left_out, "exact"),
+    }
+
+
+def _labels(n: int, c: int) -> Tensor:
+    return torch.randint(c, (BATCH, n))
+
+
+def _train(flow: AssignmentFlow, labels: Tensor) -> None:
+    flow.zero_grad()
+    flow.flow_matching_loss(labels).backward()
+
+
+def _sampling(flow: AssignmentFlow) -> float:
+    """Seconds for one evaluation of the field with its step, without what a call adds to them."""
+    few, many = 1, 4
+    times = [_seconds(partial(flow.sample, BATCH, steps, "euler")) for steps in (few, many)]
+    return (times[1] - times[0]) / (many - few)
+
+
+def _divergence(flow: AssignmentFlow, kind: str) -> float:
+    """Seconds for one evaluation of field and divergence, with its step."""
+    layer = flow.layer(LIKELIHOOD_STEPS, "euler", kind)
+    m = torch.randn(BATCH, flow.dim)
+
+    def run() -> None:
+        with torch.no_grad():
+            layer.inverse(m)
+
+    return _seconds(run) / LIKELIHOOD_STEPS
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    """The least processor time of some calls."""
+    run()
+    times: list[float] = []
+    while len(times) < FEWEST or sum(times) < ENOUGH:
+        begin = time.process_time()
+        run()
+        times.append(time.process_time() - begin)
+    return min(times)
