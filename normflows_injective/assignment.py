@@ -210,7 +210,7 @@ class AssignmentFlow(nn.Module):
         reading: str = "rounding",
         context: Tensor | None = None,
         mask: Tensor | None = None,
-        num_probes: int = 1,
+        num_probes: int = 2,
         max_rows: int = 8192,
         progress: bool = False,
     ) -> DiscreteLogProb:
@@ -225,8 +225,9 @@ class AssignmentFlow(nn.Module):
         Args:
             labels: Classes (B, n), integers that count from 0.
             num_importance_samples: Draws for each row of labels.
-            divergence: ``"exact"``, or ``"hutchinson"`` by random probes, whose noise widens the
-                weights: for many variables.
+            divergence: ``"exact"``, or ``"hutchinson"`` by random probes, for many variables: its
+                noise widens the weights, and the bias that it brings is taken off if there are
+                two probes or more.
             steps: Number of equal steps, or their times from zero to the end of the horizon.
             solver: ``"rk4"``, ``"midpoint"`` or ``"euler"``.
             reading: ``"rounding"`` or ``"mixture"``, as in :meth:`sample`.

@@ -11,6 +11,11 @@ Of an exact field :math:`p_T = \sum_\beta p(\beta)\, q_\beta`, and the weights a
 the corners are far apart. The estimate of :math:`p(\beta)` is unbiased, so that its logarithm is,
 in the mean, too small: negative log-likelihoods are too large, by about half of the squared
 standard error.
+
+A divergence estimated by probes is unbiased, but its exponential is not: noise of variance
+:math:`\sigma^2` in the logarithm of a weight raises its mean by :math:`\sigma^2 / 2`. The noise is
+a sum of independent terms, nearly normal, and its variance can be told from several probes, so
+that it is taken off again.
 """
 
 from __future__ import annotations
@@ -73,14 +78,19 @@ def importance_log_prob(
     """
     index = torch.arange(len(labels), device=labels.device)
     index = index.repeat_interleave(num_importance_samples)
-    weights = []
+    weights, noise = [], []
     with tqdm(total=len(index), unit="draw", disable=not progress) as bar:
         for rows in index.split(max_rows):
             here = None if context is None else context[rows]
             observed = None if mask is None else mask[rows]
-            weights.append(_log_weights(layer, reading, labels[rows], here, observed))
+            drawn = _log_weights(layer, reading, labels[rows], here, observed)
+            weights.append(drawn[0])
+            noise.append(drawn[1])
             bar.update(len(rows))
-    return summarise(torch.cat(weights).view(len(labels), num_importance_samples))
+    shape = (len(labels), num_importance_samples)
+    variance = torch.cat(noise).view(shape).nanmean(1).nan_to_num()
+    found = summarise(torch.cat(weights).view(shape))
+    return found._replace(log_prob=found.log_prob - variance / 2)
 
 
 def summarise(log_weights: Tensor) -> DiscreteLogProb:
@@ -115,8 +125,12 @@ def _log_weights(
     labels: Tensor,
     context: Tensor | None,
     mask: Tensor | None,
-) -> Tensor:
-    """Logarithms of the importance weights of one draw for each row of labels, (B,)."""
+) -> tuple[Tensor, Tensor]:
+    """Logarithms of the importance weights of one draw for each row of labels, (B,).
+
+    Beside them is the variance of the noise of their divergence, (B,), NaN where no path was
+    followed.
+    """
     path, simplices = layer.field.path, layer.field.path.simplices
     start = path.draw_start(len(labels), layer.field.like)
     end = torch.full_like(start[:, 0, 0], path.horizon.end)
@@ -127,17 +141,21 @@ def _log_weights(
     log_weights = log_reading.sum(1)
     # Draws that cannot count need no path.
     alive = log_weights.isfinite()
+    variance = torch.full_like(log_weights, math.nan)
     if not bool(alive.any()):
-        return log_weights
+        return log_weights, variance
     v, start = v[alive], start[alive]
     context, mask = (None if x is None else x[alive] for x in (context, mask))
     m = simplices.to_coordinates(v)
     observed = None if mask is None else simplices.coordinate_mask(mask)
-    noise, log_det = layer.transport(m, layer.times[::-1], context, mask)
+    noise, integrals = layer.transport(m, layer.times[::-1], context, mask)
+    num = integrals.shape[1]
+    spread = integrals.var(1) / num if num > 1 else torch.zeros_like(integrals[:, 0])
     deviation = 1 - path.horizon.contraction * path.horizon.end
-    log_density = _log_normal(noise, observed, 1.0) + log_det
+    log_density = _log_normal(noise, observed, 1.0) + integrals.mean(1)
     log_proposal = _log_normal(simplices.to_coordinates(start), observed, deviation)
-    return log_weights.index_put((alive,), log_weights[alive] + log_density - log_proposal)
+    gained = log_weights[alive] + log_density - log_proposal
+    return log_weights.index_put((alive,), gained), variance.index_put((alive,), spread)
 
 
 def _log_normal(noise: Tensor, observed: Tensor | None, deviation: float) -> Tensor:

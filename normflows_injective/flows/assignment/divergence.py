@@ -35,25 +35,25 @@ def check_divergence(divergence: str) -> None:
 def trace_of_jacobian(
     function: Callable[[Tensor], Tensor], m: Tensor, probes: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    r"""Value of a map and the trace of its Jacobian, by forward-mode products.
+    r"""Value of a map and the trace of its Jacobian, or estimates of it, in forward mode.
 
     Args:
         function: Map of a batch (B, d) to a batch (B, d), acting on each sample alone.
         m: Where, (B, d).
         probes: Directions (K, B, d) with :math:`\mathbb E[v v^\top] = I`, which give the unbiased
-            estimate :math:`\frac1K \sum_k v_k^\top J v_k`, or None for the sum over a basis.
+            estimates :math:`v_k^\top J v_k`, or None for the sum over a basis.
 
     Returns:
-        Value (B, d) and trace (B,).
+        Value (B, d), and estimates (B, K) or the trace (B, 1).
 
     Examples:
         >>> trace_of_jacobian(lambda m: m**2, torch.ones(1, 3), None)
-        (tensor([[1., 1., 1.]]), tensor([6.]))
+        (tensor([[1., 1., 1.]]), tensor([[6.]]))
     """
     recording = torch.is_grad_enabled()
     if probes is not None:
         value, products = jvp(function, m, probes, create_graph=recording)
-        return value, (products * probes).sum(2).mean(0)
+        return value, (products * probes).sum(2).T
     dim = m.shape[1]
     basis = torch.eye(dim, dtype=m.dtype, device=m.device)
     rows = dim if recording else max(1, min(dim, _TANGENT_NUMBERS // m.numel()))
@@ -63,4 +63,4 @@ def trace_of_jacobian(
         tangents = chunk.unsqueeze(1).expand(-1, *m.shape)
         value, products = jvp(function, m, tangents, create_graph=recording)
         trace = trace + (products * tangents).sum((0, 2))
-    return value, trace
+    return value, trace.unsqueeze(1)

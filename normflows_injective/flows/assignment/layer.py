@@ -36,7 +36,8 @@ class AssignmentLayer(nf.flows.Flow):
         solver: ``"euler"``, ``"midpoint"`` or ``"rk4"``.
         divergence: ``"exact"``, at the cost of :math:`d` forward-mode products for every
             evaluation, or of none where the network leaves each variable out; ``"hutchinson"``,
-            unbiased, by the same random probes along the whole path.
+            by random probes, new ones for every evaluation: unbiased, and the noise averages out
+            along the path.
         num_probes: Number of Rademacher probes for ``"hutchinson"``.
 
     Raises:
@@ -86,11 +87,13 @@ class AssignmentLayer(nf.flows.Flow):
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Noise (B, d) to coordinates (B, d) at the end, with the log-det (B,) in nats."""
-        return self.transport(z, self.times, context)
+        m, integrals = self.transport(z, self.times, context)
+        return m, integrals.mean(1)
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Coordinates (B, d) at the end to noise (B, d), with the log-det (B,) in nats."""
-        return self.transport(x, self.times[::-1], context)
+        m, integrals = self.transport(x, self.times[::-1], context)
+        return m, integrals.mean(1)
 
     def transport(
         self,
@@ -99,31 +102,30 @@ class AssignmentLayer(nf.flows.Flow):
         context: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Carry coordinates (B, d) through times, with the integral (B,) of the divergence.
+        """Carry coordinates (B, d) through times, with the integrals of the divergence.
 
-        By a mask (B, n) missing variables stay where they are.
+        By a mask (B, n) missing variables stay where they are. The integrals are one for every
+        probe, (B, K), of independent noise; where they are exact there is one.
         """
         check_event_shape(m, self.latent_shape, "coordinates")
-        probes = None
-        if self.divergence == "hutchinson" and not self.field.knows_divergence:
-            probes = draw_probes("rademacher", self.num_probes, m)
-        simplices = self.field.path.simplices
+        simplices, dim = self.field.path.simplices, m.shape[1]
+        estimated = self.divergence == "hutchinson" and not self.field.knows_divergence
+        num_integrals = self.num_probes if estimated else 1
 
         def rate(y: Tensor, time: float) -> Tensor:
             t = torch.full((len(y),), time, dtype=y.dtype, device=y.device)
-            coordinates = y[:, :-1]
+            coordinates = y[:, :dim]
             if self.field.knows_divergence:
                 v = simplices.from_coordinates(coordinates)
                 velocity, divergence = self.field.field_and_divergence(v, t, context, mask)
-                moved = simplices.to_coordinates(velocity)
-            else:
-                velocity_of = self._on_coordinates(t, context, mask)
-                moved, divergence = trace_of_jacobian(velocity_of, coordinates, probes)
-            return torch.cat([moved, divergence.unsqueeze(1)], 1)
+                return torch.cat([simplices.to_coordinates(velocity), divergence.unsqueeze(1)], 1)
+            probes = draw_probes("rademacher", self.num_probes, coordinates) if estimated else None
+            velocity_of = self._on_coordinates(t, context, mask)
+            return torch.cat(trace_of_jacobian(velocity_of, coordinates, probes), 1)
 
-        state = torch.cat([m, torch.zeros_like(m[:, :1])], 1)
+        state = torch.cat([m, m.new_zeros(len(m), num_integrals)], 1)
         state = integrate(rate, state, times, self.solver)
-        return state[:, :-1], state[:, -1]
+        return state[:, :dim], state[:, dim:]
 
     def extra_repr(self) -> str:
         """Options as shown by ``print(model)``."""
