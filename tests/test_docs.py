@@ -78,6 +78,18 @@ def test_the_examples_of_the_page_on_couplings(capsys):
     assert "nats" in capsys.readouterr().out
 
 
+def test_the_examples_of_the_page_on_assignment_flows(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    names: dict = {}
+    for code in blocks("docs/assignment.md"):
+        exec(code, names)
+    assert names["samples"].shape == (100, 4)
+    assert names["effective_sample_size"].mean() > 0.5
+    assert names["marginal"].log_prob.isfinite().all()
+    assert names["weights"].shape == (5, 6)
+
+
 def test_the_class_conditional_example_of_the_page_on_stacking():
     (code,) = blocks("docs/stacking.md")
     names = {

@@ -5,18 +5,13 @@ from .coupling_gap import CouplingGap, coupling_gap
 from .distances import frechet_distance
 from .injectivity import InjectivityReport, injectivity_report
 from .layerwise import LayerwiseTrainer
-from .volume_preserving_floor import (
-    VolumePreservingFloor,
-    volume_preserving_floor,
-    volume_preserving_floor_on_box,
-)
+from .volume_preserving_floor import volume_preserving_floor, volume_preserving_floor_on_box
 
 __all__ = [
     "CouplingGap",
     "InjectivityReport",
     "LayerwiseTrainer",
     "MomentRegression",
-    "VolumePreservingFloor",
     "coupling_gap",
     "frechet_distance",
     "injectivity_report",

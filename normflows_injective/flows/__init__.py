@@ -1,6 +1,7 @@
 """Layers: every one is an ``nf.flows.Flow``."""
 
 from . import assignment, coupling, gauges, kernel, mixer, volume_preserving
+from .assignment.lift import SimplexLift
 from .composite import InjectiveComposite
 from .exact import LinearInjection, Pad
 from .free_form import FreeFormInjection
@@ -25,6 +26,7 @@ __all__ = [
     "RadialSurface",
     "Reshape",
     "SimplexFromOrthant",
+    "SimplexLift",
     "SimplexStickBreaking",
     "SphereChart",
     "SphereLinear",
