@@ -25,11 +25,11 @@ import torch
 from records import Record, read, run_once, with_error
 from torch import Tensor, nn
 
-from normflows_injective.diagnostics import (
+from normflows_injective.diagnostics import volume_preserving_floor_on_box
+from normflows_injective.diagnostics.volume_preserving_floor import (
     VolumePreservingFloor,
-    volume_preserving_floor_on_box,
+    uniform_floor,
 )
-from normflows_injective.diagnostics.volume_preserving_floor import uniform_floor
 from normflows_injective.flows.coupling import Affine, NetworkCoupling
 from normflows_injective.flows.volume_preserving import (
     GINCoupling,

@@ -1,0 +1,208 @@
+"""Assignment flows on binarised MNIST of 14x14 pixels, beside MADE and independent pixels.
+
+    python benchmarks/assignment_images.py --data DIR [--steps 6000] [--quick] [--only NAME]
+        [--page docs/results/assignment_images.md]
+
+DIR holds ``mnist.npz``; the environment variable NFI_DATA may name it. Images are averaged over
+2x2 pixels and set to one above the middle. Every run is a line of a file under out/ and is not
+repeated: a stopped benchmark goes on. The weights go there too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from assignment_images_page import write_page
+from flows.records import Record, run_once
+from normflows.nets.made import MADE
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d, binary_cross_entropy_with_logits
+from tqdm import trange
+
+import normflows_injective as nfi
+from normflows_injective.flows.assignment import choose_horizon
+from normflows_injective.nets.fields import ConvField, DenseField, LeaveOneOutField
+
+SIDE, NUM = 14, 196
+BATCH, RATE, CLIP, EVERY = 128, 1e-3, 50.0, 500
+JUDGED, DRAWS, PROBES, SAMPLES = 300, 16, 2, 60
+NATS_TO_BITS = 1 / (NUM * math.log(2))
+
+
+def images(folder: str | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Training, validation and test images (N, 196) of zeros and ones."""
+    path = Path(folder or "") / "mnist.npz"
+    if folder is None or not path.is_file():
+        raise SystemExit(
+            f"{path} was not found. Give the folder that holds mnist.npz by --data or the "
+            "environment variable NFI_DATA."
+        )
+    with np.load(path, allow_pickle=False) as arrays:
+        train, test = (_binarised(torch.from_numpy(arrays[k])) for k in ("x_train", "x_test"))
+    return train[:-5000], train[-5000:], test[:JUDGED]
+
+
+def _binarised(pixels: Tensor) -> Tensor:
+    return (avg_pool2d(pixels.float().unsqueeze(1), 2) > 127).long().flatten(1)
+
+
+def flow(net: nn.Module) -> nfi.AssignmentFlow:
+    """An assignment flow with default options, that stops as early as 196 pixels allow."""
+    return nfi.AssignmentFlow(net, NUM, 2, horizon=choose_horizon(NUM, 2).horizon)
+
+
+class Autoregressive(nn.Module):
+    """The host's MADE with Bernoulli pixels, in the order of reading."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.net = MADE(NUM, width, num_blocks=1, output_multiplier=1, use_residual_blocks=True)
+
+    def log_prob(self, labels: Tensor) -> Tensor:
+        """Log-probabilities (B,) in nats."""
+        pixels = labels.float()
+        logits = self.net(2 * pixels - 1)
+        return -binary_cross_entropy_with_logits(logits, pixels, reduction="none").sum(1)
+
+    @torch.no_grad()
+    def sample(self, num_samples: int) -> Tensor:
+        """Images (num_samples, 196), pixel by pixel."""
+        pixels = torch.zeros(num_samples, NUM)
+        for i in range(NUM):
+            pixels[:, i] = torch.bernoulli(self.net(2 * pixels - 1)[:, i].sigmoid())
+        return pixels.long()
+
+
+def count(model: nn.Module) -> int:
+    """Parameters, of masked weights those that are not masked."""
+    masked = sum(
+        int((~mask.bool()).sum()) * (module.linear.weight.numel() // mask.numel())
+        if hasattr(module, "linear")
+        else int((mask == 0).sum())
+        for module in model.modules()
+        if isinstance(mask := getattr(module, "mask", None), Tensor)
+    )
+    return sum(p.numel() for p in model.parameters()) - masked
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "assignment flow, DenseField": lambda: flow(DenseField(NUM, 2, (512, 512, 512))),
+    "MADE": lambda: Autoregressive(870),
+    "assignment flow, ConvField": lambda: flow(ConvField(SIDE, SIDE, 2, channels=24)),
+    "assignment flow, LeaveOneOutField": lambda: flow(LeaveOneOutField(NUM, 2, (3, 3), 3)),
+}
+
+
+def loss_of(model: nn.Module, labels: Tensor) -> Tensor:
+    """What a model is trained with."""
+    if isinstance(model, nfi.AssignmentFlow):
+        return model.flow_matching_loss(labels)
+    return -model.log_prob(labels).mean()
+
+
+def fit(build: Callable[[], nn.Module], data: tuple[Tensor, ...], steps: int, seed: int) -> Record:
+    """Train a model, keep the weights that are best on validation images, and score them."""
+    train, validation, test = data
+    torch.manual_seed(seed)
+    model = build()
+    optimizer = torch.optim.Adam(model.parameters(), RATE)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps)
+    generator = torch.Generator().manual_seed(seed)
+    best, best_step, state, seconds = math.inf, 0, {}, 0.0
+    for step in trange(steps):
+        start = time.process_time()
+        loss = loss_of(model, train[torch.randint(len(train), (BATCH,), generator=generator)])
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        optimizer.step()
+        schedule.step()
+        seconds += time.process_time() - start
+        if (step + 1) % EVERY == 0 or step + 1 == steps:
+            held_out = _validation_loss(model, validation)
+            if held_out < best:
+                best, best_step = held_out, step + 1
+                state = {key: value.clone() for key, value in model.state_dict().items()}
+    model.load_state_dict(state)
+    found = {"parameters": count(model), "best_step": best_step, "validation_loss": best}
+    return {**found, "seconds_per_step": seconds / steps, **score(model, test)}
+
+
+def _validation_loss(model: nn.Module, validation: Tensor) -> float:
+    """The training loss on validation images, always with the same noise and times."""
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        return float(torch.stack([loss_of(model, x) for x in validation.split(1000)]).mean())
+
+
+def score(model: nn.Module, test: Tensor) -> Record:
+    """Bits per dimension of test images, and samples."""
+    torch.manual_seed(0)
+    if not isinstance(model, nfi.AssignmentFlow):
+        with torch.no_grad():
+            bits = -model.log_prob(test).double() * NATS_TO_BITS
+        return {**_summary(bits), "samples": model.sample(SAMPLES).tolist()}
+    steps = choose_horizon(NUM, 2).steps
+    start = time.process_time()
+    found = model.log_prob(
+        test, DRAWS, "hutchinson", steps=steps, num_probes=PROBES, progress=True
+    )
+    seconds = (time.process_time() - start) / (len(test) * DRAWS)
+    bits = -found.log_prob.double() * NATS_TO_BITS
+    return {
+        **_summary(bits),
+        "effective_sample_size": float(found.effective_sample_size.mean()),
+        "error_by_draws": float(found.standard_error.mean()) * NATS_TO_BITS,
+        "seconds_per_draw": seconds,
+        "samples": model.sample(SAMPLES, steps=2 * steps).tolist(),
+    }
+
+
+def _summary(bits: Tensor) -> Record:
+    return {"bits": float(bits.mean()), "error": float(bits.std()) / math.sqrt(len(bits))}
+
+
+def independent(train: Tensor, test: Tensor) -> Record:
+    """Bits per dimension of pixels that are independent."""
+    p = ((train.sum(0) + 1) / (len(train) + 2)).double()
+    log_prob = torch.where(test == 1, p.log(), (1 - p).log()).sum(1)
+    samples = torch.bernoulli(p.expand(SAMPLES, -1), generator=torch.Generator().manual_seed(0))
+    return {
+        "parameters": NUM,
+        **_summary(-log_prob * NATS_TO_BITS),
+        "samples": samples.long().tolist(),
+    }
+
+
+def main() -> None:
+    """Run what has not been run, print the table, write page and figure."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", default=os.environ.get("NFI_DATA"), help="folder of the file")
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="three steps, to try it")
+    parser.add_argument("--only", default="", help="a part of the name of models")
+    parser.add_argument("--page", type=Path, help="Markdown page to write; the figure goes beside")
+    arguments = parser.parse_args()
+    data = images(arguments.data)
+    if arguments.quick:
+        arguments.steps, data = 3, (*data[:2], data[2][:40])
+    torch.set_num_threads(1)
+    file = Path("out") / f"assignment_images_{arguments.steps}.jsonl"
+    jobs = {"independent pixels": functools.partial(independent, data[0], data[2])}
+    for name, build in MODELS.items():
+        jobs[name] = functools.partial(fit, build, data, arguments.steps, arguments.seed)
+    records = [run_once(file, name, run) for name, run in jobs.items() if arguments.only in name]
+    write_page(records, data[2], arguments.steps, arguments.page)
+
+
+if __name__ == "__main__":
+    main()
