@@ -145,6 +145,12 @@ class AssignmentFlow(nn.Module):
         check_loss(loss, {"flow matching": losses})
         return loss
 
+    def forward(
+        self, labels: Tensor, context: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """The training loss, so that ``DistributedDataParallel`` may wrap the model itself."""
+        return self.flow_matching_loss(labels, context, mask)
+
     def loss_terms(
         self, labels: Tensor, context: Tensor | None = None, mask: Tensor | None = None
     ) -> Tensor:

@@ -124,7 +124,7 @@ def choose_horizon(
     chosen: Horizon = replace(given, end=_end(given, late))  # type: ignore[type-var]
     factor, order = _ERROR_OF_STEPS[solver]
     farthest = max(d for _, d in _distances(chosen, num_variables, num_classes))
-    steps = math.ceil(farthest / (error / factor) ** (1 / order))
+    steps = max(1, math.ceil(farthest / (error / factor) ** (1 / order)))
     return HorizonChoice(chosen, steps, rounding_error(chosen, num_variables, num_classes))
 
 

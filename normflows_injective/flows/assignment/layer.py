@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...checks import check_event_shape
+from ...volume.modules import refuse_unsupported
 from ...volume.probes import draw_probes
 from .divergence import check_divergence, trace_of_jacobian
 from .field import AssignmentField
@@ -106,11 +107,18 @@ class AssignmentLayer(nf.flows.Flow):
 
         By a mask (B, n) missing variables stay where they are. The integrals are one for every
         probe, (B, K), of independent noise; where they are exact there is one.
+
+        Raises:
+            ShapeError: If the coordinates have another shape.
+            UnsupportedLayerError: If a network that must be differentiated is in a state in which
+                it has no Jacobian of each sample, such as dropout in training mode.
         """
         check_event_shape(m, self.latent_shape, "coordinates")
         simplices, dim = self.field.path.simplices, m.shape[1]
         estimated = self.divergence == "hutchinson" and not self.field.knows_divergence
         num_integrals = self.num_probes if estimated else 1
+        if not self.field.knows_divergence:
+            refuse_unsupported(self.field.net.modules())
 
         def rate(y: Tensor, time: float) -> Tensor:
             t = torch.full((len(y),), time, dtype=y.dtype, device=y.device)
