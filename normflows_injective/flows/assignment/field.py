@@ -65,7 +65,7 @@ class AssignmentField(nn.Module):
             variable is missing and zero elsewhere. The other features are zero there.
 
     Raises:
-        OptionError: If an option is unknown.
+        OptionError: If an option is unknown, or the network cannot be called so.
         ShapeError: If the network returns another shape.
 
     Examples:
@@ -232,6 +232,11 @@ class AssignmentField(nn.Module):
             self.net.eval()
             with torch.no_grad():
                 self.output(v, v.new_zeros(2))
+        except TypeError as error:
+            raise OptionError(
+                "net must be callable as net(features, t), or net(features, t, context=context), "
+                f"with features (B, {shape[1]}, {shape[2]}) and times (B,). It raised: {error}"
+            ) from error
         finally:
             for module, mode in training.items():
                 module.training = mode

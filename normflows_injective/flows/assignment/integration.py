@@ -81,6 +81,8 @@ def time_grid(steps: Times, end: float) -> list[float]:
     if isinstance(steps, int):
         check_count(steps, "steps")
         return [end * k / steps for k in range(steps + 1)]
+    if not isinstance(steps, Sequence | Tensor):
+        raise OptionError(f"steps must be an integer or a list of times, got {steps!r}.")
     times = [float(t) for t in steps]
     rises = len(times) > 1 and all(a < b for a, b in pairwise(times))
     if not rises or times[0] != 0 or not math.isclose(times[-1], end, rel_tol=1e-6):

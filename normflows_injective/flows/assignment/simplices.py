@@ -7,6 +7,7 @@ and stays so.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import final
 
@@ -185,10 +186,13 @@ def class_counts(num_variables: int, num_classes: int | Sequence[int]) -> tuple[
         (2, 2, 2)
     """
     check_count(num_variables, "num_variables")
-    if isinstance(num_classes, int):
-        counts = (num_classes,) * num_variables
-    else:
-        counts = tuple(int(count) for count in num_classes)
+    given = [num_classes] * num_variables if isinstance(num_classes, int) else num_classes
+    try:
+        counts = tuple(operator.index(count) for count in given)
+    except TypeError as error:
+        raise OptionError(
+            f"num_classes must be an integer or a list of integers, got {num_classes!r}."
+        ) from error
     if len(counts) != num_variables:
         raise OptionError(
             f"num_classes must be one number or {num_variables}, one for every variable, got "
