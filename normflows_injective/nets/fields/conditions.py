@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...context import expect_context
 from ...errors import ShapeError
+from ..joining import ContextNetwork
 
 __all__ = ["NUM_TIME_FEATURES", "FieldNetwork", "time_features"]
 
@@ -36,7 +37,7 @@ def time_features(t: Tensor) -> Tensor:
     )
 
 
-class FieldNetwork(nn.Module):
+class FieldNetwork(ContextNetwork):
     """A network of features (B, n, c), times (B,) and an optional context (B, C).
 
     Args:
@@ -53,28 +54,17 @@ class FieldNetwork(nn.Module):
     def __init__(
         self, num_variables: int, num_classes: int, context_dim: int, missing: bool
     ) -> None:
-        super().__init__()
+        super().__init__((num_variables, num_classes + missing), context_dim)
         self.num_variables, self.num_classes = num_variables, num_classes
-        self.num_features, self.context_dim = num_classes + missing, context_dim
+        self.num_features = num_classes + missing
         self.num_conditions = NUM_TIME_FEATURES + context_dim
-
-    @property
-    def takes_context(self) -> bool:
-        """Whether the network was built with context features."""
-        return self.context_dim > 0
-
-    @property
-    def needs_context(self) -> bool:
-        """Whether the network cannot be called without a context."""
-        return self.context_dim > 0
 
     def conditions(self, features: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
         """Functions of the time and the context side by side, (B, 8 + C)."""
-        expected = (self.num_variables, self.num_features)
-        if tuple(features.shape[1:]) != expected:
+        if tuple(features.shape[1:]) != self.input_shape:
             raise ShapeError(
-                f"{type(self).__name__} was built for features of shape (B, {expected[0]}, "
-                f"{expected[1]}), got {tuple(features.shape)}. Give it the num_variables and "
+                f"{type(self).__name__} was built for features of shape (B, {self.num_variables}, "
+                f"{self.num_features}), got {tuple(features.shape)}. Give it the num_variables and "
                 "num_classes of the model, and missing=True if the model has it."
             )
         expect_context(context, len(features), self.context_dim, type(self).__name__)
