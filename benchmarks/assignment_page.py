@@ -69,7 +69,7 @@ def _draw(records: dict[str, Record], path: Path) -> None:
         bars.text(mean + error + 0.004, place, f"{mean:.3f}", va="center", fontsize=9)
     bars.set_yticks(range(len(BARS)), [label for label, _ in BARS])
     bars.invert_yaxis()
-    bars.margins(x=0.14)
+    bars.margins(x=0.2)
     bars.set_xlabel("total variation, standard errors over seeds")
     bars.set_title("3 x 3 Ising model", fontsize=11)
     for label, method, style in LINES:

@@ -81,9 +81,18 @@ def _likelihoods(records: Records) -> str:
                     f"{run['effective']:.3f}",
                     f"{run['effective_by_p']:.3f}",
                     f"{run['total']:.4f} ± {run['total_error']:.4f}",
+                    f"{run['seconds'] / records[f'likelihood|{DEFAULT}|0']['seconds']:.2f}",
                 )
             )
-    head = ("method", "KL(p, model)", "of which noise", "ESS, states", "ESS, by p", "sum of all")
+    head = (
+        "method",
+        "KL(p, model)",
+        "of which noise",
+        "ESS, states",
+        "ESS, by p",
+        "sum of all",
+        "time",
+    )
     return _table(head, rows)
 
 

@@ -15,7 +15,8 @@ Adam with 256 samples, 0.002 let down by a cosine; perceptrons of three hidden l
 many weights behind the masks; 75 midpoint steps of sampling. Entries are means over seeds (of
 weights, noise and batches) with the standard error over them. TV is the total variation between
 the histogram of samples and the true law, KL their Kullback-Leibler divergence in nats; the row of
-*true samples*, as many of them, is the floor below which no sampler gets.
+*true samples*, as many of them, is the floor that a perfect sampler has. An entry without ± is a
+single run.
 
 ![total variation of every method](FIGURE)
 
@@ -34,10 +35,11 @@ COMBINATION_TABLE
 
 ### Probabilities of all states
 
-Estimated for every one of the 512 states by 16 draws of importance sampling with 20 steps of rk4,
-one training each. KL(p, model) is in nats, with the error by the draws; half of the mean squared
-error of an estimate, the part by which noise enlarges it, is beside it. ESS is the mean effective
-sample size, over the states and over the law. The sum over all states should be one.
+Estimated for every one of the 512 states by 16 draws of importance sampling, and 512 for the eight
+likeliest, with 20 steps of rk4, one training each. KL(p, model) is in nats, with the error by the
+draws; half of the mean squared error of an estimate, the part by which noise enlarges it, is
+beside it. ESS is the mean effective sample size, over the states and over the law. The sum over
+all states should be one. *Time* is processor time, as a multiple of the first row's.
 
 LIKELIHOOD_TABLE
 
@@ -81,5 +83,32 @@ MISPLACED_TABLE
 
 ## What the numbers say
 
-FINDINGS
+* **The default has the least distance of all on either law**: .050 on the Ising model, .02 above
+  the floor, beside .071 for the predecessor, .11 for the published settings and .19 for linear
+  flow matching.
+* **It is the classifier with the features of the posterior**, not one of them: as features of a
+  velocity those of the posterior are the worst. With a classifier the horizon hardly matters.
+* **Half of what the published settings lose is the law of times**: with Gamma(2, .5) in place of
+  Gamma(1, .25) their network comes to the distance of the predecessor.
+* **That assignment flows bear more classes than linear flow matching is true of the default and
+  of the predecessor**, not of the published settings at this budget, which are behind linear flow
+  matching with a classifier at 16 and 64 classes. Which variant of linear flow matching is the
+  better depends on the law, so both are shown.
+* **Probabilities of the default sum to one, with hardly any noise**, and leaving variables out
+  gives the same for about a twentieth of the time, at a distance a tenth larger. For the published
+  settings the estimate fails, as its effective sample size says: paths of that velocity end
+  farther from the corners than its proposal looks, and the sum is too small. Its KL is that of the
+  estimate, not of the samples.
+* Sampling the predecessor to .99 in place of .9 changes nothing.
+* **Our part is linear in n c**, but for caches: the slopes are 1.06 to 1.19, and memory of which
+  the allocator must ask anew costs as much again where it is not kept. A dense network of 128
+  units about doubles a step. The divergence in closed form adds at most half an evaluation; by
+  forward-mode products it takes ten and more, of which much is overhead at these sizes. The
+  network that leaves variables out grows with n^2, and is itself ten times the dense one at 64
+  variables.
+* **The rule for the steps holds within a factor of 1.5 for the Ising model and the infinite
+  horizon**, and is cautious elsewhere: by 2 to 6 for pairs of 16 classes, more for 2, and for the
+  finite horizon by 2 for euler up to 17 for rk4.
+* What this does not say: two small laws, one size of network, one learning rate for all, untuned,
+  and short trainings; the probabilities are of one training each.
 """

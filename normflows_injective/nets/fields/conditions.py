@@ -64,8 +64,8 @@ class FieldNetwork(ContextNetwork):
         if tuple(features.shape[1:]) != self.input_shape:
             raise ShapeError(
                 f"{type(self).__name__} was built for features of shape (B, {self.num_variables}, "
-                f"{self.num_features}), got {tuple(features.shape)}. Give it the num_variables and "
-                "num_classes of the model, and missing=True if the model has it."
+                f"{self.num_features}), got {tuple(features.shape)}. Give it the num_variables "
+                "and num_classes of the model, and missing=True if the model has it."
             )
         expect_context(context, len(features), self.context_dim, type(self).__name__)
         times = time_features(t)

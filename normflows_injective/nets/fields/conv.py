@@ -61,7 +61,7 @@ class ConvField(FieldNetwork):
         self.down = nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1)
         self.coarse = _blocks(num_blocks, 2 * channels, conditions)
         self.up = nn.Conv2d(2 * channels, channels, 1)
-        self.join = nn.Conv2d(2 * channels, channels, 1)
+        self.skip = nn.Conv2d(2 * channels, channels, 1)
         self.last = _blocks(num_blocks, channels, conditions)
         self.output = nn.Conv2d(channels, num_classes, 3, padding=1)
 
@@ -73,7 +73,7 @@ class ConvField(FieldNetwork):
         coarse = self.up(_through(self.coarse, self.down(fine), conditions))
         coarse = coarse.repeat_interleave(2, 2).repeat_interleave(2, 3)
         coarse = coarse[:, :, : self.grid[0], : self.grid[1]]
-        joined = self.join(torch.cat([fine, coarse], 1))
+        joined = self.skip(torch.cat([fine, coarse], 1))
         out: Tensor = self.output(_through(self.last, joined, conditions))
         return out.flatten(2).transpose(1, 2)
 
