@@ -217,7 +217,7 @@ class AssignmentFlow(nn.Module):
         context: Tensor | None = None,
         mask: Tensor | None = None,
         num_probes: int = 2,
-        max_rows: int = 8192,
+        max_rows: int = 2048,
         progress: bool = False,
     ) -> DiscreteLogProb:
         r"""Estimate log-probabilities of labels, with their errors, by importance sampling.
