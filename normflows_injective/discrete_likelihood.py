@@ -8,7 +8,9 @@ labels as the proposal, normal around the corner :math:`t \rho u_\beta` with dev
           = \mathbb E_{m \sim q_\beta} \frac{r(\beta \mid m)\, p_T(m)}{q_\beta(m)}.
 
 Of an exact field :math:`p_T = \sum_\beta p(\beta)\, q_\beta`, and the weights are all equal where
-the corners are far apart. The estimate of :math:`p(\beta)` is unbiased, so that its logarithm is,
+the corners are far apart. Of logits read by a draw from their weights some near other corners
+count as well; so there the corner is drawn first, for each variable on its own, and :math:`q_\beta`
+is a product of mixtures. The estimate of :math:`p(\beta)` is unbiased, so that its logarithm is,
 in the mean, too small: negative log-likelihoods are too large, by about half of the squared
 standard error.
 
@@ -58,7 +60,7 @@ def importance_log_prob(
     num_importance_samples: int,
     context: Tensor | None = None,
     mask: Tensor | None = None,
-    max_rows: int = 8192,
+    max_rows: int = 2048,
     progress: bool = False,
 ) -> DiscreteLogProb:
     """Log-probabilities of labels, or of those of them that a mask says are observed.
@@ -134,7 +136,15 @@ def _log_weights(
     path, simplices = layer.field.path, layer.field.path.simplices
     start = path.draw_start(len(labels), layer.field.like)
     end = torch.full_like(start[:, 0, 0], path.horizon.end)
-    v = path.logits(labels, start, end)
+    corners = path.logits(labels, torch.zeros_like(start), end)
+    proposed, log_shares = reading.propose(simplices, labels, corners)
+    v = path.logits(proposed, start, end)
+    # The density of a mixture, over that of the normal law which has been drawn from.
+    evidence = path.evidence(v, end)
+    evidence = evidence - evidence.gather(-1, proposed.unsqueeze(-1))
+    log_ratio = (log_shares + evidence).logsumexp(-1)
+    if mask is not None:
+        log_ratio = log_ratio * mask
     log_reading = reading.log_prob(simplices, v, labels)
     if mask is not None:
         log_reading = log_reading.masked_fill(~mask, 0.0)
@@ -154,6 +164,7 @@ def _log_weights(
     deviation = 1 - path.horizon.contraction * path.horizon.end
     log_density = _log_normal(noise, observed, 1.0) + integrals.mean(1)
     log_proposal = _log_normal(simplices.to_coordinates(start), observed, deviation)
+    log_proposal = log_proposal + log_ratio[alive].sum(1)
     gained = log_weights[alive] + log_density - log_proposal
     return log_weights.index_put((alive,), gained), variance.index_put((alive,), spread)
 

@@ -7,11 +7,16 @@ from typing import final
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from ...errors import OptionError
 from .simplices import Simplices
 
 __all__ = ["Mixture", "Reading", "Rounding", "reading_of"]
+
+# Of draws for the mixture, about this share starts from corners that hardly are read as the
+# labels, so that none of them is overlooked.
+_STRAYING = 0.01
 
 
 class Reading(ABC):
@@ -24,6 +29,21 @@ class Reading(ABC):
     @abstractmethod
     def log_prob(self, simplices: Simplices, v: Tensor, labels: Tensor) -> Tensor:
         """Log-probabilities (B, n) of labels (B, n) given logits (B, n, c)."""
+
+    @abstractmethod
+    def propose(
+        self, simplices: Simplices, labels: Tensor, corners: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Corners near which logits are likely to be read as given labels (B, n).
+
+        Args:
+            simplices: Where they are.
+            labels: Classes (B, n).
+            corners: Logits (B, n, c) of the corners of these.
+
+        Returns:
+            Classes (B, n) that are drawn, and log-probabilities (B, n, c) of all.
+        """
 
 
 @final
@@ -39,6 +59,12 @@ class Rounding(Reading):
         inside = simplices.round(v) == labels
         return torch.zeros_like(v[..., 0]).masked_fill(~inside, -torch.inf)
 
+    def propose(
+        self, simplices: Simplices, labels: Tensor, corners: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The corners of the labels, which are the nearest ones in all of their cells."""
+        return labels, one_hot(labels, simplices.max_classes).to(corners).log()
+
 
 @final
 class Mixture(Reading):
@@ -46,12 +72,20 @@ class Mixture(Reading):
 
     def draw(self, simplices: Simplices, v: Tensor) -> Tensor:
         """A class from every row of weights."""
-        weights = simplices.weights(v)
-        return torch.multinomial(weights.flatten(0, 1), 1).view(weights.shape[:-1])
+        return _draw(simplices.weights(v))
 
     def log_prob(self, simplices: Simplices, v: Tensor, labels: Tensor) -> Tensor:
         """Logarithms of the weights of the labels."""
         return simplices.log_weights(v).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+
+    def propose(
+        self, simplices: Simplices, labels: Tensor, corners: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Corners as often as they are read as the labels, and all of them once in a while."""
+        stray = _STRAYING / simplices.num_variables
+        weights = (1 - stray) * simplices.weights(corners)
+        weights = weights + stray * simplices.weights(torch.zeros_like(corners))
+        return _draw(weights), weights.log()
 
 
 _READINGS: dict[str, type[Rounding] | type[Mixture]] = {"rounding": Rounding, "mixture": Mixture}
@@ -70,3 +104,8 @@ def reading_of(name: str) -> Reading:
     if name not in _READINGS:
         raise OptionError(f"reading must be one of {', '.join(_READINGS)}, got {name!r}.")
     return _READINGS[name]()
+
+
+def _draw(weights: Tensor) -> Tensor:
+    """A class from every row of weights (B, n, c)."""
+    return torch.multinomial(weights.flatten(0, 1), 1).view(weights.shape[:-1])
