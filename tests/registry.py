@@ -374,6 +374,17 @@ LAYERS: dict[str, Case] = {
     "gin_context": _vector(lambda: GINCoupling(4, (8,), 3, True), 4, 3),
     "radial_flow": _vector(lambda: RadialFlow1D(3, 6), 3),
     "moment_block": _vector(lambda: MomentBlock(5, ConditionalMoments(2, 3, (8,)))),
+    "simplex_lift": Case(lambda: nfi.flows.SimplexLift(1, 3, "hausdorff"), (2,), (3,)),
+    "simplex_lift_of_two": Case(lambda: nfi.flows.SimplexLift(2, 3, "hausdorff"), (4,), (6,)),
+    "simplex_lift_ragged": Case(
+        lambda: nfi.flows.SimplexLift(3, [2, 4, 3], "hausdorff"), (6,), (9,)
+    ),
+    "simplex_lift_lebesgue": Case(
+        lambda: nfi.flows.SimplexLift(2, [2, 3]),
+        (3,),
+        (5,),
+        log_measure=lambda x: x.new_full((len(x),), -0.5 * math.log(6)),
+    ),
     "kernel_rbf": _kernel("rbf"),
     "kernel_matern12": _kernel("matern12", ard=False),
     "kernel_matern32": _kernel("matern32", share_kernel=False, reverse=True),
