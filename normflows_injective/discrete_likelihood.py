@@ -9,10 +9,11 @@ labels as the proposal, normal around the corner :math:`t \rho u_\beta` with dev
 
 Of an exact field :math:`p_T = \sum_\beta p(\beta)\, q_\beta`, and the weights are all equal where
 the corners are far apart. Of logits read by a draw from their weights some near other corners
-count as well; so there the corner is drawn first, for each variable on its own, and :math:`q_\beta`
-is a product of mixtures. The estimate of :math:`p(\beta)` is unbiased, so that its logarithm is,
-in the mean, too small: negative log-likelihoods are too large, by about half of the squared
-standard error.
+count as well; so there the corner is drawn first, for each variable on its own, and
+:math:`q_\beta` is a product of mixtures.
+
+The estimate of :math:`p(\beta)` is unbiased, so that its logarithm is, in the mean, too small:
+negative log-likelihoods are too large, by about half of the squared standard error.
 
 A divergence estimated by probes is unbiased, but its exponential is not: noise of variance
 :math:`\sigma^2` in the logarithm of a weight raises its mean by :math:`\sigma^2 / 2`. The noise is

@@ -68,7 +68,7 @@ class ConvField(FieldNetwork):
     def forward(self, features: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
         """Features (B, n, c) at times (B,), with an optional context (B, C), to (B, n, c)."""
         conditions = self.embedding(self.conditions(features, t, context))
-        image = features.transpose(1, 2).unflatten(2, self.grid)
+        image = features.transpose(1, 2).contiguous().unflatten(2, self.grid)
         fine = _through(self.fine, self.input(image), conditions)
         coarse = self.up(_through(self.coarse, self.down(fine), conditions))
         coarse = coarse.repeat_interleave(2, 2).repeat_interleave(2, 3)
