@@ -9,7 +9,7 @@ import normflows as nf
 import torch
 from torch import Tensor
 
-from ...checks import check_event_shape
+from ...checks import check_count, check_event_shape
 from ...volume.modules import refuse_unsupported
 from ...volume.probes import draw_probes
 from .divergence import check_divergence, trace_of_jacobian
@@ -39,7 +39,8 @@ class AssignmentLayer(nf.flows.Flow):
             evaluation, or of none where the network leaves each variable out; ``"hutchinson"``,
             by random probes, new ones for every evaluation: unbiased, and the noise averages out
             along the path.
-        num_probes: Number of Rademacher probes for ``"hutchinson"``.
+        num_probes: Number of Rademacher probes for ``"hutchinson"``. With :math:`d` or more the
+            exact divergence costs no more, and is taken.
 
     Raises:
         OptionError: If an option is unknown or out of range.
@@ -74,7 +75,7 @@ class AssignmentLayer(nf.flows.Flow):
         self.times = time_grid(steps, field.path.horizon.end)
         self.latent_shape = self.data_shape = (field.path.simplices.dim,)
         if divergence == "hutchinson":
-            draw_probes("rademacher", num_probes, torch.zeros(1, *self.latent_shape))
+            check_count(num_probes, "num_probes")
 
     @property
     def takes_context(self) -> bool:
@@ -115,7 +116,8 @@ class AssignmentLayer(nf.flows.Flow):
         """
         check_event_shape(m, self.latent_shape, "coordinates")
         simplices, dim = self.field.path.simplices, m.shape[1]
-        estimated = self.divergence == "hutchinson" and not self.field.knows_divergence
+        few = self.divergence == "hutchinson" and self.num_probes < dim
+        estimated = few and not self.field.knows_divergence
         num_integrals = self.num_probes if estimated else 1
         if not self.field.knows_divergence:
             refuse_unsupported(self.field.net.modules())
