@@ -29,7 +29,7 @@ features, fitted as a velocity by squared errors or as a classifier by cross-ent
 
 ISING_TABLE
 
-All combinations of options, with the default law of times:
+All combinations of options, with the default law of times, by one to three runs each:
 
 COMBINATION_TABLE
 
@@ -89,20 +89,20 @@ MISPLACED_TABLE
 * **It is the classifier with the features of the posterior**, not one of them: as features of a
   velocity those of the posterior are the worst. With a classifier the horizon hardly matters.
 * **Half of what the published settings lose is the law of times**: with Gamma(2, .5) in place of
-  Gamma(1, .25) their network comes to the distance of the predecessor.
+  Gamma(1, .25), the combination of an infinite horizon, velocity and weights comes to the
+  distance of the predecessor.
 * **That assignment flows bear more classes than linear flow matching is true of the default and
   of the predecessor**, not of the published settings at this budget, which are behind linear flow
   matching with a classifier at 16 and 64 classes. Which variant of linear flow matching is the
   better depends on the law, so both are shown.
 * **Probabilities of the default sum to one, with hardly any noise**, and leaving variables out
   gives the same for about a twentieth of the time, at a distance a tenth larger. For the published
-  settings the estimate fails, as its effective sample size says: paths of that velocity end
-  farther from the corners than its proposal looks, and the sum is too small. Its KL is that of the
-  estimate, not of the samples.
+  settings the estimate fails, as its effective sample size says: the proposal supposes that paths
+  end about the corners as those of the exact field do, and the sum is too small. Its KL is that of
+  the estimate, not of the samples.
 * Sampling the predecessor to .99 in place of .9 changes nothing.
-* **Our part is linear in n c**, but for caches: the slopes are 1.06 to 1.19, and memory of which
-  the allocator must ask anew costs as much again where it is not kept. A dense network of 128
-  units about doubles a step. The divergence in closed form adds at most half an evaluation; by
+* **Our part is linear in n c**, but for caches: the slopes are 1.06 to 1.19, where the allocator
+  keeps its memory, as it was told to. A dense network of 128 units about doubles a step. The divergence in closed form adds at most half an evaluation; by
   forward-mode products it takes ten and more, of which much is overhead at these sizes. The
   network that leaves variables out grows with n^2, and is itself ten times the dense one at 64
   variables.
