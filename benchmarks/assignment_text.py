@@ -102,13 +102,13 @@ MISPLACED_TABLE
   the estimate, not of the samples.
 * Sampling the predecessor to .99 in place of .9 changes nothing.
 * **Our part is linear in n c**, but for caches: the slopes are 1.06 to 1.19, where the allocator
-  keeps its memory, as it was told to. A dense network of 128 units about doubles a step. The divergence in closed form adds at most half an evaluation; by
-  forward-mode products it takes ten and more, of which much is overhead at these sizes. The
-  network that leaves variables out grows with n^2, and is itself ten times the dense one at 64
-  variables.
+  keeps its memory, as it was told to. A dense network of 128 units about doubles a step. The
+  divergence in closed form adds about half an evaluation or less; by forward-mode products it
+  takes ten and more, of which much is overhead at these sizes. The network that leaves variables
+  out grows with n^2, and is itself ten times the dense one at 64 variables.
 * **The rule for the steps holds within a factor of 1.5 for the Ising model and the infinite
-  horizon**, and is cautious elsewhere: by 2 to 6 for pairs of 16 classes, more for 2, and for the
-  finite horizon by 2 for euler up to 17 for rk4.
+  horizon**, and is cautious elsewhere: by twice and more for pairs, and for the finite horizon on
+  the Ising model from about twice for euler to 17 times for rk4.
 * What this does not say: two small laws, one size of network, one learning rate for all, untuned,
   and short trainings; the probabilities are of one training each.
 """
