@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from normflows_injective import AssignmentFlow
 from normflows_injective.flows.assignment import FiniteHorizon, InfiniteHorizon, Simplices
-from normflows_injective.flows.assignment.integration import integrate, time_grid
+from normflows_injective.flows.assignment.integration import integrate
 from normflows_injective.nets.fields import DenseField, LeaveOneOutField
 
 __all__ = ["COMBINATIONS", "DEFAULT", "METHODS", "Model", "draw", "effective_parameters", "late"]
@@ -74,7 +74,7 @@ class LinearFlow(nn.Module):
             return (output.softmax(-1) - w) / (1 - time) if self.classifier else output
 
         start = self._draw_start(num_samples)
-        return integrate(rate, start, time_grid(steps, 1.0), solver).argmax(-1)
+        return integrate(rate, start, [k / steps for k in range(steps + 1)], solver).argmax(-1)
 
     def _draw_start(self, num: int) -> Tensor:
         shape = (num, self.simplices.num_variables, self.simplices.max_classes)

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from .checkpoints import load_checkpoint, save_checkpoint
 from .checks import check_count, check_finite, check_loss
 from .context import check_context
-from .discrete_likelihood import DiscreteLogProb, importance_log_prob
+from .discrete_likelihood import DIVERGED, DiscreteLogProb, importance_log_prob
 from .errors import OptionError
-from .flows.assignment.field import AssignmentField
+from .flows.assignment.field import AssignmentField, evaluating
 from .flows.assignment.horizon import horizon_of
 from .flows.assignment.integration import Times, check_solver, integrate, time_grid
 from .flows.assignment.layer import AssignmentLayer
@@ -24,8 +24,6 @@ from .flows.assignment.readings import reading_of
 from .flows.assignment.simplices import Simplices
 
 __all__ = ["AssignmentFlow"]
-
-_DIVERGED = "The network has diverged, or the steps are too long for it. Train at a lower rate."
 
 
 @final
@@ -168,19 +166,21 @@ class AssignmentFlow(nn.Module):
         solver: str = "rk4",
         reading: str = "rounding",
         context: Tensor | None = None,
+        max_rows: int = 8192,
         progress: bool = False,
     ) -> Tensor:
-        r"""Draw labels.
+        r"""Draw labels, with the network in evaluation mode.
 
         Args:
             num_samples: Number of samples.
-            steps: Number of equal steps, or their times from zero to the end of the horizon;
+            steps: Number of steps, or their times from zero to the end of the horizon;
                 ``choose_horizon`` suggests a number.
             solver: ``"rk4"``, ``"midpoint"`` or ``"euler"``, of four, two and one evaluations of
                 the network for each step.
             reading: ``"rounding"`` takes the largest weight, ``"mixture"`` draws from the weights.
             context: One row for each sample.
-            progress: Whether to show a progress bar over the steps.
+            max_rows: Samples that are drawn at a time.
+            progress: Whether to show a progress bar over the steps of each part.
 
         Returns:
             Labels (num_samples, n), long integers.
@@ -194,16 +194,22 @@ class AssignmentFlow(nn.Module):
         check_context([self.field], context, num_samples)
         check_solver(solver)
         draw = reading_of(reading).draw
-        times = time_grid(steps, self.path.horizon.end)
-        start = self.path.draw_start(num_samples, self.field.like)
+        times = time_grid(steps, self.path.horizon)
+        check_count(max_rows, "max_rows")
+        starts = self.path.draw_start(num_samples, self.field.like).split(max_rows)
+        contexts = [None] * len(starts) if context is None else list(context.split(max_rows))
+        samples = []
+        for start, rows in zip(starts, contexts, strict=True):
 
-        def rate(v: Tensor, t: float) -> Tensor:
-            moved: Tensor = self.field(v, v.new_full((len(v),), t), context)
-            return moved
+            def rate(v: Tensor, t: float, rows: Tensor | None = rows) -> Tensor:
+                moved: Tensor = self.field(v, v.new_full((len(v),), t), rows)
+                return moved
 
-        v = integrate(rate, start, times, solver, progress)
-        check_finite(v, "the logits at the end", _DIVERGED)
-        return draw(self.simplices, v)
+            with evaluating(self.field.net):
+                v = integrate(rate, start, times, solver, progress)
+            check_finite(v, "the logits at the end", DIVERGED)
+            samples.append(draw(self.simplices, v))
+        return torch.cat(samples)
 
     @torch.no_grad()
     def log_prob(
@@ -222,6 +228,8 @@ class AssignmentFlow(nn.Module):
     ) -> DiscreteLogProb:
         r"""Estimate log-probabilities of labels, with their errors, by importance sampling.
 
+        The network is in evaluation mode meanwhile.
+
         The proposal is the law of the path given the labels, which is optimal for an exact field:
         see ``discrete_likelihood.py``. Every draw follows the flow back to the noise once, with
         its divergence: :math:`d` forward-mode products for each evaluation if ``"exact"``, none
@@ -234,7 +242,7 @@ class AssignmentFlow(nn.Module):
             divergence: ``"exact"``, or ``"hutchinson"`` by random probes, for many variables: its
                 noise widens the weights, and the bias that it brings is taken off if there are
                 two probes or more.
-            steps: Number of equal steps, or their times from zero to the end of the horizon.
+            steps: Number of steps, or their times from zero to the end of the horizon.
             solver: ``"rk4"``, ``"midpoint"`` or ``"euler"``.
             reading: ``"rounding"`` or ``"mixture"``, as in :meth:`sample`.
             context: One row per sample.
@@ -253,28 +261,23 @@ class AssignmentFlow(nn.Module):
             DtypeError: If labels or mask are of the wrong kind.
             ShapeError: If they have the wrong shape.
             ContextError: If a context is missing, superfluous or of another length.
+            NonFiniteError: If the field has diverged.
         """
         labels = self._check_labels(labels, context, mask)
         check_count(num_importance_samples, "num_importance_samples")
         check_count(max_rows, "max_rows")
         layer = self.layer(steps, solver, divergence, num_probes)
-        return importance_log_prob(
-            layer,
-            reading_of(reading),
-            labels,
-            num_importance_samples,
-            context,
-            mask,
-            max_rows,
-            progress,
-        )
+        law = reading_of(reading)
+        num = num_importance_samples
+        with evaluating(self.field.net):
+            return importance_log_prob(layer, law, labels, num, context, mask, max_rows, progress)
 
     def layer(
         self,
         steps: Times = 50,
         solver: str = "rk4",
         divergence: str = "exact",
-        num_probes: int = 1,
+        num_probes: int = 2,
     ) -> AssignmentLayer:
         r"""The flow as a layer of normflows, on :math:`d = \sum_i (c_i - 1)` coordinates.
 

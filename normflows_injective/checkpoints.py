@@ -26,7 +26,9 @@ def save_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write a model's state to one safetensors file, completely or not at all.
 
     The header holds, as JSON, the package version, the class of every submodule, shape and dtype
-    of every tensor, and a checksum. The file is written under a temporary name and renamed.
+    of every tensor, a checksum, and what a module declares by a dictionary ``checkpoint_options``
+    of numbers and strings without which its weights mean something else. The file is written under
+    a temporary name and renamed.
 
     Args:
         model: Module to save.
@@ -123,8 +125,8 @@ def load_checkpoint(
             "Restore the file from where it was saved."
         )
     expected = _description(model, model.state_dict())
-    for part in ("classes", "shapes"):
-        _compare(name, part, header.get(part), expected[part])
+    for part in ("classes", "shapes", "options"):
+        _compare(name, part, header.get(part, {}), expected[part])
     model.load_state_dict(state)
 
 
@@ -142,6 +144,11 @@ def _description(model: nn.Module, state: dict[str, Tensor]) -> dict[str, dict[s
         "classes": {key: type(module).__name__ for key, module in model.named_modules()},
         "shapes": {key: list(tensor.shape) for key, tensor in state.items()},
         "dtypes": {key: str(tensor.dtype) for key, tensor in state.items()},
+        "options": {
+            f"{key}.{name}" if key else name: value
+            for key, module in model.named_modules()
+            for name, value in getattr(module, "checkpoint_options", {}).items()
+        },
     }
 
 

@@ -30,10 +30,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .checks import check_finite
 from .flows.assignment.layer import AssignmentLayer
 from .flows.assignment.readings import Reading
 
-__all__ = ["DiscreteLogProb", "importance_log_prob"]
+__all__ = ["DIVERGED", "DiscreteLogProb", "importance_log_prob"]
+
+DIVERGED = "The network has diverged, or the steps are too long for it. Train at a lower rate."
 
 _LOG_TWO_PI = math.log(2 * math.pi)
 
@@ -46,7 +49,8 @@ class DiscreteLogProb(NamedTuple):
             draw of the proposal counted.
         standard_error: Of that logarithm, (B,), to first order; infinite where there is no
             estimate. It means little where the effective sample size is a few draws.
-        effective_sample_size: Share of the draws that count, (B,), between 0 and 1.
+        effective_sample_size: Share of the draws that count, (B,), between 0 and 1. It cannot be
+            less than that of a single draw, so that of few draws it says little.
     """
 
     log_prob: Tensor
@@ -91,9 +95,11 @@ def importance_log_prob(
             noise.append(drawn[1])
             bar.update(len(rows))
     shape = (len(labels), num_importance_samples)
-    variance = torch.cat(noise).view(shape).nanmean(1).nan_to_num()
-    found = summarise(torch.cat(weights).view(shape))
-    return found._replace(log_prob=found.log_prob - variance / 2)
+    log_weights, variances = torch.cat(weights).view(shape), torch.cat(noise).view(shape)
+    found = summarise(log_weights)
+    # What each draw adds to the mean of the weights is raised by its own noise.
+    shares = (log_weights - log_weights.logsumexp(1, keepdim=True)).exp().nan_to_num()
+    return found._replace(log_prob=found.log_prob - (shares * variances).sum(1) / 2)
 
 
 def summarise(log_weights: Tensor) -> DiscreteLogProb:
@@ -131,7 +137,7 @@ def _log_weights(
 ) -> tuple[Tensor, Tensor]:
     """Logarithms of the importance weights of one draw for each row of labels, (B,).
 
-    Beside them is the variance of the noise of their divergence, (B,), NaN where no path was
+    Beside them is the variance of the noise of their divergence, (B,), zero where no path was
     followed.
     """
     path, simplices = layer.field.path, layer.field.path.simplices
@@ -152,7 +158,7 @@ def _log_weights(
     log_weights = log_reading.sum(1)
     # Draws that cannot count need no path.
     alive = log_weights.isfinite()
-    variance = torch.full_like(log_weights, math.nan)
+    variance = torch.zeros_like(log_weights)
     if not bool(alive.any()):
         return log_weights, variance
     v, start = v[alive], start[alive]
@@ -160,6 +166,8 @@ def _log_weights(
     m = simplices.to_coordinates(v)
     observed = None if mask is None else simplices.coordinate_mask(mask)
     noise, integrals = layer.transport(m, layer.times[::-1], context, mask)
+    check_finite(noise, "the noise at the start of the paths", DIVERGED)
+    check_finite(integrals, "the integral of the divergence", DIVERGED)
     num = integrals.shape[1]
     spread = integrals.var(1) / num if num > 1 else torch.zeros_like(integrals[:, 0])
     deviation = 1 - path.horizon.contraction * path.horizon.end

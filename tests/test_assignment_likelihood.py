@@ -31,7 +31,7 @@ def wrong_flow(law=None, factor=0.9, **options):
     return flow
 
 
-def channel(law, horizon, reading, num=400_000):
+def channel(law, horizon, reading, num=200_000):
     """Probabilities of labels read at the end of the path, and their errors, by simulation."""
     flow = exact_flow(law, horizon)
     rows = law.probabilities.multinomial(num, replacement=True)
@@ -92,7 +92,7 @@ def test_the_exact_field_gives_the_law_to_four_digits():
 def test_readings_of_the_exact_field(name, horizon, reading):
     law = LAWS[name]
     flow = exact_flow(law, horizon, leave_one_out=True)
-    found = flow.log_prob(law.states, 1000, steps=40, reading=reading)
+    found = flow.log_prob(law.states, 300, steps=40, reading=reading)
     p = found.log_prob.exp()
     expected, simulated = channel(law, horizon, reading)
     # Both are estimates; that of the labels comes with its own error, beside that of the steps.
@@ -100,8 +100,9 @@ def test_readings_of_the_exact_field(name, horizon, reading):
     assert bool(((p - expected).abs() < 4 * error + 1e-3 * p).all())
     total = (p * found.standard_error).square().sum().sqrt()
     assert abs(p.sum() - 1) < 4 * total + 1e-3
-    # Rare labels mostly come from other corners where the end is undecided.
-    assert bool((found.effective_sample_size > (0.5 if reading == "rounding" else 0.1)).all())
+    # Where the end is undecided, a share of the rare labels comes from other corners.
+    decided = reading == "rounding" and isinstance(horizon, str)
+    assert bool((found.effective_sample_size > (0.99 if decided else 0.1)).all())
 
 
 def test_the_mixture_counts_labels_that_are_read_off_other_corners():
@@ -258,7 +259,7 @@ def test_summaries_of_weights():
     weights = torch.tensor([[1.0, 1.0, 1.0, 1.0], [4.0, 0.0, 0.0, 0.0], [1.0, 3.0, 0.0, 0.0]])
     found = summarise(weights.double().log())
     close(found.log_prob, torch.zeros(3), 1e-15)
-    close(found.effective_sample_size, torch.tensor([1.0, 0.25, 0.4]), 1e-15)
+    close(found.effective_sample_size, torch.tensor([1.0, 0.25, 0.4]).double(), 1e-7)
     # The deviation of the mean, over the mean, which is one.
     close(found.standard_error, weights.double().std(1) / 2, 1e-7)
     none = summarise(torch.full((1, 3), -torch.inf))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import final
 
 import torch
@@ -13,7 +14,7 @@ from ...errors import OptionError, ShapeError
 from .parametrisation import Classifier, Parametrisation
 from .paths import AssignmentPath
 
-__all__ = ["FEATURES", "AssignmentField"]
+__all__ = ["FEATURES", "AssignmentField", "evaluating"]
 
 Features = Callable[[AssignmentPath, Tensor, Tensor], Tensor]
 
@@ -111,6 +112,17 @@ class AssignmentField(nn.Module):
         return needs_context(self.net)
 
     @property
+    def checkpoint_options(self) -> dict[str, str | float]:
+        """What weights belong to beside the structure of the network; not when sampling ends."""
+        return {
+            "parametrisation": type(self.parametrisation).__name__,
+            "features": self.features,
+            "missing": self.missing,
+            "class_counts": str(self.path.simplices.class_counts),
+            **self.path.horizon.checkpoint_options,
+        }
+
+    @property
     def dtype(self) -> torch.dtype:
         """The dtype that the network computes in."""
         return self.like.dtype
@@ -147,8 +159,9 @@ class AssignmentField(nn.Module):
 
         Variables that are missing by the mask have no part in it.
         """
-        output = self.output(self.path.logits(labels, start, t), t, context, mask)
-        losses = self.parametrisation.loss(output, labels, start, t, self.path)
+        v = self.path.logits(labels, start, t)
+        output = self.output(v, t, context, mask)
+        losses = self.parametrisation.loss(output, v, t, labels, start, self.path)
         return losses.sum(1) if mask is None else (losses * mask).sum(1)
 
     def output(
@@ -227,16 +240,60 @@ class AssignmentField(nn.Module):
         like, simplices = self.like, self.path.simplices
         shape = (2, simplices.num_variables, simplices.max_classes)
         v = torch.zeros(shape, dtype=like.dtype, device=like.device)
-        training = {module: module.training for module in self.net.modules()}
+        times = v.new_ones(2)
         try:
-            self.net.eval()
-            with torch.no_grad():
-                self.output(v, v.new_zeros(2))
+            with evaluating(self.net), torch.no_grad():
+                self.output(v, times)
+                if self.knows_divergence:
+                    self._check_leaving_out(v, times)
+        except RuntimeError as error:
+            raise ShapeError(
+                f"net failed for features (B, {shape[1]}, {shape[2] + self.missing}) and times "
+                f"(B,). It raised: {error}"
+            ) from error
         except TypeError as error:
             raise OptionError(
                 "net must be callable as net(features, t), or net(features, t, context=context), "
                 f"with features (B, {shape[1]}, {shape[2]}) and times (B,). It raised: {error}"
             ) from error
-        finally:
-            for module, mode in training.items():
-                module.training = mode
+
+    def _check_leaving_out(self, v: Tensor, t: Tensor) -> None:
+        """Raise if the output of a variable moves with its own features, though it should not."""
+        num = self.path.simplices.num_variables
+        ramp = torch.linspace(-1, 1, v[0].numel(), dtype=v.dtype, device=v.device)
+        here = self.path.simplices.mean_free(ramp.sin().view_as(v[:1]).expand_as(v))
+        for variable in {0, num // 2, num - 1}:
+            moved = here.clone()
+            moved[:, variable] = -2 * here[:, variable] + ramp[: v.shape[-1]]
+            first, second = (self.output(x, t)[:, variable] for x in (here, moved))
+            if not torch.allclose(first, second, rtol=1e-3, atol=1e-5):
+                raise OptionError(
+                    f"{type(self.net).__name__} declares leave_one_out, but its output for "
+                    f"variable {variable} changes with the features of that variable, so the "
+                    "closed-form divergence would be wrong. Remove the attribute, or the "
+                    "dependence."
+                )
+
+
+@contextmanager
+def evaluating(net: nn.Module) -> Iterator[None]:
+    """Put a network into evaluation mode for a while.
+
+    Args:
+        net: Any module; modes of its parts come back as they were.
+
+    Examples:
+        >>> net = nn.Dropout()
+        >>> with evaluating(net):
+        ...     net.training
+        False
+        >>> net.training
+        True
+    """
+    training = {module: module.training for module in net.modules()}
+    net.eval()
+    try:
+        yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode

@@ -12,6 +12,7 @@ with equality for two classes.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -69,9 +70,7 @@ def rounding_error(
         >>> round(rounding_error(InfiniteHorizon(end=4.0), 1, 2), 4)
         0.0228
     """
-    distances = _distances(horizon, num_variables, num_classes)
-    bounds = [(c - 1) * 0.5 * math.erfc(d / math.sqrt(2)) for c, d in distances]
-    return min(1.0, sum(bounds))
+    return min(1.0, _bound(horizon, Counter(class_counts(num_variables, num_classes))))
 
 
 def choose_horizon(
@@ -112,9 +111,16 @@ def choose_horizon(
         raise OptionError(f"error must be a number between 0 and 1, got {error!r}.")
     check_solver(solver)
     given = horizon_of(horizon)
+    counts = Counter(class_counts(num_variables, num_classes))
 
     def error_at(end: float) -> float:
-        return rounding_error(replace(given, end=end), num_variables, num_classes)  # type: ignore[type-var]
+        return _bound(replace(given, end=end), counts)  # type: ignore[type-var]
+
+    if error_at(_end(given, 1e-6)) <= error:
+        raise OptionError(
+            f"error must be less than that of pure noise, {error_at(_end(given, 1e-6)):.3g}, got "
+            f"{error!r}."
+        )
 
     # With time as t / (1 + t), which both horizons allow, the ends to search lie in (0, 1).
     early, late = 0.0, 1.0
@@ -123,7 +129,7 @@ def choose_horizon(
         early, late = (middle, late) if error_at(_end(given, middle)) > error else (early, middle)
     chosen: Horizon = replace(given, end=_end(given, late))  # type: ignore[type-var]
     factor, order = _ERROR_OF_STEPS[solver]
-    farthest = max(d for _, d in _distances(chosen, num_variables, num_classes))
+    farthest = max(_distance(chosen, count) for count in counts)
     steps = max(1, math.ceil(farthest / (error / factor) ** (1 / order)))
     return HorizonChoice(chosen, steps, rounding_error(chosen, num_variables, num_classes))
 
@@ -152,14 +158,16 @@ def _end(horizon: Horizon, share: float) -> float:
     return share if horizon.contraction else share / (1 - share)
 
 
-def _distances(
-    horizon: Horizon, num_variables: int, num_classes: int | Sequence[int]
-) -> list[tuple[int, float]]:
-    """Of every variable the number of classes, and how many deviations away another class is."""
-    counts = class_counts(num_variables, num_classes)
+def _bound(horizon: Horizon, counts: Counter[int]) -> float:
+    """The sum of the bounds of so many variables of each number of classes."""
+    return sum(
+        num * (c - 1) * 0.5 * math.erfc(_distance(horizon, c) / math.sqrt(2))
+        for c, num in counts.items()
+    )
+
+
+def _distance(horizon: Horizon, count: int) -> float:
+    """How many deviations away another class is, at the end."""
+    speed = float(horizon.speeds(torch.tensor(float(count), dtype=torch.float64)))
     deviation = 1 - horizon.contraction * horizon.end
-    speeds = horizon.speeds(torch.tensor(counts, dtype=torch.float64)).tolist()
-    return [
-        (c, horizon.end * speed / deviation * math.sqrt(c / (2 * (c - 1))))
-        for c, speed in zip(counts, speeds, strict=True)
-    ]
+    return horizon.end * speed / deviation * math.sqrt(count / (2 * (count - 1)))

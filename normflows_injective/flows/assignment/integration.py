@@ -14,11 +14,13 @@ import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from ...checks import check_count
 from ...errors import OptionError
+from .paths import Horizon
 
 __all__ = ["SOLVERS", "Times", "check_solver", "integrate", "time_grid"]
 
@@ -62,28 +64,33 @@ def check_solver(solver: str) -> None:
         raise OptionError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}.")
 
 
-def time_grid(steps: Times, end: float) -> list[float]:
+def time_grid(steps: Times, horizon: Horizon) -> list[float]:
     """Times of the steps, from zero to the end.
 
     Args:
-        steps: Number of equal steps, or increasing times of which the first is zero and the last
-            the end.
-        end: Where to end.
+        steps: Number of steps, equal for the infinite horizon and shrinking with the noise for the
+            finite one; or increasing times of which the first is zero and the last the end.
+        horizon: Where to end.
 
     Raises:
         OptionError: If the number is not positive, or the times do not increase from zero to the
             end.
 
     Examples:
-        >>> time_grid(2, 15.0)
-        [0.0, 7.5, 15.0]
+        >>> from normflows_injective.flows.assignment import FiniteHorizon, InfiniteHorizon
+        >>> time_grid(2, InfiniteHorizon()), time_grid(2, FiniteHorizon(end=0.75))
+        ([0.0, 7.5, 15.0], [0.0, 0.5, 0.75])
     """
+    end = horizon.end
     if isinstance(steps, int):
         check_count(steps, "steps")
-        return [end * k / steps for k in range(steps + 1)]
-    if not isinstance(steps, Sequence | Tensor):
+        return [horizon.time_at(k / steps) for k in range(steps)] + [end]
+    try:
+        times = torch.as_tensor(steps, dtype=torch.float64).tolist()
+    except (TypeError, ValueError):
+        times = None
+    if not isinstance(times, list) or any(isinstance(t, list) for t in times):
         raise OptionError(f"steps must be an integer or a list of times, got {steps!r}.")
-    times = [float(t) for t in steps]
     rises = len(times) > 1 and all(a < b for a, b in pairwise(times))
     if not rises or times[0] != 0 or not math.isclose(times[-1], end, rel_tol=1e-6):
         raise OptionError(

@@ -12,6 +12,7 @@ from torch import Tensor
 from ...checks import check_count, check_event_shape
 from ...volume.modules import refuse_unsupported
 from ...volume.probes import draw_probes
+from ...volume.settings import differentiable_attention
 from .divergence import check_divergence, trace_of_jacobian
 from .field import AssignmentField
 from .integration import Times, check_solver, integrate, time_grid
@@ -33,7 +34,7 @@ class AssignmentLayer(nf.flows.Flow):
 
     Args:
         field: The field.
-        steps: Number of equal steps, or their times from zero to the end of the horizon.
+        steps: Number of steps, or their times from zero to the end of the horizon.
         solver: ``"euler"``, ``"midpoint"`` or ``"rk4"``.
         divergence: ``"exact"``, at the cost of :math:`d` forward-mode products for every
             evaluation, or of none where the network leaves each variable out; ``"hutchinson"``,
@@ -65,14 +66,14 @@ class AssignmentLayer(nf.flows.Flow):
         steps: Times = 50,
         solver: str = "rk4",
         divergence: str = "exact",
-        num_probes: int = 1,
+        num_probes: int = 2,
     ) -> None:
         super().__init__()
         check_solver(solver)
         check_divergence(divergence)
         self.field, self.solver = field, solver
         self.divergence, self.num_probes = divergence, num_probes
-        self.times = time_grid(steps, field.path.horizon.end)
+        self.times = time_grid(steps, field.path.horizon)
         self.latent_shape = self.data_shape = (field.path.simplices.dim,)
         if divergence == "hutchinson":
             check_count(num_probes, "num_probes")
@@ -134,7 +135,8 @@ class AssignmentLayer(nf.flows.Flow):
             return torch.cat(trace_of_jacobian(velocity_of, coordinates, probes), 1)
 
         state = torch.cat([m, m.new_zeros(len(m), num_integrals)], 1)
-        state = integrate(rate, state, times, self.solver)
+        with differentiable_attention():
+            state = integrate(rate, state, times, self.solver)
         return state[:, :dim], state[:, dim:]
 
     def extra_repr(self) -> str:

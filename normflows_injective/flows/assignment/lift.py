@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import final
 
 import torch
 from torch import Tensor
 
 from ...checks import check_event_shape
+from ...errors import NonFiniteError, OffManifoldError
 from ..on_simplex import closed_parts
 from ..on_sphere import check_policy
 from ..surface import Chart, check_measure
@@ -80,20 +82,27 @@ class SimplexLift(Chart):
     def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Weights (B, sum of c_i) to coordinates (B, d), with minus the log-volume (B,)."""
         check_event_shape(x, self.data_shape, "x")
-        parts = x.split(self.simplices.class_counts, dim=1)
-        logs = torch.cat(
-            [
-                closed_parts(part, 1.0, self.off_manifold, f"simplex {index} of x").log()
-                for index, part in enumerate(parts)
-            ],
-            1,
-        )
+        logs = self._closed(x).log()
         padded = self._padded(logs)
         return self.simplices.to_coordinates(padded), -(logs.sum(1) + self._log_factor)
 
     def extra_repr(self) -> str:
         """Options as shown by ``print(model)``."""
         return f"measure={self.measure!r}, off_manifold={self.off_manifold!r}"
+
+    def _closed(self, x: Tensor) -> Tensor:
+        """Weights divided by the sums of their simplices, if these are what they should be."""
+        if not self.simplices.is_ragged:
+            rows = x.reshape(-1, self.simplices.max_classes)
+            # If that raises, the loop says which simplex it was.
+            with suppress(OffManifoldError, NonFiniteError):
+                return closed_parts(rows, 1.0, self.off_manifold, "x").view_as(x)
+        parts = x.split(self.simplices.class_counts, dim=1)
+        closed = [
+            closed_parts(part, 1.0, self.off_manifold, f"simplex {index} of x")
+            for index, part in enumerate(parts)
+        ]
+        return torch.cat(closed, 1)
 
     def _flat(self, rows: Tensor) -> Tensor:
         """What stands in the classes of rows (B, n, c), side by side."""

@@ -21,9 +21,15 @@ class Parametrisation(ABC):
 
     @abstractmethod
     def loss(
-        self, output: Tensor, labels: Tensor, start: Tensor, t: Tensor, path: AssignmentPath
+        self,
+        output: Tensor,
+        v: Tensor,
+        t: Tensor,
+        labels: Tensor,
+        start: Tensor,
+        path: AssignmentPath,
     ) -> Tensor:
-        """The loss of every variable, (B, n)."""
+        """The loss of every variable, (B, n), at logits on the way from a start to labels."""
 
 
 @final
@@ -44,10 +50,16 @@ class Velocity(Parametrisation):
         return path.simplices.mean_free(output)
 
     def loss(
-        self, output: Tensor, labels: Tensor, start: Tensor, t: Tensor, path: AssignmentPath
+        self,
+        output: Tensor,
+        v: Tensor,
+        t: Tensor,
+        labels: Tensor,
+        start: Tensor,
+        path: AssignmentPath,
     ) -> Tensor:
         """Variances of the error of the velocity, (B, n)."""
-        weights = path.simplices.weights(path.logits(labels, start, t))
+        weights = path.simplices.weights(v)
         # Without its mean first: a variance loses digits under a large constant.
         error = path.simplices.mean_free(output) - path.velocity(labels, start)
         mean = (weights * error).sum(-1, keepdim=True)
@@ -76,11 +88,16 @@ class Classifier(Parametrisation):
         return path.marginal_field(posterior, v, t)
 
     def loss(
-        self, output: Tensor, labels: Tensor, start: Tensor, t: Tensor, path: AssignmentPath
+        self,
+        output: Tensor,
+        v: Tensor,
+        t: Tensor,
+        labels: Tensor,
+        start: Tensor,
+        path: AssignmentPath,
     ) -> Tensor:
         """Negative log-posteriors of the classes, (B, n), in nats."""
-        evidence = path.evidence(path.logits(labels, start, t), t)
-        log_posterior = path.simplices.log_weights(evidence + output)
+        log_posterior = path.simplices.log_weights(path.evidence(v, t) + output)
         return -log_posterior.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
 
 

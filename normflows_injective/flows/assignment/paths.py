@@ -49,9 +49,18 @@ class Horizon(ABC):
     end: float
     contraction: float
 
+    @property
+    @abstractmethod
+    def checkpoint_options(self) -> dict[str, str | float]:
+        """What a field that has been trained on it belongs to."""
+
     @abstractmethod
     def speeds(self, counts: Tensor) -> Tensor:
         r"""Speeds :math:`\rho` towards the corner of simplices with so many classes."""
+
+    @abstractmethod
+    def time_at(self, share: float) -> float:
+        """Time after a share of equal steps of sampling, from zero to the end."""
 
     @abstractmethod
     def draw_times(self, num: int, like: Tensor) -> Tensor:
@@ -71,8 +80,10 @@ class InfiniteHorizon(Horizon):
         scale: :math:`\kappa`.
         end: Time at which sampling stops; :func:`choose_horizon` finds what an error needs.
         time_shape: Shape of the Gamma law of the times of training.
-        time_rate: Rate of it. The paper has shape 1 and rate .25; the default spends fewer steps
-            on times at which everything is undecided or decided.
+        time_rate: Rate of it, by default :math:`\kappa`, so that the law of :math:`\kappa t` does
+            not depend on the unit of time. The paper has shape 1 and, at :math:`\kappa = .5`, rate
+            .25; the default spends fewer steps on times at which everything is undecided or
+            decided.
 
     Raises:
         OptionError: If a number is not positive.
@@ -82,30 +93,43 @@ class InfiniteHorizon(Horizon):
 
     Examples:
         >>> InfiniteHorizon(end=10.0)
-        InfiniteHorizon(scale=0.5, end=10.0, time_shape=2.0, time_rate=0.5)
+        InfiniteHorizon(scale=0.5, end=10.0, time_shape=2.0, time_rate=None)
     """
 
     scale: float = 0.5
     end: float = 15.0
     time_shape: float = 2.0
-    time_rate: float = 0.5
+    time_rate: float | None = None
     contraction = 0.0
 
     def __post_init__(self) -> None:
         for name in ("scale", "end", "time_shape", "time_rate"):
             value = getattr(self, name)
+            if value is None and name == "time_rate":
+                continue
             if not (isinstance(value, int | float) and 0 < value < math.inf):
                 raise OptionError(f"{name} must be a positive number, got {value!r}.")
+
+    @property
+    def checkpoint_options(self) -> dict[str, str | float]:
+        """The scale."""
+        return {"horizon": "infinite", "scale": self.scale}
 
     def speeds(self, counts: Tensor) -> Tensor:
         r""":math:`\kappa` for every simplex."""
         return torch.full_like(counts, self.scale)
 
+    def time_at(self, share: float) -> float:
+        """Equal steps of time."""
+        return self.end * share
+
     def draw_times(self, num: int, like: Tensor) -> Tensor:
         """Gamma-distributed times, (num,)."""
-        shape = torch.full((num,), self.time_shape, dtype=like.dtype, device=like.device)
-        law = torch.distributions.Gamma(shape, self.time_rate, validate_args=False)
-        return law.sample()
+        rate = self.scale if self.time_rate is None else self.time_rate
+        # No dtype shorter than float32 has a Gamma law.
+        shape = torch.full((num,), self.time_shape, dtype=torch.float32, device=like.device)
+        law = torch.distributions.Gamma(shape, rate, validate_args=False)
+        return law.sample().to(like.dtype)
 
     def scaled(self, v: Tensor, t: Tensor) -> Tensor:
         """Logits divided by 1 + t."""
@@ -146,10 +170,19 @@ class FiniteHorizon(Horizon):
             if not (isinstance(value, int | float) and 0 < value < 1):
                 raise OptionError(f"{name} must lie between 0 and 1, got {value!r}.")
 
+    @property
+    def checkpoint_options(self) -> dict[str, str | float]:
+        """The smoothing."""
+        return {"horizon": "finite", "smoothing": self.smoothing}
+
     def speeds(self, counts: Tensor) -> Tensor:
         """Norms of the logits of the smoothed corners."""
         gap = torch.log1p((1 - self.smoothing) / self.smoothing * counts)
         return gap * (1 - 1 / counts).sqrt()
+
+    def time_at(self, share: float) -> float:
+        """Steps that shrink as the noise does, on which its contraction is the same at each."""
+        return 1 - (1 - self.end) ** share
 
     def draw_times(self, num: int, like: Tensor) -> Tensor:
         """Times uniform up to the end of sampling, (num,)."""

@@ -14,8 +14,8 @@ from .simplices import Simplices
 
 __all__ = ["Mixture", "Reading", "Rounding", "reading_of"]
 
-# Of draws for the mixture, about this share starts from corners that hardly are read as the
-# labels, so that none of them is overlooked.
+# Of draws for the mixture, about this share starts from corners drawn blindly, however seldom
+# these are read as the labels. It bounds what one draw near such a corner can weigh.
 _STRAYING = 0.01
 
 

@@ -80,7 +80,8 @@ class Simplices(nn.Module):
         """Subtract from rows (*, n, c) their means over the classes, and clear what is behind."""
         if not self.is_ragged:
             return v - v.mean(-1, keepdim=True)
-        kept = v * self.valid
+        # Not by a product, which would leave what is infinite or NaN behind the classes.
+        kept = v.masked_fill(~self.valid, 0)
         return (kept - kept.sum(-1, keepdim=True) / self.counts) * self.valid
 
     def log_weights(self, v: Tensor) -> Tensor:
@@ -186,7 +187,10 @@ def class_counts(num_variables: int, num_classes: int | Sequence[int]) -> tuple[
         (2, 2, 2)
     """
     check_count(num_variables, "num_variables")
-    given = [num_classes] * num_variables if isinstance(num_classes, int) else num_classes
+    try:
+        given = [operator.index(num_classes)] * num_variables  # type: ignore[arg-type]
+    except TypeError:
+        given = num_classes  # type: ignore[assignment]
     try:
         counts = tuple(operator.index(count) for count in given)
     except TypeError as error:

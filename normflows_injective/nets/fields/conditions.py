@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from ...checks import check_count
 from ...context import expect_context
 from ...errors import ShapeError
 from ..joining import ContextNetwork
@@ -47,6 +48,7 @@ class FieldNetwork(ContextNetwork):
         missing: Whether there is one more feature, which says that a variable is missing.
 
     Raises:
+        OptionError: If a number is not positive.
         ShapeError: In :meth:`conditions`, if the features have another shape.
         ContextError: In :meth:`conditions`, if a context is missing, superfluous or too wide.
     """
@@ -54,6 +56,8 @@ class FieldNetwork(ContextNetwork):
     def __init__(
         self, num_variables: int, num_classes: int, context_dim: int, missing: bool
     ) -> None:
+        check_count(num_variables, "num_variables")
+        check_count(num_classes, "num_classes, the largest of all variables,")
         super().__init__((num_variables, num_classes + missing), context_dim)
         self.num_variables, self.num_classes = num_variables, num_classes
         self.num_features = num_classes + missing

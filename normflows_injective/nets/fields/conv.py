@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ...checks import check_count
+from ...errors import OptionError
 from .conditions import FieldNetwork
 
 __all__ = ["ConvField"]
@@ -31,7 +32,7 @@ class ConvField(FieldNetwork):
         missing: Whether there is one more feature, which says that a pixel is missing.
 
     Raises:
-        OptionError: If a number is not positive.
+        OptionError: If a number is not positive, or channels not a multiple of 8.
         ShapeError: If the features have another shape.
         ContextError: If a context is missing, superfluous or too wide.
 
@@ -52,6 +53,8 @@ class ConvField(FieldNetwork):
     ) -> None:
         for count, name in ((height, "height"), (width, "width"), (num_blocks, "num_blocks")):
             check_count(count, name)
+        if not isinstance(channels, int) or channels < 1 or channels % 8:
+            raise OptionError(f"channels must be a positive multiple of 8, got {channels!r}.")
         super().__init__(height * width, num_classes, context_dim, missing)
         self.grid = (height, width)
         conditions = 4 * channels

@@ -8,6 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from ...checks import check_count
 from ..mlp import SmoothMLP
 from .conditions import FieldNetwork
 
@@ -26,6 +27,7 @@ class DenseField(FieldNetwork):
         missing: Whether there is one more feature, which says that a variable is missing.
 
     Raises:
+        OptionError: If a number is not positive.
         ShapeError: If the features have another shape.
         ContextError: If a context is missing, superfluous or too wide.
 
@@ -42,6 +44,8 @@ class DenseField(FieldNetwork):
         context_dim: int = 0,
         missing: bool = False,
     ) -> None:
+        for width in hidden:
+            check_count(width, "every width of hidden")
         super().__init__(num_variables, num_classes, context_dim, missing)
         width = num_variables * self.num_features + self.num_conditions
         self.layers = SmoothMLP(width, num_variables * num_classes, hidden)

@@ -23,7 +23,8 @@ class LeaveOneOutField(FieldNetwork):
 
     The output of a variable sees all others and not the variable itself, as the posterior beside
     the evidence should, so that the divergence of the field of a classifier is a closed form:
-    exact likelihoods cost as much as samples, whatever the number of variables and classes.
+    exact likelihoods cost as much as samples. The masked matrices have of the order of the square
+    of n widths, so it is for up to a few hundred variables.
 
     Args:
         num_variables: Number of variables n.
