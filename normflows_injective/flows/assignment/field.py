@@ -240,7 +240,7 @@ class AssignmentField(nn.Module):
         like, simplices = self.like, self.path.simplices
         shape = (2, simplices.num_variables, simplices.max_classes)
         v = torch.zeros(shape, dtype=like.dtype, device=like.device)
-        times = v.new_ones(2)
+        times = v.new_full((2,), min(1.0, self.path.horizon.end) / 2)
         try:
             with evaluating(self.net), torch.no_grad():
                 self.output(v, times)

@@ -20,7 +20,6 @@ from tqdm import tqdm
 
 from ...checks import check_count
 from ...errors import OptionError
-from .paths import Horizon
 
 __all__ = ["SOLVERS", "Times", "check_solver", "integrate", "time_grid"]
 
@@ -64,27 +63,25 @@ def check_solver(solver: str) -> None:
         raise OptionError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}.")
 
 
-def time_grid(steps: Times, horizon: Horizon) -> list[float]:
+def time_grid(steps: Times, end: float) -> list[float]:
     """Times of the steps, from zero to the end.
 
     Args:
-        steps: Number of steps, equal for the infinite horizon and shrinking with the noise for the
-            finite one; or increasing times of which the first is zero and the last the end.
-        horizon: Where to end.
+        steps: Number of equal steps, or increasing times of which the first is zero and the last
+            the end.
+        end: Where to end.
 
     Raises:
         OptionError: If the number is not positive, or the times do not increase from zero to the
             end.
 
     Examples:
-        >>> from normflows_injective.flows.assignment import FiniteHorizon, InfiniteHorizon
-        >>> time_grid(2, InfiniteHorizon()), time_grid(2, FiniteHorizon(end=0.75))
-        ([0.0, 7.5, 15.0], [0.0, 0.5, 0.75])
+        >>> time_grid(2, 15.0)
+        [0.0, 7.5, 15.0]
     """
-    end = horizon.end
     if isinstance(steps, int):
         check_count(steps, "steps")
-        return [horizon.time_at(k / steps) for k in range(steps)] + [end]
+        return [end * k / steps for k in range(steps + 1)]
     try:
         times = torch.as_tensor(steps, dtype=torch.float64).tolist()
     except (TypeError, ValueError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import final
 
@@ -34,7 +35,7 @@ class AssignmentLayer(nf.flows.Flow):
 
     Args:
         field: The field.
-        steps: Number of steps, or their times from zero to the end of the horizon.
+        steps: Number of equal steps, or their times from zero to the end of the horizon.
         solver: ``"euler"``, ``"midpoint"`` or ``"rk4"``.
         divergence: ``"exact"``, at the cost of :math:`d` forward-mode products for every
             evaluation, or of none where the network leaves each variable out; ``"hutchinson"``,
@@ -73,7 +74,7 @@ class AssignmentLayer(nf.flows.Flow):
         check_divergence(divergence)
         self.field, self.solver = field, solver
         self.divergence, self.num_probes = divergence, num_probes
-        self.times = time_grid(steps, field.path.horizon)
+        self.times = time_grid(steps, field.path.horizon.end)
         self.latent_shape = self.data_shape = (field.path.simplices.dim,)
         if divergence == "hutchinson":
             check_count(num_probes, "num_probes")
@@ -123,21 +124,33 @@ class AssignmentLayer(nf.flows.Flow):
         if not self.field.knows_divergence:
             refuse_unsupported(self.field.net.modules())
 
+        # The noise of a finite horizon shrinks as 1 - t, whatever the field has learned. Its part
+        # of the divergence, -d / (1 - t), is steep near the end and has a known integral, so the
+        # steps are left with what decays.
+        contraction = self.field.path.horizon.contraction
+        moving = self._num_moving(m, mask)
+
         def rate(y: Tensor, time: float) -> Tensor:
+            moved, divergence = field_at(y, time)
+            known = moving * contraction / (1 - contraction * time)
+            return torch.cat([moved, divergence + known], 1)
+
+        def field_at(y: Tensor, time: float) -> tuple[Tensor, Tensor]:
             t = torch.full((len(y),), time, dtype=y.dtype, device=y.device)
             coordinates = y[:, :dim]
             if self.field.knows_divergence:
                 v = simplices.from_coordinates(coordinates)
                 velocity, divergence = self.field.field_and_divergence(v, t, context, mask)
-                return torch.cat([simplices.to_coordinates(velocity), divergence.unsqueeze(1)], 1)
+                return simplices.to_coordinates(velocity), divergence.unsqueeze(1)
             probes = draw_probes("rademacher", self.num_probes, coordinates) if estimated else None
             velocity_of = self._on_coordinates(t, context, mask)
-            return torch.cat(trace_of_jacobian(velocity_of, coordinates, probes), 1)
+            return trace_of_jacobian(velocity_of, coordinates, probes)
 
         state = torch.cat([m, m.new_zeros(len(m), num_integrals)], 1)
         with differentiable_attention():
             state = integrate(rate, state, times, self.solver)
-        return state[:, :dim], state[:, dim:]
+        first, last = (1 - contraction * t for t in (times[0], times[-1]))
+        return state[:, :dim], state[:, dim:] + moving * math.log(last / first)
 
     def extra_repr(self) -> str:
         """Options as shown by ``print(model)``."""
@@ -146,6 +159,12 @@ class AssignmentLayer(nf.flows.Flow):
             f"steps={len(self.times) - 1}, solver={self.solver!r}, "
             f"divergence={self.divergence!r}{probes}"
         )
+
+    def _num_moving(self, m: Tensor, mask: Tensor | None) -> Tensor:
+        """Numbers (B, 1) of the coordinates that are not missing, as floats."""
+        if mask is None:
+            return torch.full_like(m[:, :1], m.shape[1])
+        return self.field.path.simplices.coordinate_mask(mask).to(m).sum(1, keepdim=True)
 
     def _on_coordinates(
         self, t: Tensor, context: Tensor | None, mask: Tensor | None

@@ -59,10 +59,6 @@ class Horizon(ABC):
         r"""Speeds :math:`\rho` towards the corner of simplices with so many classes."""
 
     @abstractmethod
-    def time_at(self, share: float) -> float:
-        """Time after a share of equal steps of sampling, from zero to the end."""
-
-    @abstractmethod
     def draw_times(self, num: int, like: Tensor) -> Tensor:
         """Times of training, (num,)."""
 
@@ -118,10 +114,6 @@ class InfiniteHorizon(Horizon):
     def speeds(self, counts: Tensor) -> Tensor:
         r""":math:`\kappa` for every simplex."""
         return torch.full_like(counts, self.scale)
-
-    def time_at(self, share: float) -> float:
-        """Equal steps of time."""
-        return self.end * share
 
     def draw_times(self, num: int, like: Tensor) -> Tensor:
         """Gamma-distributed times, (num,)."""
@@ -179,10 +171,6 @@ class FiniteHorizon(Horizon):
         """Norms of the logits of the smoothed corners."""
         gap = torch.log1p((1 - self.smoothing) / self.smoothing * counts)
         return gap * (1 - 1 / counts).sqrt()
-
-    def time_at(self, share: float) -> float:
-        """Steps that shrink as the noise does, on which its contraction is the same at each."""
-        return 1 - (1 - self.end) ** share
 
     def draw_times(self, num: int, like: Tensor) -> Tensor:
         """Times uniform up to the end of sampling, (num,)."""

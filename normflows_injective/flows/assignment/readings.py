@@ -16,7 +16,7 @@ __all__ = ["Mixture", "Reading", "Rounding", "reading_of"]
 
 # Of draws for the mixture, about this share starts from corners drawn blindly, however seldom
 # these are read as the labels. It bounds what one draw near such a corner can weigh.
-_STRAYING = 0.01
+_STRAYING = 0.05
 
 
 class Reading(ABC):
