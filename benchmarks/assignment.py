@@ -23,6 +23,7 @@ from assignment_page import write_page
 from assignment_steps import misplaced
 from assignment_targets import Target, distances, grid, independent, ising
 from flows.records import Record, read, run_once
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 BATCH, RATE, SAMPLES, PER_STATE, FEWEST = 256, 2e-3, 40_000, 50, 20_000
@@ -41,7 +42,7 @@ def trained(name: str, target: Target, seed: int, steps: int, file: Path) -> nn.
     torch.manual_seed(seed)
     model = METHODS[name](target)
     if file.is_file():
-        model.load_state_dict(torch.load(file, weights_only=True))
+        model.load_state_dict(load_file(file))
         return model
     optimizer = torch.optim.Adam(model.parameters(), RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -52,7 +53,7 @@ def trained(name: str, target: Target, seed: int, steps: int, file: Path) -> nn.
         optimizer.step()
         schedule.step()
     file.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(model.state_dict(), file)
+    save_file(model.state_dict(), file)
     return model
 
 
@@ -121,7 +122,7 @@ def jobs(seeds: int, steps: int, folder: Path, quick: bool) -> Iterator[tuple[st
     few = 200 if quick else None
 
     def fit(law: str, target: Target, name: str, seed: int) -> Callable[[], nn.Module]:
-        file = folder / f"{law}_{name}_{seed}.pt".replace(", ", "_").replace(" ", "-")
+        file = folder / f"{law}_{name}_{seed}.safetensors".replace(", ", "_").replace(" ", "-")
         return functools.partial(trained, name, target, seed, steps, file)
 
     for seed in range(seeds):

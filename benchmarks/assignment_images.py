@@ -1,6 +1,6 @@
 """Assignment flows on binarised MNIST of 14x14 pixels, beside MADE and independent pixels.
 
-    python benchmarks/assignment_images.py --data DIR [--steps 6000] [--quick] [--only NAME]
+    python benchmarks/assignment_images.py --data DIR [--steps 6000] [--quick] [--only NAME] [--no-runs]
         [--page docs/results/assignment_images.md]
 
 DIR holds ``mnist.npz``; the environment variable NFI_DATA may name it. Images are averaged over
@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from assignment_images_page import write_page
-from flows.records import Record, run_once
+from flows.records import Record, read, run_once
 from normflows.nets.made import MADE
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, binary_cross_entropy_with_logits
@@ -189,6 +189,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="three steps, to try it")
+    parser.add_argument("--no-runs", action="store_true", help="only what has been run")
     parser.add_argument("--only", default="", help="a part of the name of models")
     parser.add_argument("--page", type=Path, help="Markdown page to write; the figure goes beside")
     arguments = parser.parse_args()
@@ -200,7 +201,12 @@ def main() -> None:
     jobs = {"independent pixels": functools.partial(independent, data[0], data[2])}
     for name, build in MODELS.items():
         jobs[name] = functools.partial(fit, build, data, arguments.steps, arguments.seed)
-    records = [run_once(file, name, run) for name, run in jobs.items() if arguments.only in name]
+    known = read(file)
+    records = [
+        run_once(file, name, run)
+        for name, run in jobs.items()
+        if arguments.only in name and (name in known or not arguments.no_runs)
+    ]
     write_page(records, data[2], arguments.steps, arguments.page)
 
 
