@@ -1,7 +1,7 @@
 """Assignment flows on binarised MNIST of 14x14 pixels, beside MADE and independent pixels.
 
-    python benchmarks/assignment_images.py --data DIR [--steps 6000] [--quick] [--only NAME] [--no-runs]
-        [--page docs/results/assignment_images.md]
+    python benchmarks/assignment_images.py --data DIR [--steps 6000] [--quick] [--only NAME]
+        [--no-runs] [--page docs/results/assignment_images.md]
 
 DIR holds ``mnist.npz``; the environment variable NFI_DATA may name it. Images are averaged over
 2x2 pixels and set to one above the middle. Every run is a line of a file under out/ and is not

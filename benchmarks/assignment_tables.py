@@ -126,7 +126,9 @@ def _grid_laws(records: Records) -> str:
 
 
 def slope(sizes: Sequence[float], times: Sequence[float]) -> float:
-    """Slope of the logarithm of times against that of sizes, by least squares."""
+    """Slope of the logarithm of times against that of sizes, by least squares; NaN of one."""
+    if len(sizes) < 2:
+        return math.nan
     x, y = ([math.log(value) for value in values] for values in (sizes, times))
     middle, level = sum(x) / len(x), sum(y) / len(y)
     rise = sum((a - middle) * (b - level) for a, b in zip(x, y, strict=True))

@@ -1,0 +1,77 @@
+"""Figures of the example of assignment flows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import torch
+from einops import rearrange
+from figures import image_grid
+from torch import Tensor
+
+__all__ = ["draw_images", "draw_informations"]
+
+COLUMNS = 10
+
+
+def draw_images(
+    samples: Tensor, by_class: Tensor, real: Tensor, size: int, path: Path, title: str
+) -> None:
+    """Three squares of ten by ten images: samples, samples by class, real images.
+
+    Args:
+        samples: Labels (100, size * size) of samples.
+        by_class: The same of samples by class, ten in a row.
+        real: The same of real images.
+        size: Height and width of an image.
+        path: PNG file to write.
+        title: Line above them.
+    """
+    blank = torch.zeros(COLUMNS, 1, size * size)
+    squares = [rearrange(x, "(r c) d -> r c d", c=COLUMNS) for x in (samples, by_class, real)]
+    rows = torch.cat([squares[0], blank, squares[1], blank, squares[2]], 1)
+    images = rearrange(rows, "r c (h w) -> (r c) 1 h w", h=size).float()
+    image_grid(images, rows.shape[1], path, title)
+
+
+def draw_informations(
+    data: Tensor, held_out: Tensor, samples: Tensor, names: Sequence[str], path: Path
+) -> None:
+    """Mutual informations of pairs of columns, of data and of samples.
+
+    Args:
+        data: Matrix (n, n) of training rows, in nats.
+        held_out: The same of held-out rows.
+        samples: The same of samples.
+        names: Names of the columns.
+        path: PNG file to write.
+    """
+    figure, axes = plt.subplots(1, 3, figsize=(14, 4.8), layout="constrained")
+    above = tuple(torch.triu_indices(len(names), len(names), 1))
+    # Square roots, so that weak dependences can be seen beside strong ones.
+    largest = float(data[above].max()) ** 0.5
+    for axis, matrix, title in ((axes[0], data, "training rows"), (axes[1], samples, "samples")):
+        roots = matrix.clamp_min(0).sqrt().fill_diagonal_(torch.nan)
+        shown = axis.imshow(roots.numpy(), vmin=0, vmax=largest, cmap="viridis")
+        axis.set_xticks(range(len(names)), names, rotation=90)
+        axis.set_yticks(range(len(names)), names)
+        axis.set_title(title)
+    figure.colorbar(shown, ax=axes[:2], label="root of mutual information in nats", shrink=0.8)
+    axis = axes[2]
+    floor = 1e-4
+    axis.loglog(*(x[above].clamp_min(floor) for x in (data, held_out)), ".", color="0.65", ms=5)
+    axis.loglog(*(x[above].clamp_min(floor) for x in (data, samples)), "o", color="C3", ms=4)
+    limits = [floor, 2 * largest**2]
+    axis.plot(limits, limits, color="0.3", lw=0.8)
+    axis.set_xlabel("mutual information of training rows in nats")
+    axis.set_ylabel("mutual information in nats")
+    axis.legend(["held-out rows", "samples"], loc="upper left")
+    axis.set_title("all pairs of columns")
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
