@@ -102,6 +102,4 @@ then a stray pixel. All samples of flows start from the same noise, which is why
 What falls short: one seed, one data set, {judged} test images, and no model had converged: the
 best weights on validation images were the last ones of every training. The flows' bits are bounds,
 loosest where the effective sample size is small.
-
-
 """

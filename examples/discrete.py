@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from discrete_baselines import Tree, mutual_informations
+from discrete_baselines import Tree, mutual_informations, nearest
 from discrete_data import TABLES, Images, Table, read_digits, read_mnist, read_table
 from discrete_figures import draw_images, draw_informations
 from torch import Tensor, nn
@@ -173,21 +173,6 @@ def fit_images(images: Images, budget: Budget, path: Path) -> Fitted:
         return flow.flow_matching_loss(images.train[index], classes[index] * known)
 
     return fit(flow, choice, loss_of, len(images.train), budget, path)
-
-
-def nearest(images: Tensor, others: Tensor, leave_out_self: bool = False) -> tuple[Tensor, Tensor]:
-    """Numbers of pixels (B,) that differ from the nearest of other images, and which it is."""
-    least, index = [], []
-    right = others.float()
-    for place, rows in enumerate(images.float().split(500)):
-        distances = rows.sum(1, keepdim=True) + right.sum(1) - 2 * rows @ right.T
-        if leave_out_self:
-            own = torch.arange(len(rows))
-            distances[own, 500 * place + own] = torch.inf
-        found = distances.min(1)
-        least.append(found.values)
-        index.append(found.indices)
-    return torch.cat(least), torch.cat(index)
 
 
 def print_bits(fitted: Fitted, images: Images, budget: Budget) -> None:

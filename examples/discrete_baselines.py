@@ -1,4 +1,4 @@
-"""What an assignment flow of a table is held against: independent columns, a tree, and counts."""
+"""What assignment flows are held against: independent columns, a tree, counts and neighbours."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-__all__ = ["Tree", "mutual_informations"]
+__all__ = ["Tree", "mutual_informations", "nearest"]
 
 # A prior count for every class, so that no class has probability zero.
 PRIOR = 0.5
@@ -31,6 +31,21 @@ def mutual_informations(rows: Tensor, num_classes: Sequence[int]) -> Tensor:
     entropies = joint.diag()
     out = entropies.unsqueeze(1) + entropies - joint
     return out.diagonal_scatter(entropies)
+
+
+def nearest(images: Tensor, others: Tensor, leave_out_self: bool = False) -> tuple[Tensor, Tensor]:
+    """Numbers of pixels (B,) that differ from the nearest of other images, and which it is."""
+    least, index = [], []
+    right = others.float()
+    for place, rows in enumerate(images.float().split(500)):
+        distances = rows.sum(1, keepdim=True) + right.sum(1) - 2 * rows @ right.T
+        if leave_out_self:
+            own = torch.arange(len(rows))
+            distances[own, 500 * place + own] = torch.inf
+        found = distances.min(1)
+        least.append(found.values)
+        index.append(found.indices)
+    return torch.cat(least), torch.cat(index)
 
 
 class Tree:

@@ -52,7 +52,7 @@ def draw_informations(
         names: Names of the columns.
         path: PNG file to write.
     """
-    figure, axes = plt.subplots(1, 3, figsize=(14, 4.8), layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(15, 5.6), layout="constrained")
     above = tuple(torch.triu_indices(len(names), len(names), 1))
     # Square roots, so that weak dependences can be seen beside strong ones.
     largest = float(data[above].max()) ** 0.5
