@@ -10,7 +10,7 @@
 without their class given; the table is fitted twice, the second time with a fifth of its entries
 missing. It prints held-out likelihoods, which are bounds in the mean, beside independent variables
 and a tree, and writes figures and weights, which ``--load`` reads instead of training. One minute
-for the digits, five to ten for the others, on one core.
+for the digits, ten to fifteen for the others, on one core.
 """
 
 from __future__ import annotations
@@ -18,18 +18,16 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from discrete_baselines import Tree, mutual_informations, nearest
 from discrete_data import TABLES, Images, Table, read_digits, read_mnist, read_table
 from discrete_figures import draw_images, draw_informations
+from discrete_training import Budget, Fitted, fit, judge, shown
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
-from tqdm import trange
 
 import normflows_injective as nfi
 from normflows_injective.flows.assignment import HorizonChoice, choose_horizon
@@ -40,111 +38,11 @@ NUM_DIGITS = 10
 UNKNOWN, MISSING = 0.2, 0.2
 SAMPLES = 1000
 NETS = ("conv", "dense", "leave-one-out")
-
-
-class Budget(NamedTuple):
-    """How long to train and how much to judge.
-
-    Attributes:
-        net: Network of images. Tables have ``LeaveOneOutField``.
-        steps: Training steps.
-        batch: Rows in a batch.
-        rate: Learning rate at the start.
-        judged: Held-out rows whose likelihood is taken.
-        draws: Importance samples for each of them.
-        load: Whether to read the weights that an earlier run wrote, instead of training.
-    """
-
-    net: str
-    steps: int
-    batch: int
-    rate: float
-    judged: int
-    draws: int
-    load: bool = False
-
-
 BUDGETS = {
     "digits": Budget("dense", 2000, 128, 2e-3, 360, 8),
-    "mnist": Budget("conv", 3000, 64, 2e-3, 50, 2),
-    "table": Budget("leave-one-out", 4000, 256, 3e-3, 1000, 16),
+    "mnist": Budget("conv", 6000, 64, 2e-3, 50, 2),
+    "table": Budget("dense", 8000, 512, 4e-3, 500, 8),
 }
-# Divergences of networks that see all variables are taken by probes.
-PROBES = 8
-
-
-class Fitted(NamedTuple):
-    """A trained model, the steps to sample it by, and a line about it."""
-
-    flow: nfi.AssignmentFlow
-    steps: int
-    note: str
-
-
-def fit(
-    flow: nfi.AssignmentFlow,
-    choice: HorizonChoice,
-    loss_of: Callable[[Tensor], Tensor],
-    rows: int,
-    budget: Budget,
-    path: Path,
-) -> Fitted:
-    """Train by an ordinary loop, with Adam and a cosine, and save; or load what was saved.
-
-    Args:
-        flow: Model.
-        choice: Its horizon.
-        loss_of: Loss of the rows of an index.
-        rows: Number of training rows.
-        budget: Steps, batch and rate.
-        path: File of the weights.
-    """
-    parameters = sum(p.numel() for p in flow.parameters())
-    note = f"{parameters:,} parameters, to time {choice.horizon.end:.1f} in {choice.steps} steps"
-    if budget.load:
-        flow.load(path)
-        return Fitted(flow.eval(), choice.steps, f"{note}, loaded")
-    optimizer = torch.optim.Adam(flow.parameters(), budget.rate)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, budget.steps)
-    start, mean = time.process_time(), math.nan
-    progress = trange(budget.steps, desc="training", unit="step")
-    for _ in progress:
-        loss = loss_of(torch.randint(rows, (budget.batch,)))
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(flow.parameters(), 5.0)
-        optimizer.step()
-        scheduler.step()
-        # Losses at random times vary, so the bar shows a running mean.
-        mean = loss.item() if math.isnan(mean) else 0.98 * mean + 0.02 * loss.item()
-        progress.set_postfix(loss=f"{mean:.3f}")
-    minutes = (time.process_time() - start) / 60
-    flow.save(path)
-    trained = f"{budget.steps} training steps of {budget.batch} in {minutes:.1f} min"
-    return Fitted(flow.eval(), choice.steps, f"{note}, {trained}")
-
-
-def judge(
-    fitted: Fitted, rows: Tensor, draws: int, context: Tensor | None = None
-) -> tuple[Tensor, float]:
-    """Negative log-likelihoods of rows in nats, and the mean effective number of draws."""
-    found = fitted.flow.log_prob(
-        rows,
-        draws,
-        divergence="hutchinson",
-        num_probes=PROBES,
-        steps=fitted.steps,
-        context=context,
-        max_rows=1024,
-        progress=True,
-    )
-    return -found.log_prob.double(), float(found.effective_sample_size.mean()) * draws
-
-
-def shown(values: Tensor, digits: int, sign: str = "") -> str:
-    """Mean with its standard error over rows."""
-    mean, error = values.mean(), values.std() / len(values) ** 0.5
-    return f"{mean:{sign}.{digits}f} ± {error:.{digits}f}"
 
 
 # ---- images
@@ -245,19 +143,25 @@ def run_images(name: str, images: Images, budget: Budget, out: Path) -> None:
 # ---- tables
 
 
-def table_flow(table: Table, missing: bool) -> tuple[nfi.AssignmentFlow, HorizonChoice]:
+def table_flow(table: Table, net: str, missing: bool) -> tuple[nfi.AssignmentFlow, HorizonChoice]:
     """A flow of the columns of a table, and its horizon."""
     num, largest = len(table.num_classes), max(table.num_classes)
+    networks: dict[str, Callable[[], nn.Module]] = {
+        "dense": lambda: DenseField(num, largest, hidden=(512, 512), missing=missing),
+        "leave-one-out": lambda: LeaveOneOutField(
+            num, largest, widths=(32, 32), head=32, missing=missing
+        ),
+    }
     choice = choose_horizon(num, table.num_classes)
-    net = LeaveOneOutField(num, largest, widths=(24, 24), head=24, missing=missing)
-    return nfi.AssignmentFlow(
-        net, num, table.num_classes, horizon=choice.horizon, missing=missing
-    ), choice
+    flow = nfi.AssignmentFlow(
+        networks[net](), num, table.num_classes, horizon=choice.horizon, missing=missing
+    )
+    return flow, choice
 
 
 def fit_table(table: Table, missing: bool, budget: Budget, path: Path) -> Fitted:
     """Train on a table, of which a fifth of the entries may be missing."""
-    flow, choice = table_flow(table, missing)
+    flow, choice = table_flow(table, budget.net, missing)
     observed = torch.rand(table.train.shape) >= MISSING
 
     def loss_of(index: Tensor) -> Tensor:
@@ -320,7 +224,7 @@ def main() -> None:
     )
     parser.add_argument("--name", choices=TABLES, default="bike", help="which table")
     parser.add_argument("--size", type=int, choices=(14, 28), default=14, help="of MNIST")
-    parser.add_argument("--net", choices=NETS, help="network of images")
+    parser.add_argument("--net", choices=NETS, help="network; conv is for images")
     parser.add_argument("--steps", type=int, help="training steps")
     parser.add_argument("--batch", type=int)
     parser.add_argument("--judged", type=int, help="held-out rows whose likelihood is taken")
@@ -332,6 +236,8 @@ def main() -> None:
     given = {f: getattr(options, f, None) for f in Budget._fields}
     budget = BUDGETS[options.kind]._replace(**{f: x for f, x in given.items() if x is not None})
 
+    if options.kind == "table" and budget.net == "conv":
+        parser.error("columns of a table have no neighbours: --net must be dense or leave-one-out")
     torch.manual_seed(options.seed)
     # So small a network gains nothing from more threads, and on a busy machine they slow it down.
     torch.set_num_threads(1)
