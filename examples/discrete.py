@@ -40,7 +40,7 @@ SAMPLES = 1000
 NETS = ("conv", "dense", "leave-one-out")
 BUDGETS = {
     "digits": Budget("dense", 2000, 128, 2e-3, 360, 8),
-    "mnist": Budget("conv", 6000, 64, 2e-3, 50, 2),
+    "mnist": Budget("conv", 6000, 64, 2e-3, 200, 4),
     "table": Budget("dense", 8000, 512, 4e-3, 500, 8),
 }
 
