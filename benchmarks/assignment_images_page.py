@@ -97,9 +97,9 @@ Convolutions over the grid need the fewest bits and draw the cleanest digits, wi
 MADE's parameters and several times its time per step; most of their samples can be read, some are
 pieces of two digits. The perceptron over all pixels has as many parameters as MADE and takes more
 bits: its strokes break, and stray pixels stand beside them. The network that leaves variables out
-has the least noise in its likelihoods and the most bits: few of its samples can be read. MADE draws
-whole strokes and now and then a stray pixel. Samples of the first two flows start from the same
-noise, which is why they look alike.
+has the least noise in its likelihoods and the most bits: few of its samples can be read. MADE
+draws whole strokes and now and then a stray pixel. Samples of the first two flows start from the
+same noise, which is why they look alike.
 
 What falls short: one seed, one data set, {judged} test images, and no model had converged: the
 best weights on validation images were the last ones of every training. The flows' bits are bounds,
