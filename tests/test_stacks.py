@@ -119,7 +119,8 @@ class PerLayerSums(nfi.InjectiveNormalizingFlow):
 @pytest.mark.slow
 def test_per_layer_sums_would_fail():
     model = PerLayerSums(base(2), STACKS["ambient"][0]())
-    last_loss = train(model, STACKS["ambient"][1])
+    # As few steps as bring the right sum within a hundredth of a nat, at an error below .004.
+    last_loss = train(model, 400)
     excess, _, reconstruction = excess_nll(model)
     assert abs(excess) > 0.02 or reconstruction > 0.01
     assert last_loss < 0  # it pays itself for a volume that is not there
