@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoints import load_checkpoint, save_checkpoint
-from .checks import check_count, check_finite, check_loss
+from .checks import check_choice, check_count, check_finite, check_loss
 from .context import check_context
 from .discrete_likelihood import DIVERGED, DiscreteLogProb, importance_log_prob
-from .errors import OptionError
 from .flows.assignment.field import AssignmentField, evaluating
 from .flows.assignment.horizon import horizon_of
 from .flows.assignment.integration import Times, check_solver, integrate, time_grid
@@ -89,11 +88,7 @@ class AssignmentFlow(nn.Module):
         missing: bool = False,
     ) -> None:
         super().__init__()
-        if parametrisation not in PARAMETRISATIONS:
-            raise OptionError(
-                f"parametrisation must be one of {', '.join(PARAMETRISATIONS)}, got "
-                f"{parametrisation!r}."
-            )
+        check_choice(parametrisation, PARAMETRISATIONS, "parametrisation")
         path = AssignmentPath(Simplices(num_variables, num_classes), horizon_of(horizon))
         self.field = AssignmentField(
             net, path, PARAMETRISATIONS[parametrisation](), features, missing

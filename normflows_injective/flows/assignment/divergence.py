@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ...errors import OptionError
+from ...checks import check_choice
 from ...volume.products import jvp
 
 __all__ = ["DIVERGENCES", "check_divergence", "trace_of_jacobian"]
@@ -26,10 +26,7 @@ def check_divergence(divergence: str) -> None:
     Examples:
         >>> check_divergence("exact")
     """
-    if divergence not in DIVERGENCES:
-        raise OptionError(
-            f"divergence must be one of {', '.join(DIVERGENCES)}, got {divergence!r}."
-        )
+    check_choice(divergence, DIVERGENCES, "divergence")
 
 
 def trace_of_jacobian(

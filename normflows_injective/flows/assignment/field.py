@@ -9,6 +9,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from ...checks import check_choice
 from ...context import needs_context, takes_context, with_context
 from ...errors import OptionError, ShapeError
 from .parametrisation import Classifier, Parametrisation
@@ -94,8 +95,7 @@ class AssignmentField(nn.Module):
                 f"net must be a torch.nn.Module, got {type(net).__name__}. See nfi.nets.fields "
                 "for networks, or write one with forward(features, t)."
             )
-        if features not in FEATURES:
-            raise OptionError(f"features must be one of {', '.join(FEATURES)}, got {features!r}.")
+        check_choice(features, FEATURES, "features")
         self.net, self.path, self.parametrisation = net, path, parametrisation
         self.features, self.missing = features, missing
         if not needs_context(net):

@@ -146,10 +146,12 @@ def horizon_of(horizon: str | Horizon) -> Horizon:
     """
     if isinstance(horizon, Horizon):
         return horizon
-    if horizon not in HORIZONS:
+    if not (isinstance(horizon, str) and horizon in HORIZONS):
+        chosen = isinstance(horizon, HorizonChoice)
+        advice = " Of what choose_horizon returns, pass .horizon." if chosen else ""
         raise OptionError(
             f"horizon must be one of {', '.join(HORIZONS)}, an InfiniteHorizon or a "
-            f"FiniteHorizon, got {horizon!r}."
+            f"FiniteHorizon, got {horizon!r}.{advice}"
         )
     return HORIZONS[horizon]()
 

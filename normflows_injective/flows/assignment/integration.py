@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ...checks import check_count
+from ...checks import check_choice, check_count
 from ...errors import OptionError
 
 __all__ = ["SOLVERS", "Times", "check_solver", "integrate", "time_grid"]
@@ -59,8 +59,7 @@ def check_solver(solver: str) -> None:
     Examples:
         >>> check_solver("rk4")
     """
-    if solver not in SOLVERS:
-        raise OptionError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}.")
+    check_choice(solver, SOLVERS, "solver")
 
 
 def time_grid(steps: Times, end: float) -> list[float]:

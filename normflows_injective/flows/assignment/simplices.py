@@ -140,11 +140,17 @@ class Simplices(nn.Module):
             ShapeError: If they or the mask have another shape.
             OptionError: If a label is negative or not below its number of classes.
         """
+        one_hot = (self.num_variables, self.max_classes)
+        if isinstance(labels, Tensor) and labels.shape[1:] == one_hot:
+            raise ShapeError(
+                f"labels must have shape (B, {self.num_variables}), got {tuple(labels.shape)}. If "
+                "these are one-hot rows, convert them with labels.argmax(-1)."
+            )
         check_event_shape(labels, (self.num_variables,), "labels")
         if labels.is_floating_point() or labels.is_complex():
             raise DtypeError(
                 f"labels must be integers that count classes from 0, got {labels.dtype}. Convert "
-                "them with labels.long(), or one-hot rows with rows.argmax(-1)."
+                "them with labels.long()."
             )
         if len(labels) == 0:
             raise ShapeError("labels is an empty batch. Skip it, or let the loader drop it.")
