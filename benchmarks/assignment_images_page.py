@@ -95,13 +95,12 @@ Seconds for one draw of a likelihood: {draws}.
 
 ![samples](../figures/assignment_images.png)
 
-Convolutions over the grid need the fewest bits and draw the cleanest digits, with a tenth of
-MADE's parameters and several times its time per step; most of their samples can be read, some are
+Convolutions over the grid need the fewest bits, by less than the error beside MADE, with a tenth
+of its parameters and several times its time per step; most of their samples can be read, some are
 pieces of two digits. The perceptron over all pixels has as many parameters as MADE and takes more
 bits: its strokes break, and stray pixels stand beside them. The network that leaves variables out
-has the least noise in its likelihoods and the most bits: few of its samples can be read. MADE
-draws whole strokes and now and then a stray pixel. Samples of the first two flows start from the
-same noise, which is why they look alike.
+has less noise in its likelihoods than the perceptron, and takes the most bits. MADE draws whole
+strokes and now and then a stray pixel.
 
 What falls short: one seed, one data set, {judged} test images, and no model had converged: the
 best weights on validation images were the last ones of every training. The flows' bits are bounds,

@@ -118,7 +118,7 @@ def print_distances(images: Images, kinds: dict[str, Tensor], asked: Tensor) -> 
 def run_images(name: str, images: Images, budget: Budget, out: Path) -> None:
     """Train on images, print the tables and write the figure."""
     size, pixels = images.size, images.size**2
-    fitted = fit_images(images, budget, out / f"discrete_{name}.safetensors")
+    fitted = fit_images(images, budget, out / f"discrete_{name}_{size}_{budget.net}.safetensors")
     print(f"\n{name}, {size}x{size}, {budget.net}: {fitted.note}")
     print_bits(fitted, images, budget)
 
@@ -135,7 +135,7 @@ def run_images(name: str, images: Images, budget: Budget, out: Path) -> None:
     print_distances(images, kinds, asked)
     by_class = torch.cat([kinds["samples by class"][asked == k][:10] for k in range(NUM_DIGITS)])
     path = out / f"discrete_{name}.png"
-    title = "Samples | samples by class, one in a row | test images"
+    title = "Samples | samples by class, one class in a row | test images"
     draw_images(kinds["samples"][:100], by_class, real[:100], size, path, title)
     print(f"\nwrote {path}")
 
@@ -186,7 +186,7 @@ def run_table(name: str, table: Table, budget: Budget, out: Path) -> None:
     draws = {}
     for kind, missing in (("flow", False), (f"flow, {MISSING:.0%} missing", True)):
         ending = "_missing" if missing else ""
-        path = out / f"discrete_{name}{ending}.safetensors"
+        path = out / f"discrete_{name}_{budget.net}{ending}.safetensors"
         fitted = fit_table(table, missing, budget, path)
         print(f"{kind}: {fitted.note}")
         nll[kind], draws[kind] = judge(fitted, judged, budget.draws)
@@ -205,19 +205,29 @@ def run_table(name: str, table: Table, budget: Budget, out: Path) -> None:
         f"\nMutual informations of {len(data[above])} pairs of columns in training rows: mean "
         f"{data[above].mean():.4f}, largest {data[above].max():.4f} nats."
     )
-    print("\n| beside the training rows | mean difference | largest |")
-    print("|---|---:|---:|")
+    print("\n| beside the training rows | mean difference | largest | of the pair |")
+    print("|---|---:|---:|---|")
     for row, matrix in found.items():
         difference = (matrix - data)[above].abs()
-        print(f"| {row} | {difference.mean():.4f} | {difference.max():.4f} |")
+        pair = " and ".join(table.names[int(side[difference.argmax()])] for side in above)
+        print(f"| {row} | {difference.mean():.4f} | {difference.max():.4f} | {pair} |")
     path = out / f"discrete_{name}.png"
     draw_informations(data, found["held-out rows"], found["flow"], table.names, path)
     print(f"\nwrote {path}")
 
 
+def positive(text: str) -> int:
+    """A whole number above zero, for the parser."""
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"must be a whole number above zero, got {text}")
+    return int(text)
+
+
 def main() -> None:
     """Train, print the tables and write the figures."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("kind", nargs="?", choices=list(BUDGETS), default="digits")
     parser.add_argument(
         "--data", type=Path, default=os.environ.get("NFI_DATA"), help="folder of the .npz files"
@@ -225,10 +235,10 @@ def main() -> None:
     parser.add_argument("--name", choices=TABLES, default="bike", help="which table")
     parser.add_argument("--size", type=int, choices=(14, 28), default=14, help="of MNIST")
     parser.add_argument("--net", choices=NETS, help="network; conv is for images")
-    parser.add_argument("--steps", type=int, help="training steps")
-    parser.add_argument("--batch", type=int)
-    parser.add_argument("--judged", type=int, help="held-out rows whose likelihood is taken")
-    parser.add_argument("--draws", type=int, help="importance samples for each of them")
+    parser.add_argument("--steps", type=positive, help="training steps")
+    parser.add_argument("--batch", type=positive, help="rows in a batch")
+    parser.add_argument("--judged", type=positive, help="held-out rows whose likelihood is taken")
+    parser.add_argument("--draws", type=positive, help="importance samples for each of them")
     parser.add_argument("--load", action="store_true", help="read the weights of an earlier run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder of the figures")

@@ -978,6 +978,8 @@ def test_labels_that_are_none():
             call(torch.zeros(2, 2))
         with pytest.raises(ShapeError, match=r"labels must have shape \(B, 2\), got \(2, 3\)"):
             call(torch.zeros(2, 3, dtype=torch.long))
+        with pytest.raises(ShapeError, match=r"got \(2, 2, 3\)\. If these are one-hot rows, conv"):
+            call(torch.zeros(2, 2, 3))
         with pytest.raises(ShapeError, match="labels is an empty batch"):
             call(torch.zeros(0, 2, dtype=torch.long))
         with pytest.raises(DtypeError, match=r"labels must be a torch\.Tensor, got list"):
@@ -1007,6 +1009,11 @@ def test_masks_that_are_none():
         (lambda: Simplices(2, 1), "at least two classes, got num_classes=1. Leave out"),
         (lambda: Simplices(2, [2, 2, 2]), "num_classes must be one number or 2, one for every"),
         (lambda: Simplices(0, 2), "num_variables must be a positive integer, got 0"),
+        (lambda: dense_flow(features=["weights"]), r"features must be one of .*\['weights'\]"),
+        (
+            lambda: dense_flow(horizon=choose_horizon(2, 2)),
+            r"choose_horizon returns, pass \.horiz",
+        ),
         (lambda: InfiniteHorizon(scale=0), "scale must be a positive number, got 0"),
         (lambda: InfiniteHorizon(end=math.inf), "end must be a positive number, got inf"),
         (lambda: InfiniteHorizon(time_shape="1"), "time_shape must be a positive number, got '1'"),
@@ -1022,6 +1029,10 @@ def test_masks_that_are_none():
         (lambda: dense_flow().sample(2, []), "times that increase from 0 to 15, got 0 times"),
         (lambda: dense_flow().sample(2, solver="dopri5"), "solver must be one of .*'dopri5'"),
         (lambda: dense_flow().sample(2, reading="argmax"), "reading must be one of rounding, mix"),
+        (
+            lambda: dense_flow().sample(2, reading=["mixture"]),
+            "reading must be one of rounding, m",
+        ),
         (lambda: dense_flow().layer(divergence="trace"), "divergence must be one of exact, hutch"),
         (lambda: dense_flow().layer(divergence="hutchinson", num_probes=0), "got 0"),
         (lambda: SimplexLift(1, 3, "area"), "measure must be one of"),
