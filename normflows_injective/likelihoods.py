@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .checks import check_count
+from .checks import check_choice, check_count
 from .context import read_while_tracing
 from .errors import OptionError, ShapeError
 from .volume.compiled import CompiledSurrogate
@@ -124,8 +124,7 @@ class SurrogateLikelihood(nn.Module):
         compile: bool | Mapping[str, Any] = False,
     ) -> None:
         super().__init__()
-        if probes not in PROBES:
-            raise OptionError(f"probes must be one of {', '.join(PROBES)}, got {probes!r}.")
+        check_choice(probes, PROBES, "probes")
         check_count(n_probes, "n_probes")
         _check_window(warmup_steps)
         self.beta = beta if callable(beta) else _non_negative("beta", beta)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..checks import check_finite
-from ..errors import OffManifoldError, OptionError
+from ..checks import check_choice, check_finite
+from ..errors import OffManifoldError
 from ..volume.transforms import is_readable
 
 __all__ = ["check_policy", "refuse_off_orthant", "unit_vectors"]
@@ -31,10 +31,7 @@ def check_policy(off_manifold: str) -> None:
         normflows_injective.errors.OptionError: off_manifold must be one of reject, project, got \
 'ignore'.
     """
-    if off_manifold not in POLICIES:
-        raise OptionError(
-            f"off_manifold must be one of {', '.join(POLICIES)}, got {off_manifold!r}."
-        )
+    check_choice(off_manifold, POLICIES, "off_manifold")
 
 
 def unit_vectors(x: Tensor, off_manifold: str, name: str) -> Tensor:

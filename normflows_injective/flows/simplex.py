@@ -9,7 +9,7 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-from ..checks import check_event_shape
+from ..checks import check_choice, check_event_shape
 from ..errors import OffManifoldError, OptionError
 from ..volume.transforms import is_readable
 from .on_simplex import closed_parts
@@ -233,8 +233,7 @@ def _check_options(
     dim: int, kind: str, known: Sequence[str], total: float, off_manifold: str
 ) -> None:
     check_dim(dim)
-    if kind not in known:
-        raise OptionError(f"kind must be one of {', '.join(known)}, got {kind!r}.")
+    check_choice(kind, known, "kind")
     if not (isinstance(total, int | float) and 0 < total < math.inf):
         raise OptionError(f"total must be a positive number, got {total!r}.")
     check_policy(off_manifold)

@@ -8,7 +8,7 @@ import normflows as nf
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_event_shape
+from ..checks import check_choice, check_event_shape
 from ..errors import OptionError, UnsupportedLayerError
 from .on_sphere import check_policy, unit_vectors
 from .sphere_coordinates import COORDINATES
@@ -61,8 +61,7 @@ class SphereChart(Chart):
         super().__init__()
         check_dim(dim)
         check_policy(off_manifold)
-        if kind not in COORDINATES:
-            raise OptionError(f"kind must be one of {', '.join(COORDINATES)}, got {kind!r}.")
+        check_choice(kind, COORDINATES, "kind")
         self.dim, self.kind, self.off_manifold = dim, kind, off_manifold
         self.latent_shape, self.data_shape = (dim - 1,), (dim,)
         self._coordinates = COORDINATES[kind]

@@ -18,7 +18,8 @@ from collections.abc import Sequence
 import normflows as nf
 from torch import Tensor, nn
 
-from ..errors import OptionError, UnsupportedLayerError
+from ..checks import check_choice
+from ..errors import UnsupportedLayerError
 from ..volume.log_volume import DecodedVolume
 from .injection import Injection
 
@@ -149,8 +150,7 @@ def check_measure(measure: str, known: Sequence[str]) -> str:
     Raises:
         OptionError: If it is unknown.
     """
-    if measure not in known:
-        raise OptionError(f"measure must be one of {', '.join(known)}, got {measure!r}.")
+    check_choice(measure, known, "measure")
     return measure
 
 

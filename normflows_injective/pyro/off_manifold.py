@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from ..checks import check_choice
 from ..errors import OptionError, ShapeError
 from .constraints import ImageConstraint, score_where
 from .layers import LayerStack
@@ -212,10 +213,7 @@ def policy(
         >>> type(policy("project", None, 1e-3, 2)).__name__
         'Project'
     """
-    if off_manifold not in POLICIES:
-        raise OptionError(
-            f"off_manifold must be one of {', '.join(POLICIES)}, got {off_manifold!r}."
-        )
+    check_choice(off_manifold, POLICIES, "off_manifold")
     if off_manifold == "thicken":
         return Thicken(noise_scale, latent_dim)
     if noise_scale is not None:

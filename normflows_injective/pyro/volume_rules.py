@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor
 
+from ..checks import check_choice
 from ..errors import OptionError, UnsupportedModelError
 from ..flows.composite import (
     joint_decode,
@@ -187,8 +188,7 @@ def volume_rule(volume: str, stack: LayerStack, latent_dim: int, likelihood: Any
         >>> type(volume_rule("auto", LayerStack([Pad(2, 3)]), 2, None)).__name__
         'ExactVolume'
     """
-    if volume not in VOLUMES:
-        raise OptionError(f"volume must be one of {', '.join(VOLUMES)}, got {volume!r}.")
+    check_choice(volume, VOLUMES, "volume")
     if volume == "surrogate" and stack.is_closed_form:
         raise OptionError(
             "volume='surrogate' needs an encoder that is a pseudo-inverse of the decoder, which "

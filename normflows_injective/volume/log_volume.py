@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple, overload
 import torch
 from torch import Tensor
 
+from ..checks import check_choice
 from ..errors import OptionError
 from .factoring import factored_dtype, refuse_lower_dimension, warn_if_deficient
 from .jacobians import jacobian
@@ -100,8 +101,7 @@ def log_volume(
         >>> log_volume(torus, torch.zeros(1, 500), method="lanczos").log_volume
         tensor([346.5736])
     """
-    if method not in METHODS:
-        raise OptionError(f"method must be one of {', '.join(METHODS)}, got {method!r}.")
+    check_choice(method, METHODS, "method")
     if method == "lanczos":
         return lanczos_log_volume(decode, z, chunk_size, n_probes, num_steps)
     if n_probes is not None or num_steps is not None:

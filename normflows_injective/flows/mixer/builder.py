@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import normflows as nf
 
-from ...checks import check_count
+from ...checks import check_choice, check_count
 from ...errors import OptionError
 from ..coupling import (
     ActNorm,
@@ -102,10 +102,8 @@ def mixer_flow(
         if count:
             check_count(count, name)
     build = _element(element, check_widths(hidden))
-    if linear not in _LINEAR:
-        raise OptionError(f"linear must be one of {', '.join(_LINEAR)}, got {linear!r}.")
-    if shift not in ("none", "roll", "interior"):
-        raise OptionError(f"shift must be one of none, roll, interior, got {shift!r}.")
+    check_choice(linear, _LINEAR, "linear")
+    check_choice(shift, ("none", "roll", "interior"), "shift")
     features = context_dim + embedding_dim
 
     def steps(dim: int, reverse: bool) -> list[nf.flows.Flow]:
