@@ -51,7 +51,7 @@ Flows = Sequence[nf.flows.Flow] | nn.ModuleList
 def joint_decode(flows: Flows, z: Tensor, context: Tensor | None = None) -> Tensor:
     """Send latents (B, *) through flows from the first to the last, without log-dets."""
     for flow in flows:
-        if isinstance(flow, Injection | SurfaceMap):
+        if isinstance(flow, (Injection, SurfaceMap)):
             z = flow.decode(z, context)
         else:
             z, _ = flow(z, **with_context(flow, context))
@@ -61,7 +61,7 @@ def joint_decode(flows: Flows, z: Tensor, context: Tensor | None = None) -> Tens
 def joint_encode(flows: Flows, x: Tensor, context: Tensor | None = None) -> Tensor:
     """Send data (B, *) through flows from the last to the first, without log-dets."""
     for flow in reversed(list(flows)):
-        if isinstance(flow, Injection | SurfaceMap):
+        if isinstance(flow, (Injection, SurfaceMap)):
             x = flow.encode(x, context)
         else:
             x, _ = flow.inverse(x, **with_context(flow, context))
@@ -289,7 +289,7 @@ be encoded through it. Use an invertible layer such as nf.flows.AffineCouplingBl
             "nfi.flows.FreeFormInjection(encoder, decoder)."
         )
     holds = any(isinstance(module, Injection) for module in flow.modules())
-    if holds and not isinstance(flow, Injection | InChart):
+    if holds and not isinstance(flow, (Injection, InChart)):
         raise UnsupportedLayerError(
             f"{type(flow).__name__} holds an injection, and would reverse it or add its "
             "log-volume to other log-dets, which is wrong. List the layers in flows= directly, "

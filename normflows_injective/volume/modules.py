@@ -52,7 +52,7 @@ def modules_of(*sources: Any) -> Iterator[nn.Module]:
         if isinstance(source, nn.Module):
             yield source
             stack.extend(source.children())
-        elif isinstance(source, list | tuple):
+        elif isinstance(source, (list, tuple)):
             stack.extend(source)
         elif isinstance(source, partial):
             stack.extend([source.func, *source.args, *source.keywords.values()])
@@ -167,7 +167,7 @@ def _is_filled(cell: CellType) -> bool:
 def _dropout(module: nn.Module) -> float:
     if isinstance(module, _DropoutNd):
         return module.p
-    return module.dropout if isinstance(module, nn.MultiheadAttention | nn.RNNBase) else 0.0
+    return module.dropout if isinstance(module, (nn.MultiheadAttention, nn.RNNBase)) else 0.0
 
 
 def _reason_against(module: nn.Module) -> str | None:
@@ -187,7 +187,7 @@ def _reason_against(module: nn.Module) -> str | None:
             "couples the samples of a batch and has no inverse. Use nf.flows.ActNorm, or put "
             "nn.GroupNorm into the networks."
         )
-    if isinstance(module, nf.flows.MetropolisHastings | nf.flows.HamiltonianMonteCarlo):
+    if isinstance(module, (nf.flows.MetropolisHastings, nf.flows.HamiltonianMonteCarlo)):
         return (
             "is stochastic: it has a log-weight but no Jacobian. It can stand before the first "
             "injection only."

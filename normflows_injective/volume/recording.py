@@ -28,6 +28,7 @@ from .normalisation import group_norm, layer_norm
 from .tangents import (
     AFFINE,
     DIFFERENTIATING,
+    affine_arguments,
     is_in_place,
     is_plain,
 )
@@ -287,7 +288,7 @@ class _RecordingFirstLayers(_Recording):
             self._remember(image, lambda tangent: again(push(tangent), *args[1:], **kwargs))
             return image
         if func in AFFINE and len(args) >= 2 and self._can_begin(args[0], args[1]):
-            return self._first_layer(func, push, args, dict(kwargs))
+            return self._first_layer(func, push, args, kwargs)
         return super()._intercept(func, args, kwargs)
 
     def _can_begin(self, x: Tensor, weight: Tensor) -> bool:
@@ -299,8 +300,7 @@ class _RecordingFirstLayers(_Recording):
     def _first_layer(
         self, func: Function, push: Push, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Tensor:
-        x, weight, *rest = args
-        bias = rest.pop(0) if rest else kwargs.pop("bias", None)
+        x, weight, bias, rest, kwargs = affine_arguments(args, kwargs)
         value: Tensor = func(x.detach(), weight, bias, *rest, **kwargs)
         dtype = value.dtype
         self.first_layers.append(

@@ -28,6 +28,7 @@ __all__ = [
     "DIFFERENTIATING",
     "SkipZeroProducts",
     "TangentsWithoutGraph",
+    "affine_arguments",
     "is_in_place",
     "is_plain",
 ]
@@ -114,7 +115,7 @@ class SkipZeroProducts(Interception):
     def _intercept(self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._refuse_own_graph(func)
         if func in AFFINE and len(args) >= 2 and not self._is_nested():
-            return self._affine(func, args, dict(kwargs))
+            return self._affine(func, args, kwargs)
         if func is Tensor.unflatten:
             # torch.compile cannot trace the method inside a mode, but can trace the function.
             return torch.unflatten(*args, **kwargs)
@@ -131,8 +132,7 @@ class SkipZeroProducts(Interception):
             raise RuntimeError("The network changes how its graph is saved.")
 
     def _affine(self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        x, weight, *rest = args
-        bias = rest.pop(0) if rest else kwargs.pop("bias", None)
+        x, weight, bias, rest, kwargs = affine_arguments(args, kwargs)
         point, tangent = unpack_dual(x)
         if tangent is None or _has_tangent(weight) or _has_tangent(bias):
             return func(x, weight, bias, *rest, **kwargs)
@@ -183,6 +183,16 @@ class TangentsWithoutGraph(SkipZeroProducts):
 
     def _recording(self) -> AbstractContextManager[None]:
         return torch.no_grad()
+
+
+def affine_arguments(
+    args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, Any, Any, tuple[Any, ...], dict[str, Any]]:
+    """Input, weight, bias, and the other arguments of a call of one of ``AFFINE``."""
+    # Slices rather than pop, which torch.compile cannot trace before torch 2.13.
+    bias = args[2] if len(args) > 2 else kwargs.get("bias")
+    others = {name: value for name, value in kwargs.items() if name != "bias"}
+    return args[0], args[1], bias, args[3:], others
 
 
 def is_plain(x: Tensor) -> bool:
