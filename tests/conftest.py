@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import random
+
+import numpy as np
 import pytest
 import torch
+from seeds import OFFSET, manual_seed, shifted
 
 
 def pytest_addoption(parser):
@@ -11,6 +16,17 @@ def pytest_addoption(parser):
     parser.addoption(
         "--dtype", default="float64", choices=["float32", "float64"], help="dtype to run in"
     )
+    parser.addoption(
+        "--seed-offset", type=int, default=0, help="a number to add to every seed of the tests"
+    )
+
+
+def pytest_configure(config):
+    os.environ[OFFSET] = str(config.getoption("--seed-offset"))
+
+
+def pytest_report_header(config):
+    return f"seeds shifted by {config.getoption('--seed-offset')}"
 
 
 @pytest.fixture
@@ -30,7 +46,9 @@ def reproducible(device):
     On another device than the CPU everything that a test builds without naming one goes there.
     """
     before = (torch.get_default_dtype(), torch.is_grad_enabled())
-    torch.manual_seed(0)
+    manual_seed(0)
+    random.seed(shifted(0))
+    np.random.seed(shifted(0))
     if device.type == "cpu":
         yield
     else:

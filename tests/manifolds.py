@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import torch
+from seeds import seeded_generator
 from torch import Tensor
 
 
@@ -28,7 +29,7 @@ class CurvedSurface:
         return torch.stack([a, b, (2 * a).sin() / 2, b.cos() / 2, bump / 4], dim=1)
 
     def sample(self, num_samples: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        generator = torch.Generator().manual_seed(seed)
+        generator = seeded_generator(seed)
         z = torch.randn(num_samples, 2, generator=generator, dtype=torch.float64)
         return self.decode(z).to(dtype)
 

@@ -9,6 +9,7 @@ from typing import Any
 import normflows as nf
 import pyro.distributions as dist
 import torch
+from seeds import manual_seed
 from torch import nn
 
 import normflows_injective as nfi
@@ -125,7 +126,7 @@ LAWS: dict[str, LawCase] = {
 
 def build(name: str, seed: int = 0) -> nn.Module:
     """The module of a case, moved off special initial values."""
-    torch.manual_seed(seed)
+    manual_seed(seed)
     module = LAWS[name].module()
     with torch.no_grad():
         for parameter in module.parameters():

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from assignment_oracles import DOUBLE, Law, Scaled, coupled, exact_flow, ising, ragged
+from seeds import manual_seed
 from torch import nn
 
 import normflows_injective as nfi
@@ -137,7 +138,7 @@ def test_a_single_variable():
 def test_the_closed_divergence_agrees_with_the_exact_one(horizon):
     results = []
     for leave_one_out in (True, False):
-        torch.manual_seed(3)
+        manual_seed(3)
         net = LeaveOneOutField(3, 3, (6,), 6).double()
         for parameter in net.parameters():
             parameter.data.mul_(2)

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from models import base
+from seeds import manual_seed, seeded_generator
 from torch import nn
 
 import normflows_injective as nfi
@@ -37,7 +38,7 @@ def injection(**kwargs):
 
 
 def loss_and_gradients(model, x, seed=0, **kwargs):
-    torch.manual_seed(seed)
+    manual_seed(seed)
     loss = model.forward_kld(x, **kwargs)
     parameters = [p for p in model.parameters() if p.requires_grad]
     found = torch.autograd.grad(loss, parameters, allow_unused=True)
@@ -100,7 +101,7 @@ def test_a_context_reaches_the_compiled_networks():
     eager, compiled = pair_of_models([injection(context_dim=2)])
     x = torch.randn(6, 4, dtype=torch.float64)
     for seed in (1, 2):
-        context = torch.randn(6, 2, generator=torch.Generator().manual_seed(seed)).double()
+        context = torch.randn(6, 2, generator=seeded_generator(seed)).double()
         assert_same_step(eager, compiled, x, context=context)
 
 

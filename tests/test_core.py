@@ -9,6 +9,7 @@ import pytest
 import torch
 from dense import dense_jacobian, dense_log_volume
 from models import base, coupling, mlp_injection, model, spline, stacks
+from seeds import manual_seed
 
 import normflows_injective as nfi
 
@@ -58,9 +59,9 @@ def test_inverse_and_log_det_are_those_of_the_projection(stacked, x, tolerance):
 def test_log_prob_is_base_plus_log_det_and_equals_that_of_samples(stacked, x, tolerance):
     z, log_det = stacked.inverse_and_log_det(x)
     close(stacked.log_prob(x), stacked.q0.log_prob(z) + log_det, tolerance)
-    torch.manual_seed(3)
+    manual_seed(3)
     samples, log_q = stacked.sample(4)
-    torch.manual_seed(3)
+    manual_seed(3)
     z, log_p = stacked.q0(4)
     close(samples, stacked.forward(z), tolerance)
     close(log_q.double(), log_p.double() - dense_log_volume(stacked.forward, z), tolerance)
@@ -192,9 +193,9 @@ def test_everything_works_without_gradients(stacked, x, guard, tolerance):
 
 def test_sample_without_log_prob_skips_it():
     ours = model()
-    torch.manual_seed(5)
+    manual_seed(5)
     x, log_q = ours.sample(3, log_prob=False)
-    torch.manual_seed(5)
+    manual_seed(5)
     expected, _ = ours.sample(3)
     assert log_q is None
     torch.testing.assert_close(x, expected)
@@ -312,7 +313,7 @@ def test_path_estimate_has_the_value_of_the_samples_density_for_free_form_pairs(
     ours.p.log_prob = lambda x: torch.zeros(len(x), dtype=x.dtype)
     values = []
     for score_fn in (True, False):
-        torch.manual_seed(1)
+        manual_seed(1)
         values.append(ours.reverse_kld(16, score_fn=score_fn))
     torch.testing.assert_close(values[0], values[1])
 

@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
+from seeds import seeded_generator
 
 from normflows_injective.diagnostics import MomentRegression, coupling_gap
 from normflows_injective.diagnostics.conditional_moments import (
     fit_moments,
-    new_generator,
     step_gains,
 )
 from normflows_injective.errors import DtypeError, NonFiniteError, OptionError, ShapeError
@@ -19,7 +19,7 @@ from normflows_injective.flows.volume_preserving import random_rotation
 
 
 def normal(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double()
+    return torch.randn(*shape, generator=seeded_generator(seed)).double()
 
 
 def student(count, dim, degrees, seed=0):
@@ -92,7 +92,7 @@ def test_gaussian_in_four_dimensions():
 
 
 def test_circle():
-    angle = 2 * math.pi * torch.rand(16_000, 1, generator=new_generator(3)).double()
+    angle = 2 * math.pi * torch.rand(16_000, 1, generator=seeded_generator(3)).double()
     z = 1.3 * torch.cat([angle.cos(), angle.sin()], dim=1)
     result = coupling_gap(z, 1, regression=MomentRegression(steps=1500))
     expected = 1.3**2 / 4 - 0.5 - math.log(1.3) + math.log(2)
@@ -139,7 +139,7 @@ def test_standard_normal_has_no_gap_where_the_training_rows_see_one():
     for seed in range(20):
         b, a = normal(count, dim, seed=50 + seed).split(active, dim=1)
         rows = (b, a)
-        fit = fit_moments(rows, rows, MomentRegression(steps=1), new_generator(0))
+        fit = fit_moments(rows, rows, MomentRegression(steps=1), seeded_generator(0))
         trained.append(step_gains(fit.linear, *rows).mean())
     # Per active coordinate: intercept, weights and scale; standard error .0035 / sqrt(20).
     parameters = active * (1 + (dim - active) + 1)
@@ -150,8 +150,8 @@ def test_a_network_judged_on_its_training_rows_sees_a_gap_that_is_not_there():
     b, a = normal(1_000, 2, seed=4).split(1, dim=1)
     seen, fresh = (b[:500], a[:500]), (b[500:], a[500:])
     options = MomentRegression(steps=300)
-    greedy = fit_moments(seen, seen, options, new_generator(0))
-    honest = fit_moments(seen, fresh, options, new_generator(0))
+    greedy = fit_moments(seen, seen, options, seeded_generator(0))
+    honest = fit_moments(seen, fresh, options, seeded_generator(0))
     assert greedy.validation_gain > 0.01
     assert honest.validation_gain < 0.5 * greedy.validation_gain
     assert float(step_gains(greedy.moments, *fresh).mean()) < 0.002
@@ -161,7 +161,7 @@ def test_nothing_is_made_worse_where_validation_sees_no_gain():
     b, a = normal(200, 1, seed=5), normal(200, 1, seed=6)
     # The rows of the fit ask for a scale above one, those that judge for one below.
     rows = (b, 3 * a), (b, 0.3 * a)
-    fit = fit_moments(*rows, MomentRegression(steps=40), new_generator(0))
+    fit = fit_moments(*rows, MomentRegression(steps=40), seeded_generator(0))
     assert fit.validation_gain == 0.0
     assert torch.equal(step_gains(fit.moments, b, a), torch.zeros(200).double())
 
@@ -171,8 +171,8 @@ def test_result_is_a_function_of_the_generator_and_leaves_the_rest_alone():
     options = MomentRegression((8,), steps=20)
     before, state = z.detach().clone(), torch.get_rng_state()
     first = coupling_gap(z, 2, regression=options)
-    again = coupling_gap(z, 2, regression=options, generator=new_generator(0))
-    other = coupling_gap(z, 2, regression=options, generator=new_generator(1))
+    again = coupling_gap(z, 2, regression=options, generator=seeded_generator(0))
+    other = coupling_gap(z, 2, regression=options, generator=seeded_generator(1))
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(z, before)
     assert z.grad is None
@@ -199,7 +199,7 @@ def test_number_of_active_coordinates_and_shapes():
 
 
 def test_constant_and_discrete_coordinates_are_finite():
-    rotation = random_rotation(4, new_generator(0))
+    rotation = random_rotation(4, seeded_generator(0))
     discrete = (normal(300, 4) > 0).double()
     flat = torch.cat([normal(300, 3), torch.zeros(300, 1).double()], dim=1)
     options = MomentRegression((8,), steps=40)
@@ -225,7 +225,7 @@ def test_few_slopes_are_found_by_a_ridge():
     b, noise = normal(300, 100, seed=1), normal(300, 100, seed=2)
     a = 0.5 * b + noise * 0.75**0.5
     rows = (b[:200], a[:200]), (b[200:], a[200:])
-    fit = fit_moments(*rows, MomentRegression((8,), 20), new_generator(0), margin=2.0)
+    fit = fit_moments(*rows, MomentRegression((8,), 20), seeded_generator(0), margin=2.0)
     assert fit.validation_gain > 0
     assert fit.rejected is None
     assert fit.linear.weight.abs().max() > 0

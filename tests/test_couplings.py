@@ -10,6 +10,7 @@ import pytest
 import torch
 from dense import dense_jacobian
 from normflows.utils import splines as host_splines
+from seeds import manual_seed
 from torch import nn
 
 import normflows_injective as nfi
@@ -601,7 +602,7 @@ def test_ensembles_go_through_vmap(name):
 
 def test_behind_an_injection_the_compiled_training_term_is_the_eager_one():
     def build(compile):
-        torch.manual_seed(1)
+        manual_seed(1)
         flows = [
             nfi.flows.FreeFormInjection(*nfi.nets.mlp_autoencoder(4, 2, (8,))),
             *(moved(vector_layers()[n]()) for n in ("affine", "lu_linear")),
@@ -614,7 +615,7 @@ def test_behind_an_injection_the_compiled_training_term_is_the_eager_one():
     x = torch.randn(6, 4)
     losses = []
     for model in (eager, compiled):
-        torch.manual_seed(2)
+        manual_seed(2)
         losses.append(model.forward_kld(x))
         losses[-1].backward()
     close(losses[1], losses[0].detach(), 1e-9)

@@ -20,6 +20,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from models import base, coupling, mlp_injection, model, spline
+from seeds import manual_seed, seeded_generator
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -73,7 +74,7 @@ class Standardise(nn.Module):
 
 def build(seed: int, warmup_steps: tuple[int, int] | None = None, act_norm: bool = False):
     """Latent flows, a free-form injection behind buffers, and flows of the data."""
-    torch.manual_seed(seed)
+    manual_seed(seed)
     injection = mlp_injection()
     injection.encoder = nn.Sequential(Standardise(), injection.encoder)
     flows = [spline(), nf.flows.LULinearPermute(2), injection, coupling()]
@@ -83,7 +84,7 @@ def build(seed: int, warmup_steps: tuple[int, int] | None = None, act_norm: bool
 
 
 def batches(num: int = 6) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(7)
+    generator = seeded_generator(7)
     return torch.randn(num, 16, 5, generator=generator, dtype=torch.float64)
 
 
@@ -98,7 +99,7 @@ def gradients(loss) -> list:
 def train(loss, data, rank: int | None = None) -> list:
     """Adam on the whole batches, or on a rank's share of them; the gradients of every step."""
     # Other probes on every rank and in every run.
-    torch.manual_seed(100 if rank is None else rank)
+    manual_seed(100 if rank is None else rank)
     optimizer = torch.optim.Adam(loss.parameters(), lr=1e-2)
     history = []
     for x in data:
@@ -256,9 +257,9 @@ def test_the_loss_as_a_module_in_one_process(device):
     x = torch.randn(4, 5, device=device)
     loss = nfi.ForwardKLD(ours)
     assert list(loss.parameters()) == list(ours.parameters())
-    torch.manual_seed(1)
+    manual_seed(1)
     expected = ours.forward_kld(x)
-    torch.manual_seed(1)
+    manual_seed(1)
     torch.testing.assert_close(loss(x), expected)
     loss.eval()
     assert not ours.training
@@ -270,9 +271,9 @@ def test_the_loss_as_a_module_in_one_process(device):
 def test_the_loss_as_a_module_of_models_with_a_context():
     x, context = torch.randn(4, 5), torch.randn(4, 3)
     ours = nfi.InjectiveNormalizingFlow(base(2), [mlp_injection(context_dim=3)])
-    torch.manual_seed(1)
+    manual_seed(1)
     expected = ours.forward_kld(x, context)
-    torch.manual_seed(1)
+    manual_seed(1)
     torch.testing.assert_close(nfi.ForwardKLD(ours)(x, context=context), expected)
     with pytest.raises(nfi.errors.ContextError):
         nfi.ForwardKLD(ours)(x)
@@ -295,7 +296,7 @@ def test_the_same_probes_on_all_ranks_keep_their_noise():
     def gradient(seeds) -> torch.Tensor:
         total = torch.zeros((), dtype=torch.float64)
         for x, seed in zip(batches(4), seeds, strict=True):
-            torch.manual_seed(seed)
+            manual_seed(seed)
             total = total + ours.loss_terms(x).surrogate.mean() / 4
         flat = torch.autograd.grad(total, weights, materialize_grads=True, allow_unused=True)
         return torch.cat([part.flatten() for part in flat])

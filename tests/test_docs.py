@@ -9,6 +9,7 @@ import normflows as nf
 import pytest
 import torch
 import torch.distributed as dist
+from seeds import manual_seed
 
 import normflows_injective as nfi
 
@@ -80,7 +81,7 @@ def test_the_examples_of_the_page_on_couplings(capsys):
 
 def test_the_examples_of_the_page_on_assignment_flows(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
+    manual_seed(0)
     names: dict = {}
     for code in blocks("docs/assignment.md"):
         exec(code, names)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from seeds import manual_seed, shifted
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -54,7 +55,7 @@ def test_a_mixture_is_a_density(mixtures):
 
 
 def test_repeated_points_do_not_break_the_fit(mixtures):
-    torch.manual_seed(0)
+    manual_seed(0)
     points = torch.eye(3, dtype=torch.float64)[torch.arange(60) % 3]
     fit = mixtures.fit_mixture(points, points, (1, 3, 5), (1e2, 1e4), restarts=3)
     assert fit.bound == 1e4
@@ -71,7 +72,7 @@ def test_missing_data_are_named(tmp_path):
 
 @pytest.mark.slow
 def test_the_quick_run(tmp_path):
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(shifted(0))
     places = generator.normal((10, 20), (10, 30), (300, 2)).astype(np.float32)
     np.savez(tmp_path / "earth.npz", volcano=places)
     done = run("--quick", "--data", tmp_path, "--out", tmp_path / "out")

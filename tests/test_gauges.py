@@ -12,6 +12,7 @@ import pytest
 import torch
 from dense import dense_jacobian, dense_log_volume
 from registry import GAUGES
+from seeds import manual_seed
 from torch.autograd import gradcheck, gradgradcheck
 
 import normflows_injective as nfi
@@ -275,7 +276,7 @@ def test_a_batch_of_one_and_an_empty_one(setting):
 
 def test_state_and_copies(setting):
     layer, _ = layers(setting)
-    torch.manual_seed(5)
+    manual_seed(5)
     twin, _ = layers(setting)
     twin.load_state_dict(layer.state_dict())
     z = coordinates(setting, directions(setting, 2))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from dense import dense_jacobian, dense_log_volume
 from models import base, mlp_injection
+from seeds import seeded_generator
 from torch import nn
 
 import normflows_injective as nfi
@@ -66,7 +67,7 @@ def build(name):
 
 def data(model, seed=1):
     """Points on the manifold: the host's periodic layers and splines are kept in their range."""
-    z = 0.3 * torch.randn(6, 2, generator=torch.Generator().manual_seed(seed)).double()
+    z = 0.3 * torch.randn(6, 2, generator=seeded_generator(seed)).double()
     with torch.no_grad():
         return model.forward(z)
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from dense import dense_log_volume
 from scipy import stats
+from seeds import manual_seed, seeded_generator
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -27,7 +28,7 @@ def log_spectrum(dimension: int, condition: float):
 
 def with_spectrum(spectrum, data_dim: int, seed: int = 0):
     """A matrix (D, d) of given singular values with random singular vectors."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded_generator(seed)
     draws = (
         torch.randn(n, len(spectrum), generator=generator, dtype=torch.float64)
         for n in (data_dim, len(spectrum))
@@ -222,7 +223,7 @@ def test_chunks_change_nothing_but_the_memory():
     decode, z = curved(12), torch.randn(3, 12, dtype=torch.float64)
     results = []
     for chunk_size in (None, 1, 3, 100):
-        torch.manual_seed(5)
+        manual_seed(5)
         results.append(estimate(decode, z, chunk_size=chunk_size, num_steps=6))
     for other in results[1:]:
         torch.testing.assert_close(other, results[0])

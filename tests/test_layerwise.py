@@ -7,9 +7,9 @@ import math
 import normflows as nf
 import pytest
 import torch
+from seeds import seeded_generator
 
 from normflows_injective.diagnostics import LayerwiseTrainer, MomentRegression
-from normflows_injective.diagnostics.conditional_moments import new_generator
 from normflows_injective.errors import NonFiniteError, OptionError, ShapeError
 from normflows_injective.flows.moment_block import MomentBlock
 from normflows_injective.flows.volume_preserving import Rotation
@@ -18,7 +18,7 @@ QUICK = MomentRegression((16,), steps=120, max_log_ratio=2.0)
 
 
 def ring(count, seed):
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded_generator(seed)
     radius = 1.5 + 0.1 * torch.randn(count, 1, generator=generator)
     angle = 2 * math.pi * torch.rand(count, 1, generator=generator)
     return radius * torch.cat([angle.cos(), angle.sin()], dim=1)
@@ -66,7 +66,7 @@ def test_result_is_an_ordinary_flow():
 
 def test_partial_step_on_a_gaussian():
     """The first gain of N(1, 4 I) is the closed form of a half step on the active coordinate."""
-    z = 2 * torch.randn(40_000, 2, generator=new_generator(0)).double() + 1
+    z = 2 * torch.randn(40_000, 2, generator=seeded_generator(0)).double() + 1
     trainer = LayerwiseTrainer(2, candidates=1, max_layers=1, regression=QUICK)
     flows, history = trainer.fit(z)
     mean = float(flows[1].inverse(torch.ones(1, 2).double())[0][0, 1])
@@ -76,7 +76,7 @@ def test_partial_step_on_a_gaussian():
 
 
 def test_nothing_is_added_to_a_standard_normal():
-    z = torch.randn(4_000, 4, generator=new_generator(2))
+    z = torch.randn(4_000, 4, generator=seeded_generator(2))
     flows, history = LayerwiseTrainer(4, candidates=2, regression=QUICK).fit(z)
     assert len(flows) <= 2  # one in forty tries passes two standard errors by chance
     assert not history.refused > 2 * history.refused_standard_error
@@ -119,10 +119,10 @@ def test_given_layers_of_a_model_and_what_is_no_list_of_layers():
 
 
 def test_identity_that_is_refused_has_an_error():
-    z = torch.randn(400, 4, generator=new_generator(11))
+    z = torch.randn(400, 4, generator=seeded_generator(11))
     seen = []
     for seed in range(4):
-        trainer = LayerwiseTrainer(4, 1.0, 1, 1, generator=new_generator(seed), patience=1)
+        trainer = LayerwiseTrainer(4, 1.0, 1, 1, generator=seeded_generator(seed), patience=1)
         history = trainer.fit(z).history
         if len(history.gains) == 0:
             assert float(history.refused_standard_error) > 0
@@ -154,7 +154,7 @@ def test_skeleton_takes_the_state_of_what_was_fitted(dtype):
 def test_skeleton_takes_blocks_without_a_network():
     """Of a standard normal a block is the identity, of a Gaussian linear: one architecture."""
     for x in (
-        torch.randn(400, 6, generator=new_generator(3)),
+        torch.randn(400, 6, generator=seeded_generator(3)),
         3 + ring(300, 8) @ torch.ones(2, 6),
     ):
         trainer = LayerwiseTrainer(6, candidates=1, max_layers=3, stop_errors=None)
@@ -169,8 +169,8 @@ def test_same_generator_same_flow_and_nothing_disturbed():
     x = ring(800, 6)
     before, state = x.clone(), torch.get_rng_state()
     options = {"candidates": 2, "max_layers": 2, "regression": QUICK}
-    first = LayerwiseTrainer(2, generator=new_generator(4), **options).fit(x)
-    again = LayerwiseTrainer(2, generator=new_generator(4), **options).fit(x)
+    first = LayerwiseTrainer(2, generator=seeded_generator(4), **options).fit(x)
+    again = LayerwiseTrainer(2, generator=seeded_generator(4), **options).fit(x)
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(x, before)
     assert torch.equal(first.history.gains, again.history.gains)

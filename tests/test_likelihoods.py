@@ -6,6 +6,7 @@ import normflows as nf
 import pytest
 import torch
 from models import base, model
+from seeds import manual_seed
 from torch import nn
 
 import normflows_injective as nfi
@@ -76,10 +77,10 @@ def test_beta_by_attribute_and_by_schedule(x):
     ours.forward_kld(x)
     assert ours.likelihood.current_beta() == 10.0
     ours.likelihood.beta = 2.0
-    torch.manual_seed(1)
+    manual_seed(1)
     low = ours.loss_terms(x)
     ours.likelihood.beta = 4.0
-    torch.manual_seed(1)
+    manual_seed(1)
     high = ours.loss_terms(x)
     torch.testing.assert_close(high.loss - low.loss, 2 * low.reconstruction_error)
 
@@ -150,9 +151,9 @@ def test_input_noise_in_training_mode_only_and_against_the_noisy_data(pair, x):
     encoder, decoder = pair
     likelihood = nfi.SurrogateLikelihood(input_noise=0.5)
     before = x.clone()
-    torch.manual_seed(1)
+    manual_seed(1)
     terms = likelihood(x, encoder, decoder)
-    torch.manual_seed(1)
+    manual_seed(1)
     noisy = x + 0.5 * torch.randn_like(x)
     torch.testing.assert_close(terms.reconstruction, decoder(encoder(noisy)))
     error = (noisy - decoder(encoder(noisy))).square().sum(1)
@@ -164,9 +165,9 @@ def test_input_noise_in_training_mode_only_and_against_the_noisy_data(pair, x):
 
 def test_latent_cycle_penalty_on_prior_samples(x):
     ours = model(likelihood=nfi.SurrogateLikelihood(latent_cycle=2.0, n_probes=2)).to(x)
-    torch.manual_seed(1)
+    manual_seed(1)
     terms = ours.loss_terms(x)
-    torch.manual_seed(1)
+    manual_seed(1)
     prior, _ = ours.q0(4)
     cycle = (prior - ours.encode(ours.decode(prior))).square().sum(1)
     without = terms.surrogate - terms.log_prob_latent + 10 * terms.reconstruction_error

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from models import base, mlp_injection, spline
+from seeds import manual_seed, properties, seeded_generator
 
 import normflows_injective as nfi
 
@@ -28,7 +29,7 @@ def tensors():
 
 
 def _tensor(shape, dtype, exponent, special, seed):
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded_generator(seed)
     x = torch.randn(shape, generator=generator, dtype=torch.float64) * 10**exponent
     for position, value in enumerate(special):
         if position < x.numel():
@@ -38,12 +39,12 @@ def _tensor(shape, dtype, exponent, special, seed):
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
+    manual_seed(0)
     return nfi.InjectiveNormalizingFlow(base(2), [spline(), mlp_injection()])
 
 
 @pytest.mark.parametrize("method", METHODS)
-@settings(max_examples=60, deadline=None, derandomize=True)
+@properties()
 @given(x=tensors())
 def test_a_finite_answer_or_a_documented_error(model, method, x):
     before = x.clone()
@@ -59,7 +60,7 @@ def test_a_finite_answer_or_a_documented_error(model, method, x):
     assert torch.equal(x.nan_to_num(), before.nan_to_num())
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@properties()
 @given(
     context=tensors(),
     num_samples=st.integers(1, 4),
@@ -88,7 +89,7 @@ def test_log_prob_follows_the_scale_of_the_data(scale):
     torch.testing.assert_close(actual.double(), expected.double() - shift, atol=1e-4, rtol=1e-4)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@properties()
 @given(
     rows=st.integers(1, 12),
     columns=st.integers(1, 12),
@@ -96,7 +97,7 @@ def test_log_prob_follows_the_scale_of_the_data(scale):
     seed=st.integers(0),
 )
 def test_log_volume_of_any_matrix(rows, columns, exponent, seed):
-    generator = torch.Generator().manual_seed(seed % 2**32)
+    generator = seeded_generator(seed % 2**32)
     matrix = torch.randn(rows, columns, generator=generator, dtype=torch.float64)
     matrix = matrix * torch.logspace(0, -exponent, columns, dtype=torch.float64)
     z = torch.zeros(1, columns, dtype=torch.float64)

@@ -10,6 +10,7 @@ import warnings
 import normflows as nf
 import pytest
 import torch
+from seeds import manual_seed, shifted
 
 import normflows_injective as nfi
 
@@ -54,7 +55,7 @@ def sites():
 
 
 def fit(model, guide, steps, lr=0.02, elbo=infer.Trace_ELBO, **options):
-    pyro.set_rng_seed(0)
+    pyro.set_rng_seed(shifted(0))
     optimizer = pyro.optim.ClippedAdam({"lr": lr, "lrd": 0.05 ** (1 / max(steps, 1))})
     svi = infer.SVI(model, guide, optimizer, elbo(**options))
     return [svi.step() for _ in range(steps)]
@@ -110,7 +111,7 @@ def test_build_makes_parameters_for_a_state_dict(tmp_path):
         first.load_state_dict({"transform.stack.flows.0.param_map": torch.ones(1)})
     fit(gaussian, first, 3)
     pyro.clear_param_store()
-    torch.manual_seed(77)
+    manual_seed(77)
     second = nfp.AutoFlow(gaussian, couplings).build()
     second.load_state_dict(first.state_dict())
     third = nfp.AutoFlow(gaussian, couplings).build()

@@ -9,6 +9,7 @@ import warnings
 
 import pytest
 import torch
+from seeds import manual_seed, seeded_generator
 from torch import nn
 
 import normflows_injective as nfi
@@ -226,7 +227,7 @@ def test_gradients_of_the_objective_by_every_parameter(options):
     elbo = Trace_ELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=0)
 
     def loss():
-        torch.manual_seed(1)
+        manual_seed(1)
         return elbo.differentiable_loss(model, guide)
 
     parameters = dict(guide.named_parameters())
@@ -252,7 +253,7 @@ def test_gradients_of_the_objective_by_every_parameter(options):
 
 
 def linear_gaussian(dim=4):
-    generator = torch.Generator().manual_seed(7)
+    generator = seeded_generator(7)
     design = torch.randn(6, dim, generator=generator)
     observed = torch.randn(6, generator=generator)
 
@@ -448,7 +449,7 @@ def test_objectives_agree_on_one_guide():
     values = {}
     for objective in (Trace_ELBO, TraceMeanField_ELBO, TraceGraph_ELBO):
         elbo = objective(num_particles=2000, vectorize_particles=True, max_plate_nesting=0)
-        torch.manual_seed(3)
+        manual_seed(3)
         values[objective] = elbo.loss(model, guide)
     reference = values.pop(Trace_ELBO)
     sequential = Trace_ELBO(num_particles=100).loss(model, guide)
@@ -507,7 +508,7 @@ def test_a_state_dict_comes_back_through_build():
     state = copy.deepcopy(guide.state_dict())
     assert not any("options" in name for name in state)
     pyro.clear_param_store()
-    torch.manual_seed(99)
+    manual_seed(99)
     fresh = AutoInjective(model, 2, noise="low_rank", latent_flows=spline_flows)
     with pytest.raises(RuntimeError, match="Unexpected"):
         fresh.load_state_dict(state)
@@ -515,7 +516,7 @@ def test_a_state_dict_comes_back_through_build():
     value = torch.randn(3, 5)
     scores = []
     for each in (guide, fresh):
-        torch.manual_seed(0)
+        manual_seed(0)
         scores.append(each.get_posterior().log_prob(value))
     assert torch.equal(*scores)
 

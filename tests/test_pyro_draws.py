@@ -7,6 +7,7 @@ import math
 import normflows as nf
 import pytest
 import torch
+from seeds import manual_seed
 from torch import nn
 
 import normflows_injective as nfi
@@ -200,7 +201,7 @@ def test_scores_of_draws_have_the_gradient_of_finite_differences(name, with_grap
     law = law.expand((3,))
 
     def score():
-        torch.manual_seed(3)
+        manual_seed(3)
         x = law.rsample() if with_graph else fixed
         return law.log_prob(x).sum()
 
@@ -220,7 +221,7 @@ def test_scores_of_draws_have_the_gradient_of_finite_differences(name, with_grap
 
 def test_mixtures_with_trained_weights_use_the_score_function():
     """The gradient of E[(x - 1)^2] by the weights, beside its closed form."""
-    torch.manual_seed(0)
+    manual_seed(0)
     mixture = nf.distributions.GaussianMixture(2, 1, loc=[[-1.0], [2.0]], trainable=True)
     flow = nf.NormalizingFlow(mixture, [nf.flows.AffineConstFlow((1,))])
     law = nfp.FlowDistribution(flow.double())
@@ -278,7 +279,7 @@ def stacks():
 
 @pytest.mark.parametrize("kind", stacks())
 def test_double_models_agree_with_dense_change_of_variables(kind):
-    torch.manual_seed(0)
+    manual_seed(0)
     flow = nf.NormalizingFlow(base(3), stacks()[kind]).double()
     flow.flows[-1](torch.randn(50, 3).double())  # ActNorm starts by its first batch.
     move(flow, 0.05)

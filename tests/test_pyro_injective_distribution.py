@@ -14,6 +14,7 @@ import normflows as nf
 import pytest
 import torch
 from manifolds import CurvedSurface
+from seeds import manual_seed, shifted
 from torch import nn
 
 import normflows_injective as nfi
@@ -257,13 +258,13 @@ def test_surrogate_has_the_exact_value_and_the_raw_surrogates_gradient(off_manif
     x = data(6)
     corrected = law(model, off_manifold, volume="surrogate")
     exact = law(model, off_manifold, volume="exact")
-    torch.manual_seed(3)
+    manual_seed(3)
     score = corrected.log_prob(x)
     torch.testing.assert_close(score, exact.log_prob(x), rtol=0, atol=1e-12)
     with torch.no_grad():
         torch.testing.assert_close(corrected.log_prob(x), score, rtol=0, atol=1e-12)
 
-    torch.manual_seed(3)
+    manual_seed(3)
     terms = model.loss_terms(x)
     raw = terms.log_prob_latent - terms.surrogate
     if off_manifold == "thicken":
@@ -294,9 +295,9 @@ def test_surrogate_with_a_pseudo_inverse_has_the_exact_gradient():
 def test_volume_auto_depends_on_the_dimension():
     for latent_dim, volume in ((16, "exact"), (17, "surrogate")):
         model, x = linear(20, latent_dim), torch.randn(2, 20, dtype=torch.float64)
-        torch.manual_seed(0)
+        manual_seed(0)
         score = law(model).log_prob(x).sum()
-        torch.manual_seed(0)
+        manual_seed(0)
         other = law(model, volume=volume).log_prob(x).sum()
         inputs = [model.flows[0].encoder.weight, model.flows[0].decoder.weight]
         pairs = (
@@ -331,9 +332,9 @@ def test_draws_are_scored_without_the_encoder_and_with_gradients():
     assert missing == {n for n in names if "encoder" in n} | {
         n for n in names if n.endswith("decoder.layers.2.bias")
     }
-    torch.manual_seed(1)
+    manual_seed(1)
     z, log_q = model.q0(4)
-    torch.manual_seed(1)
+    manual_seed(1)
     again, score = law(model).rsample_and_log_prob((4,))
     decoded, log_det = model.forward_and_log_det(z)
     torch.testing.assert_close(again, decoded)
@@ -587,7 +588,7 @@ def test_bias_vanishes_for_a_pseudo_inverse_and_is_found_for_a_left_inverse():
 def test_bias_of_an_encoder_that_saw_only_the_manifold_is_found():
     errors = {}
     for noise in (0.0, 0.3):
-        torch.manual_seed(0)
+        manual_seed(0)
         encoder = nfi.nets.SmoothMLP(3, 2, (64, 64))
         model = paraboloid(encoder)
         optimizer = torch.optim.Adam(encoder.parameters(), 3e-3)
@@ -730,7 +731,7 @@ def test_renyi_sees_exact_values_with_either_volume():
     model, x = flow(), data(6)
     losses = []
     for volume in ("exact", "surrogate"):
-        pyro.set_rng_seed(0)
+        pyro.set_rng_seed(shifted(0))
 
         def likelihood(volume=volume):
             with pyro.plate("data", len(x)):
@@ -840,7 +841,7 @@ def test_noise_learned_from_a_wide_start_collapses_by_exact_gradients_alone(volu
 @pytest.mark.slow
 def test_training_recovers_probabilistic_pca_with_either_volume():
     """Within 0.05 nats of the truth, and the two volumes within 0.02 of each other."""
-    torch.manual_seed(0)
+    manual_seed(0)
     frame = torch.linalg.qr(torch.randn(10, 2))[0] * torch.tensor([3.86, 3.03])
     covariance = frame @ frame.T + 0.01 * torch.eye(10)
     truth = torch.distributions.MultivariateNormal(torch.zeros(10), covariance)
@@ -848,7 +849,7 @@ def test_training_recovers_probabilistic_pca_with_either_volume():
     scores = {}
     steps, start, end = 700, 0.6, 0.15
     for volume in ("exact", "surrogate"):
-        pyro.set_rng_seed(1)
+        pyro.set_rng_seed(shifted(1))
         pyro.clear_param_store()
         model = linear(10, 2).float()
         sigma = torch.tensor(start)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import normflows as nf
 import pytest
 import torch
+from seeds import manual_seed
 
 pyro = pytest.importorskip("pyro", reason="Pyro is not installed")
 dist = pytest.importorskip("pyro.distributions")
@@ -66,7 +67,7 @@ def scaling(dim):
 @pytest.mark.parametrize("factory", [couplings, masked])
 def test_no_coordinate_is_left_alone(factory, dim):
     for seed in range(5):
-        torch.manual_seed(seed)
+        manual_seed(seed)
         assert untouched(nfp.AutoFlow(normals(dim), factory).build(), dim) == 0
         pyro.clear_param_store()
 

@@ -9,6 +9,7 @@ import warnings
 import normflows as nf
 import pytest
 import torch
+from seeds import manual_seed
 
 from tests.models import base, coupling
 
@@ -52,9 +53,9 @@ def test_copies_after_a_step(name, duplicate):
     for thing in (module, law):
         copied = duplicate(thing)
         ours = LAWS[name].law(copied) if thing is module else copied
-        torch.manual_seed(1)
+        manual_seed(1)
         expected = law.rsample((3,))
-        torch.manual_seed(1)
+        manual_seed(1)
         found = ours.rsample((3,))
         torch.testing.assert_close(found, expected)
         torch.testing.assert_close(ours.log_prob(found), law.log_prob(expected))
@@ -64,7 +65,7 @@ def test_copies_after_a_step(name, duplicate):
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(1.0)
-    torch.manual_seed(1)
+    manual_seed(1)
     assert torch.equal(ours.rsample((3,)), found)
 
 
@@ -75,9 +76,9 @@ def test_state_dicts_between_models_of_different_seeds(name):
         return
     second.load_state_dict(first.state_dict())
     laws = [LAWS[name].law(module) for module in (first, second)]
-    torch.manual_seed(0)
+    manual_seed(0)
     x = laws[0].rsample((4,))
-    torch.manual_seed(0)
+    manual_seed(0)
     y = laws[1].rsample((4,))
     torch.testing.assert_close(x, y)
     torch.testing.assert_close(laws[0].log_prob(x), laws[1].log_prob(y))
@@ -85,13 +86,13 @@ def test_state_dicts_between_models_of_different_seeds(name):
 
 def shuffled(seed, dim=6):
     """A model whose density hangs on buffers: random permutations."""
-    torch.manual_seed(seed)
+    manual_seed(seed)
     layers = [coupling(dim), nf.flows.Permute(dim), coupling(dim), nf.flows.Permute(dim)]
     return nf.NormalizingFlow(base(dim), layers)
 
 
 def unbuffered(seed):
-    torch.manual_seed(seed)
+    manual_seed(seed)
     flow = nf.NormalizingFlow(nf.distributions.DiagGaussian(3), [coupling(3)])
     assert not [b for name, b in flow.named_buffers() if "q0" not in name]
     return flow
@@ -249,7 +250,7 @@ def test_store_that_pyro_itself_filled_warns_that_it_cannot_be_told():
 @pytest.mark.parametrize("kind", ["distribution", "transform"])
 def test_parameters_that_are_not_contiguous_are_trained(kind, register):
     """Pyro's store trains a copy of them, which no layer uses."""
-    torch.manual_seed(0)
+    manual_seed(0)
     layer = nf.flows.InvertibleAffine(3, use_lu=False)
     before = layer.W.detach().clone()
     flow = nf.NormalizingFlow(base(3), [layer])

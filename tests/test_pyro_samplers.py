@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from seeds import shifted
 
 import normflows_injective as nfi
 from normflows_injective.flows import SimplexStickBreaking, SphereChart
@@ -29,7 +30,7 @@ def clean():
 
 
 def chain(model, draws=250, warmup=100, seed=0):
-    pyro.set_rng_seed(seed)
+    pyro.set_rng_seed(shifted(seed))
     mcmc = infer.MCMC(
         infer.NUTS(model, max_tree_depth=5), draws, warmup_steps=warmup, disable_progbar=True
     )

@@ -8,6 +8,7 @@ from itertools import product
 import normflows as nf
 import pytest
 import torch
+from seeds import shifted
 from torch.distributions import biject_to
 
 import normflows_injective as nfi
@@ -73,7 +74,7 @@ def reparametrised(model, chart):
 
 def gap(model, guide, evidence, steps, lr=0.03, count=500):
     """Evidence minus the bound after training, and its standard error."""
-    pyro.set_rng_seed(0)
+    pyro.set_rng_seed(shifted(0))
     optimizer = pyro.optim.ClippedAdam({"lr": lr, "lrd": 0.05 ** (1 / steps)})
     loss = infer.Trace_ELBO(num_particles=16, vectorize_particles=True, max_plate_nesting=0)
     svi = infer.SVI(model, guide, optimizer, loss)

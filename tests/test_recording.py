@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from dense import dense_jacobian
+from seeds import manual_seed
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -779,7 +780,7 @@ def autocast():
 
 
 def step(model, x, context):
-    torch.manual_seed(7)
+    manual_seed(7)
     with context:
         loss = model.forward_kld(x)
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
@@ -835,7 +836,7 @@ def test_autocast_inside_of_the_networks():
         x, ends = torch.randn(32, 12), [*encoder.parameters(), *decoder.parameters()]
         found = []
         for pair in ((encoder, decoder), (Cast(encoder), Cast(decoder))):
-            torch.manual_seed(5)
+            manual_seed(5)
             surrogate = ESTIMATORS["encoder"](
                 x, *pair, lambda z, k=count: nfi.volume.draw_probes("orthonormal", k, z)
             )

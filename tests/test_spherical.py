@@ -15,6 +15,7 @@ import scipy.integrate
 import scipy.special
 import scipy.stats
 import torch
+from seeds import manual_seed
 from torch.autograd import gradcheck, gradgradcheck
 
 import normflows_injective as nfi
@@ -435,7 +436,7 @@ def test_samples_of_the_angular_gaussian_are_reparameterised():
     base = AngularCentralGaussian(scale)
 
     def draw(scale):
-        torch.manual_seed(1)
+        manual_seed(1)
         return torch.func.functional_call(base, {"scale": scale}, (4,))
 
     assert gradcheck(draw, scale)

@@ -8,6 +8,7 @@ import normflows as nf
 import pytest
 import torch
 from dense import dense_jacobian
+from seeds import manual_seed, seeded_generator
 
 import normflows_injective as nfi
 from normflows_injective.errors import ContextError, OffManifoldError, OptionError, ShapeError
@@ -20,7 +21,7 @@ def log_area(dim):
 
 
 def perturbed(model, size=0.08, seed=1):
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded_generator(seed)
     for parameter in model.parameters():
         noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
         parameter.data += size * noise.to(parameter)
@@ -148,7 +149,7 @@ def test_linear_coordinates_beyond_the_bound_are_kept():
 @pytest.mark.parametrize("method", ["reverse_kld", "reverse_alpha_div", "forward_kld"])
 def test_learning_a_von_mises_fisher_law(method):
     """The divergence from 10^4 samples of the model, whose standard error is below 0.005 nat."""
-    torch.manual_seed(0)
+    manual_seed(0)
     target = nfi.distributions.VonMisesFisher([1.0, -1.0, 0.5], 10.0)
     model = nfi.flows.star_like_flow(3, num_layers=4, width=32, p=target)
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
@@ -373,7 +374,7 @@ def test_path_gradients_where_the_surface_is_trained():
     model = nfi.flows.star_like_flow(3, gauge, num_layers=1, width=4, p=Target()).double()
     gradients = []
     for score_fn in (True, False):
-        torch.manual_seed(0)
+        manual_seed(0)
         loss = model.reverse_kld(200, score_fn=score_fn)
         gradients.append(torch.autograd.grad(loss, gauge.axes)[0])
     torch.testing.assert_close(*gradients)

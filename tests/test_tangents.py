@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from dense import dense_jacobian
+from seeds import manual_seed
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.utils import parametrizations
@@ -471,7 +472,7 @@ def conv_pair():
 
 
 def surrogate_gradients(encoder, decoder, x, estimator="encoder", count=1):
-    torch.manual_seed(3)
+    manual_seed(3)
     surrogate = nfi.volume.estimators.ESTIMATORS[estimator]
     z, reconstruction, volume = surrogate(x, encoder, decoder, lambda z: probes_like(z, count))
     loss = volume.sum() + (x - reconstruction).square().sum() + z.square().sum()

@@ -8,6 +8,7 @@ import math
 import normflows as nf
 import pytest
 import torch
+from seeds import manual_seed, seeded_generator
 
 import normflows_injective as nfi
 from normflows_injective.distributions import (
@@ -24,7 +25,7 @@ ELLIPSOID = torch.tensor([1.0, 0.9, 0.8])
 
 
 def uniform_directions(count, dim, seed=0):
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded_generator(seed)
     x = torch.randn(count, dim, generator=generator, dtype=torch.float64)
     return x / x.norm(dim=1, keepdim=True)
 
@@ -158,7 +159,7 @@ def test_area_and_cone_measure_differ_as_published():
 
 
 def test_a_missing_bound_is_said():
-    torch.manual_seed(3)
+    manual_seed(3)
     law = UniformOnSurface(gauges.LpGauge(0.5), dim=3, num_directions=200)
     with pytest.warns(NumericalWarning, match="LpGauge with p < 1 has no bound"):
         law(2000)

@@ -9,6 +9,7 @@ import normflows as nf
 import pytest
 import torch
 from dense import dense_jacobian, dense_log_volume, numerical_jacobian
+from seeds import seeded_generator
 from torch import nn
 
 import normflows_injective as nfi
@@ -18,7 +19,7 @@ from normflows_injective.volume.products import jvp, vjp
 
 
 def matrix_of_condition(condition: float, seed: int, rows: int = 50, columns: int = 8):
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded_generator(seed)
     draw = torch.randn(rows, columns, generator=generator, dtype=torch.float64)
     left, _ = torch.linalg.qr(draw)
     right, _ = torch.linalg.qr(torch.randn(columns, columns, generator=generator).double())

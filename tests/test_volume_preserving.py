@@ -7,6 +7,7 @@ import math
 import normflows as nf
 import pytest
 import torch
+from seeds import manual_seed, seeded_generator
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -82,14 +83,14 @@ def test_couplings_have_log_det_zero_and_no_more(kind):
 
 
 def test_gin_of_one_active_coordinate_is_nice():
-    torch.manual_seed(3)
+    manual_seed(3)
     with pytest.warns(ReducedLayerWarning, match="Take that, or more dimensions"):
         gin = GINCoupling(2, (8,))
     nice = NICECoupling(2, (8,))
     nice.load_state_dict(gin.state_dict())  # no output of the network is for scales
     nice, gin = nice.double(), gin.double()
     for coupling in (nice, gin):
-        torch.manual_seed(4)
+        manual_seed(4)
         moved(coupling)
     z = torch.randn(9, 2, dtype=torch.float64)
     assert torch.equal(nice(z)[0], gin(z)[0])
@@ -193,7 +194,7 @@ def test_default_knots_enclose_the_radii_of_a_normal(dim):
 
 def test_radial_flow_lets_a_disc_be_uniform():
     """A radial layer makes the base any radial law: here that of a uniform disc, exactly."""
-    torch.manual_seed(1)
+    manual_seed(1)
     flow = RadialFlow1D(2, 24)
     optimizer = torch.optim.Adam(flow.parameters(), lr=0.05)
     base = nf.distributions.DiagGaussian(2, trainable=False)
@@ -229,7 +230,7 @@ def test_radial_flow_from_data():
 
 def test_random_rotations_are_uniform():
     """Entries of a Haar matrix have mean zero and variance 1/D; without the signs they do not."""
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded_generator(0)
     draws = torch.stack([random_rotation(3, generator) for _ in range(4000)])
     # Standard errors: of a mean (1/3 / 4000)^0.5 = .009, of a mean square .005.
     assert draws.mean(0).abs().max() < 0.036

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import normflows as nf
 import torch
+from seeds import manual_seed
 from torch import Tensor, nn
 
 import normflows_injective as nfi
@@ -20,7 +21,7 @@ Map = Callable[[Tensor], Tensor]
 def seeded(seed: int) -> Iterator[None]:
     """Seed the global generator, and put it back; as a decorator, for one test."""
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        manual_seed(seed)
         yield
 
 
