@@ -1,19 +1,17 @@
-"""Checks of what a caller hands in, each raising a named error."""
+"""Batches and other tensors that a caller hands in."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from .errors import DtypeError, NonFiniteError, OptionError, ShapeError
+from ..errors import DtypeError, NonFiniteError, ShapeError
 
 __all__ = [
     "as_floating",
     "check_batch",
-    "check_choice",
-    "check_count",
     "check_event_shape",
     "check_finite",
     "check_loss",
@@ -138,42 +136,6 @@ def as_floating(values: object) -> Tensor:
     """
     tensor = torch.as_tensor(values).detach().clone()
     return tensor if tensor.is_floating_point() else tensor.to(torch.get_default_dtype())
-
-
-def check_choice(value: object, choices: Iterable[str], name: str) -> None:
-    """Raise unless an option is one of the names it may have.
-
-    Args:
-        value: What the caller gave, of any type.
-        choices: The names.
-        name: How the message calls the option.
-
-    Raises:
-        OptionError: If it is none of them.
-
-    Examples:
-        >>> check_choice("rk4", ("euler", "rk4"), "solver")
-    """
-    known = list(choices)
-    if not (isinstance(value, str) and value in known):
-        raise OptionError(f"{name} must be one of {', '.join(known)}, got {value!r}.")
-
-
-def check_count(count: int, name: str) -> None:
-    """Raise unless a number of things is a positive integer.
-
-    Args:
-        count: Candidate.
-        name: How the message calls it.
-
-    Raises:
-        OptionError: If it is not.
-
-    Examples:
-        >>> check_count(3, "num_samples")
-    """
-    if not isinstance(count, int) or count < 1:
-        raise OptionError(f"{name} must be a positive integer, got {count!r}.")
 
 
 def check_event_shape(tensor: Tensor, shape: Sequence[int] | None, name: str) -> None:

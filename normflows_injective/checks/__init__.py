@@ -1,0 +1,49 @@
+"""Checks of what a caller hands in, each raising a named error.
+
+``numbers`` and ``options`` take the arguments of constructors and give them back in plain form;
+``batches`` looks at tensors.
+"""
+
+from __future__ import annotations
+
+from .batches import as_floating, check_batch, check_event_shape, check_finite, check_loss
+from .numbers import (
+    check_count,
+    check_not_negative,
+    check_positive,
+    check_probability,
+    check_real,
+    is_number,
+)
+from .options import (
+    check_callable,
+    check_choice,
+    check_counts,
+    check_flag,
+    check_module,
+    check_modules,
+    check_shape,
+)
+from .wording import describe
+
+__all__ = [
+    "as_floating",
+    "check_batch",
+    "check_callable",
+    "check_choice",
+    "check_count",
+    "check_counts",
+    "check_event_shape",
+    "check_finite",
+    "check_flag",
+    "check_loss",
+    "check_module",
+    "check_modules",
+    "check_not_negative",
+    "check_positive",
+    "check_probability",
+    "check_real",
+    "check_shape",
+    "describe",
+    "is_number",
+]

@@ -1,0 +1,142 @@
+"""One vocabulary of checks: what each takes, what it gives back, what it says when it refuses."""
+
+from __future__ import annotations
+
+import json
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from normflows_injective import checks
+from normflows_injective.errors import OptionError
+
+NO_NUMBERS = (None, "2", [2], (2,), {}, True, np.bool_(True), torch.tensor(True), 2j, object())
+COUNTS = (3, np.int64(3), np.int32(3), np.uint8(3), torch.tensor(3), np.array(3))
+REALS = (0.5, np.float32(0.5), np.float64(0.5), torch.tensor(0.5), np.array(0.5), Fraction(1, 2))
+REAL_CHECKS = (
+    checks.check_real,
+    checks.check_positive,
+    checks.check_not_negative,
+    checks.check_probability,
+)
+
+
+@pytest.mark.parametrize("value", COUNTS, ids=repr)
+def test_counts_of_every_library_become_plain(value):
+    for found in (checks.check_count(value, "n"), *checks.check_counts([value], "n")):
+        assert type(found) is int
+        assert found == 3
+    assert checks.check_shape(value, "n") == checks.check_shape((value,), "n") == (3,)
+    json.dumps(checks.check_shape((value, value), "n"))
+    assert type(checks.check_positive(value, "n")) is int
+
+
+@pytest.mark.parametrize("check", REAL_CHECKS)
+@pytest.mark.parametrize("value", REALS, ids=repr)
+def test_reals_of_every_library_become_plain(check, value):
+    found = check(value, "x")
+    assert type(found) is float
+    assert found == 0.5
+
+
+@pytest.mark.parametrize("check", [checks.check_count, *REAL_CHECKS])
+@pytest.mark.parametrize("value", NO_NUMBERS, ids=repr)
+def test_what_is_no_number_is_refused_by_name(check, value):
+    with pytest.raises(OptionError, match=r"^scale must be .*, got .*\. Give "):
+        check(value, "scale")
+
+
+@pytest.mark.parametrize("check", REAL_CHECKS)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, np.float32("nan")])
+def test_numbers_that_are_not_finite_are_refused(check, value):
+    with pytest.raises(OptionError, match=r"^scale must be .*(nan|inf)"):
+        check(value, "scale")
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.0, 10**30, math.nan, torch.tensor(2.0)])
+def test_what_is_no_count(value):
+    with pytest.raises(OptionError, match="^dim must be "):
+        checks.check_count(value, "dim")
+
+
+def test_ranges_are_in_the_message():
+    with pytest.raises(OptionError, match="an integer of at least 2, got 1"):
+        checks.check_count(1, "dim", least=2)
+    with pytest.raises(OptionError, match="an integer from 1 to 4, got 5"):
+        checks.check_count(5, "bits", most=4)
+    with pytest.raises(OptionError, match=r"a non-negative integer, got -1\. Leave it out"):
+        checks.check_count(-1, "context_dim", least=0, advice="Leave it out.")
+    assert checks.check_count(0, "context_dim", least=0) == 0
+    for value in (0, 1, -0.5, 1.5):
+        with pytest.raises(OptionError, match="between 0 and 1"):
+            checks.check_probability(value, "error")
+    with pytest.raises(OptionError, match="positive number"):
+        checks.check_positive(0, "level")
+    with pytest.raises(OptionError, match="finite and not negative"):
+        checks.check_not_negative(-1e-9, "beta")
+
+
+@pytest.mark.parametrize("value", [[8, 4], (8, 4), np.array([8, 4]), torch.tensor([8, 4])])
+def test_sequences_of_counts(value):
+    assert checks.check_counts(value, "hidden") == checks.check_shape(value, "shape") == (8, 4)
+
+
+@pytest.mark.parametrize("value", [None, "ab", {8: 1}, object(), np.ones((2, 2), int), [], [8, 0]])
+def test_what_is_no_sequence_of_counts(value):
+    with pytest.raises(OptionError, match=r"^hidden.* must be a "):
+        checks.check_counts(value, "hidden")
+    with pytest.raises(OptionError, match=r"^shape.* must be a "):
+        checks.check_shape(value, "shape")
+
+
+def test_one_number_in_place_of_a_tuple_says_how_to_write_it():
+    with pytest.raises(OptionError, match=r"hidden=\(64,\)"):
+        checks.check_counts(64, "hidden")
+    assert checks.check_counts((), "hidden", empty=True) == ()
+    with pytest.raises(OptionError, match=r"3 positive integers, \(channels, height, width\)"):
+        checks.check_shape((28, 28), "shape", 3, "(channels, height, width)")
+
+
+def test_other_options():
+    assert checks.check_choice("a", ("a", "b"), "kind") == "a"
+    assert checks.check_flag(np.bool_(False), "flag") is False
+    assert checks.check_module(nn.Identity(), "net", "").__class__ is nn.Identity
+    assert len(checks.check_modules(nn.ModuleList([nn.Identity()]), "flows")) == 1
+    refusals = (
+        (lambda: checks.check_choice(["a"], ("a",), "kind"), "kind must be one of a, got"),
+        (lambda: checks.check_flag(1, "flag"), "flag must be True or False, got 1"),
+        (lambda: checks.check_callable(nn.Linear, "net", "Build it."), "got the class Linear"),
+        (lambda: checks.check_module(3, "net", "Build it."), r"got int\. Build it"),
+        (lambda: checks.check_modules(nn.Identity(), "flows"), "list of layers, got Identity"),
+        (lambda: checks.check_modules([abs], "flows"), "at index 0"),
+    )
+    for call, text in refusals:
+        with pytest.raises(OptionError, match=text):
+            call()
+
+
+def test_long_values_are_named_by_their_type():
+    class Broken:
+        def __repr__(self):
+            raise RuntimeError
+
+    assert checks.describe(list(range(100))) == "list"
+    assert checks.describe(torch.zeros(2, 2)) == "a Tensor of shape (2, 2) and torch.float32"
+    assert checks.describe(Broken()) == "Broken"
+    assert checks.describe(object()) == "object"
+
+
+def test_a_count_is_checked_while_a_graph_is_exported():
+    class Scaled(nn.Module):
+        def forward(self, x):
+            return x * checks.check_count(x.shape[0], "rows")
+
+    batch = torch.export.Dim("batch", min=2, max=64)
+    program = torch.export.export(
+        Scaled(), (torch.ones(3, 2),), dynamic_shapes=({0: batch},), strict=False
+    )
+    assert program.module()(torch.ones(5, 2)).unique().tolist() == [5.0]
