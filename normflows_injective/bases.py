@@ -38,7 +38,7 @@ def sample_base(
         (torch.Size([3, 2]), torch.Size([3]))
     """
     z, log_p = q0(num_samples, **with_context(q0, context))
-    if len(z) != num_samples or log_p.shape != (num_samples,):
+    if z.shape[0] != num_samples or log_p.shape != (num_samples,):
         raise ShapeError(
             f"The base {type(q0).__name__} must return {num_samples} samples and log-densities of "
             f"shape ({num_samples},), got {tuple(z.shape)} and {tuple(log_p.shape)}."
@@ -68,7 +68,7 @@ def base_log_prob(q0: Any, z: Tensor, context: Tensor | None) -> Tensor:
     """
     check_event_shape(z, getattr(q0, "shape", None), "the encoded batch, by the base's shape,")
     log_p: Tensor = q0.log_prob(z, **with_context(q0, context))
-    if log_p.shape != (len(z),):
+    if log_p.shape != (z.shape[0],):
         raise ShapeError(
             f"The base {type(q0).__name__} must give log-densities of shape ({len(z)},) for "
             f"latents of shape {tuple(z.shape)}, got {tuple(log_p.shape)}. "

@@ -158,7 +158,7 @@ def check_context(components: Iterable[Any], context: Tensor | None, length: int
             f"context must be a torch.Tensor, got {type(context).__name__}. Convert it with "
             "torch.as_tensor."
         )
-    if context.dim() == 0 or len(context) != length:
+    if context.dim() == 0 or context.shape[0] != length:
         raise ContextError(
             f"context must have one row per sample, {length} in all, got shape "
             f"{tuple(context.shape)}. Repeat a single row with context.repeat_interleave("

@@ -189,6 +189,7 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
         Returns:
             Samples :math:`(n, *)`, and their log-density :math:`(n,)` in nats or None.
         """
+        check_count(num_samples, "num_samples")
         self._check_call(context, num_samples)
         z, log_q = sample_base(self.q0, num_samples, context, model_dtype(self.q0, self.flows))
         refuse_single_sample(self.modules(), z)
@@ -325,12 +326,11 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
 
     def _check(self, batch: Tensor, name: str, space: str, context: Tensor | None) -> None:
         check_batch(batch, name, model_dtype(self.q0, self.flows))
-        self._check_call(context, len(batch))
+        self._check_call(context, batch.shape[0])
         check_event_shape(batch, self._shapes and getattr(self._shapes, space), name)
         refuse_single_sample(self.modules(), batch)
 
     def _check_call(self, context: Tensor | None, length: int) -> None:
-        check_count(length, "num_samples")
         check_context(self._conditional, context, length)
         if self._shapes is None and context is not None:
             # What could not be tried at construction for want of a context.
@@ -344,5 +344,5 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
         # Layers that initialise themselves must see data first, not prior samples.
         warm_up(partial(joint_encode, self.flows, context=context), x)
         with torch.no_grad():
-            z, _ = sample_base(self.q0, len(x), context, model_dtype(self.q0, self.flows))
+            z, _ = sample_base(self.q0, x.shape[0], context, model_dtype(self.q0, self.flows))
             return joint_decode(self.latent_block, z, context)

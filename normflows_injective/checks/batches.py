@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch._C import _functorch
 
 from ..errors import DtypeError, NonFiniteError, ShapeError
 
@@ -15,6 +16,7 @@ __all__ = [
     "check_event_shape",
     "check_finite",
     "check_loss",
+    "is_readable",
 ]
 
 
@@ -23,6 +25,32 @@ _DIVERGED = (
     "Lower the learning rate, clip gradients, raise beta; this call changed no parameter."
 )
 _BAD_DATA = "Clean or drop these samples before the step; no parameter was changed."
+
+
+def is_readable(*tensors: Tensor) -> bool:
+    """Whether Python may look at the values of tensors, as every check of values does.
+
+    There are no values to look at on torch's meta device, while a call is compiled or exported
+    (a program has no branch that raises), and where a vmap maps over a tensor. Inside a vmap over
+    tangents the point itself is not mapped, and its values can be looked at.
+
+    Args:
+        *tensors: Any tensors, wrapped by transforms or not.
+
+    Examples:
+        >>> is_readable(torch.zeros(2)), is_readable(torch.zeros(2, device="meta"))
+        (True, False)
+    """
+    # torch.export sets the same flag as torch.compile.
+    return not (torch.compiler.is_compiling() or any(map(_has_no_values, tensors)))
+
+
+def _has_no_values(tensor: Tensor) -> bool:
+    while _functorch.is_functorch_wrapped_tensor(tensor):
+        if _functorch.is_batchedtensor(tensor):
+            return True
+        tensor = _functorch.get_unwrapped(tensor)
+    return tensor.is_meta
 
 
 def check_finite(tensor: Tensor, name: str, advice: str = _BAD_DATA) -> None:
@@ -43,6 +71,8 @@ def check_finite(tensor: Tensor, name: str, advice: str = _BAD_DATA) -> None:
         normflows_injective.errors.NonFiniteError: x has 1 of 2 values NaN or infinite, the first \
 at index [1]. Clean or drop these samples before the step; no parameter was changed.
     """
+    if not is_readable(tensor):
+        return
     finite = torch.isfinite(tensor)
     if bool(finite.all()):
         return
@@ -66,7 +96,7 @@ def check_loss(loss: Tensor, terms: Mapping[str, Tensor]) -> None:
     Examples:
         >>> check_loss(torch.tensor(1.0), {"loss": torch.tensor([1.0])})
     """
-    if bool(torch.isfinite(loss)):
+    if not is_readable(loss) or bool(torch.isfinite(loss)):
         return
     for name, term in terms.items():
         check_finite(term, f"the training term {name}", _DIVERGED)

@@ -80,7 +80,7 @@ class UniformSphere(nf.distributions.BaseDistribution):
             OffManifoldError: If points are off the sphere and are to be rejected.
         """
         directions(x, self.shape, self.off_manifold)
-        return self._log_density(len(x))
+        return self._log_density(x.shape[0])
 
     def _log_density(self, count: int) -> Tensor:
         return self._like.new_full((count,), -log_sphere_area(*self.shape))

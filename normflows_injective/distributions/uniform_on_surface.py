@@ -134,7 +134,7 @@ class UniformOnSurface(nf.distributions.BaseDistribution):
         return SurfaceSampler(gauge, self._unit, measure, self.dim, self._num_directions)
 
     def _log_density(self, x: Tensor, context: Tensor | None) -> Tensor:
-        mass = x.new_full((len(x),), self.log_unit_mass)
+        mass = x.new_full((x.shape[0],), self.log_unit_mass)
         if self._is_homogeneous:
             power = self.dim if self.surface.measure == "cone" else self.dim - 1
             mass = mass + power * self.surface.level(x, context).log()

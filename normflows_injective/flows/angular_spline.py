@@ -114,7 +114,7 @@ class AngularSpline(nf.flows.Flow):
         linear, circular, *kept = z.index_select(1, self._order).split(self._counts, dim=1)
         said = self.gain * self.net(self._features(*kept), context)
         parameters = said.split(self._sizes, dim=1)
-        log_det = z.new_zeros(len(z))
+        log_det = z.new_zeros(z.shape[0])
         moved: list[Tensor] = []
         for group, rows, transform in (
             (linear, parameters[0], self._stretch),
@@ -135,7 +135,7 @@ class AngularSpline(nf.flows.Flow):
         phases = torch.cat([waving * k for k in range(1, self.num_frequencies + 1)], dim=1)
         features = torch.cat([bounded, phases.sin(), phases.cos()], dim=1)
         # With a context alone the network still wants something, and torch warns of nothing.
-        return features if features.shape[1] else linear.new_ones(len(linear), 1)
+        return features if features.shape[1] else linear.new_ones(linear.shape[0], 1)
 
     def _turn(self, angles: Tensor, rows: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         derivatives = rows[..., 2 * self.num_bins :]
@@ -168,4 +168,4 @@ class _Constant(nn.Module):
         self.values = nn.Parameter(torch.zeros(size))
 
     def forward(self, features: Tensor, context: Tensor | None) -> Tensor:
-        return self.values.expand(len(features), -1)
+        return self.values.expand(features.shape[0], -1)

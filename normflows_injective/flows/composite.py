@@ -100,7 +100,7 @@ def summed_forward(
 
     The host's sums are float32 even in double models, and not every flow returns a (B,) tensor.
     """
-    z, log_det = z.clone(), z.new_zeros(len(z))
+    z, log_det = z.clone(), z.new_zeros(z.shape[0])
     for flow in flows:
         z, flow_log_det = flow(z, **with_context(flow, context))
         log_det = log_det + _one_each(flow_log_det, log_det, flow)
@@ -111,7 +111,7 @@ def summed_inverse(
     flows: Flows, z: Tensor, context: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Send latents (B, *) back through bijective flows, with the sum (B,) of their log-dets."""
-    z, log_det = z.clone(), z.new_zeros(len(z))
+    z, log_det = z.clone(), z.new_zeros(z.shape[0])
     for flow in reversed(list(flows)):
         z, flow_log_det = flow.inverse(z, **with_context(flow, context))
         log_det = log_det + _one_each(flow_log_det, log_det, flow)
@@ -231,7 +231,7 @@ class InjectiveComposite(Injection):
 
     def _check(self, batch: Tensor, context: Tensor | None) -> None:
         # A host container may hand on a context that no layer in here takes.
-        check_context([self], context if self.takes_context else None, len(batch))
+        check_context([self], context if self.takes_context else None, batch.shape[0])
         refuse_single_sample(self.modules(), batch)
 
 

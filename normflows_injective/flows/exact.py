@@ -63,7 +63,7 @@ class LinearInjection(Injection):
     def decode_and_log_volume(self, z: Tensor, context: Tensor | None = None) -> DecodedVolume:
         r"""Embed, with :math:`\tfrac12 \log\det A^\top A` for every sample."""
         log_volume = matrix_log_volume(self.weight.unsqueeze(0)).to(z.dtype)
-        return DecodedVolume(self.decode(z, context), log_volume.expand(len(z)))
+        return DecodedVolume(self.decode(z, context), log_volume.expand(z.shape[0]))
 
 
 @final
@@ -105,4 +105,4 @@ class Pad(Injection):
 
     def decode_and_log_volume(self, z: Tensor, context: Tensor | None = None) -> DecodedVolume:
         """Append zeros, with log-volume zero."""
-        return DecodedVolume(self.decode(z, context), z.new_zeros(len(z)))
+        return DecodedVolume(self.decode(z, context), z.new_zeros(z.shape[0]))

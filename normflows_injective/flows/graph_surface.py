@@ -9,12 +9,11 @@ from typing import final
 import torch
 from torch import Tensor
 
-from ..checks import check_event_shape, check_finite
+from ..checks import check_event_shape, check_finite, is_readable
 from ..context import needs_context, takes_context, with_context
 from ..errors import OffManifoldError, ShapeError
 from ..volume.gradients import out_of_inference, value_and_gradient
 from ..volume.modules import modules_of, refuse_unsupported, warm_up
-from ..volume.transforms import is_readable
 from .on_sphere import check_policy
 from .surface import Chart, check_measure
 
@@ -108,7 +107,7 @@ class GraphSurface(Chart):
         context = None if context is None else out_of_inference(context)
         height = partial(self._height, context=context)
         if self.measure == "lebesgue":
-            return height(z), z.new_zeros(len(z))
+            return height(z), z.new_zeros(z.shape[0])
         refuse_unsupported(modules_of(self.f))
         warm_up(height, z)
         value, gradient = value_and_gradient(height, z)
@@ -116,12 +115,12 @@ class GraphSurface(Chart):
 
     def _height(self, z: Tensor, context: Tensor | None) -> Tensor:
         height: Tensor = self.f(z, **with_context(self.f, context))
-        if height.shape not in ((len(z),), (len(z), 1)):
+        if height.shape not in ((z.shape[0],), (z.shape[0], 1)):
             raise ShapeError(
                 f"f must map z of shape {tuple(z.shape)} to heights of shape ({len(z)},) or "
                 f"({len(z)}, 1), one per sample, got {tuple(height.shape)}."
             )
-        return height.reshape(len(z))
+        return height.reshape(z.shape[0])
 
     def _check_rows(self, rows: Tensor, name: str) -> None:
         least, expected = (1, "(B, D - 1)") if name == "z" else (2, "(B, D), D >= 2")

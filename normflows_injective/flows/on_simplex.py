@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..checks import check_finite
+from ..checks import check_finite, is_readable
 from ..errors import OffManifoldError
-from ..volume.transforms import is_readable
 
 __all__ = ["closed_parts"]
 

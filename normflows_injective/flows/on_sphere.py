@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..checks import check_choice, check_finite
+from ..checks import check_choice, check_finite, is_readable
 from ..errors import OffManifoldError
-from ..volume.transforms import is_readable
 
 __all__ = ["check_policy", "refuse_off_orthant", "unit_vectors"]
 

@@ -9,9 +9,8 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_event_shape, check_finite
+from ..checks import check_event_shape, check_finite, is_readable
 from ..errors import ContextError, OffManifoldError, OptionError, ShapeError
-from ..volume.transforms import is_readable
 from .gauges.gauge import Gauge
 from .on_sphere import TOLERANCE, check_policy, refuse_off_orthant, unit_vectors
 from .surface import SurfaceMap, check_measure
@@ -140,7 +139,7 @@ class RadialSurface(SurfaceMap):
         return self._one_each(self.gauge.log_radius(u, self.level(u, context), context), u)
 
     def _one_each(self, log_radius: Tensor, u: Tensor) -> Tensor:
-        if log_radius.shape != (len(u),):
+        if log_radius.shape != (u.shape[0],):
             raise ShapeError(
                 f"{type(self.gauge).__name__} must give one value per direction, shape "
                 f"({len(u)},), got {tuple(log_radius.shape)}. Sum without keepdim."
@@ -229,7 +228,7 @@ class Level(nn.Module):
             level = context[:, self.from_context]
         else:
             level = self.from_context(context)
-        if level.shape != (len(like),):
+        if level.shape != (like.shape[0],):
             raise ShapeError(
                 f"level_from_context must give one level per sample, shape ({len(like)},), got "
                 f"{tuple(level.shape)}."

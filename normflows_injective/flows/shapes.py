@@ -46,12 +46,12 @@ class Reshape(nf.flows.Flow):
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Reshape latents (B, *latent_shape) to (B, *data_shape), with log_det zero."""
         check_event_shape(z, self.latent_shape, "z")
-        return z.reshape(len(z), *self.data_shape), z.new_zeros(len(z))
+        return z.reshape(z.shape[0], *self.data_shape), z.new_zeros(z.shape[0])
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Reshape data (B, *data_shape) to (B, *latent_shape), with log_det zero."""
         check_event_shape(x, self.data_shape, "x")
-        return x.reshape(len(x), *self.latent_shape), x.new_zeros(len(x))
+        return x.reshape(x.shape[0], *self.latent_shape), x.new_zeros(x.shape[0])
 
     @property
     def takes_context(self) -> bool:

@@ -9,9 +9,8 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-from ..checks import check_choice, check_event_shape
+from ..checks import check_choice, check_event_shape, is_readable
 from ..errors import OffManifoldError, OptionError
-from ..volume.transforms import is_readable
 from .on_simplex import closed_parts
 from .on_sphere import check_policy, unit_vectors
 from .simplex_coordinates import COORDINATES

@@ -21,9 +21,8 @@ from torch import Tensor
 from torch.nn.functional import log_softmax, logsigmoid, pad
 from torch.special import erfcx, log_ndtr, ndtri
 
-from ..checks import check_finite
+from ..checks import check_finite, is_readable
 from ..errors import OffManifoldError
-from ..volume.transforms import is_readable
 
 __all__ = [
     "COORDINATES",
@@ -145,7 +144,7 @@ def _box_from_parts(x: Tensor) -> Tensor:
 
 
 def _box_log_volume(w: Tensor, log_parts: Tensor) -> Tensor:
-    return w.new_full((len(w),), -math.lgamma(w.shape[1] + 1))
+    return w.new_full((w.shape[0],), -math.lgamma(w.shape[1] + 1))
 
 
 def _refuse_outside_box(w: Tensor) -> None:

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..checks import is_readable
 from ..errors import OffManifoldError
-from ..volume.transforms import is_readable
 from .on_sphere import refuse_off_orthant
 
 __all__ = ["COORDINATES", "Coordinates"]

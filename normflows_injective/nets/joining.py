@@ -38,7 +38,7 @@ class ContextNetwork(nn.Module):
 
     def join(self, features: Tensor, context: Tensor | None) -> Tensor:
         """Concatenate a context (B, C) to features (B, F, *), broadcast over further axes."""
-        expect_context(context, len(features), self.context_dim, type(self).__name__)
+        expect_context(context, features.shape[0], self.context_dim, type(self).__name__)
         if context is None:
             return features
         context = context.to(features.dtype)

@@ -122,7 +122,7 @@ def refuse_single_sample(modules: Iterable[nn.Module], batch: Tensor) -> None:
     """
     # Our own layers initialise themselves on data alone, not on samples, and check them.
     cold = (module for module in modules if is_cold(module) and not hasattr(module, "initialise"))
-    if len(batch) == 1 and any(True for _ in cold):
+    if batch.shape[0] == 1 and any(True for _ in cold):
         raise ShapeError(
             "A layer that initialises itself on its first batch (ActNorm) got a batch of one "
             "sample, which has no standard deviation. Start with a larger batch."

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch._C import _functorch
 from torch._C._functorch import TransformType, get_interpreter_stack
 from torch.overrides import TorchFunctionMode
 
@@ -16,7 +14,6 @@ __all__ = [
     "Function",
     "Interception",
     "is_batching",
-    "is_readable",
     "open_transforms",
     "saving_hooks",
 ]
@@ -44,29 +41,6 @@ class Interception(TorchFunctionMode):
 def is_batching() -> bool:
     """Whether a call stands inside a vmap."""
     return TransformType.Vmap in open_transforms()
-
-
-def is_readable(*tensors: Tensor) -> bool:
-    """Whether Python may look at the values of tensors: not where they are mapped by a vmap.
-
-    Inside a vmap over tangents the point itself is not mapped, and its values can be looked at.
-
-    Args:
-        *tensors: Any tensors, wrapped by transforms or not.
-
-    Examples:
-        >>> is_readable(torch.zeros(2))
-        True
-    """
-    return not any(_is_mapped(tensor) for tensor in tensors)
-
-
-def _is_mapped(tensor: Tensor) -> bool:
-    while _functorch.is_functorch_wrapped_tensor(tensor):
-        if _functorch.is_batchedtensor(tensor):
-            return True
-        tensor = _functorch.get_unwrapped(tensor)
-    return False
 
 
 def saving_hooks() -> Any:

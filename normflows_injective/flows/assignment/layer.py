@@ -136,7 +136,7 @@ class AssignmentLayer(nf.flows.Flow):
             return torch.cat([moved, divergence + known], 1)
 
         def field_at(y: Tensor, time: float) -> tuple[Tensor, Tensor]:
-            t = torch.full((len(y),), time, dtype=y.dtype, device=y.device)
+            t = torch.full((y.shape[0],), time, dtype=y.dtype, device=y.device)
             coordinates = y[:, :dim]
             if self.field.knows_divergence:
                 v = simplices.from_coordinates(coordinates)
@@ -146,7 +146,7 @@ class AssignmentLayer(nf.flows.Flow):
             velocity_of = self._on_coordinates(t, context, mask)
             return trace_of_jacobian(velocity_of, coordinates, probes)
 
-        state = torch.cat([m, m.new_zeros(len(m), num_integrals)], 1)
+        state = torch.cat([m, m.new_zeros(m.shape[0], num_integrals)], 1)
         with differentiable_attention():
             state = integrate(rate, state, times, self.solver)
         first, last = (1 - contraction * t for t in (times[0], times[-1]))

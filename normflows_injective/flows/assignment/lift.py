@@ -112,4 +112,4 @@ class SimplexLift(Chart):
         """Rows (B, n, c) of what stands side by side, zero behind the classes."""
         rows = torch.zeros_like(flat[:, :1]).expand(-1, self.simplices.valid.numel())
         rows = rows.index_copy(1, self.simplices.class_places, flat)
-        return rows.view(len(flat), *self.simplices.valid.shape)
+        return rows.view(flat.shape[0], *self.simplices.valid.shape)

@@ -122,7 +122,7 @@ class Simplices(nn.Module):
     def from_coordinates(self, m: Tensor) -> Tensor:
         r"""Logits :math:`Q m`, (B, n, c), of coordinates (B, d)."""
         if not self.is_ragged:
-            rows = m.view(len(m), self.num_variables, self.max_classes - 1)
+            rows = m.view(m.shape[0], self.num_variables, self.max_classes - 1)
             return isometric_logits(rows, self._exponents.to(m.dtype))
         rows = pad(m, (0, 1))[:, self._places]
         return isometric_logits(rows, self._exponents.to(m.dtype)) * self.valid

@@ -62,7 +62,7 @@ class ActNorm(nf.flows.Flow):
     def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data (B, D) to latents (B, D), with the log-det (B,) in nats."""
         check_event_shape(x, self.shape, "x")
-        if self.log_scale.requires_grad and len(x) and awaits_first_data(self):
+        if self.log_scale.requires_grad and x.shape[0] and awaits_first_data(self):
             self.initialise(x)
         return (x + self.shift) * self.log_scale.exp(), self._log_det(x)
 
@@ -76,7 +76,7 @@ class ActNorm(nf.flows.Flow):
         """
         check_event_shape(x, self.shape, "x")
         if not (self.log_scale.any() or self.shift.any()):
-            if len(x) == 1:
+            if x.shape[0] == 1:
                 raise ShapeError(
                     "The first batch of ActNorm has one sample, which has no standard deviation. "
                     "Start with a larger batch."
@@ -92,4 +92,4 @@ class ActNorm(nf.flows.Flow):
         return False
 
     def _log_det(self, value: Tensor) -> Tensor:
-        return self.log_scale.sum() + value.new_zeros(len(value))
+        return self.log_scale.sum() + value.new_zeros(value.shape[0])

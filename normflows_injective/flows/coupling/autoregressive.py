@@ -115,6 +115,6 @@ class Autoregressive(nf.flows.Flow):
 
     def _conditions(self, x: Tensor, context: Tensor | None) -> Tensor:
         context = context if self.context_dim else None
-        expect_context(context, len(x), self.context_dim, "Autoregressive")
+        expect_context(context, x.shape[0], self.context_dim, "Autoregressive")
         said: Tensor = self.net(x, None if context is None else context.to(x.dtype))
         return said.reshape(*x.shape, self.transform.num_parameters)

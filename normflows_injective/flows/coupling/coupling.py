@@ -107,7 +107,7 @@ class Coupling(nf.flows.Flow):
         said = self.conditioner(kept, **with_context(self.conditioner, context))
         sizes = (self.num_moved, self.transform.num_parameters)
         check_event_shape(said.flatten(1), (math.prod(sizes),), "the conditioner's output")
-        parameters: Tensor = said.reshape(len(kept), *sizes)
+        parameters: Tensor = said.reshape(kept.shape[0], *sizes)
         return parameters
 
     def extra_repr(self) -> str:

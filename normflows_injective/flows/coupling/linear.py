@@ -81,7 +81,7 @@ class LULinear(nf.flows.Flow):
         return lower, self.packed.triu(1) + diagonal.diag()
 
     def _log_det(self, value: Tensor) -> Tensor:
-        return self.packed.diagonal().sum() + value.new_zeros(len(value))
+        return self.packed.diagonal().sum() + value.new_zeros(value.shape[0])
 
 
 @final
@@ -119,12 +119,12 @@ class Householder(nf.flows.Flow):
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Latents (B, D) to data (B, D), with log-det zero."""
         check_event_shape(z, self.shape, "z")
-        return _reflect(z, self.vectors.flip(0)), z.new_zeros(len(z))
+        return _reflect(z, self.vectors.flip(0)), z.new_zeros(z.shape[0])
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data (B, D) to latents (B, D), with log-det zero."""
         check_event_shape(x, self.shape, "x")
-        return _reflect(x, self.vectors), x.new_zeros(len(x))
+        return _reflect(x, self.vectors), x.new_zeros(x.shape[0])
 
     @property
     def takes_context(self) -> bool:
@@ -162,12 +162,12 @@ class Permutation(nf.flows.Flow):
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Latents (B, D) to data (B, D), with log-det zero."""
         check_event_shape(z, self.shape, "z")
-        return z.index_select(1, self.order.argsort()), z.new_zeros(len(z))
+        return z.index_select(1, self.order.argsort()), z.new_zeros(z.shape[0])
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data (B, D) to latents (B, D), with log-det zero."""
         check_event_shape(x, self.shape, "x")
-        return x.index_select(1, self.order), x.new_zeros(len(x))
+        return x.index_select(1, self.order), x.new_zeros(x.shape[0])
 
     @property
     def takes_context(self) -> bool:

@@ -74,11 +74,11 @@ class Additive(ElementTransform):
 
     def forward(self, z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         """Subtract the shift."""
-        return z - parameters[..., 0], z.new_zeros(len(z))
+        return z - parameters[..., 0], z.new_zeros(z.shape[0])
 
     def inverse(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         """Add the shift."""
-        return x + parameters[..., 0], x.new_zeros(len(x))
+        return x + parameters[..., 0], x.new_zeros(x.shape[0])
 
 
 @final
@@ -151,12 +151,12 @@ class CentredAffine(ElementTransform):
     def forward(self, z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         """Undo shift and scale."""
         log_scale = self._centred(parameters[..., 0])
-        return (z - parameters[..., 1]) * (-log_scale).exp(), z.new_zeros(len(z))
+        return (z - parameters[..., 1]) * (-log_scale).exp(), z.new_zeros(z.shape[0])
 
     def inverse(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and shift."""
         log_scale = self._centred(parameters[..., 0])
-        return x * log_scale.exp() + parameters[..., 1], x.new_zeros(len(x))
+        return x * log_scale.exp() + parameters[..., 1], x.new_zeros(x.shape[0])
 
     def _centred(self, said: Tensor) -> Tensor:
         log_scale = _soft_clamp(said, self.max_log_scale)

@@ -8,10 +8,10 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from ...checks import is_readable
 from ...context import needs_context, takes_context, with_context
 from ...errors import OffManifoldError, OptionError, ShapeError
 from ...volume.gradients import out_of_inference, value_and_gradient
-from ...volume.transforms import is_readable
 from .gauge import Gauge, RadiusAndSecant
 
 __all__ = ["ImplicitGauge"]
@@ -97,9 +97,9 @@ class ImplicitGauge(Gauge):
 
     def _value(self, x: Tensor, context: Tensor | None) -> Tensor:
         value: Tensor = self.function(x, **with_context(self.function, context))
-        if value.shape == (len(x), 1):
+        if value.shape == (x.shape[0], 1):
             return value.squeeze(1)
-        if value.shape != (len(x),):
+        if value.shape != (x.shape[0],):
             raise ShapeError(
                 f"The function of ImplicitGauge must return one value per point, shape "
                 f"({len(x)},), got {tuple(value.shape)}."

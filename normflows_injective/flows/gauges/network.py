@@ -70,9 +70,9 @@ class NetworkRadius(Gauge):
 
     def _height(self, u: Tensor, context: Tensor | None) -> Tensor:
         height: Tensor = self.net(u, **with_context(self.net, context))
-        if height.shape == (len(u), 1):
+        if height.shape == (u.shape[0], 1):
             return height.squeeze(1)
-        if height.shape != (len(u),):
+        if height.shape != (u.shape[0],):
             raise ShapeError(
                 "The network of NetworkRadius must return one value per direction, shape "
                 f"({len(u)},) or ({len(u)}, 1), got {tuple(height.shape)}."

@@ -126,7 +126,9 @@ class GroupLassoGauge(ConstantSlopeGauge):
 
     def value(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The weighted sum (B,) of group norms of points (B, D)."""
-        squares = x.new_zeros(len(x), len(self.weights)).index_add(1, self.membership, x.square())
+        squares = x.new_zeros(x.shape[0], len(self.weights)).index_add(
+            1, self.membership, x.square()
+        )
         # Below the clamp, where a group vanishes, the root would have an infinite derivative.
         return squares.clamp_min(torch.finfo(x.dtype).tiny).sqrt() @ self.weights
 

@@ -105,7 +105,7 @@ class KernelCoupling(Coupling):
         """Data (B, D) to latents (B, D), with the log-det (B,) in nats."""
         kept, _ = self.split(x, "x")
         trained = self.conditioner.weights.requires_grad
-        if trained and len(kept) > 1 and awaits_first_data(self.conditioner):
+        if trained and kept.shape[0] > 1 and awaits_first_data(self.conditioner):
             self.initialise(x, context)
         return super().inverse(x, context)
 

@@ -116,7 +116,7 @@ class Mixing(nf.flows.Flow):
     def _through(
         self, image: Tensor, context: Tensor | None, inverse: bool
     ) -> tuple[Tensor, Tensor]:
-        length, said = len(image), self._row_context(context, len(image))
+        length, said = image.shape[0], self._row_context(context, image.shape[0])
         rows = rearrange(self.patchify.inverse(image)[0], self.to_rows)
         through = summed_inverse if inverse else summed_forward
         rows, log_dets = through(list(self.layers), rows, said)

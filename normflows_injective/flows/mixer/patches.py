@@ -87,13 +87,13 @@ class Patchify(nf.flows.Flow):
         """Tables (B, S, C) to images (B, channels, H, W), with log-det zero."""
         check_event_shape(z, self.latent_shape, "z")
         x: Tensor = rearrange(z, "b (h w) (c p q) -> b c (h p) (w q)", **self._sizes)
-        return x, z.new_zeros(len(z))
+        return x, z.new_zeros(z.shape[0])
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Images (B, channels, H, W) to tables (B, S, C), with log-det zero."""
         check_event_shape(x, self.data_shape, "x")
         z: Tensor = rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", **self._sizes)
-        return z, x.new_zeros(len(x))
+        return z, x.new_zeros(x.shape[0])
 
     @property
     def takes_context(self) -> bool:

@@ -110,14 +110,14 @@ class PatchShift(nf.flows.Flow):
         check_event_shape(z, self.shape, "z")
         if self.kind == "interior":
             return self._through_interior(z, context, inverse=False)
-        return self._roll(z, self._offset), z.new_zeros(len(z))
+        return self._roll(z, self._offset), z.new_zeros(z.shape[0])
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Images of data (B, channels, H, W) to latent ones, with the log-det (B,) in nats."""
         check_event_shape(x, self.shape, "x")
         if self.kind == "interior":
             return self._through_interior(x, context, inverse=True)
-        return self._roll(x, -self._offset), x.new_zeros(len(x))
+        return self._roll(x, -self._offset), x.new_zeros(x.shape[0])
 
     def extra_repr(self) -> str:
         """Options that are no modules."""

@@ -53,12 +53,12 @@ class GlobalScale(nf.flows.Flow):
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Latents (B, *shape) to data, with the log-det (B,) in nats."""
         check_event_shape(z, self.shape, "z")
-        return z * self.log_scale.exp(), self.size * self.log_scale + z.new_zeros(len(z))
+        return z * self.log_scale.exp(), self.size * self.log_scale + z.new_zeros(z.shape[0])
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data (B, *shape) to latents, with the log-det (B,) in nats."""
         check_event_shape(x, self.shape, "x")
-        return x * (-self.log_scale).exp(), x.new_zeros(len(x)) - self.size * self.log_scale
+        return x * (-self.log_scale).exp(), x.new_zeros(x.shape[0]) - self.size * self.log_scale
 
     @property
     def takes_context(self) -> bool:

@@ -84,12 +84,12 @@ class Rotation(nf.flows.Flow):
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Latents (B, D) to data (B, D), with log_det zero."""
         check_event_shape(z, self.shape, "z")
-        return z @ self._matrix(), z.new_zeros(len(z))
+        return z @ self._matrix(), z.new_zeros(z.shape[0])
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data (B, D) to latents (B, D), with log_det zero."""
         check_event_shape(x, self.shape, "x")
-        return x @ self._matrix().T, x.new_zeros(len(x))
+        return x @ self._matrix().T, x.new_zeros(x.shape[0])
 
     @property
     def takes_context(self) -> bool:

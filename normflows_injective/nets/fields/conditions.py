@@ -71,6 +71,6 @@ class FieldNetwork(ContextNetwork):
                 f"{self.num_features}), got {tuple(features.shape)}. Give it the num_variables "
                 "and num_classes of the model, and missing=True if the model has it."
             )
-        expect_context(context, len(features), self.context_dim, type(self).__name__)
+        expect_context(context, features.shape[0], self.context_dim, type(self).__name__)
         times = time_features(t)
         return times if context is None else torch.cat([times, context.to(times.dtype)], 1)
