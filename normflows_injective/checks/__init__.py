@@ -6,7 +6,14 @@
 
 from __future__ import annotations
 
-from .batches import as_floating, check_batch, check_event_shape, check_finite, check_loss
+from .batches import (
+    as_floating,
+    check_batch,
+    check_event_shape,
+    check_finite,
+    check_loss,
+    is_readable,
+)
 from .numbers import (
     check_count,
     check_not_negative,
@@ -46,4 +53,5 @@ __all__ = [
     "check_shape",
     "describe",
     "is_number",
+    "is_readable",
 ]
