@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import final
 
@@ -283,24 +282,7 @@ class AssignmentFlow(nn.Module):
         """
         return AssignmentLayer(self.field, steps, solver, divergence, num_probes)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the weights to a safetensors file with a JSON header, wholly or not at all."""
-        save_checkpoint(self, path)
-
-    def load(
-        self, path: str | os.PathLike[str], map_location: str | torch.device | None = None
-    ) -> None:
-        """Read weights written by :meth:`save` into a model of the same structure.
-
-        Args:
-            path: File to read.
-            map_location: Device to read to, by default the CPU; the model keeps its own.
-
-        Raises:
-            CheckpointError: If the file is no checkpoint, damaged or of another model; then the
-                model is as it was.
-        """
-        load_checkpoint(self, path, map_location)
+    save, load = save_checkpoint, load_checkpoint
 
     def _check_labels(self, labels: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
         labels = self.simplices.check_labels(labels, mask)

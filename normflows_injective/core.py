@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
@@ -82,6 +81,9 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
         >>> x.shape, log_q.shape
         (torch.Size([3, 5]), torch.Size([3]))
     """
+
+    # Names of options, and of parts, on which the meaning of the weights does not depend.
+    may_differ = frozenset({"likelihood", "p"})
 
     def __init__(
         self,
@@ -305,24 +307,7 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
         """
         return divergences.reverse_alpha_div(self, num_samples, alpha, dreg, context, beta)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the weights to a safetensors file with a JSON header, wholly or not at all."""
-        save_checkpoint(self, path)
-
-    def load(
-        self, path: str | os.PathLike[str], map_location: str | torch.device | None = None
-    ) -> None:
-        """Read weights written by :meth:`save` into a model of the same structure.
-
-        Args:
-            path: File to read.
-            map_location: Device to read to, by default the CPU; the model keeps its own.
-
-        Raises:
-            CheckpointError: If the file is no checkpoint, damaged or of another model; then the
-                model is as it was.
-        """
-        load_checkpoint(self, path, map_location)
+    save, load = save_checkpoint, load_checkpoint
 
     def _check(self, batch: Tensor, name: str, space: str, context: Tensor | None) -> None:
         check_batch(batch, name, model_dtype(self.q0, self.flows))

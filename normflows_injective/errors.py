@@ -6,6 +6,7 @@ built-in class that fits, so that ``except ValueError`` works in code that knows
 
 __all__ = [
     "CheckpointError",
+    "CheckpointWarning",
     "CollapseWarning",
     "ContextError",
     "DtypeError",
@@ -87,6 +88,10 @@ class StackingWarning(UserWarning):
 
 class ParamStoreWarning(UserWarning):
     """Parameters came back from Pyro's parameter store, but the buffers beside them did not."""
+
+
+class CheckpointWarning(UserWarning):
+    """A file was loaded into a model that is trained or evaluated by other options."""
 
 
 class ReducedLayerWarning(UserWarning):

@@ -45,6 +45,7 @@ class ExactLikelihood(nn.Module):
     """
 
     latent_cycle = 0.0
+    may_differ = frozenset({"beta"})
 
     def __init__(self, beta: float = 0.0) -> None:
         super().__init__()

@@ -110,6 +110,19 @@ class SurrogateLikelihood(nn.Module):
     """
 
     step: Tensor
+    # They lead to the weights, which mean the same without them.
+    may_differ = frozenset(
+        {
+            "beta",
+            "compile",
+            "estimator",
+            "input_noise",
+            "latent_cycle",
+            "n_probes",
+            "probes",
+            "warmup_steps",
+        }
+    )
 
     def __init__(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
 import os
 import pickle
@@ -154,11 +155,11 @@ def test_a_failed_save_leaves_the_old_file(path, monkeypatch):
     ours.save(path)
     before = load_file(path)
 
-    def fail(*_args, **_options):
-        raise OSError("disk full")
+    def fail(_descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("normflows_injective.checkpoints.save", fail)
-    with pytest.raises(OSError, match="disk full"):
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(CheckpointError, match=r"model.safetensors cannot be written: No space"):
         ours.save(path)
     assert os.listdir(path.parent) == [path.name]
     assert load_file(path).keys() == before.keys()

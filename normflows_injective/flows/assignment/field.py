@@ -113,7 +113,7 @@ class AssignmentField(nn.Module):
 
     @property
     def checkpoint_options(self) -> dict[str, str | float]:
-        """What weights belong to beside the structure of the network; not when sampling ends."""
+        """What weights belong to, as files of version 0.1.0 have it."""
         return {
             "parametrisation": type(self.parametrisation).__name__,
             "features": self.features,

@@ -61,6 +61,9 @@ class AssignmentLayer(nf.flows.Flow):
         (torch.Size([5, 4]), torch.Size([5]))
     """
 
+    # Numerics: other steps follow the same flow.
+    may_differ = frozenset({"divergence", "num_probes", "solver", "steps", "times"})
+
     def __init__(
         self,
         field: AssignmentField,
@@ -72,7 +75,7 @@ class AssignmentLayer(nf.flows.Flow):
         super().__init__()
         check_solver(solver)
         check_divergence(divergence)
-        self.field, self.solver = field, solver
+        self.field, self.steps, self.solver = field, steps, solver
         self.divergence, self.num_probes = divergence, num_probes
         self.times = time_grid(steps, field.path.horizon.end)
         self.latent_shape = self.data_shape = (field.path.simplices.dim,)

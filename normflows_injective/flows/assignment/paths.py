@@ -52,7 +52,7 @@ class Horizon(ABC):
     @property
     @abstractmethod
     def checkpoint_options(self) -> dict[str, str | float]:
-        """What a field that has been trained on it belongs to."""
+        """What a field that has been trained on it belongs to, as older files say it."""
 
     @abstractmethod
     def speeds(self, counts: Tensor) -> Tensor:
@@ -97,6 +97,7 @@ class InfiniteHorizon(Horizon):
     time_shape: float = 2.0
     time_rate: float | None = None
     contraction = 0.0
+    may_differ = frozenset({"end", "time_shape", "time_rate"})
 
     def __post_init__(self) -> None:
         for name in ("scale", "end", "time_shape", "time_rate"):
@@ -155,6 +156,7 @@ class FiniteHorizon(Horizon):
     smoothing: float = 0.01
     end: float = 0.9
     contraction = 1.0
+    may_differ = frozenset({"end"})
 
     def __post_init__(self) -> None:
         for name in ("smoothing", "end"):

@@ -1,0 +1,207 @@
+"""Files that are read in one piece and replaced in one piece.
+
+A writer fills ``NAME.xxxxxxxx.part`` beside the file and renames it. It holds a lock on that part
+until then, which the system takes back when the process ends, however it ends: a part whose lock
+can be had is what a killed writer has left.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import secrets
+import stat
+from collections.abc import Callable
+from contextlib import suppress
+from typing import IO, Any
+
+from ..errors import CheckpointError
+
+fcntl: Any = None
+with suppress(ImportError):  # on Windows, where a file that is open cannot be removed anyhow
+    fcntl = importlib.import_module("fcntl")
+
+__all__ = ["read_file", "replace_file"]
+
+# A pipe would else block until somebody writes to it.
+_READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)
+_CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+
+
+def read_file(path: str | os.PathLike[str]) -> bytearray:
+    """The bytes of a regular file, opened once and held in memory.
+
+    A file that is mapped instead kills the process when somebody cuts it short meanwhile.
+
+    Args:
+        path: File to read.
+
+    Raises:
+        CheckpointError: If it is missing, no regular file, unreadable, or changes its length.
+    """
+    name = os.fsdecode(path)
+    try:
+        with open(name, "rb", buffering=0, opener=lambda n, flags: os.open(n, flags | _READ)) as f:
+            status = os.fstat(f.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise CheckpointError(f"{name} is no file.")
+            content = bytearray(status.st_size)
+            _fill(f, content, name)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{name} does not exist.") from error
+    except OSError as error:
+        if os.path.isdir(name):
+            raise CheckpointError(f"{name} is no file.") from error
+        raise CheckpointError(f"{name} cannot be read: {_reason(error)}.") from error
+    return content
+
+
+def replace_file(path: str | os.PathLike[str], write: Callable[[IO[bytes]], None]) -> None:
+    """Write a file completely or not at all, and remove what killed writers of it have left.
+
+    A link is followed and kept, and so are the permissions of a file that is there.
+
+    Args:
+        path: File to write.
+        write: Called once with a binary file that can seek.
+
+    Raises:
+        CheckpointError: If the name belongs to something that is no regular file, or if the
+            system refuses; then what was there is as it was.
+    """
+    name = os.fsdecode(path)
+    try:
+        target = os.path.realpath(name)
+        old = _status(target)
+        _check_target(name, target, old)
+        _remove_orphans(target)
+        _write_and_rename(target, old, write)
+        _sync_folder(os.path.dirname(target))
+    except OSError as error:
+        raise CheckpointError(
+            f"{name} cannot be written: {_reason(error)}. What was there is as it was."
+        ) from error
+
+
+def _fill(file: IO[bytes], content: bytearray, name: str) -> None:
+    length, done = len(content), 0
+    with memoryview(content) as view:
+        while done < length:
+            count = file.readinto(view[done:])  # type: ignore[attr-defined]
+            if not count:
+                break
+            done += count
+    if done < length or file.read(1):
+        raise CheckpointError(
+            f"{name} changed its length while it was read: another process is writing to it. "
+            "Read it when that is done; save() replaces a file in one step."
+        )
+
+
+def _status(target: str) -> os.stat_result | None:
+    try:
+        return os.stat(target)
+    except FileNotFoundError:
+        return None
+
+
+def _check_target(name: str, target: str, old: os.stat_result | None) -> None:
+    folder = os.path.dirname(target)
+    if not os.path.isdir(folder):
+        raise CheckpointError(f"The folder {folder} does not exist. Create it before saving.")
+    if old is None:
+        return
+    if not stat.S_ISREG(old.st_mode):
+        raise CheckpointError(
+            f"{name} is no regular file, but a folder, pipe, socket or device. Choose another "
+            "name."
+        )
+    if not os.access(target, os.W_OK):
+        raise CheckpointError(
+            f"{name} is write-protected. Choose another name, or permit writing to it."
+        )
+
+
+def _write_and_rename(
+    target: str, old: os.stat_result | None, write: Callable[[IO[bytes]], None]
+) -> None:
+    part, descriptor = _open_part(target)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            write(file)
+            if old is not None:
+                _take_over(part, old)
+            file.flush()
+            os.fsync(file.fileno())
+            if fcntl is None:
+                file.close()
+            # The lock is held until the name is gone, so that nobody takes the part for an orphan.
+            os.replace(part, target)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(part)
+        raise
+
+
+def _open_part(target: str) -> tuple[str, int]:
+    """A new part of a file and its descriptor, locked."""
+    while True:
+        part = f"{target}.{secrets.token_hex(4)}.part"
+        try:
+            descriptor = os.open(part, _CREATE, 0o666)
+        except FileExistsError:
+            continue
+        if fcntl is None:
+            return part, descriptor
+        # Not every file system has locks. Without them no orphan is recognised either.
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        # Before it was locked, another writer may have taken it for an orphan.
+        found = _status(part)
+        if found is not None and os.path.samestat(found, os.fstat(descriptor)):
+            return part, descriptor
+        os.close(descriptor)
+
+
+def _remove_orphans(target: str) -> None:
+    folder, name = os.path.split(target)
+    pattern = re.compile(re.escape(name) + r"\.[0-9a-f]{8}\.part")
+    for entry in os.listdir(folder):
+        if pattern.fullmatch(entry):
+            with suppress(OSError):
+                _remove_if_orphan(os.path.join(folder, entry))
+
+
+def _remove_if_orphan(part: str) -> None:
+    """Remove a part, or raise an OSError if its writer lives."""
+    if fcntl is None:
+        os.unlink(part)
+        return
+    descriptor = os.open(part, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | os.O_NONBLOCK)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.unlink(part)
+    finally:
+        os.close(descriptor)
+
+
+def _take_over(part: str, old: os.stat_result) -> None:
+    if hasattr(os, "chown"):
+        with suppress(PermissionError):
+            os.chown(part, old.st_uid, old.st_gid)
+    os.chmod(part, stat.S_IMODE(old.st_mode))
+
+
+def _sync_folder(folder: str) -> None:
+    """Make the new name last through a power failure, where folders can be opened at all."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error) or type(error).__name__
