@@ -67,7 +67,7 @@ def base_log_prob(q0: Any, z: Tensor, context: Tensor | None) -> Tensor:
         tensor([-0.9189])
     """
     check_event_shape(z, getattr(q0, "shape", None), "the encoded batch, by the base's shape,")
-    log_p: Tensor = q0.log_prob(z, **with_context(q0, context))
+    log_p: Tensor = q0.log_prob(z, **with_context(q0, context, "log_prob"))
     if log_p.shape != (z.shape[0],):
         raise ShapeError(
             f"The base {type(q0).__name__} must give log-densities of shape ({len(z)},) for "

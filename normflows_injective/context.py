@@ -8,16 +8,20 @@ have the keyword always; only those built with context features own a layer that
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterable, Mapping
-from functools import cache
+from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from .checks import check_finite
 from .errors import ContextError
+from .keywords import (
+    context_keyword,
+    methods_without_keyword,
+    names_context,
+    read_while_tracing,
+    requires_keyword,
+)
 
 __all__ = [
     "built_for_context",
@@ -30,27 +34,7 @@ __all__ = [
     "with_context",
 ]
 
-_KEYWORDS = ("context", "y")
 _BUILT_FOR_CONTEXT = ("context_features", "context_channels", "context_layer", "context_encoder")
-
-
-def context_keyword(component: Any) -> str | None:
-    """Name of the keyword by which a component receives the context, or None.
-
-    Args:
-        component: A module (its ``forward`` is read) or any callable.
-
-    Returns:
-        ``"context"``, ``"y"`` or None.
-
-    Examples:
-        >>> context_keyword(nn.Linear(2, 2)) is None
-        True
-        >>> context_keyword(lambda z, context=None: z)
-        'context'
-    """
-    parameters = _parameters(component)
-    return next((keyword for keyword in _KEYWORDS if keyword in parameters), None)
 
 
 def takes_context(component: Any) -> bool:
@@ -58,11 +42,16 @@ def takes_context(component: Any) -> bool:
 
     Args:
         component: A flow, network, base distribution or callable. A boolean attribute
-            ``takes_context`` of its own decides; otherwise its signature does, and for the host's
-            classes also whether they were built with context features.
+            ``takes_context`` of its own decides; otherwise its signature does, where
+            ``**options`` take everything, and for the host's classes also whether they were
+            built with context features.
 
     Returns:
         True if a context should be passed to it.
+
+    Raises:
+        ContextError: If it takes one, but one of its methods has no keyword by which it could
+            arrive.
 
     Examples:
         >>> import normflows as nf
@@ -72,11 +61,13 @@ def takes_context(component: Any) -> bool:
         True
     """
     own = getattr(component, "takes_context", None)
-    if own is not None:
-        return bool(own)
-    if context_keyword(component) is None:
-        return False
-    return built_for_context(component) if _is_hosts(component) else True
+    takes = names_context(component) if own is None else bool(own)
+    if own is None and takes and _is_hosts(component):
+        takes = built_for_context(component)
+    lacking = methods_without_keyword(component) if takes else ""
+    if lacking:
+        raise _no_keyword(component, lacking)
+    return takes
 
 
 def needs_context(component: Any) -> bool:
@@ -95,23 +86,26 @@ def needs_context(component: Any) -> bool:
     own = getattr(component, "needs_context", None)
     if own is not None:
         return bool(own)
-    keyword = context_keyword(component)
-    if keyword is None:
-        return False
     if _is_hosts(component):
-        return built_for_context(component)
-    return _parameters(component)[keyword].default is inspect.Parameter.empty
+        return names_context(component) and built_for_context(component)
+    return requires_keyword(component)
 
 
-def with_context(component: Any, context: Tensor | None) -> dict[str, Tensor]:
+def with_context(
+    component: Any, context: Tensor | None, method: str = "forward"
+) -> dict[str, Tensor]:
     """Keyword arguments that hand a context to a component, empty if it takes none.
 
     Args:
         component: As in :func:`takes_context`.
         context: Context of shape :math:`(B, *)`, or None.
+        method: The method that is called with them.
 
     Returns:
         ``{}``, ``{"context": context}`` or ``{"y": context}``.
+
+    Raises:
+        ContextError: If the component takes a context, but the method has no keyword for it.
 
     Examples:
         >>> with_context(nn.Linear(2, 2), None)
@@ -119,8 +113,10 @@ def with_context(component: Any, context: Tensor | None) -> dict[str, Tensor]:
     """
     if context is None or not takes_context(component):
         return {}
-    keyword = context_keyword(component)
-    return {} if keyword is None else {keyword: context}
+    keyword = context_keyword(component, method)
+    if keyword is None:
+        raise _no_keyword(component, method)
+    return {keyword: context}
 
 
 def check_context(components: Iterable[Any], context: Tensor | None, length: int) -> None:
@@ -193,23 +189,13 @@ def expect_context(context: Tensor | None, length: int, context_dim: int, name: 
     )
 
 
-def read_while_tracing() -> None:
-    """Let torch.compile read signatures as it traces, rather than trace the reading."""
-    # Not a decorator: importing torch's compiler takes seconds and adds a warning filter.
-    torch.compiler.assume_constant_result(context_keyword)
-
-
-def _parameters(component: Any) -> Mapping[str, inspect.Parameter]:
-    if isinstance(component, nn.Module):
-        # A module compiled by torch.compile hides the signature of the one it wraps.
-        kind: Any = type(getattr(component, "_orig_mod", component))
-        return _forward_parameters(kind)
-    return inspect.signature(component).parameters
-
-
-@cache
-def _forward_parameters(kind: Any) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(kind.forward).parameters
+def _no_keyword(component: Any, methods: str) -> ContextError:
+    name = getattr(component, "__name__", type(component).__name__)
+    return ContextError(
+        f"{name} takes a context, but {methods} has no keyword by which it could arrive. Add the "
+        "keyword context=None (or y=None for class labels), or **options and read "
+        "options['context']; if it takes none, set takes_context = False."
+    )
 
 
 def _is_hosts(component: Any) -> bool:

@@ -113,7 +113,7 @@ def _require_target(model: InjectiveNormalizingFlow, name: str) -> None:
 
 
 def _target_log_prob(model: InjectiveNormalizingFlow, x: Tensor, context: Tensor | None) -> Tensor:
-    log_p: Tensor = model.p.log_prob(x, **with_context(model.p.log_prob, context))
+    log_p: Tensor = model.p.log_prob(x, **with_context(model.p, context, "log_prob"))
     if log_p.shape != (x.shape[0],):
         raise ShapeError(
             f"p.log_prob must give one value per sample, shape ({len(x)},), got "

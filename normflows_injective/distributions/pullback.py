@@ -66,5 +66,7 @@ class Pullback(nf.distributions.BaseDistribution):
     def log_prob(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Log-density (B,) in nats of coordinates (B, d)."""
         x, log_volume = self.chart(z, context)
-        scored = self.distribution.log_prob(x, **with_context(self.distribution, context))
+        scored = self.distribution.log_prob(
+            x, **with_context(self.distribution, context, "log_prob")
+        )
         return scored + log_volume

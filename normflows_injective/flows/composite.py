@@ -52,7 +52,7 @@ def joint_decode(flows: Flows, z: Tensor, context: Tensor | None = None) -> Tens
     """Send latents (B, *) through flows from the first to the last, without log-dets."""
     for flow in flows:
         if isinstance(flow, (Injection, SurfaceMap)):
-            z = flow.decode(z, context)
+            z = flow.decode(z, context=context)
         else:
             z, _ = flow(z, **with_context(flow, context))
     return z
@@ -62,9 +62,9 @@ def joint_encode(flows: Flows, x: Tensor, context: Tensor | None = None) -> Tens
     """Send data (B, *) through flows from the last to the first, without log-dets."""
     for flow in reversed(list(flows)):
         if isinstance(flow, (Injection, SurfaceMap)):
-            x = flow.encode(x, context)
+            x = flow.encode(x, context=context)
         else:
-            x, _ = flow.inverse(x, **with_context(flow, context))
+            x, _ = flow.inverse(x, **with_context(flow, context, "inverse"))
     return x
 
 
@@ -78,7 +78,7 @@ def joint_decode_and_log_volume(
     if is_exact(flows):
         return DecodedVolume(*summed_forward(flows, z, context))
     if len(flows) == 1 and isinstance(flows[0], Injection):
-        return flows[0].decode_and_log_volume(z, context)
+        return flows[0].decode_and_log_volume(z, context=context)
     return decode_and_log_volume(partial(joint_decode, flows, context=context), z)
 
 
@@ -113,7 +113,7 @@ def summed_inverse(
     """Send latents (B, *) back through bijective flows, with the sum (B,) of their log-dets."""
     z, log_det = z.clone(), z.new_zeros(z.shape[0])
     for flow in reversed(list(flows)):
-        z, flow_log_det = flow.inverse(z, **with_context(flow, context))
+        z, flow_log_det = flow.inverse(z, **with_context(flow, context, "inverse"))
         log_det = log_det + _one_each(flow_log_det, log_det, flow)
     return z, log_det
 

@@ -6,13 +6,13 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import partial
-from inspect import signature
 
 import normflows as nf
 import torch
 from torch import Tensor
 
 from ..errors import StackingWarning, UnsupportedLayerError
+from ..keywords import context_keyword
 from ..volume.log_volume import DecodedVolume, decode_and_log_volume
 
 __all__ = ["Injection"]
@@ -56,7 +56,7 @@ class Injection(nf.flows.Flow, ABC):
         """Check at definition what would otherwise fail far away, in a model."""
         super().__init_subclass__()
         for method in (cls.encode, cls.decode):
-            if "context" not in signature(method).parameters:
+            if context_keyword(method) != "context":
                 raise UnsupportedLayerError(
                     f"{cls.__name__}.{method.__name__} must accept a keyword context=None, "
                     "also if it does not use it."
@@ -84,7 +84,7 @@ class Injection(nf.flows.Flow, ABC):
         Returns:
             Data of shape :math:`(B, *)` and the log-volume of shape :math:`(B,)` in nats.
         """
-        x, log_volume = self.decode_and_log_volume(z, context)
+        x, log_volume = self.decode_and_log_volume(z, context=context)
         return x, log_volume
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -110,5 +110,5 @@ class Injection(nf.flows.Flow, ABC):
                 StackingWarning,
                 stacklevel=2,
             )
-        z = self.encode(x, context)
-        return z, -self.decode_and_log_volume(z, context).log_volume
+        z = self.encode(x, context=context)
+        return z, -self.decode_and_log_volume(z, context=context).log_volume

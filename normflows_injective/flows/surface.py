@@ -117,12 +117,12 @@ class SurfaceMap(nf.flows.Flow, ABC):
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Points (B, D) of the domain to the codomain, with the log-factor (B,) in nats."""
-        return self.decode(z, context), self.log_stretch(z, context)
+        return self.decode(z, context=context), self.log_stretch(z, context=context)
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Points (B, D) of the codomain to the domain, with minus the log-factor (B,) in nats."""
-        z = self.encode(x, context)
-        return z, -self.log_stretch(z, context)
+        z = self.encode(x, context=context)
+        return z, -self.log_stretch(z, context=context)
 
 
 def is_exact(flows: Sequence[nf.flows.Flow] | nn.ModuleList) -> bool:
