@@ -92,6 +92,18 @@ class AssignmentFlow(nn.Module):
         self.field = AssignmentField(
             net, path, PARAMETRISATIONS[parametrisation](), features, missing
         )
+        self.num_variables, self.num_classes = num_variables, self.simplices.class_counts
+        self.parametrisation, self.features, self.missing = parametrisation, features, missing
+
+    @property
+    def net(self) -> nn.Module:
+        """The network."""
+        return self.field.net
+
+    @property
+    def horizon(self) -> Horizon:
+        """The horizon of the path."""
+        return self.field.path.horizon
 
     @property
     def path(self) -> AssignmentPath:

@@ -55,7 +55,7 @@ class UniformSphere(nf.distributions.BaseDistribution):
         super().__init__()
         check_policy(off_manifold)
         check_sphere_dim(dim)
-        self.shape = (dim,)
+        self.dim, self.shape = dim, (dim,)
         self.off_manifold = off_manifold
         # Only says the dtype and the device: a number kept in it would lose digits.
         self._like = nn.Buffer(torch.empty(0), persistent=False)
@@ -143,6 +143,11 @@ class AngularCentralGaussian(nf.distributions.BaseDistribution):
         self.shape = (len(matrix),)
         self.off_manifold = off_manifold
         self.scale = nn.Parameter(matrix) if trainable else nn.Buffer(matrix)
+
+    @property
+    def trainable(self) -> bool:
+        """Whether the matrix is a parameter."""
+        return isinstance(self.scale, nn.Parameter)
 
     def forward(self, num_samples: int = 1) -> tuple[Tensor, Tensor]:
         """Draw samples (num_samples, D), reparameterised, with log-densities (num_samples,)."""

@@ -88,7 +88,7 @@ class UniformOnSurface(nf.distributions.BaseDistribution):
         self.needs_context = self.surface.needs_context
         # The mass of a homogeneous gauge is kept at level 1, that of others at their own.
         self._unit = 1.0 if self._is_homogeneous else float(level)
-        self._num_directions = num_directions
+        self.num_directions = num_directions
         self._measure()
         self.register_load_state_dict_post_hook(_measure_again)
         # Only says the dtype and the device: numbers kept in it would lose digits.
@@ -124,6 +124,26 @@ class UniformOnSurface(nf.distributions.BaseDistribution):
         """Options as shown by ``print(law)``."""
         return f"dim={self.dim}, standard_error={self.standard_error:.2g}"
 
+    @property
+    def gauge(self) -> Gauge:
+        """The gauge of the surface."""
+        return self.surface.gauge
+
+    @property
+    def level(self) -> float:
+        """The level, where no context gives it."""
+        return self.surface.level.level
+
+    @property
+    def level_from_context(self) -> FromContext | None:
+        """How the level is read from a context."""
+        return self.surface.level_from_context
+
+    @property
+    def off_manifold(self) -> str:
+        """What is done with points off the surface."""
+        return self.surface.off_manifold
+
     def _measure(self) -> None:
         sampler = self._sampler()
         self.log_unit_mass, self.standard_error = sampler.mass()
@@ -131,7 +151,7 @@ class UniformOnSurface(nf.distributions.BaseDistribution):
 
     def _sampler(self) -> SurfaceSampler:
         gauge, measure = self.surface.gauge, self.surface.measure
-        return SurfaceSampler(gauge, self._unit, measure, self.dim, self._num_directions)
+        return SurfaceSampler(gauge, self._unit, measure, self.dim, self.num_directions)
 
     def _log_density(self, x: Tensor, context: Tensor | None) -> Tensor:
         mass = x.new_full((x.shape[0],), self.log_unit_mass)

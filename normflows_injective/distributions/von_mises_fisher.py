@@ -119,6 +119,11 @@ class VonMisesFisher(nf.distributions.BaseDistribution):
             x = _turn_pole(at_pole, torch.where(kappa < 0, -mean, mean))
         return x.to(self.loc.dtype), self._log_density(x)
 
+    @property
+    def trainable(self) -> bool:
+        """Whether direction and concentration are parameters."""
+        return isinstance(self.loc, nn.Parameter)
+
     def log_prob(self, x: Tensor) -> Tensor:
         """Log-density (B,) in nats of points (B, D) of the sphere.
 

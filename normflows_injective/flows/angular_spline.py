@@ -79,6 +79,9 @@ class AngularSpline(nf.flows.Flow):
         kept = set(range(num_coordinates)) - moved
         angles = set(ind_circ)
         groups = (moved - angles, moved & angles, kept - angles, kept & angles)
+        self.num_coordinates, self.ind_circ = num_coordinates, tuple(sorted(angles))
+        self.width, self.num_blocks, self.context_dim = width, num_blocks, context_dim
+        self.reverse_mask = reverse_mask
         self.shape, self.num_bins, self.bound = (num_coordinates,), num_bins, bound
         # Coordinates are sorted into these groups and, at the end, back.
         order = torch.tensor([index for group in groups for index in sorted(group)])

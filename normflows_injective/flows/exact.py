@@ -44,6 +44,7 @@ class LinearInjection(Injection):
     def __init__(self, latent_dim: int, data_dim: int) -> None:
         super().__init__()
         check_raises_dimension((latent_dim,), (data_dim,), "LinearInjection")
+        self.latent_dim, self.data_dim = latent_dim, data_dim
         self.latent_shape, self.data_shape = (latent_dim,), (data_dim,)
         self.weight = nn.Parameter(torch.randn(data_dim, latent_dim) / data_dim**0.5)
         self.bias = nn.Parameter(torch.zeros(data_dim))
@@ -90,13 +91,14 @@ class Pad(Injection):
     def __init__(self, latent_dim: int, data_dim: int) -> None:
         super().__init__()
         check_raises_dimension((latent_dim,), (data_dim,), "Pad")
+        self.latent_dim, self.data_dim = latent_dim, data_dim
         self.latent_shape, self.data_shape = (latent_dim,), (data_dim,)
-        self._latent_dim, self._extra_dim = latent_dim, data_dim - latent_dim
+        self._extra_dim = data_dim - latent_dim
 
     def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Keep the first d coordinates; x of shape (B, D), result (B, d)."""
         check_event_shape(x, self.data_shape, "x")
-        return x[:, : self._latent_dim]
+        return x[:, : self.latent_dim]
 
     def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Append zeros; z of shape (B, d), result (B, D)."""

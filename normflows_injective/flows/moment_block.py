@@ -89,6 +89,8 @@ class ConditionalMoments(nn.Module):
         max_log_ratio: float = 2.0,
     ) -> None:
         super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.hidden = None if hidden is None else tuple(hidden)
         self.max_log_ratio = max_log_ratio
         self.centre = nn.Buffer(torch.zeros(in_features))
         self.spread = nn.Buffer(torch.ones(in_features))
@@ -256,6 +258,12 @@ class MomentBlock(Coupling):
         check_step_size(step_size)
         moments = ConditionalMoments(kept, moved) if moments is None else moments
         super().__init__(dim, _Step(moments, step_size), Affine(None))
+        self.step_size = step_size
+
+    @property
+    def moments(self) -> ConditionalMoments:
+        """The moments that it moves towards."""
+        return self.conditioner.moments  # type: ignore[return-value]
 
 
 class _Step(nn.Module):

@@ -88,6 +88,11 @@ class RadialSurface(SurfaceMap):
     latent_shape: tuple[int, ...] | None = None
     data_shape: tuple[int, ...] | None = None
 
+    @property
+    def level_from_context(self) -> FromContext | None:
+        """How the level is read from a context."""
+        return self.level.from_context
+
     def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Points (B, D) of the sphere to points (B, D) of the surface."""
         z = self._checked(z, "z")

@@ -128,6 +128,11 @@ class SphereLinear(SurfaceMap):
         self.triangles = nn.Parameter(torch.zeros(dim, dim))
         self.log_diagonal = nn.Parameter(torch.zeros(dim))
 
+    @property
+    def rotate(self) -> bool:
+        """Whether there is a random rotation."""
+        return self.reflections is not None
+
     def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Points (B, D) of the sphere to points (B, D) of the sphere."""
         return self.forward(z)[0]

@@ -45,6 +45,8 @@ class ConvEncoder(ContextNetwork):
         context_dim: int = 0,
     ) -> None:
         super().__init__(tuple(image_shape), context_dim)
+        self.image_shape, self.latent_dim = tuple(image_shape), latent_dim
+        self.channels = tuple(channels)
         sizes = _halvings(image_shape, len(channels))
         layers: list[nn.Module] = []
         for fan_in, fan_out in zip(
@@ -87,6 +89,8 @@ class ConvDecoder(ContextNetwork):
         context_dim: int = 0,
     ) -> None:
         super().__init__((latent_dim,), context_dim)
+        self.image_shape, self.latent_dim = tuple(image_shape), latent_dim
+        self.channels = tuple(channels)
         sizes = _halvings(image_shape, len(channels))[::-1]
         widths = [*reversed(channels), image_shape[0]]
         layers: list[nn.Module] = [nn.Unflatten(1, (widths[0], *sizes[0]))]

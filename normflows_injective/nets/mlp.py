@@ -42,6 +42,8 @@ class SmoothMLP(ContextNetwork):
         activation: Activation = nn.SiLU,
     ) -> None:
         super().__init__((in_features,), context_dim)
+        self.in_features, self.out_features = in_features, out_features
+        self.hidden = tuple(hidden)
         self.layers = _perceptron([in_features + context_dim, *hidden, out_features], activation)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -81,6 +83,8 @@ class ResidualMLP(ContextNetwork):
         activation: Activation = nn.SiLU,
     ) -> None:
         super().__init__((in_features,), context_dim)
+        self.in_features, self.out_features = in_features, out_features
+        self.width, self.num_blocks = width, num_blocks
         self.input = nn.Linear(in_features, width)
         blocks = [
             _perceptron([width + context_dim, width, width], activation) for _ in range(num_blocks)

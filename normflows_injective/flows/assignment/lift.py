@@ -86,6 +86,16 @@ class SimplexLift(Chart):
         padded = self._padded(logs)
         return self.simplices.to_coordinates(padded), -(logs.sum(1) + self._log_factor)
 
+    @property
+    def num_variables(self) -> int:
+        """Number of variables."""
+        return self.simplices.num_variables
+
+    @property
+    def num_classes(self) -> tuple[int, ...]:
+        """Number of classes of every variable."""
+        return self.simplices.class_counts
+
     def extra_repr(self) -> str:
         """Options as shown by ``print(model)``."""
         return f"measure={self.measure!r}, off_manifold={self.off_manifold!r}"

@@ -132,6 +132,11 @@ class Simplices(nn.Module):
         rows = mask.unsqueeze(-1).expand(-1, -1, self.max_classes - 1).flatten(1)
         return rows[:, self._positions]
 
+    @property
+    def num_classes(self) -> tuple[int, ...]:
+        """Number of classes of every variable."""
+        return self.class_counts
+
     def check_labels(self, labels: Tensor, mask: Tensor | None) -> Tensor:
         """Labels (B, n) as long integers, zero where the mask (B, n) says that they are missing.
 

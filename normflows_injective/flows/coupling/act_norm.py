@@ -49,7 +49,7 @@ class ActNorm(nf.flows.Flow):
     def __init__(self, dim: int) -> None:
         super().__init__()
         check_count(dim, "dim")
-        self.shape = (dim,)
+        self.dim, self.shape = dim, (dim,)
         self.log_scale = nn.Parameter(torch.zeros(dim))
         self.shift = nn.Parameter(torch.zeros(dim))
         expect_first_data(self)

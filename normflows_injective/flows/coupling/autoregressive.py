@@ -73,6 +73,7 @@ class Autoregressive(nf.flows.Flow):
             )
         if context_dim:
             check_count(context_dim, "context_dim")
+        self.dim, self.width, self.num_blocks = dim, width, num_blocks
         self.shape, self.reverse, self.context_dim = (dim,), reverse, context_dim
         self.transform = check_transform(Affine() if transform is None else transform)
         if not self.transform.is_elementwise:

@@ -74,7 +74,7 @@ class Coupling(nf.flows.Flow):
         self.num_kept, self.num_moved = coupling_sizes(
             dim, takes_context(conditioner), type(self).__name__
         )
-        self.shape, self.reverse = (dim,), reverse
+        self.dim, self.shape, self.reverse = dim, (dim,), reverse
         self.conditioner, self.transform = conditioner, check_transform(transform)
         self.takes_context, self.needs_context = (
             takes_context(conditioner),
@@ -155,6 +155,7 @@ class NetworkCoupling(Coupling):
         transform = check_transform(Affine() if transform is None else transform)
         net = network_for(type(self).__name__, dim, transform, hidden, context_dim, activation)
         super().__init__(dim, net, transform, reverse)
+        self.hidden, self.context_dim = tuple(hidden), context_dim
 
 
 def network_for(

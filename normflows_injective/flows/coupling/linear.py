@@ -46,7 +46,7 @@ class LULinear(nf.flows.Flow):
     def __init__(self, dim: int) -> None:
         super().__init__()
         check_count(dim, "dim")
-        self.shape = (dim,)
+        self.dim, self.shape = dim, (dim,)
         self.packed = nn.Parameter(torch.zeros(dim, dim))
         # P v picks the elements of v in this order.
         self.register_buffer("order", torch.randperm(dim))
@@ -113,7 +113,8 @@ class Householder(nf.flows.Flow):
         super().__init__()
         check_count(dim, "dim")
         check_count(num_reflections, "num_reflections")
-        self.shape = (dim,)
+        self.dim, self.shape = dim, (dim,)
+        self.num_reflections = num_reflections
         self.vectors = nn.Parameter(torch.randn(num_reflections, dim))
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -156,7 +157,7 @@ class Permutation(nf.flows.Flow):
     def __init__(self, dim: int) -> None:
         super().__init__()
         check_count(dim, "dim")
-        self.shape = (dim,)
+        self.dim, self.shape = dim, (dim,)
         self.register_buffer("order", torch.randperm(dim))
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:

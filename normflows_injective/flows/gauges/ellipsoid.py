@@ -59,6 +59,11 @@ class EllipsoidGauge(HomogeneousGauge):
         else:
             self.register_buffer("axes", axes)
 
+    @property
+    def trainable(self) -> bool:
+        """Whether the axes are a parameter."""
+        return isinstance(self.axes, nn.Parameter)
+
     def value(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The norm (B,) of the points (B, D) sent back to the unit sphere."""
         return torch.linalg.vector_norm(self._pull(x), dim=1)

@@ -117,6 +117,7 @@ class GroupLassoGauge(ConstantSlopeGauge):
         sizes = torch.tensor([float(len(group)) for group in groups])
         weights = sizes.sqrt() if weights is None else as_floating(weights)
         _check_weights(weights, len(groups), "group")
+        self.groups = tuple(tuple(sorted(group)) for group in groups)
         self.dim = len(indices)
         membership = torch.empty(self.dim, dtype=torch.long)
         for number, group in enumerate(groups):

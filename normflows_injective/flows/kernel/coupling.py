@@ -100,6 +100,13 @@ class KernelCoupling(Coupling):
             precondition,
         )
         super().__init__(dim, expansion, transform, reverse)
+        self.n_auxiliary, self.kernel, self.share_kernel = n_auxiliary, kernel, share_kernel
+        self.ard, self.context_dim, self.precondition = ard, context_dim, precondition
+
+    @property
+    def learn_auxiliary(self) -> bool:
+        """Whether the auxiliary points are trained."""
+        return isinstance(self.conditioner.points, nn.Parameter)
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data (B, D) to latents (B, D), with the log-det (B,) in nats."""

@@ -91,7 +91,10 @@ class KernelExpansion(ContextNetwork):
         counts = {"n_auxiliary": n_auxiliary, "num_scales": num_scales}
         for name, count in (counts | {"in_features": width, "out_features": out_features}).items():
             check_count(count, name)
+        self.in_features, self.out_features = in_features, out_features
+        self.n_auxiliary, self.num_scales = n_auxiliary, num_scales
         self.kernel, self._kernel, self.ard = kernel, kernel_named(kernel), ard
+        self.precondition = precondition
         # Until there are data: points and typical distances of standard normal inputs.
         points = torch.randn(n_auxiliary, width)
         scales = torch.full((num_scales, width if ard else 1), DISTANCES * math.sqrt(2.0 * width))
@@ -112,6 +115,11 @@ class KernelExpansion(ContextNetwork):
             return sections[0] @ coefficients
         values = [sections[g] @ coefficients[:, g::num_scales] for g in range(num_scales)]
         return torch.stack(values, dim=2).flatten(1)
+
+    @property
+    def learn_auxiliary(self) -> bool:
+        """Whether the auxiliary points are trained."""
+        return isinstance(self.points, nn.Parameter)
 
     @property
     def length_scales(self) -> Tensor:

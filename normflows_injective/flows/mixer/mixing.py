@@ -57,6 +57,8 @@ class Mixing(nf.flows.Flow):
         super().__init__()
         self.patchify = Patchify(image_shape, patch_size)
         self.shape, self.context_dim = self.patchify.data_shape, context_dim
+        self.image_shape, self.patch_size = self.shape, patch_size
+        self.embedding_dim = embedding_dim
         name = type(self).__name__
         if isinstance(layers, nf.flows.Flow):
             raise OptionError(

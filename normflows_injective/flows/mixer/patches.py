@@ -78,7 +78,8 @@ class Patchify(nf.flows.Flow):
     def __init__(self, image_shape: Sequence[int], patch_size: int) -> None:
         super().__init__()
         self.latent_shape = patch_counts(image_shape, patch_size)
-        self.data_shape = tuple(image_shape)
+        self.image_shape = self.data_shape = tuple(image_shape)
+        self.patch_size = patch_size
         channels, height, width = image_shape
         self._sizes = {"c": channels, "h": height // patch_size, "w": width // patch_size}
         self._sizes |= {"p": patch_size, "q": patch_size}

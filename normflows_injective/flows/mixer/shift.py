@@ -98,6 +98,7 @@ class PatchShift(nf.flows.Flow):
         patch_counts(image_shape, patch_size)
         inside = None if kind == "none" else interior_shape(image_shape, patch_size)
         self.kind, self.shape = kind, tuple(image_shape)
+        self.image_shape, self.patch_size, self.back = self.shape, patch_size, back
         self._offset = -(patch_size // 2) if back else patch_size // 2
         # Left, right, top and bottom widths of the frame.
         self._frame = [patch_size // 2, patch_size - patch_size // 2] * 2

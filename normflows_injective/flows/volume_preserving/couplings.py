@@ -56,6 +56,7 @@ class NICECoupling(Coupling):
         transform = Additive()
         net = network_for(type(self).__name__, dim, transform, hidden, context_dim, activation)
         super().__init__(dim, net, transform, reverse)
+        self.hidden, self.context_dim = tuple(hidden), context_dim
 
 
 @final
@@ -114,3 +115,5 @@ class GINCoupling(Coupling):
             transform = Additive()
         net = network_for(type(self).__name__, dim, transform, hidden, context_dim, activation)
         super().__init__(dim, net, transform, reverse)
+        self.hidden, self.context_dim = tuple(hidden), context_dim
+        self.max_log_scale = max_log_scale

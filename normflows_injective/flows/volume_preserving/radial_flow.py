@@ -66,7 +66,7 @@ class RadialFlow1D(nf.flows.Flow):
             raise OptionError(
                 f"log_range must be two finite, increasing logarithms of radii, got {log_range}."
             )
-        self.shape, self.num_bins = (dim,), num_bins
+        self.dim, self.shape, self.num_bins = dim, (dim,), num_bins
         self.knots = nn.Buffer(torch.linspace(low, high, num_bins + 1))
         self.offset = nn.Parameter(torch.zeros(()))
         self.log_slopes = nn.Parameter(torch.zeros(num_bins))
@@ -131,6 +131,11 @@ class RadialFlow1D(nf.flows.Flow):
         log_stretch = u - image
         z = x * log_stretch.exp().unsqueeze(1)
         return z, self.shape[0] * log_stretch - piece.log_derivative(theta)
+
+    @property
+    def log_range(self) -> tuple[float, float]:
+        """Logarithms of the radii of the first and the last knot."""
+        return float(self.knots[0]), float(self.knots[-1])
 
     @property
     def takes_context(self) -> bool:

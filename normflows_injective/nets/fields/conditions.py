@@ -60,7 +60,7 @@ class FieldNetwork(ContextNetwork):
         check_count(num_classes, "num_classes, the largest of all variables,")
         super().__init__((num_variables, num_classes + missing), context_dim)
         self.num_variables, self.num_classes = num_variables, num_classes
-        self.num_features = num_classes + missing
+        self.missing, self.num_features = missing, num_classes + missing
         self.num_conditions = NUM_TIME_FEATURES + context_dim
 
     def conditions(self, features: Tensor, t: Tensor, context: Tensor | None) -> Tensor:

@@ -57,6 +57,8 @@ class ConvField(FieldNetwork):
             raise OptionError(f"channels must be a positive multiple of 8, got {channels!r}.")
         super().__init__(height * width, num_classes, context_dim, missing)
         self.grid = (height, width)
+        self.height, self.width = height, width
+        self.channels, self.num_blocks = channels, num_blocks
         conditions = 4 * channels
         self.embedding = nn.Sequential(nn.Linear(self.num_conditions, conditions), nn.SiLU())
         self.input = nn.Conv2d(self.num_features, channels, 3, padding=1)

@@ -48,6 +48,7 @@ class DenseField(FieldNetwork):
             check_count(width, "every width of hidden")
         super().__init__(num_variables, num_classes, context_dim, missing)
         width = num_variables * self.num_features + self.num_conditions
+        self.hidden = tuple(hidden)
         self.layers = SmoothMLP(width, num_variables * num_classes, hidden)
 
     def forward(self, features: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:

@@ -67,6 +67,7 @@ class LeaveOneOutField(FieldNetwork):
         super().__init__(num_variables, num_classes, context_dim, missing)
         for width in (*widths, head):
             check_count(width, "every width")
+        self.widths, self.head = tuple(widths), head
         sizes = [self.num_features, *widths]
         self.forwards = self._direction(sizes, head)
         self.backwards = self._direction(sizes, head)
