@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -76,6 +78,42 @@ def train(loss: nn.Module, images: Tensor, steps: int, rank: int, world: int) ->
                 print(f"| {step} | {mean:.2f} |", flush=True)
 
 
+def report(options: argparse.Namespace, state: dict[str, Any], images: Tensor, world: int) -> None:
+    """Evaluate the trained weights, write them, and check that they can be read back."""
+    device = images.device
+    trained, again = (build(options.steps).to(device).eval() for _ in range(2))
+    trained.load_state_dict(state)
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / "distributed.safetensors"
+    trained.save(path)
+    again.load(path)
+    with torch.no_grad():
+        log_prob = trained.log_prob(images)
+        error = trained.reconstruction_error(images)
+        same = torch.equal(again.log_prob(images), log_prob)
+    print(f"\n| {len(images)} test images, processes that trained: {world} | mean |")
+    print("|---|---|")
+    print(f"| exact NLL (nats, on the 16-dimensional manifold) | {-log_prob.mean():.2f} |")
+    print(f"| reconstruction error, summed over pixels | {error.mean():.3f} |\n")
+    if not same:
+        raise SystemExit(f"the model read from {path} gives another log_prob")
+    print(f"wrote {path}; the model read from it gives the same log_prob")
+
+
+def leave() -> None:
+    """End this process when all have come here.
+
+    Gloo's threads outlive the group where anything still holds it, and caches of torch hold the
+    mesh of ``fully_shard``. A thread that frees the tensors of the last collective while the
+    interpreter is taken down aborts the process, so the process ends without that.
+    """
+    dist.barrier()  # a process must not leave while another still talks to it
+    dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
 def main() -> None:
     """Train, and on rank 0 evaluate, save, and read back."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -102,28 +140,10 @@ def main() -> None:
     # On all ranks, because it gathers what fully_shard has spread; only rank 0 receives it.
     whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
     state = get_model_state_dict(model, options=whole)
+    if rank == 0:
+        report(options, state, test_images, world)
     if dist.is_initialized():
-        dist.barrier()  # a process must not leave while another still talks to it
-        dist.destroy_process_group()
-    if rank > 0:
-        return
-    trained, again = (build(options.steps).to(device).eval() for _ in range(2))
-    trained.load_state_dict(state)
-    options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / "distributed.safetensors"
-    trained.save(path)
-    again.load(path)
-    with torch.no_grad():
-        log_prob = trained.log_prob(test_images)
-        error = trained.reconstruction_error(test_images)
-        same = torch.equal(again.log_prob(test_images), log_prob)
-    print(f"\n| {len(test_images)} test images, processes that trained: {world} | mean |")
-    print("|---|---|")
-    print(f"| exact NLL (nats, on the 16-dimensional manifold) | {-log_prob.mean():.2f} |")
-    print(f"| reconstruction error, summed over pixels | {error.mean():.3f} |\n")
-    if not same:
-        raise SystemExit(f"the model read from {path} gives another log_prob")
-    print(f"wrote {path}; the model read from it gives the same log_prob")
+        leave()
 
 
 if __name__ == "__main__":
