@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoints import load_checkpoint, save_checkpoint
-from .checks import check_choice, check_count, check_finite, check_loss
+from .checks import check_choice, check_count, check_finite, check_loss, checks_tensors_of
 from .context import check_context
 from .discrete_likelihood import DIVERGED, DiscreteLogProb, importance_log_prob
 from .flows.assignment.field import AssignmentField, evaluating
@@ -24,6 +24,7 @@ from .flows.assignment.simplices import Simplices
 __all__ = ["AssignmentFlow"]
 
 
+@checks_tensors_of
 @final
 class AssignmentFlow(nn.Module):
     r"""Joint distribution of discrete variables, as a flow of logits that is trained by matching.

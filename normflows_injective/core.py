@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from . import divergences
 from .bases import base_log_prob, sample_base
 from .checkpoints import load_checkpoint, save_checkpoint
-from .checks import check_batch, check_count, check_event_shape, check_loss
+from .checks import check_batch, check_count, check_event_shape, check_loss, checks_tensors_of
 from .context import check_context, takes_context
 from .errors import ContextError
 from .exact_likelihood import ExactLikelihood
@@ -34,6 +34,7 @@ from .volume.modules import refuse_single_sample, warm_up
 __all__ = ["InjectiveNormalizingFlow"]
 
 
+@checks_tensors_of
 class InjectiveNormalizingFlow(nf.NormalizingFlow):
     r"""Normalizing flow on a learned :math:`d`-dimensional manifold in :math:`\mathbb R^D`.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
+from .checks import check_event_shape
 from .context import with_context
 from .errors import OffManifoldError, OptionError, ShapeError
 
@@ -113,6 +114,7 @@ def _require_target(model: InjectiveNormalizingFlow, name: str) -> None:
 
 
 def _target_log_prob(model: InjectiveNormalizingFlow, x: Tensor, context: Tensor | None) -> Tensor:
+    check_event_shape(x, getattr(model.p, "shape", None), "the model's sample, by p's shape,")
     log_p: Tensor = model.p.log_prob(x, **with_context(model.p, context, "log_prob"))
     if log_p.shape != (x.shape[0],):
         raise ShapeError(

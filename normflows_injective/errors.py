@@ -9,6 +9,7 @@ __all__ = [
     "CheckpointWarning",
     "CollapseWarning",
     "ContextError",
+    "DeviceError",
     "DtypeError",
     "InjectiveFlowError",
     "NonFiniteError",
@@ -36,6 +37,10 @@ class ShapeError(InjectiveFlowError, ValueError):
 
 class DtypeError(InjectiveFlowError, TypeError):
     """A tensor has another dtype than the model computes in."""
+
+
+class DeviceError(InjectiveFlowError, RuntimeError):
+    """A tensor is on another device than the model."""
 
 
 class ContextError(InjectiveFlowError, ValueError):

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from .checks import checks_tensors_of
 from .errors import OptionError
 from .likelihoods import SurrogateTerms
 from .volume.log_volume import DecodedVolume
@@ -16,6 +17,7 @@ from .volume.products import Map
 __all__ = ["ExactLikelihood"]
 
 
+@checks_tensors_of
 class ExactLikelihood(nn.Module):
     r"""Maximum likelihood, for a chart of a known surface and what stands behind it.
 

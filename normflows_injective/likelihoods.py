@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .checks import check_choice, check_count
+from .checks import check_choice, check_count, checks_tensors_of
 from .context import read_while_tracing
 from .errors import OptionError, ShapeError
 from .volume.compiled import CompiledSurrogate
@@ -63,6 +63,7 @@ class LossTerms(NamedTuple):
     loss: Tensor
 
 
+@checks_tensors_of
 class SurrogateLikelihood(nn.Module):
     r"""Surrogate likelihood of a free-form injective flow.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 import normflows as nf
@@ -22,6 +22,7 @@ from .errors import (
 )
 from .exact_likelihood import ExactLikelihood
 from .flows.composite import Flows, check_composite, check_invertible, joint_decode, joint_encode
+from .flows.free_form import FreeFormInjection
 from .flows.injection import Injection
 from .flows.shapes import check_raises_dimension
 from .flows.surface import check_surfaces
@@ -204,6 +205,16 @@ def trial_pass(
     return shapes
 
 
+def _swapped(flow: nf.flows.Flow, value: Tensor) -> str:
+    """A question, where the encoder takes what the decoder refuses."""
+    if not isinstance(flow, FreeFormInjection):
+        return ""
+    with suppress(Exception):
+        if flow.encoder(value)[0].numel() > value[0].numel():
+            return " Are the two networks swapped? FreeFormInjection takes (encoder, decoder)."
+    return ""
+
+
 def _through(
     flows: Flows,
     order: Iterator[int] | range,
@@ -214,24 +225,25 @@ def _through(
     step = joint_decode if forward else joint_encode
     for index in order:
         where = f"flows[{index}] ({type(flows[index]).__name__})"
+        direction = "generative" if forward else "encoding"
         shape = tuple(value.shape[1:]) if isinstance(value, Tensor) else "a list"
+        given = f"{where}, given event shape {shape} in the {direction} direction, failed:"
+        advice = "Check the shape of the base and of the layers around it."
         try:
             value = step([flows[index]], value, context)
-        except InjectiveFlowError as error:
-            if isinstance(error, ShapeError | NotInjectiveError):
-                raise type(error)(f"{where}, given event shape {shape}: {error}") from error
+        except (ShapeError, NotInjectiveError) as error:
+            swapped = _swapped(flows[index], value)
+            raise type(error)(f"{given} {error} {advice}{swapped}") from error
+        except InjectiveFlowError:
             raise
         except NotImplementedError as error:
             raise UnsupportedLayerError(
-                f"{where} lacks the {'generative' if forward else 'encoding'} direction: {error} "
-                "Use a layer with both forward and inverse."
+                f"{where} lacks the {direction} direction: {error} Use a layer with both forward "
+                "and inverse."
             ) from error
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
-            raise ShapeError(
-                f"{where} cannot take event shape {shape} in the "
-                f"{'generative' if forward else 'encoding'} direction. Check the shape of the "
-                f"base and of the layers around it. The layer said: {error}"
-            ) from error
+            swapped = _swapped(flows[index], value)
+            raise ShapeError(f"{given} {error} {advice}{swapped}") from error
     return value
 
 

@@ -1,11 +1,13 @@
 """Checks of what a caller hands in, each raising a named error.
 
 ``numbers`` and ``options`` take the arguments of constructors and give them back in plain form;
-``batches`` looks at tensors.
+``batches`` looks at tensors, and ``attached`` puts such a look in front of every
+method of layers, laws and networks.
 """
 
 from __future__ import annotations
 
+from .attached import checks_tensors, checks_tensors_of
 from .batches import (
     as_floating,
     check_batch,
@@ -51,6 +53,8 @@ __all__ = [
     "check_probability",
     "check_real",
     "check_shape",
+    "checks_tensors",
+    "checks_tensors_of",
     "describe",
     "is_number",
     "is_readable",

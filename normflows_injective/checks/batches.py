@@ -9,6 +9,7 @@ from torch import Tensor
 from torch._C import _functorch
 
 from ..errors import DtypeError, NonFiniteError, ShapeError
+from .tensors import check_kind, check_type
 
 __all__ = [
     "as_floating",
@@ -124,12 +125,8 @@ def check_batch(tensor: Tensor, name: str, dtype: torch.dtype | None = None) -> 
         normflows_injective.errors.ShapeError: x must be a batch of shape (B, ...) with at least \
 one event dimension, got shape (4,). Add one with x.unsqueeze(0) or x.unsqueeze(-1).
     """
-    if not isinstance(tensor, Tensor):
-        raise DtypeError(
-            f"{name} must be a torch.Tensor, got {type(tensor).__name__}. A loader of a "
-            "TensorDataset gives lists: unpack them, 'for (x,) in loader'; convert arrays with "
-            "torch.as_tensor."
-        )
+    check_type(tensor, name)
+    check_kind(tensor, name)
     if tensor.dim() < 2:
         raise ShapeError(
             f"{name} must be a batch of shape (B, ...) with at least one event dimension, got "
@@ -140,11 +137,6 @@ one event dimension, got shape (4,). Add one with x.unsqueeze(0) or x.unsqueeze(
         raise ShapeError(
             f"{name} is an empty batch of shape {tuple(tensor.shape)}. Skip it, or let the loader "
             "drop it."
-        )
-    if not tensor.is_floating_point():
-        raise DtypeError(
-            f"{name} must be real floating point, got {tensor.dtype}. Convert integers with "
-            f"{name}.float(); pixels also want scaling and a little noise (dequantisation)."
         )
     if dtype is not None and tensor.dtype != dtype:
         raise DtypeError(
@@ -186,11 +178,7 @@ def check_event_shape(tensor: Tensor, shape: Sequence[int] | None, name: str) ->
             ...
         normflows_injective.errors.ShapeError: x must have shape (B, 2), got (4, 3).
     """
-    if not isinstance(tensor, Tensor):
-        raise DtypeError(
-            f"{name} must be a torch.Tensor, got {type(tensor).__name__}. Convert it with "
-            "torch.as_tensor."
-        )
+    check_type(tensor, name)
     if shape is None or tuple(tensor.shape[1:]) == tuple(shape):
         return
     expected = ", ".join(["B", *map(str, shape)])

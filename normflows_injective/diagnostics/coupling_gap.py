@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..checks import check_batch, check_count
+from ..checks import check_batch, check_count, checks_tensors
 from ..errors import DtypeError, OptionError, ShapeError
 from ..flows.volume_preserving.rotation import random_rotation
 from .conditional_moments import (
@@ -62,6 +62,7 @@ class CouplingGap(NamedTuple):
     chosen: Tensor
 
 
+@checks_tensors
 def coupling_gap(
     z: Tensor,
     n_rotations: int = 8,

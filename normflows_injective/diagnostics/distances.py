@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..checks import check_batch
+from ..checks import check_batch, checks_tensors
 from ..errors import ShapeError
 
 __all__ = ["frechet_distance"]
 
 
+@checks_tensors
 def frechet_distance(samples: Tensor, reference: Tensor) -> Tensor:
     r"""Squared 2-Wasserstein distance between the Gaussian fits of two sets.
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..checks import check_count, check_finite
+from ..checks import check_count, check_finite, checks_tensors
 from ..errors import NonFiniteError, OptionError, ShapeError
 
 __all__ = [
@@ -40,6 +40,7 @@ class VolumePreservingFloor(NamedTuple):
     entropy: Tensor
 
 
+@checks_tensors
 def volume_preserving_floor(log_prob: Tensor, dim: int) -> VolumePreservingFloor:
     r"""Floor under the loss of volume-preserving flows, from log-densities at samples.
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import Any, final
 
-import normflows as nf
 from torch import Tensor
 
 from ..context import needs_context, takes_context, with_context
 from ..errors import OptionError
 from ..flows.injection import Injection
+from .law import Law
 
 __all__ = ["Pullback"]
 
 
 @final
-class Pullback(nf.distributions.BaseDistribution):
+class Pullback(Law):
     r"""The law of the coordinates of a point drawn from a law on a surface.
 
     .. math:: \log q(z) = \log p(\varphi(z)) + \tfrac12 \log\det \varphi'(z)^\top \varphi'(z)
@@ -51,7 +51,8 @@ class Pullback(nf.distributions.BaseDistribution):
                 f"{measures[1]!r}. Build both with the same measure=."
             )
         self.distribution, self.chart = distribution, chart
-        self.shape = chart.latent_shape
+        if chart.latent_shape is not None:
+            self.shape = chart.latent_shape
         self.takes_context = takes_context(distribution) or chart.takes_context
         self.needs_context = needs_context(distribution) or chart.needs_context
 

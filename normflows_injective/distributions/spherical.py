@@ -10,7 +10,6 @@ import math
 from collections.abc import Sequence
 from typing import Any, final
 
-import normflows as nf
 import torch
 from torch import Tensor, nn
 
@@ -18,12 +17,13 @@ from ..checks import check_count, check_event_shape, check_finite
 from ..errors import OptionError, ShapeError
 from ..flows.on_sphere import check_policy, unit_vectors
 from ..volume.factoring import factored_dtype
+from .law import Law
 
 __all__ = ["AngularCentralGaussian", "UniformSphere", "directions", "log_sphere_area"]
 
 
 @final
-class UniformSphere(nf.distributions.BaseDistribution):
+class UniformSphere(Law):
     r"""Uniform distribution on the unit sphere.
 
     .. math:: \log p(x) = -\log A, \quad A = 2 \pi^{D/2} / \Gamma(D/2)
@@ -87,7 +87,7 @@ class UniformSphere(nf.distributions.BaseDistribution):
 
 
 @final
-class AngularCentralGaussian(nf.distributions.BaseDistribution):
+class AngularCentralGaussian(Law):
     r"""Law of the direction of a centred normal vector, which is symmetric and may be elongated.
 
     With :math:`\Lambda = A A^\top` it is the law of :math:`A g / |A g|`, :math:`g \sim N(0, I)`,

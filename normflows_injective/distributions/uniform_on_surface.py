@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import final
 
-import normflows as nf
 import torch
 from torch import Tensor, nn
 
@@ -12,13 +11,14 @@ from ..checks import check_count
 from ..errors import OptionError
 from ..flows.gauges.gauge import Gauge, HomogeneousGauge
 from ..flows.radial import FromContext, RadialSurface
+from .law import Law
 from .surface_sampling import SurfaceSampler
 
 __all__ = ["UniformOnSurface"]
 
 
 @final
-class UniformOnSurface(nf.distributions.BaseDistribution):
+class UniformOnSurface(Law):
     r"""The uniform law of a star-like surface, by area or by cone measure.
 
     .. math:: \log p(x) = -\log \mathcal H(\mathcal M_t) \qquad\text{or}\qquad

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import final
 
-import normflows as nf
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +13,7 @@ from ..checks import check_finite
 from ..errors import OptionError, ShapeError
 from ..flows.on_sphere import check_policy
 from ..volume.factoring import factored_dtype
+from .law import Law
 from .spherical import check_sphere_dim, directions, floating, log_sphere_area
 
 __all__ = ["VonMisesFisher", "log_normaliser"]
@@ -22,7 +22,7 @@ NODES = 129
 
 
 @final
-class VonMisesFisher(nf.distributions.BaseDistribution):
+class VonMisesFisher(Law):
     r"""The von Mises-Fisher distribution, the isotropic bump on the unit sphere.
 
     .. math:: \log p(x) = \kappa\, \mu^\top x - \log N_D(\kappa)

@@ -6,19 +6,19 @@ import math
 from collections.abc import Collection
 from typing import final
 
-import normflows as nf
 import torch
 from torch import Tensor, nn
 
 from ..checks import check_count, check_event_shape
 from ..nets.mlp import ResidualMLP
+from .layer import Layer
 from .splines import UNIT_DERIVATIVE, bounded_spline
 
 __all__ = ["AngularSpline"]
 
 
 @final
-class AngularSpline(nf.flows.Flow):
+class AngularSpline(Layer):
     r"""Rational-quadratic spline coupling in which some coordinates are angles.
 
     Half of the coordinates are transformed by monotone splines whose parameters a network finds

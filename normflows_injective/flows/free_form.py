@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import final
+from typing import Any, final
 
 from torch import Tensor, nn
 
-from ..checks import check_event_shape
+from ..checks import check_event_shape, check_module, check_shape
 from ..context import needs_context, takes_context, with_context
 from .injection import Injection
 from .shapes import check_raises_dimension
 
 __all__ = ["FreeFormInjection"]
+
+Pair = tuple[nn.Module, nn.Module]
+_PAIR = (
+    "Give two networks, FreeFormInjection(encoder, decoder), or a pair of them as the builders of "
+    "nfi.nets return it."
+)
+_SWAPPED = " Are the two networks swapped? FreeFormInjection takes (encoder, decoder)."
 
 
 @final
@@ -28,13 +35,15 @@ class FreeFormInjection(Injection):
 
     Args:
         encoder: Module taking data :math:`(B, *)` to latents :math:`(B, *)`. With a context it is
-            called ``encoder(x, context=context)`` if it has that keyword.
+            called ``encoder(x, context=context)`` if it has that keyword. A pair of encoder and
+            decoder, as the builders of ``nfi.nets`` return it, may stand for both.
         decoder: Module taking latents to data, likewise.
         latent_shape: Event shape of the latents; by default the decoder's ``input_shape``, if it
             has one (those of ``nfi.nets`` do).
         data_shape: Event shape of the data; by default the encoder's ``input_shape``.
 
     Raises:
+        OptionError: If encoder or decoder is no network.
         NotInjectiveError: If the latents are known to be at least as wide as the data.
 
     References:
@@ -50,20 +59,26 @@ class FreeFormInjection(Injection):
 
     def __init__(
         self,
-        encoder: nn.Module,
-        decoder: nn.Module,
+        encoder: nn.Module | Pair,
+        decoder: nn.Module | None = None,
         latent_shape: Sequence[int] | None = None,
         data_shape: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        self.encoder = encoder
-        self.decoder = decoder
-        self.latent_shape = latent_shape or getattr(decoder, "input_shape", None)
-        self.data_shape = data_shape or getattr(encoder, "input_shape", None)
+        first: Any = encoder
+        second: Any = decoder
+        if isinstance(encoder, tuple | list) and len(encoder) == 2 and decoder is None:
+            first, second = encoder
+        self.encoder = check_module(first, "encoder", _PAIR)
+        self.decoder = check_module(second, "decoder", _PAIR)
+        self.latent_shape = _event_shape(latent_shape, self.decoder, "latent_shape")
+        self.data_shape = _event_shape(data_shape, self.encoder, "data_shape")
         if self.latent_shape is not None and self.data_shape is not None:
-            check_raises_dimension(self.latent_shape, self.data_shape, "FreeFormInjection")
-        self.takes_context = takes_context(encoder) or takes_context(decoder)
-        self.needs_context = needs_context(encoder) or needs_context(decoder)
+            check_raises_dimension(
+                self.latent_shape, self.data_shape, "FreeFormInjection", _SWAPPED
+            )
+        self.takes_context = takes_context(self.encoder) or takes_context(self.decoder)
+        self.needs_context = needs_context(self.encoder) or needs_context(self.decoder)
 
     def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Apply the encoder.
@@ -100,3 +115,11 @@ class FreeFormInjection(Injection):
         x: Tensor = self.decoder(z, **with_context(self.decoder, context))
         check_event_shape(x, self.data_shape, "the decoder's output")
         return x
+
+
+def _event_shape(given: Any, net: nn.Module, name: str) -> Sequence[int] | None:
+    """The shape that was given, or that of the input which a network declares, or None."""
+    if given is not None:
+        return check_shape(given, name)
+    declared: Sequence[int] | None = getattr(net, "input_shape", None)
+    return declared

@@ -7,18 +7,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import partial
 
-import normflows as nf
 import torch
 from torch import Tensor
 
 from ..errors import StackingWarning, UnsupportedLayerError
 from ..keywords import context_keyword
 from ..volume.log_volume import DecodedVolume, decode_and_log_volume
+from .layer import Layer
 
 __all__ = ["Injection"]
 
 
-class Injection(nf.flows.Flow, ABC):
+class Injection(Layer, ABC):
     r"""A map :math:`g: \mathbb R^d \to \mathbb R^D`, :math:`d < D`, with an encoder :math:`f`.
 
     ``forward`` goes from latent to data and returns the log-volume

@@ -6,17 +6,17 @@ import math
 from collections.abc import Sequence
 from typing import final
 
-import normflows as nf
 from torch import Tensor
 
 from ..checks import check_event_shape
 from ..errors import NotInjectiveError, ShapeError
+from .layer import Layer
 
 __all__ = ["Reshape", "check_raises_dimension"]
 
 
 @final
-class Reshape(nf.flows.Flow):
+class Reshape(Layer):
     """Change the event shape, keeping every number: the flatten layer that the host lacks.
 
     Args:
@@ -60,7 +60,7 @@ class Reshape(nf.flows.Flow):
 
 
 def check_raises_dimension(
-    latent_shape: Sequence[int], data_shape: Sequence[int], name: str
+    latent_shape: Sequence[int], data_shape: Sequence[int], name: str, advice: str = ""
 ) -> None:
     """Raise unless the data have more dimensions than the latents.
 
@@ -68,6 +68,7 @@ def check_raises_dimension(
         latent_shape: Event shape of the latents.
         data_shape: Event shape of the data.
         name: What the message calls the map.
+        advice: What the message tells to do besides.
 
     Raises:
         NotInjectiveError: If the latents are at least as wide as the data.
@@ -80,5 +81,5 @@ def check_raises_dimension(
         raise NotInjectiveError(
             f"{name} must raise the dimension, got latent shape {tuple(latent_shape)} with "
             f"{latent} dimensions and data shape {tuple(data_shape)} with {data}. Use fewer "
-            "latent dimensions; for equal ones use nf.NormalizingFlow."
+            f"latent dimensions; for equal ones use nf.NormalizingFlow.{advice}"
         )

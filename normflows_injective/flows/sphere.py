@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import final
 
-import normflows as nf
 import torch
 from torch import Tensor, nn
 
 from ..checks import check_choice, check_event_shape
 from ..errors import OptionError, UnsupportedLayerError
+from .layer import Layer
 from .on_sphere import check_policy, unit_vectors
 from .sphere_coordinates import COORDINATES
 from .surface import Chart, SurfaceMap
@@ -192,7 +192,7 @@ class SphereLinear(SurfaceMap):
 
 
 @final
-class InChart(nf.flows.Flow):
+class InChart(Layer):
     r"""A flow of a surface seen in a chart, as a flow of the coordinates.
 
     .. math:: z \mapsto \varphi^{-1}(a(\varphi(z))), \qquad

@@ -22,6 +22,7 @@ from ..checks import check_choice
 from ..errors import UnsupportedLayerError
 from ..volume.log_volume import DecodedVolume
 from .injection import Injection
+from .layer import Layer
 
 __all__ = ["Chart", "SurfaceMap", "check_measure", "check_surfaces", "is_exact"]
 
@@ -75,7 +76,7 @@ class Chart(Injection):
         return DecodedVolume(*self.forward(z, context))
 
 
-class SurfaceMap(nf.flows.Flow, ABC):
+class SurfaceMap(Layer, ABC):
     r"""A bijection between two surfaces of one ambient space.
 
     ``forward`` returns the logarithm of the factor by which it stretches surface measure, as

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..checks import checks_tensors
+
 __all__ = ["ConjugateGradientSolution", "conjugate_gradient"]
 
 
@@ -19,6 +21,7 @@ class ConjugateGradientSolution(NamedTuple):
     iterations: int
 
 
+@checks_tensors
 def conjugate_gradient(
     product: Callable[[Tensor], Tensor], v: Tensor, max_iterations: int, tolerance: float
 ) -> ConjugateGradientSolution:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..checks import checks_tensors
 from ..errors import OptionError
 from .modules import modules_of, refuse_unsupported, warm_up
 from .products import Map, jvp, vjp
@@ -31,6 +32,7 @@ class ValueAndJacobian(NamedTuple):
     jacobian: Tensor
 
 
+@checks_tensors
 def jacobian(function: Map, point: Tensor, chunk_size: int | None = None) -> ValueAndJacobian:
     r"""Value and dense Jacobians of a map, by products with the basis vectors.
 

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple, overload
 import torch
 from torch import Tensor
 
-from ..checks import check_choice
+from ..checks import check_choice, checks_tensors
 from ..errors import OptionError
 from .factoring import factored_dtype, refuse_lower_dimension, warn_if_deficient
 from .jacobians import jacobian
@@ -44,6 +44,7 @@ def log_volume(
 ) -> EstimatedVolume: ...
 
 
+@checks_tensors
 def log_volume(
     decode: Map,
     z: Tensor,
@@ -112,6 +113,7 @@ def log_volume(
     return decode_and_log_volume(decode, z, chunk_size).log_volume
 
 
+@checks_tensors
 def decode_and_log_volume(decode: Map, z: Tensor, chunk_size: int | None = None) -> DecodedVolume:
     r"""Decode a batch and give the exact log-volume from the same pass.
 

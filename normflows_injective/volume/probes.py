@@ -19,6 +19,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..checks import checks_tensors
 from ..errors import OptionError
 
 __all__ = ["PROBES", "draw_probes"]
@@ -59,6 +60,7 @@ PROBES: dict[str, Callable[[int, Tensor], Tensor]] = {
 }
 
 
+@checks_tensors
 def draw_probes(kind: str, n_probes: int, z: Tensor) -> Tensor:
     r"""Draw :math:`K` probes for every sample of a latent batch.
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..checks import checks_tensors, checks_tensors_of
 from ..errors import NotInjectiveError, ShapeError
 from .modules import is_cold, modules_of, refuse_unsupported, warm_up
 from .products import Map, jvp
@@ -55,6 +56,7 @@ class SurrogateAndErrors(NamedTuple):
 class Estimator(ABC):
     """How the gradient of the log-volume is estimated from an encoder and a decoder."""
 
+    @checks_tensors
     def __call__(self, x: Tensor, encode: Map, decode: Map, draw_probes: DrawProbes) -> Surrogate:
         r"""Encode, decode and form the surrogate.
 
@@ -88,6 +90,11 @@ class Estimator(ABC):
             surrogate = self._surrogate(encoded, encode, decode, draw_probes(encoded.value))
         surrogate = Surrogate(lifted(surrogate.z, x), *surrogate[1:])
         return surrogate if recording else Surrogate(*(term.detach() for term in surrogate))
+
+    def __init_subclass__(cls) -> None:
+        """Attach the check of tensors to the methods of a subclass."""
+        super().__init_subclass__()
+        checks_tensors_of(cls)
 
     def _encode(self, encode: Map, x: Tensor) -> Recorded:
         """Encode so that the estimator can take its products."""

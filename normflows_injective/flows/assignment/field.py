@@ -9,7 +9,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from ...checks import check_choice
+from ...checks import check_choice, checks_tensors_of
 from ...context import needs_context, takes_context, with_context
 from ...errors import OptionError, ShapeError
 from .parametrisation import Classifier, Parametrisation
@@ -41,6 +41,7 @@ FEATURES: dict[str, Features] = {
 }
 
 
+@checks_tensors_of
 @final
 class AssignmentField(nn.Module):
     r"""A time-dependent field on logits, from a network that sees features of them.

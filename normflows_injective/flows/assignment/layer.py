@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from typing import final
 
-import normflows as nf
 import torch
 from torch import Tensor
 
@@ -14,6 +13,7 @@ from ...checks import check_count, check_event_shape
 from ...volume.modules import refuse_unsupported
 from ...volume.probes import draw_probes
 from ...volume.settings import differentiable_attention
+from ..layer import Layer
 from .divergence import check_divergence, trace_of_jacobian
 from .field import AssignmentField
 from .integration import Times, check_solver, integrate, time_grid
@@ -22,7 +22,7 @@ __all__ = ["AssignmentLayer"]
 
 
 @final
-class AssignmentLayer(nf.flows.Flow):
+class AssignmentLayer(Layer):
     r"""The flow of a field of logits, :math:`m_0 \mapsto m_T` in :math:`\mathbb R^d`.
 
     .. math:: \dot m = Q^\top F(Q m, t), \qquad

@@ -32,6 +32,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from ...checks import checks_tensors_of
 from ...errors import OptionError
 from .simplices import Simplices
 
@@ -48,6 +49,11 @@ class Horizon(ABC):
 
     end: float
     contraction: float
+
+    def __init_subclass__(cls) -> None:
+        """Attach the check of tensors to the methods of a subclass."""
+        super().__init_subclass__()
+        checks_tensors_of(cls)
 
     @property
     @abstractmethod
@@ -189,6 +195,7 @@ HORIZONS: dict[str, type[InfiniteHorizon] | type[FiniteHorizon]] = {
 }
 
 
+@checks_tensors_of
 @final
 class AssignmentPath(nn.Module):
     """The path of all variables of a product of simplices, and what it says about the classes.

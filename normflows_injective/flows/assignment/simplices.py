@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot, pad
 
-from ...checks import check_count, check_event_shape
+from ...checks import check_count, check_event_shape, checks_tensors_of
 from ...errors import DtypeError, OptionError, ShapeError
 from ..simplex_coordinates import isometric_coordinates, isometric_logits
 
 __all__ = ["Simplices", "class_counts"]
 
 
+@checks_tensors_of
 @final
 class Simplices(nn.Module):
     r"""The product of :math:`n` open simplices of :math:`c_i` classes: the assignment manifold.

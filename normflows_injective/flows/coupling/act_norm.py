@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import final
 
-import normflows as nf
 import torch
 from torch import Tensor, nn
 
 from ...checks import check_count, check_event_shape, check_finite
 from ...errors import ShapeError
+from ..layer import Layer
 from .first_data import awaits_first_data, expect_first_data, spread_of
 
 __all__ = ["ActNorm"]
 
 
 @final
-class ActNorm(nf.flows.Flow):
+class ActNorm(Layer):
     r"""Shift and scale of every coordinate, set by the first batch of data.
 
     .. math:: z = (x + b) \odot e^{a}, \qquad \log\det = \sum_i a_i

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from typing import final
 
-import normflows as nf
 from normflows.nets.made import MADE
 from torch import Tensor, nn
 
 from ...checks import check_count, check_event_shape
 from ...context import expect_context
 from ...errors import OptionError
+from ..layer import Layer
 from .transforms import Affine, ElementTransform, check_transform
 
 __all__ = ["Autoregressive"]
 
 
 @final
-class Autoregressive(nf.flows.Flow):
+class Autoregressive(Layer):
     r"""Masked autoregressive layer with any element transform; it starts as the identity.
 
     .. math:: z_i = h_{\theta_i(x_{1:i-1}, c)}(x_i), \qquad

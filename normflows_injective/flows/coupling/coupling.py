@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import final
 
-import normflows as nf
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +13,7 @@ from ...checks import check_count, check_event_shape
 from ...context import needs_context, takes_context, with_context
 from ...errors import OptionError, ShapeError
 from ...nets.mlp import SmoothMLP
+from ..layer import Layer
 from .transforms import Affine, ElementTransform, check_transform
 
 __all__ = ["Coupling", "NetworkCoupling", "coupling_sizes"]
@@ -44,7 +44,7 @@ def coupling_sizes(dim: int, takes_context: bool, name: str) -> tuple[int, int]:
     return dim // 2, dim - dim // 2
 
 
-class Coupling(nf.flows.Flow):
+class Coupling(Layer):
     r"""A coupling of vectors with any conditioner and any element transform; a base class.
 
     With :math:`x = (u, v)`, :math:`u` the first :math:`\lfloor D/2 \rfloor` coordinates (the last,

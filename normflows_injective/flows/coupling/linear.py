@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import final
 
-import normflows as nf
 import torch
 from torch import Tensor, nn
 
 from ...checks import check_count, check_event_shape
+from ..layer import Layer
 
 __all__ = ["Householder", "LULinear", "Permutation"]
 
 
 @final
-class LULinear(nf.flows.Flow):
+class LULinear(Layer):
     r"""Dense linear map, kept as its LU decomposition.
 
     .. math:: z = W x, \qquad W = P L (U + \mathrm{diag}(e^{\ell})), \qquad
@@ -85,7 +85,7 @@ class LULinear(nf.flows.Flow):
 
 
 @final
-class Householder(nf.flows.Flow):
+class Householder(Layer):
     r"""Rotation by a product of reflections, at a cost of :math:`O(DK)` instead of :math:`O(D^2)`.
 
     .. math:: z = H_K \cdots H_1 x, \qquad H_k = I - 2 v_k v_k^\top / |v_k|^2, \qquad
@@ -134,7 +134,7 @@ class Householder(nf.flows.Flow):
 
 
 @final
-class Permutation(nf.flows.Flow):
+class Permutation(Layer):
     """Fixed random order of the coordinates.
 
     The host's ``Permute`` returns log-dets of the default dtype whatever the input's.

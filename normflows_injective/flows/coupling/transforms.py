@@ -10,7 +10,7 @@ import torch
 from normflows.utils import splines
 from torch import Tensor, nn
 
-from ...checks import check_count
+from ...checks import check_count, checks_tensors_of
 from ...errors import OptionError
 from ..splines import UNIT_DERIVATIVE, bounded_spline
 
@@ -43,6 +43,11 @@ class ElementTransform(ABC):
 
     num_parameters: int
     is_elementwise: bool = True
+
+    def __init_subclass__(cls) -> None:
+        """Attach the check of tensors to the methods of a subclass."""
+        super().__init_subclass__()
+        checks_tensors_of(cls)
 
     @abstractmethod
     def forward(self, z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:

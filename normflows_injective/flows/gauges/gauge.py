@@ -22,6 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ...checks import checks_tensors_of
 from ...volume.gradients import out_of_inference, value_and_gradient
 
 __all__ = ["ConstantSlopeGauge", "Gauge", "HomogeneousGauge", "RadiusAndSecant"]
@@ -34,6 +35,7 @@ class RadiusAndSecant(NamedTuple):
     log_secant: Tensor
 
 
+@checks_tensors_of
 class Gauge(nn.Module, ABC):
     r"""A family of star-like surfaces :math:`\{r_t(u)\, u\}`, one for each level :math:`t`.
 
@@ -57,6 +59,11 @@ class Gauge(nn.Module, ABC):
     dim: int | None = None
     takes_context: bool = False
     needs_context: bool = False
+
+    def __init_subclass__(cls) -> None:
+        """Attach the check of tensors to the methods of a subclass."""
+        super().__init_subclass__()
+        checks_tensors_of(cls)
 
     @abstractmethod
     def log_radius(self, u: Tensor, level: Tensor, context: Tensor | None = None) -> Tensor:

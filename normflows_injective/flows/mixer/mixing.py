@@ -16,12 +16,13 @@ from ...checks import check_count, check_event_shape
 from ...context import expect_context, needs_context, takes_context
 from ...errors import OptionError, ShapeError
 from ..composite import check_invertible, summed_forward, summed_inverse
+from ..layer import Layer
 from .patches import Patchify
 
 __all__ = ["ChannelMixing", "Mixing", "PatchMixing"]
 
 
-class Mixing(nf.flows.Flow):
+class Mixing(Layer):
     r"""Flows of vectors applied to every row of a table that an image is read as; a base class.
 
     With :math:`M` rows that share their parameters, the log-det of an image is the sum of those of

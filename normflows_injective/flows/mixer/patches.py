@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import final
 
-import normflows as nf
 from einops import rearrange
 from torch import Tensor
 
 from ...checks import check_count, check_event_shape
 from ...errors import ShapeError
+from ..layer import Layer
 
 __all__ = ["Patchify", "patch_counts"]
 
@@ -50,7 +50,7 @@ def patch_counts(image_shape: Sequence[int], patch_size: int) -> tuple[int, int]
 
 
 @final
-class Patchify(nf.flows.Flow):
+class Patchify(Layer):
     r"""Tables of patches to images, a permutation of log-det zero.
 
     .. math:: T_{k} = (x_{c,\, hp + i,\, wp + j})_{c, i, j}, \qquad k = (h, w)

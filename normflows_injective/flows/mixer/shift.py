@@ -13,6 +13,7 @@ from ...checks import check_event_shape
 from ...context import needs_context, takes_context
 from ...errors import OptionError
 from ..composite import summed_forward, summed_inverse
+from ..layer import Layer
 from .patches import patch_counts
 
 __all__ = ["PatchShift", "interior_shape"]
@@ -46,7 +47,7 @@ def interior_shape(image_shape: Sequence[int], patch_size: int) -> tuple[int, in
 
 
 @final
-class PatchShift(nf.flows.Flow):
+class PatchShift(Layer):
     r"""Move the borders of the patches by half a patch.
 
     * ``"roll"`` moves the image, :math:`z_{c,i,j} = x_{c,\,i+\lfloor p/2 \rfloor,\,

@@ -6,17 +6,17 @@ import math
 from collections.abc import Sequence
 from typing import final
 
-import normflows as nf
 import torch
 from torch import Tensor, nn
 
 from ...checks import check_count, check_event_shape
+from ..layer import Layer
 
 __all__ = ["GlobalScale"]
 
 
 @final
-class GlobalScale(nf.flows.Flow):
+class GlobalScale(Layer):
     r"""Multiply every element by one learned factor; it starts as the identity.
 
     .. math:: x = e^{a} z, \qquad \log\det = D a

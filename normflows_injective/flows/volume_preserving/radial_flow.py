@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from typing import NamedTuple, final
 
-import normflows as nf
 import torch
 from torch import Tensor, nn
 
 from ...checks import check_batch, check_count, check_event_shape
 from ...errors import OptionError, ShapeError
+from ..layer import Layer
 
 __all__ = ["RadialFlow1D"]
 
@@ -21,7 +21,7 @@ _MAX_LOG_SLOPE = 6.0
 
 
 @final
-class RadialFlow1D(nf.flows.Flow):
+class RadialFlow1D(Layer):
     r"""Move points along their rays by a learned monotone map of the radius.
 
     .. math:: x = e^{h(u) - u} z, \quad u = \log \lVert z \rVert, \qquad

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import final
 
-import normflows as nf
 import torch
 from torch import Tensor, nn
 
 from ...checks import check_count, check_event_shape, check_finite
 from ...errors import OptionError, ShapeError
+from ..layer import Layer
 
 __all__ = ["Rotation", "random_rotation"]
 
@@ -43,7 +43,7 @@ def random_rotation(dim: int, generator: torch.Generator | None = None) -> Tenso
 
 
 @final
-class Rotation(nf.flows.Flow):
+class Rotation(Layer):
     r"""A fixed orthogonal map, of log-det zero.
 
     .. math:: z = Q x, \qquad x = Q^\top z
