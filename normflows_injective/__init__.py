@@ -1,7 +1,12 @@
 """Injective normalizing flows for data on a manifold, as components of normflows.
 
-Imported as ``import normflows_injective as nfi``.
+Imported as ``import normflows_injective as nfi``. Components for Pyro are in ``nfi.pyro``, which
+is loaded when it is first asked for.
 """
+
+from importlib import import_module as _import_module
+from importlib.util import find_spec as _find_spec
+from types import ModuleType as _ModuleType
 
 from . import diagnostics, distributions, errors, flows, nets, volume
 from ._version import __version__
@@ -29,3 +34,16 @@ __all__ = [
     "register",
     "volume",
 ]
+
+
+def __getattr__(name: str) -> _ModuleType:
+    """The components for Pyro, which the import of this package alone does not load."""
+    if name == "pyro":
+        return _import_module(".pyro", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """What editors complete, with the components for Pyro where it is installed."""
+    names = set(globals())
+    return sorted(names | {"pyro"} if _find_spec("pyro") else names)

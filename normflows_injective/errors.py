@@ -76,7 +76,7 @@ class CheckpointError(InjectiveFlowError, RuntimeError):
 
 
 class RegistrationError(InjectiveFlowError, RuntimeError):
-    """Registering would overwrite a name of the host."""
+    """A name to register under is taken: of normflows, or in Pyro's parameter store."""
 
 
 class NumericalWarning(RuntimeWarning):

@@ -94,6 +94,36 @@ except ImportError as error:
     assert "pip install normflows-injective[pyro]" in str(error), error
 else:
     raise SystemExit("imported without Pyro")
+assert "pyro" not in dir(nfi)
+try:
+    nfi.pyro.AutoFlow
+except ImportError as error:
+    assert "pip install normflows-injective[pyro]" in str(error), error
+else:
+    raise SystemExit("found without Pyro")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_part_for_pyro_is_loaded_when_it_is_asked_for():
+    pytest.importorskip("pyro", reason="Pyro is not installed")
+    script = """
+import sys
+import normflows_injective as nfi
+assert "pyro" in dir(nfi) and "AssignmentFlow" in dir(nfi)
+from normflows_injective import *
+assert "pyro" not in sys.modules
+try:
+    nfi.pyros
+except AttributeError as error:
+    assert "module 'normflows_injective' has no attribute 'pyros'" in str(error)
+import normflows_injective
+assert nfi.pyro.AutoFlow is sys.modules["normflows_injective.pyro"].AutoFlow
+from normflows_injective import pyro
+assert pyro is nfi.pyro
 """
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import pickle
-import warnings
 
 import normflows as nf
 import pytest
@@ -131,7 +130,6 @@ def test_medians_and_quantiles_are_those_of_the_law():
         "p": (2, 3),
     }
     assert quantiles["p"].shape == (3, 2, 3)
-    torch.testing.assert_close(median["p"].sum(-1), torch.ones(2))
     # The couplings start as the identity, so that the law of log(scale) is N(loc, 0.5).
     loc = guide.transform.stack.flows[-1].t.detach().flatten()[0]
     expected = (loc + 0.5 * dist.Normal(0.0, 1.0).icdf(torch.tensor([0.1, 0.5, 0.9]))).exp()
@@ -183,22 +181,96 @@ def test_options_that_make_no_sense(options, message):
         nfp.AutoFlow(gaussian, **options)
 
 
-def test_layers_that_change_the_dimension_are_refused():
-    guide = nfp.AutoFlow(gaussian, lambda dim: nfi.flows.LinearInjection(dim - 1, dim))
-    with pytest.raises((nfi.errors.ShapeError, RuntimeError)):
-        guide.build()
-    with pytest.raises(nfi.errors.OptionError):
-        nfp.AutoFlow(gaussian, lambda dim: [torch.nn.Linear(dim, dim)]).build()
+def unlike_layers():
+    """What a factory may give by mistake, with the error and a part of its message."""
+    errors = nfi.errors
+    splines = nf.flows.CoupledRationalQuadraticSpline
+
+    def whole(dim):
+        return nf.NormalizingFlow(nf.distributions.DiagGaussian(dim), couplings(dim))
+
+    return {
+        "a whole model": (whole, errors.OptionError, "without a base or a transform"),
+        "a transform of ours": (
+            lambda dim: nfp.FlowTransform(couplings(dim)),
+            errors.OptionError,
+            "Give the layers alone",
+        ),
+        "a transform of Pyro": (
+            lambda dim: dist.transforms.affine_coupling(dim),
+            errors.OptionError,
+            "Give the layers alone",
+        ),
+        "nothing": (lambda dim: None, errors.OptionError, "got None"),
+        "no layers": (lambda dim: [], errors.OptionError, "at least one"),
+        "a network": (lambda dim: [torch.nn.Linear(dim, dim)], errors.OptionError, "got"),
+        "a string": (lambda dim: "splines", errors.OptionError, "got 'splines'"),
+        "a number": (lambda dim: 3, errors.OptionError, "got 3"),
+        "the class": (lambda dim: nf.flows.Planar, errors.OptionError, "the class Planar"),
+        "a wider end": (
+            lambda dim: [nfi.flows.LinearInjection(dim, dim + 1)],
+            errors.ShapeError,
+            r"lead to shape \(5,\).*AutoInjective",
+        ),
+        "a narrower start": (
+            lambda dim: nfi.flows.LinearInjection(dim - 1, dim),
+            errors.ShapeError,
+            "3",
+        ),
+        "layers of another width": (
+            lambda dim: couplings(dim + 2),
+            errors.ShapeError,
+            r"flow_factory\(4\) must take vectors of 4 latents, but fail",
+        ),
+        "a context layer": (
+            lambda dim: [nfi.flows.coupling.NetworkCoupling(dim, context_dim=2)],
+            errors.ContextError,
+            "NetworkCoupling that needs a context",
+        ),
+        "a context layer of normflows": (
+            lambda dim: [splines(dim, 1, 8, num_context_channels=2)],
+            errors.ContextError,
+            "Build it without context features",
+        ),
+        "a stochastic layer": (
+            lambda dim: [nf.flows.BatchNorm()],
+            errors.UnsupportedLayerError,
+            "BatchNorm",
+        ),
+    }
 
 
-def test_a_second_guide_under_the_same_names_warns():
-    fit(gaussian, nfp.AutoFlow(gaussian, couplings), 1)
-    with pytest.warns(nfi.errors.ParamStoreWarning, match="clear_param_store"):
-        nfp.AutoFlow(gaussian, couplings)()
-    pyro.clear_param_store()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        fit(gaussian, nfp.AutoFlow(gaussian, couplings), 2)
+@pytest.mark.parametrize("name", unlike_layers())
+@pytest.mark.parametrize("permute", [True, False])
+def test_what_is_no_list_of_layers_is_refused(name, permute):
+    factory, error, message = unlike_layers()[name]
+    with pytest.raises(error, match=message):
+        nfp.AutoFlow(gaussian, factory, permute=permute).build()
+
+
+def test_errors_of_the_factory_itself_pass():
+    def factory(dim):
+        raise ZeroDivisionError("of the user")
+
+    with pytest.raises(ZeroDivisionError, match="of the user"):
+        nfp.AutoFlow(gaussian, factory).build()
+
+
+def test_a_module_list_is_a_list_of_layers():
+    guide = nfp.AutoFlow(gaussian, lambda dim: torch.nn.ModuleList(couplings(dim)))
+    assert guide()["x"].shape == (DIM,)
+
+
+def test_building_draws_no_numbers_that_the_layers_do_not_draw():
+    """The trial of the layers has a generator of its own."""
+    guide = nfp.AutoFlow(gaussian, lambda dim: nf.flows.Planar((dim,)))
+    manual_seed(0)
+    guide.build()
+    found = torch.rand(1)
+    manual_seed(0)
+    other = nfp.AutoFlow(gaussian, lambda dim: nf.flows.Planar((dim,)), permute=False)
+    other.build()
+    assert torch.equal(found, torch.rand(1))
 
 
 # Copies.

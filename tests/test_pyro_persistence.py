@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 import warnings
 
@@ -19,7 +20,8 @@ infer = pytest.importorskip("pyro.infer")
 nfp = pytest.importorskip("normflows_injective.pyro")
 registry = pytest.importorskip("tests.pyro_registry")
 LAWS, build = registry.LAWS, registry.build
-ParamStoreWarning = pytest.importorskip("normflows_injective.errors").ParamStoreWarning
+errors = pytest.importorskip("normflows_injective.errors")
+ParamStoreWarning, RegistrationError = errors.ParamStoreWarning, errors.RegistrationError
 
 TRAINED = [name for name, case in LAWS.items() if case.has_rsample]
 
@@ -274,8 +276,200 @@ def test_parameters_that_are_not_contiguous_are_trained(kind, register):
 
 def test_a_guide_without_parameters_is_neither_saved_nor_loaded(tmp_path):
     guide = nfp.AutoFlow(lambda: pyro.sample("x", dist.Normal(0.0, 1.0)))
-    errors = pytest.importorskip("normflows_injective.errors")
     with pytest.raises(errors.CheckpointError, match="build"):
         nfp.save(guide, tmp_path / "guide.safetensors")
     with pytest.raises(errors.CheckpointError, match="build"):
         nfp.load(guide, tmp_path / "guide.safetensors")
+
+
+# Names that are taken.
+
+
+def three_numbers():
+    x = pyro.sample("x", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+    pyro.sample("y", dist.Normal(x, 0.1).to_event(1), obs=torch.ones(3))
+
+
+GUIDES = {
+    "AutoFlow": lambda: nfp.AutoFlow(three_numbers),
+    "AutoInjective": lambda: nfp.AutoInjective(three_numbers, 1),
+}
+
+
+def fit(guide, steps=2, optimiser=None):
+    """How many parameters of a guide are moved by some steps."""
+    optimiser = optimiser or pyro.optim.Adam({"lr": 0.02})
+    before = [p.detach().clone() for p in guide.build().parameters()]
+    svi = infer.SVI(three_numbers, guide, optimiser, infer.Trace_ELBO())
+    for _ in range(steps):
+        svi.step()
+    return sum(not torch.equal(a, p) for a, p in zip(before, guide.parameters(), strict=True))
+
+
+@pytest.fixture(params=GUIDES)
+def make(request):
+    return GUIDES[request.param]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_next_guide_trains_when_the_last_is_gone(make, shared, silence):
+    """A cell of a notebook that is run again, with the optimiser in it or in another."""
+    optimiser = pyro.optim.Adam({"lr": 0.02}) if shared else None
+    moved = [fit(make(), optimiser=optimiser) for _ in range(3)]
+    assert moved[0] > 0
+    assert moved == [moved[0]] * 3
+    guide = make()
+    fit(guide, 1)
+    own = {id(parameter) for parameter in guide.parameters()}
+    store = pyro.get_param_store()
+    assert {id(v) for n, v in store._params.items() if "digest" not in n} == own
+
+
+def test_a_guide_beside_a_living_one_is_refused_in_training(make):
+    first, second = make(), make()
+    fit(first)
+    with pytest.raises(RegistrationError, match="cannot be trained.*clear_param_store"):
+        fit(second)
+    # Which harms nothing: the first goes on, and the second draws, scores and is built.
+    assert fit(first) > 0
+    second.build().sample_posterior(2)
+    pyro.clear_param_store()
+    assert fit(second) > 0
+    with pytest.raises(RegistrationError):
+        fit(first)
+
+
+def test_guides_that_were_trained_in_turn_are_compared_in_silence(make, silence):
+    guides = []
+    for _ in range(2):
+        pyro.clear_param_store()
+        guides.append(make())
+        fit(guides[-1])
+    for guide in guides:
+        assert math.isfinite(infer.Trace_ELBO().loss(three_numbers, guide))
+        infer.Predictive(three_numbers, guide=guide, num_samples=2)()
+
+
+def test_an_untrained_guide_beside_a_living_one_warns_where_it_draws(make):
+    first, second = make(), make()
+    fit(first)
+    with pytest.warns(ParamStoreWarning, match="not be trained by SVI"):
+        second()
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make()()
+
+
+def test_a_store_from_a_file_is_not_overwritten_by_a_guide(make, tmp_path):
+    fit(make())
+    pyro.get_param_store().save(tmp_path / "store")
+    pyro.clear_param_store()
+    pyro.get_param_store().load(tmp_path / "store")
+    before = {name: value.clone() for name, value in pyro.get_param_store().items()}
+    with pytest.raises(RegistrationError, match="from a file"):
+        fit(make())
+    assert all(torch.equal(v, before[n]) for n, v in pyro.get_param_store().items())
+
+
+def test_a_guide_goes_on_after_its_store_was_cleared(make, silence):
+    guide = make()
+    fit(guide)
+    pyro.clear_param_store()
+    assert fit(guide) > 0
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, pickled])
+def test_copies_of_a_guide_take_over_when_the_original_is_gone(make, duplicate, silence):
+    guide = make()
+    fit(guide)
+    copied = duplicate(guide)
+    copied._model = guide._model
+    del guide
+    assert fit(copied) > 0
+
+
+def test_guides_in_lists_and_modules(silence):
+    """Names of parts start with those of the whole."""
+
+    def listed():
+        guide = infer.autoguide.AutoGuideList(three_numbers)
+        guide.append(nfp.AutoFlow(three_numbers))
+        return guide
+
+    moved = []
+    for _ in range(2):
+        guide = listed()
+        guide()
+        moved.append(fit(guide[0].build(), 0) + fit_list(guide))
+        del guide
+    assert moved[0] == moved[1] > 0
+
+
+def fit_list(guide):
+    before = [p.detach().clone() for p in guide.parameters()]
+    svi = infer.SVI(three_numbers, guide, pyro.optim.Adam({"lr": 0.02}), infer.Trace_ELBO())
+    svi.step()
+    return sum(not torch.equal(a, p) for a, p in zip(before, guide.parameters(), strict=True))
+
+
+def test_the_next_module_trains_when_the_last_is_gone(silence):
+    moved = []
+    for seed in (1, 2):
+        flow = shuffled(seed)
+        before = [p.detach().clone() for p in flow.parameters()]
+        train(flow)
+        now = flow.parameters()
+        moved.append(sum(not torch.equal(a, p) for a, p in zip(before, now, strict=True)))
+        del flow, now
+    assert moved[0] == moved[1] > 0
+
+
+@pytest.mark.parametrize("trains", [train, train_by_pyro])
+def test_a_module_beside_a_living_one_is_refused_in_training(trains):
+    first, second = shuffled(1), shuffled(2)
+    trains(first)
+    before = scores(second)
+    with pytest.raises(RegistrationError, match="other parameters under the name 'flow'"):
+        trains(second)
+    assert torch.equal(scores(second), before)
+    trains(first)
+
+
+def test_a_transform_under_a_taken_name_is_refused_in_training():
+    normal = dist.Normal(torch.zeros(3), 1.0).to_event(1)
+    kept = []
+    for _ in range(2):
+        transform = nfp.FlowTransform([coupling(3)])
+
+        def guide(transform=transform):
+            pyro.module("transform", transform)
+            pyro.sample("x", dist.TransformedDistribution(normal, transform))
+
+        svi = infer.SVI(
+            lambda: pyro.sample("x", normal),
+            guide,
+            pyro.optim.Adam({"lr": 0.1}),
+            infer.Trace_ELBO(),
+        )
+        if kept:
+            with pytest.raises(RegistrationError, match="This FlowTransform cannot be trained"):
+                svi.step()
+        else:
+            svi.step()
+        kept.append(transform)
+
+
+def test_a_frozen_module_beside_a_living_one_is_not_refused(silence):
+    train(shuffled(1))
+    frozen = shuffled(2).requires_grad_(False).eval()
+    law = nfp.FlowDistribution(frozen)
+
+    def guide():
+        pyro.module("flow", frozen)
+        loc = pyro.param("loc", torch.zeros(6))
+        pyro.sample("x", dist.Normal(loc, 1.0).to_event(1))
+
+    def model():
+        pyro.sample("x", law)
+
+    infer.SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), infer.Trace_ELBO()).step()

@@ -12,13 +12,16 @@ import torch
 from pyro.infer.autoguide.initialization import init_to_feasible
 from torch import Tensor
 
-from ..errors import OptionError, ShapeError
+from ..checks import check_flag, check_positive, describe
+from ..context import needs_context
+from ..errors import ContextError, InjectiveFlowError, OptionError, ShapeError
 from ..flows.angular_spline import AngularSpline
 from ..stack import model_dtype
 from ..volume.modules import is_cold
 from .flow_transform import FlowTransform
 from .joint_guide import JointGuide
 from .layers import LayerStack
+from .steady_linear import SteadyLinear
 
 __all__ = ["AutoFlow"]
 
@@ -89,22 +92,20 @@ class AutoFlow(JointGuide):
         permute: bool = True,
     ) -> None:
         super().__init__(model, init_loc_fn=init_loc_fn)
-        if not (isinstance(init_scale, int | float) and init_scale > 0):
-            raise OptionError(f"init_scale must be a positive number, got {init_scale!r}.")
-        if not callable(flow_factory or spline_layers):
+        self._init_scale = float(check_positive(init_scale, "init_scale"))
+        self._permutes = check_flag(permute, "permute")
+        if flow_factory is not None and not callable(flow_factory):
             raise OptionError(
                 "flow_factory must take the number of latent dimensions and give layers, got "
-                f"{type(flow_factory).__name__}. Write lambda dim: [...]."
+                f"{describe(flow_factory)}. Write lambda dim: [...]."
             )
-        self._factory = flow_factory or spline_layers
-        self._init_scale, self._permutes = float(init_scale), permute
+        self._factory = spline_layers if flow_factory is None else flow_factory
         self.transform: FlowTransform | None = None
 
     def make_parameters(self) -> None:
         """Create the layers, in the dtype and on the device of the model's latents."""
         loc = self._init_loc()
-        made = self._factory(self.latent_dim)
-        layers = [made] if isinstance(made, nf.flows.Flow) else list(made)
+        layers = checked_layers(self._factory(self.latent_dim), self.latent_dim)
         if self._permutes:
             layers = interleaved(layers, self.latent_dim)
         place = nf.flows.AffineConstFlow((self.latent_dim,))
@@ -114,7 +115,6 @@ class AutoFlow(JointGuide):
         # Not a parameter of the transform under a second name: the JIT refuses that.
         self.register_buffer("_origin", torch.zeros_like(loc), persistent=False)
         transform = FlowTransform([*layers, place]).to(loc)
-        _check_dimension(transform, self.latent_dim)
         self.transform = transform
         if any(is_cold(module) for module in transform.modules()):
             with torch.no_grad():
@@ -135,6 +135,60 @@ class AutoFlow(JointGuide):
         """The guide's distribution over the unconstrained latents (D,)."""
         transform = self.get_transform(*args, **kwargs)
         return dist.TransformedDistribution(self.get_base_dist(), transform)
+
+
+def checked_layers(made: Any, dim: int) -> list[nf.flows.Flow]:
+    """The layers that a factory gave, if they can be those of a guide.
+
+    Args:
+        made: What the factory gave.
+        dim: Number of latent dimensions D that it got.
+
+    Returns:
+        The layers as a list.
+
+    Raises:
+        OptionError: If these are no layers, or none.
+        ContextError: If a layer needs a context.
+        ShapeError: If they do not map vectors (B, D) to vectors (B, D).
+
+    Examples:
+        >>> len(checked_layers(nf.flows.Permute(3), 3))
+        1
+    """
+    try:
+        stack = LayerStack(made)
+    except OptionError as error:
+        raise OptionError(
+            f"flow_factory({dim}) must give a layer of normflows or a list of at least one, got "
+            f"{describe(made)}. Give the layers alone, without a base or a transform around them; "
+            "a guide without layers between is AutoDiagonalNormal."
+        ) from error
+    for flow in stack.flows:
+        if needs_context(flow):
+            raise ContextError(
+                f"flow_factory({dim}) gave a {type(flow).__name__} that needs a context, which a "
+                "guide over all latents does not get. Build it without context features."
+            )
+    advice = (
+        "Build them for as many dimensions as the factory is told. A guide on a manifold needs "
+        "noise around it: use AutoInjective."
+    )
+    try:
+        shape = tuple(_trial(stack, dim)[1].shape[1:])
+    except InjectiveFlowError:
+        raise
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        raise ShapeError(
+            f"The layers of flow_factory({dim}) must take vectors of {dim} latents, but fail on "
+            f"them: {error}. {advice}"
+        ) from error
+    if shape != (dim,):
+        raise ShapeError(
+            f"The layers must keep the {dim} latent dimensions, but lead to shape {shape}. "
+            f"{advice}"
+        )
+    return list(stack.flows)
 
 
 def interleaved(layers: Iterable[nf.flows.Flow], dim: int) -> list[nf.flows.Flow]:
@@ -177,15 +231,23 @@ def interleaved(layers: Iterable[nf.flows.Flow], dim: int) -> list[nf.flows.Flow
 
 def _moved_by(layer: nf.flows.Flow, dim: int) -> Tensor:
     """Which positions (D,) a layer changes, whatever it does at its initial parameters."""
-    layer = deepcopy(LayerStack(layer)).eval()
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        for parameter in layer.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-        z = torch.randn(8, dim, dtype=model_dtype(layer, layer))
-        x = layer.push(z.to(next(layer.parameters(), z).device), None)[0].to(z.device)
+    z, x = _trial(LayerStack(layer), dim)
     if x.shape != z.shape:
         return torch.ones(dim, dtype=torch.bool)
-    return (x != z).any(dim=0)
+    return (x != z).any(dim=0).cpu()
+
+
+@torch.no_grad()
+def _trial(stack: LayerStack, dim: int) -> tuple[Tensor, Tensor]:
+    """Latents (8, D) and where a copy of layers with other parameters sends them."""
+    stack = deepcopy(stack).eval()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in stack.parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        parameter.add_(0.1 * noise.to(parameter))
+    z = torch.randn(8, dim, generator=generator).to(model_dtype(stack, stack))
+    z = z.to(next(stack.parameters(), z).device)
+    return z, stack.push(z, None)[0]
 
 
 def _order(waiting: Tensor, moved: Tensor) -> Tensor:
@@ -226,14 +288,5 @@ def spline_layers(dim: int) -> list[nf.flows.Flow]:
         spline = AngularSpline(
             dim, num_blocks=1, reverse_mask=layer % 2 == 1, max_log_scale=0.0, gain=0.1
         )
-        layers += [spline, nf.flows.LULinearPermute(dim)]
+        layers += [spline, SteadyLinear(dim)]
     return layers
-
-
-def _check_dimension(transform: FlowTransform, dim: int) -> None:
-    shape = tuple(transform.forward_shape((dim,)))
-    if shape != (dim,):
-        raise ShapeError(
-            f"The layers must keep the {dim} latent dimensions, but lead to shape {shape}. A "
-            "guide on a manifold needs noise around it: use AutoInjective."
-        )

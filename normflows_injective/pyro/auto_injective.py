@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, final
 
+import normflows as nf
 import torch
 from pyro.infer.autoguide.initialization import init_to_median
 from torch import Tensor, nn
 
-from ..checks import check_count
-from ..errors import DtypeError, OptionError, ShapeError
+from ..checks import check_choice, check_count, check_positive, describe, is_number
+from ..context import needs_context
+from ..errors import ContextError, DtypeError, InjectiveFlowError, OptionError, ShapeError
 from .decoders import CurvedDecoder, Decoder, DifferentiatedDecoder, LinearDecoder
 from .joint_guide import JointGuide
+from .layers import LayerStack
 from .noise import make_noise
 from .reverse import LaplaceReverse, LearnedReverse, Reverse
 from .thickened import Frame, Thickened
@@ -21,6 +24,9 @@ __all__ = ["AutoInjective"]
 
 Factory = Callable[[int, int], nn.Module]
 NOISES = ("mvn", "diagonal", "low_rank")
+_WIDTH = (
+    "A guide without width is singular, and its objective no bound on the evidence. Give e.g. 0.1."
+)
 
 
 class _Options(NamedTuple):
@@ -128,17 +134,16 @@ class AutoInjective(JointGuide):
         init_loc_fn: Callable[..., Any] = init_to_median,
         init_scale: float = 0.1,
     ) -> None:
-        check_count(rank, "rank")
-        if isinstance(num_aux, bool) or not isinstance(num_aux, int) or num_aux < 0:
-            raise OptionError(f"num_aux must be a non-negative integer, got {num_aux!r}.")
-        _check_noise(noise, noise_rank)
-        _check_init_scale(init_scale)
+        rank = check_count(rank, "rank")
+        num_aux = check_count(num_aux, "num_aux", least=0)
+        noise_rank = _check_noise(noise, noise_rank)
+        init_scale = check_positive(init_scale, "init_scale", _WIDTH)
         _check_part(decoder, "decoder", "'linear', None", ("linear", None))
         _check_part(reverse, "reverse", "'laplace'", ("laplace",))
         if latent_flows is not None and not callable(latent_flows):
             raise OptionError(
                 "latent_flows must be a callable that gives a list of flows, or None, got "
-                f"{type(latent_flows).__name__}. Write lambda rank: [...]."
+                f"{describe(latent_flows)}. Write lambda rank: [...]."
             )
         super().__init__(model, init_loc_fn=init_loc_fn)
         self.rank = rank
@@ -181,7 +186,7 @@ def _make_decoder(options: _Options, rank: int, loc: Tensor) -> Decoder:
         module: nn.Module = decoder
     else:
         module = _made(given, rank, loc)
-    flows = [] if options.latent_flows is None else options.latent_flows(rank)
+    flows = [] if options.latent_flows is None else _listed(options.latent_flows(rank), rank)
     composed = DifferentiatedDecoder(module, [flow.to(loc) for flow in flows])
     _probe(composed, "decoder", loc.new_zeros(2, rank), (2, len(loc)))
     return composed
@@ -197,7 +202,32 @@ def _make_reverse(options: _Options, rank: int, loc: Tensor, decoder: Decoder) -
 
 def _made(given: Any, rank: int, loc: Tensor) -> nn.Module:
     # A module of the caller's is taken as it is; one made for us is converted.
-    return given if isinstance(given, nn.Module) else given(rank, len(loc)).to(loc)
+    if isinstance(given, nn.Module):
+        return given
+    made = given(rank, len(loc))
+    if not isinstance(made, nn.Module):
+        raise OptionError(
+            f"The callable of (rank, latent_dim) must give a module, got {describe(made)}. Return "
+            "a torch.nn.Module, such as nn.Sequential(...)."
+        )
+    return made.to(loc)
+
+
+def _listed(made: Any, rank: int) -> list[nf.flows.Flow]:
+    try:
+        flows = list(LayerStack(made).flows)
+    except OptionError as error:
+        raise OptionError(
+            f"latent_flows({rank}) must give a list of layers of normflows, got {describe(made)}. "
+            "Leave latent_flows out for none."
+        ) from error
+    needing = [type(flow).__name__ for flow in flows if needs_context(flow)]
+    if needing:
+        raise ContextError(
+            f"latent_flows({rank}) gave {needing[0]}, which needs a context that a guide does not "
+            "get. Build it without context features."
+        )
+    return flows
 
 
 def _probe(module: nn.Module, name: str, point: Tensor, expected: tuple[int, ...]) -> None:
@@ -207,41 +237,40 @@ def _probe(module: nn.Module, name: str, point: Tensor, expected: tuple[int, ...
                 f"{name} must have the dtype of the model's latents, {point.dtype}, got "
                 f"{parameter.dtype}. Convert it with .to({point.dtype})."
             )
-    with torch.no_grad():
-        out = module(point)
-    if tuple(out.shape) != expected:
+    try:
+        with torch.no_grad():
+            out = module(point)
+    except InjectiveFlowError:
+        raise
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
         raise ShapeError(
-            f"{name} must map {tuple(point.shape)} to {expected}, got {tuple(out.shape)}. "
-            "Change its last layer."
+            f"{name} must map {tuple(point.shape)} to {expected}, but fails on that: {error}. "
+            "Change its first layer."
+        ) from error
+    found = tuple(out.shape) if isinstance(out, Tensor) else describe(out)
+    if found != expected:
+        raise ShapeError(
+            f"{name} must map {tuple(point.shape)} to {expected}, got {found}. Change its last "
+            "layer."
         )
 
 
-def _check_noise(noise: Any, noise_rank: int | None) -> None:
-    if noise is None or noise == "none" or (isinstance(noise, (int, float)) and noise == 0):
+def _check_noise(noise: Any, noise_rank: int | None) -> int | None:
+    none = noise is None or (isinstance(noise, str) and noise == "none")
+    if none or (is_number(noise) and noise == 0):
         raise OptionError(
             f"noise must be one of {', '.join(map(repr, NOISES))}, got {noise!r}. Without noise "
             "the guide is singular: its objective is not a bound on the evidence, and is "
             "unbounded above. Take 'mvn', or 'low_rank' for many latents."
         )
-    if noise not in NOISES:
-        raise OptionError(f"noise must be one of {', '.join(map(repr, NOISES))}, got {noise!r}.")
-    if noise_rank is not None:
-        check_count(noise_rank, "noise_rank")
-        if noise != "low_rank":
-            raise OptionError(
-                f"noise_rank belongs to noise='low_rank', got noise={noise!r}. Leave it out."
-            )
-
-
-def _check_init_scale(init_scale: Any) -> None:
-    number = isinstance(init_scale, (int, float))
-    if number and init_scale == 0:
+    check_choice(noise, NOISES, "noise")
+    if noise_rank is None:
+        return None
+    if noise != "low_rank":
         raise OptionError(
-            "init_scale must be positive, got 0: a guide without width is singular, and its "
-            "objective no bound on the evidence. Give e.g. 0.1."
+            f"noise_rank belongs to noise='low_rank', got noise={noise!r}. Leave it out."
         )
-    if not number or not 0 < init_scale < float("inf"):
-        raise OptionError(f"init_scale must be positive and finite, got {init_scale!r}.")
+    return check_count(noise_rank, "noise_rank")
 
 
 def _check_part(given: Any, name: str, names: str, known: tuple[str | None, ...]) -> None:
@@ -251,5 +280,6 @@ def _check_part(given: Any, name: str, names: str, known: tuple[str | None, ...]
     elif callable(given):
         return
     raise OptionError(
-        f"{name} must be {names}, a module, or a callable of (rank, latent_dim), got {given!r}."
+        f"{name} must be {names}, a module, or a callable of (rank, latent_dim), got "
+        f"{describe(given)}."
     )

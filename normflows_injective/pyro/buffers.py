@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from ..errors import ParamStoreWarning
 from .sample_cache import versions
+from .taken_names import DIGEST, refuse_other_tensors
 
-__all__ = ["DIGEST", "digest_of", "warn_of_store", "watch_buffers"]
+__all__ = ["digest_of", "warn_of_store", "watch_buffers"]
 
-DIGEST = "digest_of_buffers"
 _DIFFERENT = (
     "takes its parameters from Pyro's parameter store, but they were trained with other buffers "
     "(permutations, masks, normalisations), so that its density is another one"
@@ -35,10 +35,14 @@ def watch_buffers(nn_module: nn.Module) -> None:
     """Compare a module's buffers with those that the parameters in the store were trained with.
 
     Does nothing for a module whose parameters are not in the store, or that has no buffers. Later
-    changes, as by normalisation layers in training, renew the digest.
+    changes, as by normalisation layers in training, renew the digest. A module that is registered
+    under a name of other parameters is refused in training.
 
     Args:
         nn_module: A module that is about to draw or to score.
+
+    Raises:
+        RegistrationError: If an optimiser is about to get other parameters under its name.
 
     Warns:
         ParamStoreWarning: If the parameters come from a module with other buffers.
@@ -53,6 +57,7 @@ def watch_buffers(nn_module: nn.Module) -> None:
     store: Any = pyro.get_param_store()
     key, parameter = _name_in(store, nn_module)
     if key is None:
+        refuse_other_tensors(nn_module)
         return
     found = key, id(parameter), versions(nn_module.buffers())
     before = _SEEN.get(nn_module)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from typing import Any, TypeVar
 
@@ -15,10 +16,14 @@ from pyro.distributions import TorchDistribution
 from pyro.infer.autoguide import AutoContinuous
 from pyro.infer.autoguide.initialization import init_to_median
 from torch import Tensor
-from torch.distributions import biject_to
+from torch.distributions import Transform, biject_to
 
-from ..checks import check_count
-from ..errors import ParamStoreWarning, UnsupportedModelError
+from ..checks import check_count, describe
+from ..errors import InjectiveFlowError, OptionError, ParamStoreWarning
+from .latent_sites import refuse_unserved_sites
+from .particle_guard import ParticleGuard
+from .site_quantiles import check_levels, site_quantiles
+from .taken_names import names_are_free, refuse_taken_names, trains_now
 
 __all__ = ["JointGuide"]
 
@@ -31,7 +36,8 @@ class JointGuide(AutoContinuous):
     It is abstract, although the metaclass of Pyro's modules leaves no room for Python's own.
     A subclass gives :meth:`make_parameters` and :meth:`get_posterior`, which may be any
     distribution over (D,). Parameters are made by the first call, or by :meth:`build` before it.
-    Medians and quantiles are those of ``num_quantile_samples`` samples.
+    Medians and quantiles are those of ``num_quantile_samples`` samples. Gradients of single draws
+    that are far beyond the usual are scaled down, see :class:`ParticleGuard`.
 
     Args:
         model: A Pyro model whose latent variables are continuous.
@@ -45,8 +51,19 @@ class JointGuide(AutoContinuous):
     def __init__(
         self, model: Callable[..., Any], init_loc_fn: Callable[..., Any] = init_to_median
     ) -> None:
+        if not callable(model) or isinstance(model, type):
+            raise OptionError(
+                f"model must be a Pyro model, a callable with sample statements, got "
+                f"{describe(model)}. Pass the function itself, not what it returns."
+            )
+        if not callable(init_loc_fn):
+            raise OptionError(
+                "init_loc_fn must be an initialisation of Pyro, such as "
+                f"pyro.infer.autoguide.init_to_median, got {describe(init_loc_fn)}."
+            )
         super().__init__(model, init_loc_fn=init_loc_fn)
         self._names_checked = False
+        self._guard = ParticleGuard()
 
     @abstractmethod
     def make_parameters(self) -> None:
@@ -59,11 +76,14 @@ class JointGuide(AutoContinuous):
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Draw all latent variables, as a guide does."""
         self.build(*args, **kwargs)
-        if torch.is_grad_enabled() and not self._names_checked:
-            # A copy comes with its prototype, and under the names of the original.
-            self._warn_of_taken_names()
+        if torch.is_grad_enabled():
+            self._claim_names()
         drawn: dict[str, Tensor] = super().forward(*args, **kwargs)
         return drawn
+
+    def sample_latent(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Draw the unconstrained latents (D,), whose gradients are guarded."""
+        return self._guard(super().sample_latent(*args, **kwargs))
 
     def build(self: Guide, *args: Any, **kwargs: Any) -> Guide:
         """Run the model once to make the parameters, as ``load_state_dict`` needs them.
@@ -94,21 +114,25 @@ class JointGuide(AutoContinuous):
         Returns:
             Samples (n, *) of every latent variable by its name.
         """
-        check_count(num_samples, "num_samples")
+        num_samples = check_count(num_samples, "num_samples")
         latents = self._draw(num_samples, *args, **kwargs)
-        draws = [self._constrained(latent) for latent in latents]
-        return {name: torch.stack([draw[name] for draw in draws]) for name in draws[0]}
+        return {name: transform(values) for name, transform, values in self._coordinates(latents)}
 
     @torch.no_grad()
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Medians of every latent variable, coordinate by coordinate in unconstrained space."""
-        return self._constrained(self._quantiles([0.5], *args, **kwargs)[0])
+        """Medians of every latent variable, component by component, see :meth:`quantiles`."""
+        levels = torch.tensor([0.5])
+        return {name: found[0] for name, found in self._quantiles(levels, args, kwargs).items()}
 
     @torch.no_grad()
     def quantiles(
         self, quantiles: Sequence[float] | Tensor, *args: Any, **kwargs: Any
     ) -> dict[str, Tensor]:
-        """Quantiles of every latent variable, coordinate by coordinate in unconstrained space.
+        """Quantiles of every component of every latent variable, from draws of the guide.
+
+        Each is a quantile of its own component. Where components hang together, as on a simplex or
+        a sphere, those of one level are in general no point of the support: take
+        :meth:`sample_posterior` for points.
 
         Args:
             quantiles: q numbers between 0 and 1.
@@ -117,9 +141,11 @@ class JointGuide(AutoContinuous):
 
         Returns:
             Tensors (q, *) by the names of the variables.
+
+        Raises:
+            OptionError: If the levels are no such numbers.
         """
-        rows = [self._constrained(row) for row in self._quantiles(quantiles, *args, **kwargs)]
-        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+        return self._quantiles(check_levels(quantiles), args, kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
         # Pyro's own leaves the live guide without its model.
@@ -142,35 +168,32 @@ class JointGuide(AutoContinuous):
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         try:
             super()._setup_prototype(*args, **kwargs)
-            self._refuse_subsampled_latents()
-            self._warn_of_taken_names()
+            refuse_unserved_sites(self.prototype_trace)
             self.make_parameters()
-        except BaseException:
+        except BaseException as error:
             # Half a prototype would be taken for a whole one by the next call.
-            self.prototype_trace = None
+            trace, self.prototype_trace = self.prototype_trace, None
+            if trace is not None and not isinstance(error, InjectiveFlowError):
+                # Pyro's own refusals come before ours.
+                refuse_unserved_sites(trace)
             raise
 
-    def _refuse_subsampled_latents(self) -> None:
-        trace: Any = self.prototype_trace
-        for name, site in trace.iter_stochastic_nodes():
-            for frame in site["cond_indep_stack"]:
-                if frame.full_size is not None and frame.full_size > frame.size:
-                    raise UnsupportedModelError(
-                        f"Latent variable {name!r} lies in plate {frame.name!r}, which is "
-                        f"subsampled, {frame.size} of {frame.full_size}: one joint guide would "
-                        "give every minibatch the same latents. Use the whole plate, or an "
-                        "amortised guide for this variable."
-                    )
-
-    def _warn_of_taken_names(self) -> None:
-        self._names_checked = True
-        prefix, store = f"{self._pyro_name}.", pyro.get_param_store()
-        own = {id(parameter) for parameter in self.parameters()}
-        kept = [value for name, value in store._params.items() if name.startswith(prefix)]
-        if any(id(value) not in own for value in kept):
+    def _claim_names(self) -> None:
+        parameter = next(self.parameters(), None)
+        if parameter is None or pyro.settings.get("module_local_params"):
+            return
+        if pyro.get_param_store().param_name(parameter) is not None:
+            return
+        prefix = f"{self._pyro_name}."
+        if names_are_free(self, prefix):
+            self._names_checked = True
+        elif trains_now():
+            refuse_taken_names(self, self._pyro_name)
+        elif not self._names_checked:
+            self._names_checked = True
             warnings.warn(
                 f"Pyro's parameter store already holds parameters named {prefix}..., of another "
-                "guide or from a file. Those of this guide would not be trained, or not be "
+                "guide or from a file. Those of this guide will not be trained by SVI, nor be "
                 "restored. Call pyro.clear_param_store() first; save and load guides by nfp.save "
                 "and nfp.load.",
                 ParamStoreWarning,
@@ -182,12 +205,20 @@ class JointGuide(AutoContinuous):
         # Not through pyro.sample, so that no handler sees it.
         return self.get_posterior(*args, **kwargs).sample(torch.Size([num_samples]))
 
-    def _quantiles(self, quantiles: Sequence[float] | Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def _quantiles(
+        self, levels: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> dict[str, Tensor]:
         latents = self._draw(self.num_quantile_samples, *args, **kwargs)
-        return torch.quantile(latents, torch.as_tensor(quantiles).to(latents), dim=0)
-
-    def _constrained(self, latent: Tensor) -> dict[str, Tensor]:
         return {
-            site["name"]: biject_to(site["fn"].support)(value)
-            for site, value in self._unpack_latent(latent)
+            name: site_quantiles(transform, values, levels)
+            for name, transform, values in self._coordinates(latents)
         }
+
+    def _coordinates(self, latents: Tensor) -> Iterator[tuple[str, Transform, Tensor]]:
+        """Names, transforms to the support, and coordinates (n, *) for latents (n, D)."""
+        trace: Any = self.prototype_trace
+        shapes = self._unconstrained_shapes
+        sizes = [math.prod(shape) for shape in shapes.values()]
+        for (name, shape), part in zip(shapes.items(), latents.split(sizes, dim=1), strict=True):
+            transform = biject_to(trace.nodes[name]["fn"].support)
+            yield name, transform, part.reshape(len(part), *shape)

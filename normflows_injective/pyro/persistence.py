@@ -13,8 +13,9 @@ from torch import nn
 
 from ..checkpoints import load_checkpoint, save_checkpoint
 from ..errors import CheckpointError
-from .buffers import DIGEST, digest_of, warn_of_store, watch_buffers
+from .buffers import digest_of, warn_of_store, watch_buffers
 from .layers import make_contiguous
+from .taken_names import DIGEST, names_are_free, refuse_taken_names, trains_now
 
 __all__ = ["load", "module", "save"]
 
@@ -77,6 +78,10 @@ def module(name: str, nn_module: nn.Module, update_module_params: bool = False) 
     distributions and transforms do so by themselves; this function also says where parameters
     were not taken over, or came without a digest. It is better to :func:`save` the module.
 
+    Names of a module that is gone, as in a notebook's cell that is run twice, are taken over.
+    Those of a living one are not, and a training step that would give its parameters to the
+    optimiser in place of this module's is refused.
+
     Args:
         name: Name in the store.
         nn_module: The module.
@@ -85,6 +90,9 @@ def module(name: str, nn_module: nn.Module, update_module_params: bool = False) 
 
     Returns:
         The module.
+
+    Raises:
+        RegistrationError: In a training step, if other parameters have its names.
 
     Warns:
         ParamStoreWarning: If the store's parameters come from a module with other buffers, if
@@ -97,8 +105,11 @@ def module(name: str, nn_module: nn.Module, update_module_params: bool = False) 
     """
     make_contiguous(nn_module)
     store: Any = pyro.get_param_store()
+    free = update_module_params or names_are_free(nn_module, param_with_module_name(name, ""))
     if _comes_from_store(store, name, nn_module):
-        if not update_module_params:
+        if not free and trains_now():
+            refuse_taken_names(nn_module, name)
+        elif not free:
             warn_of_store(name, _NOT_TAKEN)
         elif (
             digest_of(nn_module) is not None and param_with_module_name(name, DIGEST) not in store
