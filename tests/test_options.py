@@ -13,14 +13,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import normflows as nf
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import normflows_injective as nfi
 from normflows_injective.checkpoints import load_checkpoint, save_checkpoint
-from normflows_injective.checkpoints.options import differences, options_of
 from normflows_injective.errors import CheckpointError, CheckpointWarning, InjectiveFlowError
 from normflows_injective.flows import coupling
 from normflows_injective.flows.assignment import FiniteHorizon, InfiniteHorizon

@@ -124,6 +124,7 @@ def load_checkpoint(
         _compare(name, part, header.get(part, {}), expected[part])
     free = _compare_values(name, header.get("values"), model)
     _check_tensors(name, state, own)
+    _check_writable(own)
     if map_location is not None:
         state = _moved(name, state, map_location)
     _copy(name, model, state, own)
@@ -269,17 +270,15 @@ def _copy(name: str, model: nn.Module, state: dict[str, Tensor], own: dict[str, 
     """Copy a state that fits, or leave the model as it was.
 
     A backup doubles the memory, so it is made only where copying could fail: where a module has
-    loading code of its own, or a tensor cannot be written to.
+    loading code of its own.
     """
-    guarded = any(_loaders(model)) or not all(map(_is_writable, own.values()))
-    backup = {key: tensor.clone() for key, tensor in own.items()} if guarded else {}
+    backup = {key: tensor.clone() for key, tensor in own.items()} if any(_loaders(model)) else {}
     try:
         model.load_state_dict(state)
     except BaseException as error:
         with torch.no_grad():
             for key, tensor in backup.items():
-                if _is_writable(own[key]):
-                    own[key].copy_(tensor)
+                own[key].copy_(tensor)
         if not isinstance(error, Exception):
             raise
         raise CheckpointError(
@@ -301,7 +300,16 @@ def _is_foreign(function: object) -> bool:
     return package not in ("torch", "normflows_injective")
 
 
-def _is_writable(tensor: Tensor) -> bool:
-    """Whether values can be copied into a tensor: no two of its elements share their memory."""
-    overlaps = any(n > 1 and s == 0 for n, s in zip(tensor.shape, tensor.stride(), strict=True))
-    return not overlaps and (torch.is_inference_mode_enabled() or not tensor.is_inference())
+def _check_writable(own: dict[str, Tensor]) -> None:
+    """Refuse tensors into which torch copies nothing, or half of it before it raises."""
+    for key, tensor in own.items():
+        if tensor.is_inference() and not torch.is_inference_mode_enabled():
+            raise CheckpointError(
+                f"{key} was made under torch.inference_mode, so it cannot be written to. Build "
+                "the model outside of it."
+            )
+        if any(n > 1 and s == 0 for n, s in zip(tensor.shape, tensor.stride(), strict=True)):
+            raise CheckpointError(
+                f"{key} is an expanded tensor, whose elements share their memory. Make it "
+                "contiguous before loading."
+            )

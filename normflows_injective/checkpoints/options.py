@@ -148,6 +148,10 @@ def _attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
         is_copy = name.endswith("_cpu") and name[:-4] in module._buffers
         if name not in _NO_OPTIONS and not is_copy and _is_public(name, module):
             yield name, value
+    # The sites of Pyro's guides, whose order is that of the coordinates.
+    sites = vars(module).get("_unconstrained_shapes")
+    if isinstance(sites, Mapping):
+        yield "sites", [[str(name), list(shape)] for name, shape in sites.items()]
     for name in sorted(module._non_persistent_buffers_set):
         if not name.startswith("_"):
             yield name, module._buffers.get(name)

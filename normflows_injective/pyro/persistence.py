@@ -11,7 +11,7 @@ from pyro.infer.autoguide.guides import AutoGuide
 from pyro.params.param_store import param_with_module_name
 from torch import nn
 
-from ..checkpoints import load_checkpoint, save_checkpoint
+from ..checkpoints import load_checkpoint, on_a_model, save_checkpoint
 from ..errors import CheckpointError
 from .buffers import digest_of, warn_of_store, watch_buffers
 from .layers import make_contiguous
@@ -29,6 +29,7 @@ _UNKNOWN = (
 )
 
 
+@on_a_model
 def save(trained: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write a guide, transform or model to one safetensors file: parameters and buffers.
 
@@ -37,7 +38,7 @@ def save(trained: nn.Module, path: str | os.PathLike[str]) -> None:
         path: File to write, completely or not at all.
 
     Raises:
-        CheckpointError: If its folder does not exist.
+        CheckpointError: If the file cannot be written.
 
     Examples:
         >>> import tempfile
@@ -49,12 +50,13 @@ def save(trained: nn.Module, path: str | os.PathLike[str]) -> None:
     save_checkpoint(trained, path)
 
 
+@on_a_model
 def load(
     trained: nn.Module,
     path: str | os.PathLike[str],
     map_location: str | torch.device | None = None,
 ) -> None:
-    """Read what :func:`save` wrote into a module of the same structure.
+    """Read what :func:`save` wrote into a module of the same structure and options.
 
     Args:
         trained: What to load into; call ``guide.build(*args)`` on a fresh autoguide before.
@@ -63,7 +65,11 @@ def load(
 
     Raises:
         CheckpointError: If the file is no checkpoint, damaged or of another module, or if a guide
-            has no parameters yet.
+            has no parameters yet. A guide of other sites, or of the same in another order, is
+            another module.
+
+    Warns:
+        CheckpointWarning: If options of the training differ.
     """
     _check_built(trained)
     load_checkpoint(trained, path, map_location)
