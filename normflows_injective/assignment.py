@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import final
+from typing import NoReturn, final
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,10 @@ from .checkpoints import load_checkpoint, save_checkpoint
 from .checks import check_choice, check_count, check_finite, check_loss, checks_tensors_of
 from .context import check_context
 from .discrete_likelihood import DIVERGED, DiscreteLogProb, importance_log_prob
+from .errors import UnsupportedModelError
 from .flows.assignment.field import AssignmentField, evaluating
 from .flows.assignment.horizon import horizon_of
-from .flows.assignment.integration import Times, check_solver, integrate, time_grid
+from .flows.assignment.integration import Times, check_solver, integrate
 from .flows.assignment.layer import AssignmentLayer
 from .flows.assignment.parametrisation import PARAMETRISATIONS
 from .flows.assignment.paths import AssignmentPath, Horizon
@@ -150,6 +151,17 @@ class AssignmentFlow(nn.Module):
         check_loss(loss, {"flow matching": losses})
         return loss
 
+    def forward_kld(self, *args: object, **kwargs: object) -> NoReturn:
+        """Refuse the training loss of normflows' models, in favour of the one that there is.
+
+        Raises:
+            UnsupportedModelError: Always.
+        """
+        raise UnsupportedModelError(
+            "AssignmentFlow has no forward_kld, because its likelihood has no closed form. Train "
+            "it with flow_matching_loss(labels), and judge it by log_prob(labels)."
+        )
+
     def forward(
         self, labels: Tensor, context: Tensor | None = None, mask: Tensor | None = None
     ) -> Tensor:
@@ -169,7 +181,7 @@ class AssignmentFlow(nn.Module):
     def sample(
         self,
         num_samples: int = 1,
-        steps: Times = 50,
+        steps: Times | None = None,
         solver: str = "rk4",
         reading: str = "rounding",
         context: Tensor | None = None,
@@ -180,8 +192,8 @@ class AssignmentFlow(nn.Module):
 
         Args:
             num_samples: Number of samples.
-            steps: Number of equal steps, or their times from zero to the end of the horizon;
-                ``choose_horizon`` suggests a number.
+            steps: Number of equal steps, or their times from zero to the end of the horizon. The
+                default follows the horizon; ``choose_horizon`` suggests a number for an error.
             solver: ``"rk4"``, ``"midpoint"`` or ``"euler"``, of four, two and one evaluations of
                 the network for each step.
             reading: ``"rounding"`` takes the largest weight, ``"mixture"`` draws from the weights.
@@ -201,7 +213,7 @@ class AssignmentFlow(nn.Module):
         check_context([self.field], context, num_samples)
         check_solver(solver)
         draw = reading_of(reading).draw
-        times = time_grid(steps, self.path.horizon.end)
+        times = self.path.times(steps)
         check_count(max_rows, "max_rows")
         starts = self.path.draw_start(num_samples, self.field.like).split(max_rows)
         contexts = [None] * len(starts) if context is None else list(context.split(max_rows))
@@ -224,7 +236,7 @@ class AssignmentFlow(nn.Module):
         labels: Tensor,
         num_importance_samples: int = 64,
         divergence: str = "exact",
-        steps: Times = 50,
+        steps: Times | None = None,
         solver: str = "rk4",
         reading: str = "rounding",
         context: Tensor | None = None,
@@ -249,7 +261,8 @@ class AssignmentFlow(nn.Module):
             divergence: ``"exact"``, or ``"hutchinson"`` by random probes, for many variables: its
                 noise widens the weights, and the bias that it brings is taken off if there are
                 two probes or more.
-            steps: Number of equal steps, or their times from zero to the end of the horizon.
+            steps: Number of equal steps, or their times from zero to the end of the horizon; the
+                default follows the horizon.
             solver: ``"rk4"``, ``"midpoint"`` or ``"euler"``.
             reading: ``"rounding"`` or ``"mixture"``, as in :meth:`sample`.
             context: One row per sample.
@@ -269,6 +282,9 @@ class AssignmentFlow(nn.Module):
             ShapeError: If they have the wrong shape.
             ContextError: If a context is missing, superfluous or of another length.
             NonFiniteError: If the field has diverged.
+
+        Warns:
+            NumericalWarning: If the steps are so long that they err by more than .05 nats.
         """
         labels = self._check_labels(labels, context, mask)
         check_count(num_importance_samples, "num_importance_samples")
@@ -281,7 +297,7 @@ class AssignmentFlow(nn.Module):
 
     def layer(
         self,
-        steps: Times = 50,
+        steps: Times | None = None,
         solver: str = "rk4",
         divergence: str = "exact",
         num_probes: int = 2,

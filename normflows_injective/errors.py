@@ -64,7 +64,7 @@ class UnsupportedLayerError(InjectiveFlowError, TypeError):
 
 
 class UnsupportedModelError(InjectiveFlowError, NotImplementedError):
-    """A Pyro model, or a site of it, is used in a way that has no right answer here."""
+    """A model, or a site of a Pyro model, is used in a way that has no right answer here."""
 
 
 class OffManifoldError(InjectiveFlowError, ValueError):

@@ -38,6 +38,7 @@ from normflows_injective.errors import (
     OffManifoldError,
     OptionError,
     ShapeError,
+    UnsupportedModelError,
 )
 from normflows_injective.flows import SimplexLift, SimplexStickBreaking
 from normflows_injective.flows.assignment import (
@@ -452,6 +453,25 @@ def test_a_single_variable_recovers_its_law():
     law = Law((4,), [0.1, 0.2, 0.3, 0.4])
     labels = exact_flow(law, parametrisation="velocity").sample(10_000, steps=20)
     assert law.chi_square(labels) < law.chi_square_limit()
+
+
+def test_the_default_number_of_steps_follows_the_horizon():
+    def steps(horizon, num_classes=2):
+        flow = nfi.AssignmentFlow(DenseField(2, num_classes, (4,)), 2, num_classes, horizon)
+        assert flow.layer().times == flow.path.times()
+        return len(flow.path.times()) - 1
+
+    assert steps("infinite") == steps("finite") == 50
+    # 75 deviations in steps of half of one; with more classes the others are nearer.
+    assert steps(InfiniteHorizon(scale=5.0)) == 150
+    assert steps(InfiniteHorizon(scale=5.0), 50) == math.ceil(150 * math.sqrt(50 / 98))
+    # The noise shrinks to a thousandth of what it was.
+    assert steps(FiniteHorizon(end=0.999)) == 1998
+
+
+def test_the_loss_of_other_models_is_refused_by_name():
+    with pytest.raises(UnsupportedModelError, match=r"flow_matching_loss\(labels\)"):
+        dense_flow().forward_kld(torch.zeros(4, 2))
 
 
 def test_times_of_the_steps_may_be_given():

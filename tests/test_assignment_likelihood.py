@@ -12,6 +12,7 @@ from torch import nn
 
 import normflows_injective as nfi
 from normflows_injective.discrete_likelihood import summarise
+from normflows_injective.errors import NumericalWarning
 from normflows_injective.flows.assignment import FiniteHorizon, InfiniteHorizon
 from normflows_injective.nets.fields import DenseField, LeaveOneOutField
 
@@ -71,11 +72,11 @@ def test_the_exact_field_gives_the_law(name, horizon, parametrisation, features,
         behind=1e6,
     )
     found = flow.log_prob(law.states, 16, steps=20)
-    # The proposal is the exact conditional law: what is left is the error of the steps.
+    # The proposal is the exact conditional law, so the error of the steps alone is left.
     close(found.log_prob, law.probabilities.log(), STEPS[horizon])
     close(found.log_prob.exp().sum(), 1.0, STEPS[horizon])
     assert bool((found.effective_sample_size > 0.99).all())
-    assert bool((found.standard_error < STEPS[horizon]).all())
+    assert bool((found.standard_error < 5 * STEPS[horizon]).all())
 
 
 def test_the_exact_field_gives_the_law_to_four_digits():
@@ -128,6 +129,51 @@ def test_the_end_of_the_finite_horizon_costs_no_accuracy(end):
     close(found.log_prob, law.probabilities.log(), 2e-3)
 
 
+FAST = [
+    InfiniteHorizon(scale=4.0),
+    InfiniteHorizon(scale=10.0, end=3.0),
+    InfiniteHorizon(scale=1.0, end=60.0),
+    FiniteHorizon(end=0.995),
+    FiniteHorizon(smoothing=1e-12),
+]
+
+
+@pytest.mark.parametrize("horizon", FAST, ids=str)
+@pytest.mark.parametrize("name", LAWS)
+def test_the_default_number_of_steps_follows_the_horizon(name, horizon):
+    law = LAWS[name]
+    found = exact_flow(law, horizon, leave_one_out=True).log_prob(law.states, 16)
+    close(found.log_prob, law.probabilities.log(), 1e-2)
+    assert bool((found.standard_error < 2e-2).all())
+
+
+@pytest.mark.parametrize(("divergence", "closed"), [("exact", True), ("hutchinson", False)])
+@pytest.mark.parametrize(("solver", "steps"), [("rk4", 28), ("midpoint", 40), ("euler", 250)])
+def test_the_stated_error_holds_that_of_the_steps(solver, steps, divergence, closed):
+    law = coupled()
+    flow = exact_flow(law, InfiniteHorizon(scale=2.0), leave_one_out=closed)
+    options = {"solver": solver, "divergence": divergence, "num_probes": 1}
+    # Paths are the same for one draw, so that nothing but the steps is wrong with closed ones.
+    with pytest.warns(NumericalWarning, match="steps of the solver are too few: with twice as"):
+        found = flow.log_prob(law.states, 64, steps=steps, **options)
+    wrong = (found.log_prob - law.probabilities.log()).abs()
+    assert bool((wrong > 0.02).any())
+    assert bool((wrong < 4 * found.standard_error).all())
+    # With so large an error the draws count as few.
+    fewer = 1 / (1 + 63 * found.standard_error.square())
+    assert bool((found.effective_sample_size <= fewer + 1e-6).all())
+
+
+def test_a_coarse_horizon_is_not_silent():
+    law = coupled()
+    flow = exact_flow(law, InfiniteHorizon(scale=10.0), leave_one_out=True)
+    with pytest.warns(NumericalWarning, match=r"worst by [\d.]+\. The stated errors hold that"):
+        found = flow.log_prob(law.states, 64, steps=50)
+    error = (found.log_prob.exp() * found.standard_error).square().sum().sqrt()
+    assert abs(found.log_prob.exp().sum() - 1) < 4 * error
+    assert bool((found.effective_sample_size < 0.2).any())
+
+
 def test_a_single_variable():
     law = Law((4,), [0.1, 0.2, 0.3, 0.4])
     found = exact_flow(law, leave_one_out=True).log_prob(law.states, 8, steps=30)
@@ -146,7 +192,7 @@ def test_the_closed_divergence_agrees_with_the_exact_one(horizon):
         flow = nfi.AssignmentFlow(net, 3, [3, 2, 3], horizon)
         assert flow.field.knows_divergence == leave_one_out
         labels = torch.tensor([[0, 1, 2], [2, 0, 1]])
-        results.append(flow.log_prob(labels, 4, steps=8))
+        results.append(flow.log_prob(labels, 4, steps=16))
     for closed, exact in zip(*results, strict=True):
         close(closed, exact, 1e-8)
 
@@ -278,7 +324,7 @@ def test_summaries_of_random_weights_state_their_errors():
 def test_no_graph_is_kept_and_modes_stay():
     net = nn.Sequential()
     flow = nfi.AssignmentFlow(DenseField(2, 2, (4,)), 2, 2)
-    found = flow.log_prob(torch.zeros(1, 2, dtype=torch.long), 2, steps=2)
+    found = flow.log_prob(torch.zeros(1, 2, dtype=torch.long), 2, steps=15)
     assert not found.log_prob.requires_grad
     assert flow.training == net.training
     assert torch.is_grad_enabled()

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from ...checks import check_choice, check_count
 from ...errors import OptionError
 
-__all__ = ["SOLVERS", "Times", "check_solver", "integrate", "time_grid"]
+__all__ = ["ORDERS", "SOLVERS", "Times", "check_solver", "integrate", "time_grid"]
 
 Rate = Callable[[Tensor, float], Tensor]
 Times = int | Sequence[float] | Tensor
@@ -48,6 +48,10 @@ SOLVERS: dict[str, Callable[[Rate, Tensor, float, float], Tensor]] = {
     "midpoint": _midpoint,
     "rk4": _rk4,
 }
+
+
+ORDERS = {"euler": 1, "midpoint": 2, "rk4": 4}
+"""Powers of the step's length with which the errors of a path fall."""
 
 
 def check_solver(solver: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import final
 
 import torch
@@ -16,7 +16,7 @@ from ...volume.settings import differentiable_attention
 from ..layer import Layer
 from .divergence import check_divergence, trace_of_jacobian
 from .field import AssignmentField
-from .integration import Times, check_solver, integrate, time_grid
+from .integration import Times, check_solver, integrate
 
 __all__ = ["AssignmentLayer"]
 
@@ -35,7 +35,9 @@ class AssignmentLayer(Layer):
 
     Args:
         field: The field.
-        steps: Number of equal steps, or their times from zero to the end of the horizon.
+        steps: Number of equal steps, or their times from zero to the end of the horizon. The
+            default follows the horizon:
+            :meth:`~normflows_injective.flows.assignment.AssignmentPath.times`.
         solver: ``"euler"``, ``"midpoint"`` or ``"rk4"``.
         divergence: ``"exact"``, at the cost of :math:`d` forward-mode products for every
             evaluation, or of none where the network leaves each variable out; ``"hutchinson"``,
@@ -67,7 +69,7 @@ class AssignmentLayer(Layer):
     def __init__(
         self,
         field: AssignmentField,
-        steps: Times = 50,
+        steps: Times | None = None,
         solver: str = "rk4",
         divergence: str = "exact",
         num_probes: int = 2,
@@ -77,7 +79,7 @@ class AssignmentLayer(Layer):
         check_divergence(divergence)
         self.field, self.steps, self.solver = field, steps, solver
         self.divergence, self.num_probes = divergence, num_probes
-        self.times = time_grid(steps, field.path.horizon.end)
+        self.times = field.path.times(steps)
         self.latent_shape = self.data_shape = (field.path.simplices.dim,)
         if divergence == "hutchinson":
             check_count(num_probes, "num_probes")
@@ -92,6 +94,12 @@ class AssignmentLayer(Layer):
         """Whether the network cannot be called without a context."""
         return self.field.needs_context
 
+    @property
+    def estimates(self) -> bool:
+        """Whether the divergence is estimated by probes."""
+        few = self.divergence == "hutchinson" and self.num_probes < self.latent_shape[0]
+        return few and not self.field.knows_divergence
+
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Noise (B, d) to coordinates (B, d) at the end, with the log-det (B,) in nats."""
         m, integrals = self.transport(z, self.times, context)
@@ -105,14 +113,16 @@ class AssignmentLayer(Layer):
     def transport(
         self,
         m: Tensor,
-        times: list[float],
+        times: Sequence[float],
         context: Tensor | None = None,
         mask: Tensor | None = None,
+        probes: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Carry coordinates (B, d) through times, with the integrals of the divergence.
 
         By a mask (B, n) missing variables stay where they are. The integrals are one for every
-        probe, (B, K), of independent noise; where they are exact there is one.
+        probe, (B, K), of independent noise; where they are exact there is one. Probes (K, B, d)
+        serve all along the path; without them every evaluation draws new ones.
 
         Raises:
             ShapeError: If the coordinates have another shape.
@@ -121,9 +131,7 @@ class AssignmentLayer(Layer):
         """
         check_event_shape(m, self.latent_shape, "coordinates")
         simplices, dim = self.field.path.simplices, m.shape[1]
-        few = self.divergence == "hutchinson" and self.num_probes < dim
-        estimated = few and not self.field.knows_divergence
-        num_integrals = self.num_probes if estimated else 1
+        num_integrals = self.num_probes if self.estimates else 1
         if not self.field.knows_divergence:
             refuse_unsupported(self.field.net.modules())
 
@@ -145,9 +153,13 @@ class AssignmentLayer(Layer):
                 v = simplices.from_coordinates(coordinates)
                 velocity, divergence = self.field.field_and_divergence(v, t, context, mask)
                 return simplices.to_coordinates(velocity), divergence.unsqueeze(1)
-            probes = draw_probes("rademacher", self.num_probes, coordinates) if estimated else None
             velocity_of = self._on_coordinates(t, context, mask)
-            return trace_of_jacobian(velocity_of, coordinates, probes)
+            return trace_of_jacobian(velocity_of, coordinates, directions(coordinates))
+
+        def directions(coordinates: Tensor) -> Tensor | None:
+            if probes is None and self.estimates:
+                return draw_probes("rademacher", self.num_probes, coordinates)
+            return probes
 
         state = torch.cat([m, m.new_zeros(m.shape[0], num_integrals)], 1)
         with differentiable_attention():
