@@ -18,13 +18,13 @@ from torch.distributions import constraints
 
 from ..bases import sample_base
 from ..context import check_context, needs_context, takes_context
-from ..errors import DtypeError, OptionError, ShapeError
+from ..errors import DtypeError, NonFiniteError, OptionError, ShapeError
 from ..stack import model_dtype, undisturbed
 from ..volume.modules import is_cold
 from .buffers import watch_buffers
-from .constraints import refuse_off_support
 from .layers import LayerStack, context_rows, context_shape, make_contiguous
 from .sample_cache import SampleCache, State, state_of
+from .support import refuse_off_support
 
 __all__ = ["ModelDistribution"]
 
@@ -146,6 +146,8 @@ class ModelDistribution(TorchDistribution, ABC):
         rows = value.expand(scored + self.event_shape)
         rows = rows.reshape(math.prod(scored), *self._model_shape)
         scores = self.score(rows, context_rows(self.context, scored), drawn)
+        if self._validate_args and drawn is None:
+            self._refuse_nan(scores)
         return scores.reshape(scored).expand(shape)
 
     def rsample_and_log_prob(self, sample_shape: Shape = ()) -> tuple[Tensor, Tensor]:
@@ -193,7 +195,15 @@ class ModelDistribution(TorchDistribution, ABC):
 
     def _validate_sample(self, value: Tensor) -> None:
         refuse_off_support(self, value)
-        super()._validate_sample(value)
+
+    def _refuse_nan(self, scores: Tensor) -> None:
+        bad = scores.isnan()
+        if torch._C._get_tracing_state() is None and bool(bad.any()):
+            raise NonFiniteError(
+                f"{int(bad.sum())} of {bad.numel()} densities of {self} are NaN. Either its "
+                "parameters have diverged: check them with torch.isfinite. Or these values lie "
+                "where the layers cannot lead: then say so by FlowDistribution(..., support=...)."
+            )
 
     def _state(self) -> State:
         return state_of([self.model], self.context)

@@ -13,8 +13,9 @@ from torch.distributions import constraints
 
 from ..checks import check_choice
 from ..errors import OptionError, ShapeError
-from .constraints import ImageConstraint, score_where
+from .constraints import ImageConstraint
 from .layers import LayerStack
+from .support import score_where
 
 __all__ = [
     "POLICIES",
