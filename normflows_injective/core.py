@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
 import normflows as nf
 import torch
 from torch import Tensor, nn
 
-from . import divergences
+from . import divergences, training_loss
 from .bases import base_log_prob, sample_base
 from .checkpoints import load_checkpoint, save_checkpoint
-from .checks import check_batch, check_count, check_event_shape, check_loss, checks_tensors_of
+from .checks import check_batch, check_count, check_event_shape, checks_tensors_of
 from .context import check_context, takes_context
 from .errors import ContextError
-from .exact_likelihood import ExactLikelihood
 from .flows.composite import (
     joint_decode,
     joint_decode_and_log_volume,
@@ -26,10 +24,9 @@ from .flows.composite import (
     summed_forward,
     summed_inverse,
 )
-from .likelihoods import LossTerms, SurrogateTerms
+from .loss_terms import LossTerms
 from .stack import Likelihood, check_parts, model_dtype, trial_pass
-from .volume.gradients import out_of_inference
-from .volume.modules import refuse_single_sample, warm_up
+from .volume.modules import refuse_single_sample
 
 __all__ = ["InjectiveNormalizingFlow"]
 
@@ -201,7 +198,9 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
         x, log_det = self.forward_and_log_det(z, context)
         return x, log_q - log_det
 
-    def forward_kld(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward_kld(
+        self, x: Tensor, context: Tensor | None = None, weights: Tensor | None = None
+    ) -> Tensor:
         r"""Training loss: the mean of ``loss_terms(x).loss``.
 
         With a surrogate the value is *not* a likelihood: watch ``log_prob`` and
@@ -210,22 +209,23 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
         Args:
             x: Data of shape :math:`(B, *)`.
             context: One row per sample.
+            weights: Weights :math:`w \ge 0` of the samples, (B,), for :math:`\sum_i w_i \ell_i /
+                \sum_i w_i` in place of the mean.
 
         Returns:
             Loss, 0-dimensional, in the dtype of ``x``.
 
         Raises:
-            NonFiniteError: If the data or a term of the loss is not finite.
+            NonFiniteError: If the data, a weight or a term of the loss is not finite.
+            OptionError: If a weight is negative, or all are zero.
         """
-        terms = self.loss_terms(x, context)
-        loss = terms.loss.mean()
-        check_loss(loss, terms._asdict())
-        if self.training and torch.is_grad_enabled():
-            self.likelihood.advance()
-        return loss
+        self._check(x, "x", "data", context)
+        return training_loss.forward_kld(self, x, context, weights)
 
     def loss_terms(self, x: Tensor, context: Tensor | None = None) -> LossTerms:
         r"""Parts of the training loss per sample, for training and logging.
+
+        In training mode they count as part of a training step, as ``forward_kld`` does.
 
         Args:
             x: Data of shape :math:`(B, *)`.
@@ -235,24 +235,7 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
             :class:`LossTerms` ``(log_prob_latent, surrogate, reconstruction_error, loss)``.
         """
         self._check(x, "x", "data", context)
-        # The surrogate's products need autograd, which refuses tensors of inference mode.
-        context = None if context is None else out_of_inference(context)
-        exact = isinstance(self.likelihood, ExactLikelihood)
-        decode = joint_decode_and_log_volume if exact else joint_decode
-        terms: SurrogateTerms = self.likelihood(
-            x,
-            partial(joint_encode, self.composite, context=context),
-            partial(decode, self.composite, context=context),
-            self._prior(x, context),
-        )
-        z, log_det = summed_inverse(self.latent_block, terms.z, context)
-        log_prob = base_log_prob(self.q0, z, context) + log_det
-        return LossTerms(
-            log_prob_latent=log_prob,
-            surrogate=terms.volume,
-            reconstruction_error=terms.reconstruction_error,
-            loss=self.likelihood.loss(terms, log_prob),
-        )
+        return training_loss.loss_terms(self, x, context)
 
     def project(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Reconstructions :math:`\hat x = G(F(x))`, (B, *), the points whose density is given."""
@@ -323,12 +306,3 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
             two = context[:2] if length > 1 else torch.cat([context, context])
             with suppress(ContextError):  # which the call itself will raise, with its own shape
                 self._shapes = trial_pass(self.q0, self.flows, self._num_latent, two)
-
-    def _prior(self, x: Tensor, context: Tensor | None) -> Tensor | None:
-        if self.likelihood.latent_cycle == 0:
-            return None
-        # Layers that initialise themselves must see data first, not prior samples.
-        warm_up(partial(joint_encode, self.flows, context=context), x)
-        with torch.no_grad():
-            z, _ = sample_base(self.q0, x.shape[0], context, model_dtype(self.q0, self.flows))
-            return joint_decode(self.latent_block, z, context)

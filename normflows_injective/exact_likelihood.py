@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
-from .checks import checks_tensors_of
-from .errors import OptionError
+from .checks import check_not_negative, checks_tensors_of
 from .likelihoods import SurrogateTerms
 from .volume.log_volume import DecodedVolume
 from .volume.products import Map
@@ -51,9 +50,7 @@ class ExactLikelihood(nn.Module):
 
     def __init__(self, beta: float = 0.0) -> None:
         super().__init__()
-        if not (isinstance(beta, int | float) and math.isfinite(beta) and beta >= 0):
-            raise OptionError(f"beta must be finite and not negative, got {beta!r}.")
-        self.beta = float(beta)
+        self.beta = float(check_not_negative(beta, "beta"))
 
     def forward(
         self,
@@ -86,6 +83,10 @@ class ExactLikelihood(nn.Module):
 
     def advance(self) -> None:
         """Count one training step; nothing here depends on it."""
+
+    def training_loss(self, module: nn.Module) -> AbstractContextManager[None]:
+        """Put a loss together inside; there are no steps to count."""
+        return nullcontext()
 
     def extra_repr(self) -> str:
         """Options as shown by ``print(model)``."""

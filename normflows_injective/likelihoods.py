@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .checks import check_choice, check_count, checks_tensors_of
+from .checks import check_choice, check_count, check_not_negative, checks_tensors_of
 from .context import read_while_tracing
 from .errors import OptionError, ShapeError
+from .loss_terms import LossTerms, SurrogateTerms
+from .steps import StepCounter
 from .volume.compiled import CompiledSurrogate
 from .volume.estimators import Encoder, NoVolume, estimator_from
 from .volume.probes import PROBES, draw_probes
@@ -22,45 +24,11 @@ from .volume.surrogate import DrawProbes, Estimator, SurrogateAndErrors, with_er
 __all__ = ["LossTerms", "SurrogateLikelihood", "SurrogateTerms"]
 
 
-class SurrogateTerms(NamedTuple):
-    r"""What one pass of the training term gives, per sample.
+class _Weights(NamedTuple):
+    """Weights of the reconstruction error and of likelihood and volume."""
 
-    Attributes:
-        z: Latents :math:`f(x)`, shape :math:`(B, *)`.
-        reconstruction: :math:`g(f(x))`, shape :math:`(B, *)`.
-        volume: Surrogate of the log-volume, shape :math:`(B,)`; its value means nothing, its
-            gradient is added to the loss.
-        reconstruction_error: :math:`\lVert x - g(f(x)) \rVert^2`, shape :math:`(B,)`.
-        latent_cycle_error: :math:`\lVert z' - f(g(z')) \rVert^2` at prior samples :math:`z'`,
-            shape :math:`(B,)`; zero where it was not asked for.
-    """
-
-    z: Tensor
-    reconstruction: Tensor
-    volume: Tensor
-    reconstruction_error: Tensor
-    latent_cycle_error: Tensor
-
-
-class LossTerms(NamedTuple):
-    r"""The parts of the training loss per sample, each of shape (B,).
-
-    Attributes:
-        log_prob_latent: Log-density of the encoded data under the latent block, in nats.
-        surrogate: Surrogate of the log-volume; only its gradient means something.
-        reconstruction_error: :math:`\lVert x - \hat x \rVert^2`, summed over dimensions.
-        loss: The weighted sum whose mean ``forward_kld`` returns.
-
-    Examples:
-        >>> terms = LossTerms(*torch.ones(4, 3))  # as loss_terms gives them, for three samples
-        >>> {name: round(float(term.mean()), 2) for name, term in terms._asdict().items()}
-        {'log_prob_latent': 1.0, 'surrogate': 1.0, 'reconstruction_error': 1.0, 'loss': 1.0}
-    """
-
-    log_prob_latent: Tensor
-    surrogate: Tensor
-    reconstruction_error: Tensor
-    loss: Tensor
+    reconstruction: float
+    likelihood: float
 
 
 @checks_tensors_of
@@ -82,9 +50,9 @@ class SurrogateLikelihood(nn.Module):
             ``"decoder"``, ``"conditional"``, ``"conditional_opposite"``, ``"conjugate_gradient"``,
             or a :class:`normflows_injective.volume.Estimator`.
         probes: ``"orthonormal"``, ``"sphere"``, ``"gaussian"`` or ``"rademacher"``.
-        warmup_steps: ``(start, end)``: reconstruction alone before step ``start``, then the weight
-            of likelihood and volume grows linearly to one at step ``end``. The steps before are
-            several times faster, so a progress bar is too hopeful at first.
+        warmup_steps: ``(start, end)``, whole numbers: reconstruction alone before step ``start``,
+            then the weight of likelihood and volume grows linearly to one at step ``end``. The
+            steps before are several times faster, so a progress bar is too hopeful at first.
         input_noise: Standard deviation of Gaussian noise added to the data in training mode. The
             reconstruction is compared with the noisy data, which tells the encoder about the
             surroundings of the manifold. ``reconstruction_error`` of the model never adds noise.
@@ -101,6 +69,7 @@ class SurrogateLikelihood(nn.Module):
         Sorrenson et al., Lifting architectural constraints of injective flows, arXiv 2306.01843.
 
     Examples:
+        >>> import math
         >>> _ = torch.manual_seed(0)
         >>> encoder, decoder = nn.Linear(5, 2), nn.Linear(2, 5)
         >>> likelihood = SurrogateLikelihood(beta=10.0)
@@ -138,21 +107,21 @@ class SurrogateLikelihood(nn.Module):
         compile: bool | Mapping[str, Any] = False,
     ) -> None:
         super().__init__()
-        check_choice(probes, PROBES, "probes")
-        check_count(n_probes, "n_probes")
-        _check_window(warmup_steps)
-        self.beta = beta if callable(beta) else _non_negative("beta", beta)
-        self.n_probes = n_probes
+        self.beta = beta if callable(beta) else check_not_negative(beta, "beta")
+        self.n_probes = check_count(n_probes, "n_probes")
         self.estimator = estimator_from(estimator)
         if compile is not False:
             _check_compilable(self.estimator)
-        self.probes = probes
-        self.warmup_steps = warmup_steps
-        self.input_noise = _non_negative("input_noise", input_noise)
-        self.latent_cycle = _non_negative("latent_cycle", latent_cycle)
+        self.probes = check_choice(probes, PROBES, "probes")
+        self.warmup_steps = _window(warmup_steps)
+        self.input_noise = check_not_negative(input_noise, "input_noise")
+        self.latent_cycle = check_not_negative(latent_cycle, "latent_cycle")
         options = _options(compile)
         self._compiled = None if options is None else CompiledSurrogate(options)
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
+        self._counter = StepCounter()
+        # Minus one while a loss belongs to the step that was counted last.
+        self._offset = 0
 
     def forward(
         self, x: Tensor, encode: Map, decode: Map, prior: Tensor | None = None
@@ -209,15 +178,15 @@ class SurrogateLikelihood(nn.Module):
                 f"log_prob must have one value per sample, shape {tuple(terms.volume.shape)}, got "
                 f"{tuple(log_prob.shape)}."
             )
-        loss = self.current_beta() * terms.reconstruction_error
+        beta, weight = self._weights()
+        loss = beta * terms.reconstruction_error
         if self.latent_cycle > 0:
             loss = loss + self.latent_cycle * terms.latent_cycle_error
-        weight = self.likelihood_weight()
         # Left out rather than multiplied by zero: an infinite log-density would give NaN.
         return loss + weight * (terms.volume - log_prob) if weight > 0 else loss
 
     def current_beta(self) -> float:
-        """Weight of the reconstruction error at the current step.
+        """Weight of the reconstruction error in the next training loss.
 
         Returns:
             ``beta``, or what the schedule gives for the step.
@@ -229,11 +198,10 @@ class SurrogateLikelihood(nn.Module):
             >>> SurrogateLikelihood(beta=lambda step: 10.0 + step).current_beta()
             10.0
         """
-        value = self.beta(int(self.step)) if callable(self.beta) else self.beta
-        return _non_negative("beta", value)
+        return self._beta_at(self._current_step() if callable(self.beta) else 0)
 
     def likelihood_weight(self) -> float:
-        """Weight of likelihood and volume at the current step, between 0 and 1.
+        """Weight of likelihood and volume in the next training loss, between 0 and 1.
 
         Returns:
             1 without ``warmup_steps``; else 0 before ``start``, 1 from ``end`` on, linear between.
@@ -245,14 +213,48 @@ class SurrogateLikelihood(nn.Module):
         if self.warmup_steps is None:
             return 1.0
         start, end = self.warmup_steps
-        step = int(self.step)
+        if self._counter.is_known_to_reach(self.step, end + 1):
+            return 1.0
+        step = self._current_step()
         if step < start:
             return 0.0
         return min(1.0, (step - start + 1) / (end - start + 1))
 
     def advance(self) -> None:
-        """Count one training step, for schedules and warm-up."""
-        self.step += 1
+        """Count one training step by hand, for schedules and warm-up.
+
+        From then on this instance counts no step by itself. Call it once after every update, where
+        a training term stands alone, or where updates do not follow losses one to one.
+        """
+        self._counter.by_hand = True
+        self._counter.add(self.step, True)
+
+    @contextmanager
+    def training_loss(self, module: nn.Module) -> Iterator[None]:
+        """Put a loss together inside; it is counted as (part of) a training step if it is one.
+
+        The models of this package do so by themselves. A loss begins a step if parameters have
+        changed since the last one; see ``docs/training.md``. Nothing is counted in evaluation
+        mode, without gradients, or if the loss raises an error.
+
+        Args:
+            module: Module whose parameters the loss trains.
+        """
+        if not self.training:
+            yield
+            return
+        begins = self._counter.begins(module)
+        if not isinstance(begins, bool) and self._depends_on_step():
+            begins = bool(begins)
+        is_part = not self._counter.by_hand and begins is False
+        self._offset = -1 if is_part else 0
+        try:
+            yield
+        finally:
+            self._offset = 0
+        if torch.is_grad_enabled():
+            self._counter.add(self.step, begins)
+            self._counter.end_loss(module)
 
     def extra_repr(self) -> str:
         """Options as shown by ``print(model)``."""
@@ -267,12 +269,34 @@ class SurrogateLikelihood(nn.Module):
         self, x: Tensor, encode: Map, decode: Map, draw: DrawProbes, prior: Tensor | None
     ) -> SurrogateAndErrors:
         estimator = estimator_from(self.estimator)
-        if self.likelihood_weight() == 0:
+        if self._weights().likelihood == 0:
             estimator = NoVolume()
         elif self._compiled is not None:
             _check_compilable(estimator)
             return self._compiled(x, encode, decode, draw, prior)
         return with_errors(estimator(x, encode, decode, draw), x, encode, decode, prior)
+
+    def _weights(self) -> _Weights:
+        if self.training:
+            return _Weights(self.current_beta(), self.likelihood_weight())
+        # As at the end of the warm-up, so that losses of different steps can be compared.
+        if not callable(self.beta):
+            return _Weights(self._beta_at(0), 1.0)
+        end = 0 if self.warmup_steps is None else self.warmup_steps[1]
+        return _Weights(self._beta_at(max(end, self._current_step())), 1.0)
+
+    def _beta_at(self, step: int) -> float:
+        return check_not_negative(self.beta(step) if callable(self.beta) else self.beta, "beta")
+
+    def _current_step(self) -> int:
+        return max(0, self._counter.value(self.step) + self._offset)
+
+    def _depends_on_step(self) -> bool:
+        if callable(self.beta):
+            return True
+        if self.warmup_steps is None:
+            return False
+        return not self._counter.is_known_to_reach(self.step, self.warmup_steps[1] + 1)
 
     def _checked_prior(self, prior: Tensor | None) -> Tensor | None:
         if self.latent_cycle == 0:
@@ -305,16 +329,15 @@ def _options(compile: bool | Mapping[str, Any]) -> Mapping[str, Any] | None:
     return {} if isinstance(compile, bool) else compile
 
 
-def _non_negative(name: str, value: float) -> float:
-    if not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
-        raise OptionError(f"{name} must be a number, finite and not negative, got {value!r}.")
-    return value
-
-
-def _check_window(steps: tuple[int, int] | None) -> None:
+def _window(steps: Any) -> tuple[int, int] | None:
     if steps is None:
-        return
-    if not isinstance(steps, tuple | list) or len(steps) != 2 or not 0 <= steps[0] <= steps[1]:
-        raise OptionError(
-            f"warmup_steps must be (start, end) with 0 <= start <= end, got {steps!r}."
-        )
+        return None
+    if isinstance(steps, (tuple, list)) and len(steps) == 2:
+        with suppress(OptionError):
+            start, end = (check_count(step, "warmup_steps", least=0) for step in steps)
+            if start <= end:
+                return start, end
+    raise OptionError(
+        "warmup_steps must be (start, end) with 0 <= start <= end, two finite whole numbers of "
+        f"training steps, got {steps!r}. Multiply fractions by the number of steps."
+    )

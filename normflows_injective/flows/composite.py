@@ -225,11 +225,11 @@ class InjectiveComposite(Injection):
         """
         if self.likelihood is None or not (self.training and torch.is_grad_enabled()):
             return super().inverse(x, context)
-        terms = self.likelihood(
-            x, partial(self.encode, context=context), partial(self.decode, context=context)
-        )
-        self.likelihood.advance()
-        return terms.z, -self.likelihood.loss(terms, torch.zeros_like(terms.volume))
+        with self.likelihood.training_loss(self):
+            terms = self.likelihood(
+                x, partial(self.encode, context=context), partial(self.decode, context=context)
+            )
+            return terms.z, -self.likelihood.loss(terms, torch.zeros_like(terms.volume))
 
     def _check(self, batch: Tensor, context: Tensor | None) -> None:
         # A host container may hand on a context that no layer in here takes.

@@ -1,0 +1,112 @@
+"""The training loss of an injective flow, from its base, its layers and its training term."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .bases import base_log_prob, sample_base
+from .checks import check_loss
+from .exact_likelihood import ExactLikelihood
+from .flows.composite import (
+    joint_decode,
+    joint_decode_and_log_volume,
+    joint_encode,
+    summed_inverse,
+)
+from .loss_terms import LossTerms, SurrogateTerms
+from .stack import model_dtype
+from .volume.gradients import out_of_inference
+from .volume.modules import warm_up
+from .weights import mean_loss
+
+if TYPE_CHECKING:
+    from .core import InjectiveNormalizingFlow
+
+__all__ = ["forward_kld", "loss_terms", "prior_samples"]
+
+
+def forward_kld(
+    model: InjectiveNormalizingFlow, x: Tensor, context: Tensor | None, weights: Tensor | None
+) -> Tensor:
+    """Mean of the losses of single samples, weighted if there are weights.
+
+    Args:
+        model: Model whose loss it is.
+        x: Data of shape :math:`(B, *)`, checked.
+        context: One row per sample, or None.
+        weights: Weights of the samples, (B,), or None.
+
+    Returns:
+        Loss, 0-dimensional.
+
+    Raises:
+        NonFiniteError: If it is not finite; then no training step is counted.
+    """
+    with model.likelihood.training_loss(model):
+        terms = _terms(model, x, context)
+        loss = mean_loss(terms.loss, weights)
+        check_loss(loss, terms._asdict())
+    return loss
+
+
+def loss_terms(model: InjectiveNormalizingFlow, x: Tensor, context: Tensor | None) -> LossTerms:
+    """Parts of the loss per sample.
+
+    Args:
+        model: Model whose loss it is.
+        x: Data of shape :math:`(B, *)`, checked.
+        context: One row per sample, or None.
+
+    Returns:
+        :class:`~normflows_injective.LossTerms`.
+    """
+    with model.likelihood.training_loss(model):
+        return _terms(model, x, context)
+
+
+def prior_samples(
+    model: InjectiveNormalizingFlow, x: Tensor, context: Tensor | None
+) -> Tensor | None:
+    """As many latents from the model as there are data, where the training term needs them.
+
+    Args:
+        model: Model with a training term.
+        x: Data of shape :math:`(B, *)`.
+        context: One row per sample, or None.
+
+    Returns:
+        Latents of shape :math:`(B, *)` without a graph, or None.
+    """
+    if model.likelihood.latent_cycle == 0:
+        return None
+    # Layers that initialise themselves must see data first, not prior samples.
+    warm_up(partial(joint_encode, model.flows, context=context), x)
+    with torch.no_grad():
+        dtype = model_dtype(model.q0, model.flows)
+        z, _ = sample_base(model.q0, x.shape[0], context, dtype)
+        return joint_decode(model.latent_block, z, context)
+
+
+def _terms(model: InjectiveNormalizingFlow, x: Tensor, context: Tensor | None) -> LossTerms:
+    # The surrogate's products need autograd, which refuses tensors of inference mode.
+    context = None if context is None else out_of_inference(context)
+    exact = isinstance(model.likelihood, ExactLikelihood)
+    decode = joint_decode_and_log_volume if exact else joint_decode
+    terms: SurrogateTerms = model.likelihood(
+        x,
+        partial(joint_encode, model.composite, context=context),
+        partial(decode, model.composite, context=context),
+        prior_samples(model, x, context),
+    )
+    z, log_det = summed_inverse(model.latent_block, terms.z, context)
+    log_prob = base_log_prob(model.q0, z, context) + log_det
+    return LossTerms(
+        log_prob_latent=log_prob,
+        surrogate=terms.volume,
+        reconstruction_error=terms.reconstruction_error,
+        loss=model.likelihood.loss(terms, log_prob),
+    )
