@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,13 +22,6 @@ from .volume.products import Map
 from .volume.surrogate import DrawProbes, Estimator, SurrogateAndErrors, with_errors
 
 __all__ = ["LossTerms", "SurrogateLikelihood", "SurrogateTerms"]
-
-
-class _Weights(NamedTuple):
-    """Weights of the reconstruction error and of likelihood and volume."""
-
-    reconstruction: float
-    likelihood: float
 
 
 @checks_tensors_of
@@ -178,10 +171,10 @@ class SurrogateLikelihood(nn.Module):
                 f"log_prob must have one value per sample, shape {tuple(terms.volume.shape)}, got "
                 f"{tuple(log_prob.shape)}."
             )
-        beta, weight = self._weights()
-        loss = beta * terms.reconstruction_error
+        loss = self._effective_beta() * terms.reconstruction_error
         if self.latent_cycle > 0:
             loss = loss + self.latent_cycle * terms.latent_cycle_error
+        weight = self._effective_weight()
         # Left out rather than multiplied by zero: an infinite log-density would give NaN.
         return loss + weight * (terms.volume - log_prob) if weight > 0 else loss
 
@@ -223,11 +216,10 @@ class SurrogateLikelihood(nn.Module):
     def advance(self) -> None:
         """Count one training step by hand, for schedules and warm-up.
 
-        From then on this instance counts no step by itself. Call it once after every update, where
-        a training term stands alone, or where updates do not follow losses one to one.
+        From then on losses count none by themselves. Call it after every update, where a training
+        term stands alone, or where a step is something else than one update.
         """
-        self._counter.by_hand = True
-        self._counter.add(self.step, True)
+        self._counter.add(self.step, self._counter.hand_over())
 
     @contextmanager
     def training_loss(self, module: nn.Module) -> Iterator[None]:
@@ -269,21 +261,22 @@ class SurrogateLikelihood(nn.Module):
         self, x: Tensor, encode: Map, decode: Map, draw: DrawProbes, prior: Tensor | None
     ) -> SurrogateAndErrors:
         estimator = estimator_from(self.estimator)
-        if self._weights().likelihood == 0:
+        if self._effective_weight() == 0:
             estimator = NoVolume()
         elif self._compiled is not None:
             _check_compilable(estimator)
             return self._compiled(x, encode, decode, draw, prior)
         return with_errors(estimator(x, encode, decode, draw), x, encode, decode, prior)
 
-    def _weights(self) -> _Weights:
-        if self.training:
-            return _Weights(self.current_beta(), self.likelihood_weight())
-        # As at the end of the warm-up, so that losses of different steps can be compared.
-        if not callable(self.beta):
-            return _Weights(self._beta_at(0), 1.0)
-        end = 0 if self.warmup_steps is None else self.warmup_steps[1]
-        return _Weights(self._beta_at(max(end, self._current_step())), 1.0)
+    def _effective_weight(self) -> float:
+        """That of likelihood and volume: in evaluation mode it is the one after the warm-up."""
+        return self.likelihood_weight() if self.training else 1.0
+
+    def _effective_beta(self) -> float:
+        """In evaluation mode that at the end of the warm-up at least, to compare losses."""
+        if self.training or self.warmup_steps is None or not callable(self.beta):
+            return self.current_beta()
+        return self._beta_at(max(self.warmup_steps[1], self._current_step()))
 
     def _beta_at(self, step: int) -> float:
         return check_not_negative(self.beta(step) if callable(self.beta) else self.beta, "beta")
@@ -338,6 +331,6 @@ def _window(steps: Any) -> tuple[int, int] | None:
             if start <= end:
                 return start, end
     raise OptionError(
-        "warmup_steps must be (start, end) with 0 <= start <= end, two finite whole numbers of "
-        f"training steps, got {steps!r}. Multiply fractions by the number of steps."
+        "warmup_steps must be (start, end) with finite whole numbers 0 <= start <= end, got "
+        f"{steps!r}. Multiply fractions by the number of training steps."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any, final
 
 import torch.distributed as dist
@@ -30,10 +31,10 @@ class ForwardKLD(nn.Module):
 
     and its noise falls with :math:`R` only if the probes :math:`v^{(r)}` are independent: seed
     alike to build the model, then ``torch.manual_seed(seed + rank)``. ``likelihood.step`` counts
-    calls in every process alike, and ``DistributedDataParallel`` copies it, with all buffers, from
-    rank 0 before each forward pass whose gradients it averages. While ``warmup_steps`` leaves the
-    likelihood out, the latent block gets no gradient; ``DistributedDataParallel`` then needs
-    ``find_unused_parameters=True``.
+    training steps in every process alike, and ``DistributedDataParallel`` copies it, with all
+    buffers, from rank 0 before each forward pass whose gradients it averages. While
+    ``warmup_steps`` leaves the likelihood out, the latent block gets no gradient;
+    ``DistributedDataParallel`` then needs ``find_unused_parameters=True``.
 
     A ``NonFiniteError`` in one process ends the job under ``torchrun``. Do not catch it there to
     skip a batch: the other processes would wait for this one's gradients.
@@ -64,26 +65,37 @@ class ForwardKLD(nn.Module):
             )
         self.model: Any = model
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, weights: Tensor | None = None
+    ) -> Tensor:
         r"""Training loss of this process's share of a batch.
 
         Args:
             x: Data of shape :math:`(B, *)`.
             context: One row per sample, or the labels of the host's class-conditional models.
+            weights: Weights of the samples, shape :math:`(B,)`. They are normalised in every
+                process by itself.
 
         Returns:
             Loss, 0-dimensional, the mean over the :math:`B` samples of this process.
 
         Raises:
+            OptionError: If there are weights and the model's ``forward_kld`` takes none.
             UnsupportedLayerError: If there are several processes and a layer has yet to initialise
                 itself on data.
             NonFiniteError: As raised by the model.
         """
         _refuse_cold_layers(self.model)
         # By position, because some of the host's models call it y, and others have no second one.
-        if context is None:
-            return self.model.forward_kld(x)
-        return self.model.forward_kld(x, context)
+        arguments = (x,) if context is None else (x, context)
+        if weights is None:
+            return self.model.forward_kld(*arguments)
+        if "weights" not in signature(self.model.forward_kld).parameters:
+            raise OptionError(
+                f"{type(self.model).__name__}.forward_kld takes no weights. Leave weights out, or "
+                "use nfi.InjectiveNormalizingFlow."
+            )
+        return self.model.forward_kld(*arguments, weights=weights)
 
 
 def _refuse_cold_layers(model: nn.Module) -> None:

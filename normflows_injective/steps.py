@@ -61,6 +61,12 @@ class StepCounter:
         self._sample: Tensor | None = None
         self._closures = _Closures()
 
+    def hand_over(self) -> bool:
+        """Leave counting to the user; whether the step that ends now is still to be counted."""
+        is_counted = not self.by_hand and self._versions is not None
+        self.by_hand = True
+        return not is_counted
+
     def begins(self, module: nn.Module) -> bool | Tensor:
         """Whether a training loss that is asked for now begins a step.
 
