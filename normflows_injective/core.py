@@ -276,18 +276,23 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
         context: Tensor | None = None,
         beta: float = 1.0,
     ) -> Tensor:
-        r"""Estimate an alpha divergence in the host's form, for a target on the same manifold.
+        r"""Estimate an alpha divergence up to a monotonic map, for a target on the same manifold.
+
+        .. math:: \operatorname{sign}(\alpha (\alpha - 1)) \log \sum_i (p(x_i) / q(x_i))^\alpha
+
+        falls with :math:`(\int p^\alpha q^{1-\alpha} - 1) / \alpha (\alpha - 1)`, whose limits are
+        :math:`\mathrm{KL}(q \| p)` at order 0 and :math:`\mathrm{KL}(p \| q)` at order 1.
 
         Args:
             num_samples: Number of samples from the model.
-            alpha: Order; 1 needs ``dreg``.
+            alpha: Order, any number but 0; 1 needs ``dreg``.
             dreg: Use the doubly reparametrised gradient.
             context: One row per sample.
             beta: Annealing weight of the target.
 
         Raises:
             OffManifoldError: Unless ``p`` declares itself a density on the manifold.
-            OptionError: If ``alpha`` is 1 without ``dreg``.
+            OptionError: If ``alpha`` is 0, or 1 without ``dreg``.
         """
         return divergences.reverse_alpha_div(self, num_samples, alpha, dreg, context, beta)
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, cast
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-from .checks import check_event_shape
+from .checks import check_event_shape, check_real
 from .context import with_context
 from .errors import OffManifoldError, OptionError, ShapeError
 
@@ -57,13 +58,24 @@ def reverse_alpha_div(
     context: Tensor | None,
     beta: float = 1.0,
 ) -> Tensor:
-    r"""The host's surrogate of an alpha divergence from samples of the model.
+    r"""A monotonic function of an alpha divergence, from samples of the model.
+
+    .. math:: D_\alpha(p \| q) = \frac{1}{\alpha (\alpha - 1)}
+              \Big(\int p^\alpha q^{1 - \alpha} - 1\Big), \qquad
+              \mathcal L = \operatorname{sign}(\alpha (\alpha - 1)) \log \sum_i w_i^\alpha,
+              \quad w_i = \frac{p(x_i)}{q(x_i)}, \quad x_i \sim q
+
+    The host's expression, with the sign that lets the divergence fall for every order. In the
+    limit of order 0 the divergence is :math:`\mathrm{KL}(q \| p)`, in that of order 1 it is
+    :math:`\mathrm{KL}(p \| q)`; order 2 is half of :math:`\chi^2(p \| q)`, order -1 half of
+    :math:`\chi^2(q \| p)`.
 
     Args:
         model: Model with a target ``p``.
         num_samples: Number of samples.
-        alpha: Order of the divergence.
-        dreg: Use the doubly reparametrised gradient, arXiv 1810.04152.
+        alpha: Order :math:`\alpha` of the divergence.
+        dreg: Use the doubly reparametrised gradient, arXiv 1810.04152. Order 1 is then the
+            importance-weighted bound with as many samples.
         context: Optional context, one row per sample, also for a target that takes one.
         beta: Annealing weight of the target.
 
@@ -72,10 +84,17 @@ def reverse_alpha_div(
 
     Raises:
         OffManifoldError: If ``p`` does not declare itself a density on the manifold.
-        OptionError: If ``alpha`` is 1 without ``dreg``, where the expression is identically zero,
-            or with ``dreg`` if parameters that move the manifold are trained.
+        OptionError: If ``alpha`` is no finite number, is 0, or is 1 without ``dreg``, where the
+            expression trains nothing, or if ``dreg`` comes with trained parameters that move the
+            manifold.
     """
     _require_target(model, "reverse_alpha_div")
+    alpha = check_real(alpha, "alpha")
+    if alpha == 0:
+        raise OptionError(
+            "reverse_alpha_div with alpha=0 is constant and trains nothing. Its limit is "
+            "KL(q | p): use reverse_kld, or another alpha."
+        )
     if alpha == 1 and not dreg:
         raise OptionError(
             "reverse_alpha_div with alpha=1 and dreg=False is identically zero and trains "
@@ -88,12 +107,13 @@ def reverse_alpha_div(
         )
     x, log_q = _sample_for_gradient(model, num_samples, not dreg, context)
     log_w = beta * _target_log_prob(model, x, context) - log_q
+    sign = 1.0 if alpha * (alpha - 1) > 0 else -1.0
     if not dreg:
-        return (1.0 if alpha > 1 else -1.0) * torch.logsumexp(alpha * log_w, 0)
+        return sign * torch.logsumexp(alpha * log_w, 0)
     # The doubly reparametrised gradient of log sum w^alpha, by normalised weights.
     w_alpha = torch.softmax(alpha * log_w.detach(), 0)
     weights = (1 - alpha) * w_alpha + alpha * w_alpha**2
-    return (1.0 if alpha > 1 else -1.0) * alpha * (weights * log_w).sum()
+    return sign * alpha * (weights * log_w).sum()
 
 
 def _require_target(model: InjectiveNormalizingFlow, name: str) -> None:
@@ -143,32 +163,40 @@ def _sample_for_gradient(
         return x, log_q
     # Only the gradient through x is taken from the second evaluation: for a free-form pair the
     # encoder finds z only nearly, and so the second value is that of another point.
-    with _frozen(_fixed_support_parameters(model)):
-        path = model.log_prob(x, context)
+    moving = [parameter for parameter in _moving_parameters(model) if parameter.requires_grad]
+    log_prob = partial(model.log_prob, context=context)
+    apply: Any = _PathLogProb.apply
+    path: Tensor = apply(log_prob, x, *moving)
     return x, log_q.detach() + path - path.detach()
+
+
+class _PathLogProb(torch.autograd.Function):
+    """A log-density (B,) at x (B, *) whose gradient reaches x and the parameters given alone.
+
+    Without a switch of ``requires_grad``, which other threads would see.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, log_prob: Callable[[Tensor], Tensor], x: Tensor, *parameters: Tensor
+    ) -> Tensor:
+        with torch.enable_grad():
+            point = x.detach().requires_grad_()
+            ctx.value = log_prob(point)
+        ctx.inputs = (point, *parameters)
+        return ctx.value.detach()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        # Retained, because the caller's graph may be.
+        through = torch.autograd.grad(
+            ctx.value, ctx.inputs, gradient, retain_graph=True, allow_unused=True
+        )
+        return None, *through
 
 
 def _moving_parameters(model: InjectiveNormalizingFlow) -> list[nn.Parameter]:
     """Parameters of the layers that move the manifold."""
     moving = [flow for flow in model.composite if not getattr(flow, "keeps_surface", False)]
     return [parameter for flow in moving for parameter in flow.parameters()]
-
-
-def _fixed_support_parameters(model: InjectiveNormalizingFlow) -> list[nn.Parameter]:
-    """Parameters of the density on the manifold."""
-    keeping = [flow for flow in model.composite if getattr(flow, "keeps_surface", False)]
-    parts = [model.q0, *model.latent_block, *keeping]
-    return [parameter for part in parts for parameter in part.parameters()]
-
-
-@contextmanager
-def _frozen(parameters: list[nn.Parameter]) -> Iterator[None]:
-    """Switch gradients of parameters off, and back to what they were."""
-    flags = [parameter.requires_grad for parameter in parameters]
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter, flag in zip(parameters, flags, strict=True):
-            parameter.requires_grad_(flag)
