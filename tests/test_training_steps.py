@@ -408,7 +408,7 @@ def test_weights_of_samples(dtype):
     torch.testing.assert_close(ours.forward_kld(x, weights=weights), expected)
     torch.testing.assert_close(ours.forward_kld(x, weights=1e3 * weights), expected)
     torch.testing.assert_close(nfi.ForwardKLD(ours)(x, weights=weights), expected)
-    chosen = torch.arange(16) < 4
+    chosen = (torch.arange(16) < 4).to(dtype)
     torch.testing.assert_close(ours.forward_kld(x, weights=chosen), losses[:4].mean())
     torch.testing.assert_close(ours.forward_kld(x, weights=torch.ones(16)), losses.mean())
 
