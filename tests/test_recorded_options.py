@@ -96,6 +96,8 @@ def test_a_difference_is_found(name):
 
 EQUAL = {
     "kinds of numbers": (1, 1.0),
+    "flags of numpy": (np.bool_(True), True),
+    "reversed arrays": (np.arange(3)[::-1], torch.tensor([2, 1, 0])),
     "numpy": (np.float32(0.5), 0.5),
     "a tensor of one number": (torch.tensor(0.5), 0.5),
     "lists and tuples": ([1, 2], (1, 2)),
@@ -127,7 +129,7 @@ def test_floats_come_back_exactly():
 
 def test_a_record_does_not_fail_on_anything_that_a_module_may_hold():
     things = Holder(a=iter([]), b=torch.Generator(), c=open, d=threading.Lock())
-    things.e = np.array([None])
+    things.e = [np.array([None]), np.float64]
     things.f = things.__dict__
     things.g = [things]
     things.h = torch.zeros(2, device="meta")

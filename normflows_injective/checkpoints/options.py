@@ -19,7 +19,6 @@ from functools import partial
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -212,16 +211,14 @@ def _plain(value: Any) -> Any:
         return f"{type(value).__name__}.{value.name}"
     if value is None or isinstance(value, bool | int | str):
         return value
-    if isinstance(value, np.generic):
-        return _plain(value.item())
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     if isinstance(value, complex | slice | range):
         return str(value)
-    if isinstance(value, Tensor | np.ndarray):
-        return _numbers(value)
     if isinstance(value, type):
         return value.__name__
+    if isinstance(value, Tensor) or hasattr(value, "__array_interface__"):
+        return _numbers(value)
     if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
         items = [_plain(item) for item in value]
         return _NOTHING if any(item is _NOTHING for item in items) else items
@@ -292,12 +289,12 @@ def _class_name(value: Any) -> str:
     return type(value).__name__
 
 
-def _numbers(value: Tensor | np.ndarray[Any, Any]) -> Any:
-    """What tells a tensor from others, but not from itself in another dtype."""
-    if isinstance(value, np.ndarray):
-        if value.dtype.kind not in "biufc":
+def _numbers(value: Any) -> Any:
+    """What tells a tensor or array from others, but not from itself in another dtype."""
+    if not isinstance(value, Tensor):
+        if getattr(getattr(value, "dtype", None), "kind", "O") not in "biufc":
             return _NOTHING
-        value = torch.as_tensor(value)
+        value = torch.as_tensor(value.copy())
     shape = list(value.shape)
     if value.is_meta or value.layout != torch.strided or value.is_quantized:
         return {"shape": shape}
