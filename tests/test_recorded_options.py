@@ -318,3 +318,24 @@ def test_random_tables_of_another_seed_do_not_load_in_silence(tmp_path):
     save_checkpoint(first, tmp_path / "model")
     with pytest.raises(CheckpointError, match="'order'"):
         load_checkpoint(Shuffle(), tmp_path / "model")
+
+
+def test_a_skeleton_takes_the_file_of_what_was_fitted(tmp_path):
+    regression = nfi.diagnostics.MomentRegression((8,), steps=10)
+
+    def build(flows):
+        return nf.NormalizingFlow(nf.distributions.DiagGaussian(2), flows)
+
+    def trainer(step_size):
+        return nfi.diagnostics.LayerwiseTrainer(
+            2, step_size, max_layers=2, stop_errors=None, regression=regression
+        )
+
+    x = torch.randn(400, 2) @ torch.tensor([[1.0, 0.5], [0.0, 1.0]]) + 1
+    fitted = build(trainer(0.5).fit(x).flows)
+    save_checkpoint(fitted, tmp_path / "model")
+    again = build(trainer(0.5).skeleton(2))
+    load_checkpoint(again, tmp_path / "model")
+    assert torch.equal(again.log_prob(x), fitted.log_prob(x))
+    with pytest.raises(CheckpointError, match="'step_size' of 'flows.0'"):
+        load_checkpoint(build(trainer(0.3).skeleton(2)), tmp_path / "model")
