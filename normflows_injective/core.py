@@ -27,6 +27,7 @@ from .flows.composite import (
 from .loss_terms import LossTerms
 from .stack import Likelihood, check_parts, model_dtype, trial_pass
 from .volume.modules import refuse_single_sample
+from .volume.settings import as_written
 
 __all__ = ["InjectiveNormalizingFlow"]
 
@@ -198,6 +199,7 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
         x, log_det = self.forward_and_log_det(z, context)
         return x, log_q - log_det
 
+    @as_written
     def forward_kld(
         self, x: Tensor, context: Tensor | None = None, weights: Tensor | None = None
     ) -> Tensor:
@@ -222,6 +224,7 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
         self._check(x, "x", "data", context)
         return training_loss.forward_kld(self, x, context, weights)
 
+    @as_written
     def loss_terms(self, x: Tensor, context: Tensor | None = None) -> LossTerms:
         r"""Parts of the training loss per sample, for training and logging.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
@@ -69,12 +68,13 @@ def model_dtype(q0: nn.Module, flows: nn.Module) -> torch.dtype:
         (tensor for module in bases for tensor in module._parameters.values()),
         (tensor for module in bases for tensor in module._buffers.values()),
     ):
-        count: Counter[torch.dtype] = Counter()
+        count: dict[torch.dtype, int] = {}
         for tensor in tensors:
             if tensor is not None and tensor.is_floating_point():
-                count[tensor.dtype] += tensor.numel()
+                count[tensor.dtype] = count.get(tensor.dtype, 0) + tensor.numel()
         if count:
-            return count.most_common(1)[0][0]
+            largest = max(count.values())
+            return next(dtype for dtype, number in count.items() if number == largest)
     return torch.get_default_dtype()
 
 

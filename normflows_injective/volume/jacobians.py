@@ -15,7 +15,7 @@ from ..errors import OptionError
 from .modules import modules_of, refuse_unsupported, warm_up
 from .products import Map, jvp, vjp
 from .recording import point_at
-from .settings import differentiable_attention
+from .settings import as_written, differentiable_attention
 from .transforms import Function, Interception
 
 __all__ = ["ValueAndJacobian", "basis_of", "jacobian", "jacobian_by_rows"]
@@ -32,6 +32,7 @@ class ValueAndJacobian(NamedTuple):
     jacobian: Tensor
 
 
+@as_written
 @checks_tensors
 def jacobian(function: Map, point: Tensor, chunk_size: int | None = None) -> ValueAndJacobian:
     r"""Value and dense Jacobians of a map, by products with the basis vectors.

@@ -50,7 +50,7 @@ from .factoring import refuse_lower_dimension, warn_if_deficient
 from .modules import modules_of, refuse_unsupported, warm_up
 from .probes import draw_probes
 from .products import Map, jvp, vjp
-from .settings import differentiable_attention
+from .settings import as_written, differentiable_attention
 
 __all__ = ["EstimatedVolume", "lanczos_log_volume"]
 
@@ -67,6 +67,7 @@ class EstimatedVolume(NamedTuple):
     standard_error: Tensor
 
 
+@as_written
 def lanczos_log_volume(
     decode: Map,
     z: Tensor,

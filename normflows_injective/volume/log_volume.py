@@ -13,6 +13,7 @@ from .factoring import factored_dtype, refuse_lower_dimension, warn_if_deficient
 from .jacobians import jacobian
 from .lanczos import EstimatedVolume, lanczos_log_volume
 from .products import Map
+from .settings import as_written
 
 __all__ = ["DecodedVolume", "decode_and_log_volume", "log_volume", "matrix_log_volume"]
 
@@ -113,6 +114,7 @@ def log_volume(
     return decode_and_log_volume(decode, z, chunk_size).log_volume
 
 
+@as_written
 @checks_tensors
 def decode_and_log_volume(decode: Map, z: Tensor, chunk_size: int | None = None) -> DecodedVolume:
     r"""Decode a batch and give the exact log-volume from the same pass.

@@ -5,17 +5,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import wraps
 from threading import Lock, RLock
 from types import TracebackType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-__all__ = ["FORWARD_MODE", "differentiable_attention", "uncompiled"]
+from .decompositions import load_decompositions
 
-# torch counts the open levels of forward mode for the whole process, not for each thread.
-FORWARD_MODE = RLock()
+__all__ = ["FORWARD_MODE", "as_written", "differentiable_attention", "uncompiled"]
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 
 class _Shared(AbstractContextManager[None]):
@@ -49,6 +51,29 @@ class _Shared(AbstractContextManager[None]):
                 self._setting.__exit__(None, None, None)
 
 
+class _ForwardMode(AbstractContextManager[None]):
+    """One thread's turn at forward mode, with what torch needs for it.
+
+    torch counts the open levels of forward mode for the whole process, not for each thread.
+    """
+
+    def __init__(self) -> None:
+        self._turn = RLock()
+
+    def __enter__(self) -> None:
+        load_decompositions()
+        self._turn.acquire()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._turn.release()
+
+
+FORWARD_MODE = _ForwardMode()
 _ATTENTION = _Shared(lambda: sdpa_kernel(SDPBackend.MATH))
 _UNCOMPILED = _Shared(lambda: torch.compiler.set_stance("force_eager"))
 
@@ -65,3 +90,24 @@ def uncompiled() -> AbstractContextManager[None]:
     """
     # Importing the compiler takes seconds; without it nothing can be compiled.
     return _UNCOMPILED if "torch._dynamo" in sys.modules else nullcontext()
+
+
+def as_written(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Let a function that takes derivatives run as it was written where a user compiles a call.
+
+    torch.compile traces neither dual numbers nor settings of the process. It compiles what stands
+    before and after the function, and calls the function itself.
+
+    Args:
+        function: Function or method.
+    """
+
+    @wraps(function)
+    def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        if not torch.compiler.is_dynamo_compiling():
+            return function(*args, **kwargs)
+        # Not at definition: importing torch's compiler takes seconds.
+        result: Result = torch.compiler.disable(function)(*args, **kwargs)
+        return result
+
+    return call

@@ -14,7 +14,7 @@ from ..errors import NotInjectiveError, ShapeError
 from .modules import is_cold, modules_of, refuse_unsupported, warm_up
 from .products import Map, jvp
 from .recording import Recorded, inner, point_at, record
-from .settings import differentiable_attention
+from .settings import as_written, differentiable_attention
 
 __all__ = [
     "Estimator",
@@ -56,6 +56,7 @@ class SurrogateAndErrors(NamedTuple):
 class Estimator(ABC):
     """How the gradient of the log-volume is estimated from an encoder and a decoder."""
 
+    @as_written
     @checks_tensors
     def __call__(self, x: Tensor, encode: Map, decode: Map, draw_probes: DrawProbes) -> Surrogate:
         r"""Encode, decode and form the surrogate.

@@ -21,7 +21,7 @@ from torch.autograd.forward_ad import make_dual, unpack_dual
 
 from .activations import push_silu
 from .normalisation import push_group_norm, push_layer_norm
-from .transforms import Function, Interception, open_transforms, saving_hooks
+from .transforms import Function, Interception, number_open, open_transforms, saving_hooks
 
 __all__ = [
     "AFFINE",
@@ -109,7 +109,7 @@ class SkipZeroProducts(Interception):
 
     def __init__(self) -> None:
         super().__init__()
-        self._outside = open_transforms().count(TransformType.Jvp)
+        self._outside = number_open(TransformType.Jvp)
         self._hooks = saving_hooks()
 
     def _intercept(self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -123,7 +123,7 @@ class SkipZeroProducts(Interception):
 
     def _is_nested(self) -> bool:
         """Whether the network has started a forward mode, whose tangents are part of the value."""
-        return open_transforms().count(TransformType.Jvp) > self._outside + 1
+        return number_open(TransformType.Jvp) > self._outside + 1
 
     def _refuse_own_graph(self, func: Function) -> None:
         if func in DIFFERENTIATING and open_transforms()[-1:] != [TransformType.Grad]:

@@ -14,6 +14,7 @@ __all__ = [
     "Function",
     "Interception",
     "is_batching",
+    "number_open",
     "open_transforms",
     "saving_hooks",
 ]
@@ -41,6 +42,12 @@ class Interception(TorchFunctionMode):
 def is_batching() -> bool:
     """Whether a call stands inside a vmap."""
     return TransformType.Vmap in open_transforms()
+
+
+def number_open(kind: TransformType) -> int:
+    """How many transforms of a kind are around a call."""
+    # Not by count, which older compilers do not know.
+    return len([transform for transform in open_transforms() if transform == kind])
 
 
 def saving_hooks() -> Any:

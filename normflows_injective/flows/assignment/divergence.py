@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...checks import check_choice
 from ...volume.products import jvp
+from ...volume.settings import as_written
 
 __all__ = ["DIVERGENCES", "check_divergence", "trace_of_jacobian"]
 
@@ -29,6 +30,7 @@ def check_divergence(divergence: str) -> None:
     check_choice(divergence, DIVERGENCES, "divergence")
 
 
+@as_written
 def trace_of_jacobian(
     function: Callable[[Tensor], Tensor], m: Tensor, probes: Tensor | None
 ) -> tuple[Tensor, Tensor]:
