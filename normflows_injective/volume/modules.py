@@ -82,7 +82,8 @@ def is_cold(module: nn.Module) -> bool:
     if "data_dep_init_done" not in module._buffers:
         return False
     done = module._buffers["data_dep_init_done"]
-    return done is not None and not bool(done > 0)
+    # On the meta device there are no data to meet.
+    return done is not None and not done.is_meta and not bool(done > 0)
 
 
 def warm_up(function: Callable[[Tensor], Tensor], z: Tensor) -> None:

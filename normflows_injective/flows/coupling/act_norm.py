@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ...checks import check_count, check_event_shape, check_finite
 from ...errors import ShapeError
 from ..layer import Layer
-from .first_data import awaits_first_data, expect_first_data, spread_of
+from .first_data import awaits_first_data, expect_first_data, has_met_data, spread_of
 
 __all__ = ["ActNorm"]
 
@@ -84,7 +84,7 @@ class ActNorm(Layer):
             check_finite(x, "the first batch of ActNorm")
             self.shift.copy_(-x.mean(0))
             self.log_scale.copy_(-spread_of(x).log())
-        self.data_dep_init_done.fill_(1.0)
+        has_met_data(self)
 
     @property
     def takes_context(self) -> bool:

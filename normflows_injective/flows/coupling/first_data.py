@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ...errors import UnsupportedLayerError
 from ...volume.modules import is_cold
 
-__all__ = ["awaits_first_data", "expect_first_data", "spread_of"]
+__all__ = ["awaits_first_data", "expect_first_data", "has_met_data", "spread_of"]
 
 
 def expect_first_data(module: nn.Module) -> None:
@@ -19,7 +20,7 @@ def expect_first_data(module: nn.Module) -> None:
         module: A module with a method ``initialise``, which fills the flag with one.
     """
     module.register_buffer("data_dep_init_done", torch.tensor(0.0))
-    module.register_load_state_dict_post_hook(_forget)
+    module.register_load_state_dict_post_hook(_read_again)
 
 
 def awaits_first_data(module: nn.Module) -> bool:
@@ -31,6 +32,9 @@ def awaits_first_data(module: nn.Module) -> bool:
     Args:
         module: A module that :func:`expect_first_data` has seen.
 
+    Raises:
+        UnsupportedLayerError: If it is compiled or exported before it has met data.
+
     Examples:
         >>> module = nn.Linear(1, 1)
         >>> expect_first_data(module)
@@ -39,9 +43,24 @@ def awaits_first_data(module: nn.Module) -> bool:
     """
     if getattr(module, "_has_met_data", False):
         return False
+    if torch.compiler.is_compiling():
+        raise UnsupportedLayerError(
+            f"{type(module).__name__} initialises itself on its first batch, which no exported or "
+            "compiled program can do. Call the model on data once before, or load its weights."
+        )
     cold = is_cold(module)
     module._has_met_data = not cold  # type: ignore[assignment]
     return cold
+
+
+def has_met_data(module: nn.Module) -> None:
+    """Note that a module has been initialised, in its state and for :func:`awaits_first_data`.
+
+    Args:
+        module: A module that :func:`expect_first_data` has seen.
+    """
+    module.data_dep_init_done.fill_(1.0)  # type: ignore[operator, union-attr]
+    module._has_met_data = True  # type: ignore[assignment]
 
 
 def spread_of(rows: Tensor) -> Tensor:
@@ -64,5 +83,5 @@ def spread_of(rows: Tensor) -> Tensor:
     return torch.where(varies, spread, spread[varies].mean())
 
 
-def _forget(module: nn.Module, _: object) -> None:
-    module._has_met_data = False  # type: ignore[assignment]
+def _read_again(module: nn.Module, _: object) -> None:
+    module._has_met_data = not is_cold(module)  # type: ignore[assignment]

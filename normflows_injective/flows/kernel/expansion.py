@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ...checks import check_count, check_finite
 from ...errors import ShapeError
 from ...nets.joining import ContextNetwork
-from ..coupling.first_data import expect_first_data, spread_of
+from ..coupling.first_data import expect_first_data, has_met_data, spread_of
 from .kernels import kernel_named, squared_distances
 
 __all__ = ["KernelExpansion"]
@@ -188,7 +188,7 @@ class KernelExpansion(ContextNetwork):
         check_finite(rows, "the data that place the auxiliary points")
         if not self.weights.any():
             self._place(rows.to(self.points.dtype))
-        self.data_dep_init_done.fill_(1.0)
+        has_met_data(self)
 
     def extra_repr(self) -> str:
         """Options that are no modules."""
