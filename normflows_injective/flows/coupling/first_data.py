@@ -59,7 +59,7 @@ def has_met_data(module: nn.Module) -> None:
     Args:
         module: A module that :func:`expect_first_data` has seen.
     """
-    module.data_dep_init_done.fill_(1.0)  # type: ignore[operator, union-attr]
+    module.data_dep_init_done.fill_(1.0)  # type: ignore[operator]
     module._has_met_data = True  # type: ignore[assignment]
 
 
