@@ -12,7 +12,7 @@ from torch import Tensor
 from ..checks import check_choice, check_event_shape, is_readable
 from ..errors import OffManifoldError, OptionError
 from .on_simplex import closed_parts
-from .on_sphere import check_policy, unit_vectors
+from .on_sphere import check_policy, refuse_off_orthant, unit_vectors
 from .simplex_coordinates import COORDINATES
 from .sphere import check_dim
 from .surface import Chart, SurfaceMap, check_measure
@@ -142,6 +142,8 @@ def _radial_stretch(u: Tensor) -> Tensor:
 
 
 def _square_stretch(u: Tensor) -> Tensor:
+    # A part of zero would have an infinite density.
+    refuse_off_orthant(u, "z")
     return (u.shape[1] - 1) * math.log(2) + u.log().sum(1)
 
 

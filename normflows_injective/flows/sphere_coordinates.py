@@ -150,7 +150,8 @@ def _to_stereographic(u: Tensor) -> tuple[Tensor, Tensor]:
     # taken of a scaled vector, so that its square stays in range next to the pole.
     upper = last > 0
     scale = head.detach().abs().amax(1, keepdim=True).clamp_min(torch.finfo(u.dtype).tiny)
-    length = torch.linalg.vector_norm(head / scale, dim=1, keepdim=True)
+    # On the lower half the length is not used. At the centre it is zero, and without a gradient.
+    length = torch.linalg.vector_norm(torch.where(upper, head / scale, 1), dim=1, keepdim=True)
     log_above = 2 * (length.log() + scale.log()) - torch.where(upper, last, 0).log1p()
     log_height = torch.where(upper, log_above, (1 - torch.where(upper, 0, last)).log())
     direction = head / scale
@@ -162,12 +163,14 @@ def _to_stereographic(u: Tensor) -> tuple[Tensor, Tensor]:
 def _refuse_pole(head: Tensor, last: Tensor) -> None:
     if not is_readable(head):
         return
-    pole = ((head.detach() == 0).all(1) & (last.detach()[:, 0] > 0)).nonzero()
+    # Nearer than this the derivatives of the coordinates are beyond the range of the dtype.
+    nearest = math.sqrt(torch.finfo(head.dtype).tiny)
+    pole = ((head.detach().abs() < nearest).all(1) & (last.detach()[:, 0] > 0)).nonzero()
     if len(pole):
         raise OffManifoldError(
-            f"{len(pole)} points are the pole that the stereographic chart misses, the first at "
-            f"index {int(pole[0])}. Use SphereChart(kind='cot'), rotate the data, or start "
-            "elsewhere."
+            f"{len(pole)} points are the pole that the stereographic chart misses, or within "
+            f"{nearest:.2g} of it, the first at index {int(pole[0])}. Use "
+            "SphereChart(kind='cot'), rotate the data, or start elsewhere."
         )
 
 
