@@ -44,6 +44,8 @@ _MAY_DIFFER_IN_TORCH: tuple[tuple[type[nn.Module], frozenset[str]], ...] = (
     (nn.modules.batchnorm._NormBase, frozenset({"momentum"})),
 )
 _DEPTH = 8
+# Numbers of numpy by the kind of their dtype.
+_SCALARS: dict[str, Any] = {"b": bool, "i": int, "u": int, "f": float, "c": complex}
 
 
 class Options(NamedTuple):
@@ -292,8 +294,11 @@ def _class_name(value: Any) -> str:
 def _numbers(value: Any) -> Any:
     """What tells a tensor or array from others, but not from itself in another dtype."""
     if not isinstance(value, Tensor):
-        if getattr(getattr(value, "dtype", None), "kind", "O") not in "biufc":
+        scalar = _SCALARS.get(getattr(getattr(value, "dtype", None), "kind", "O"))
+        if scalar is None:
             return _NOTHING
+        if not value.shape:
+            return _plain(scalar(value))
         value = torch.as_tensor(value.copy())
     shape = list(value.shape)
     if value.is_meta or value.layout != torch.strided or value.is_quantized:
