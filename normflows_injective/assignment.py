@@ -13,7 +13,7 @@ from .checks import check_choice, check_count, check_finite, check_loss, checks_
 from .context import check_context
 from .discrete_likelihood import DIVERGED, DiscreteLogProb, importance_log_prob
 from .errors import UnsupportedModelError
-from .flows.assignment.field import AssignmentField, evaluating
+from .flows.assignment.field import AssignmentField
 from .flows.assignment.horizon import horizon_of
 from .flows.assignment.integration import Times, check_solver, integrate
 from .flows.assignment.layer import AssignmentLayer
@@ -21,6 +21,7 @@ from .flows.assignment.parametrisation import PARAMETRISATIONS
 from .flows.assignment.paths import AssignmentPath, Horizon
 from .flows.assignment.readings import reading_of
 from .flows.assignment.simplices import Simplices
+from .volume.replicas import in_evaluation
 
 __all__ = ["AssignmentFlow"]
 
@@ -188,7 +189,7 @@ class AssignmentFlow(nn.Module):
         max_rows: int = 8192,
         progress: bool = False,
     ) -> Tensor:
-        r"""Draw labels, with the network in evaluation mode.
+        r"""Draw labels, by a copy of the network in evaluation mode that shares its parameters.
 
         Args:
             num_samples: Number of samples.
@@ -215,17 +216,17 @@ class AssignmentFlow(nn.Module):
         draw = reading_of(reading).draw
         times = self.path.times(steps)
         check_count(max_rows, "max_rows")
+        field = in_evaluation(self.field)
         starts = self.path.draw_start(num_samples, self.field.like).split(max_rows)
         contexts = [None] * len(starts) if context is None else list(context.split(max_rows))
         samples = []
         for start, rows in zip(starts, contexts, strict=True):
 
             def rate(v: Tensor, t: float, rows: Tensor | None = rows) -> Tensor:
-                moved: Tensor = self.field(v, v.new_full((len(v),), t), rows)
+                moved: Tensor = field(v, v.new_full((len(v),), t), rows)
                 return moved
 
-            with evaluating(self.field.net):
-                v = integrate(rate, start, times, solver, progress)
+            v = integrate(rate, start, times, solver, progress)
             check_finite(v, "the logits at the end", DIVERGED)
             samples.append(draw(self.simplices, v))
         return torch.cat(samples)
@@ -247,7 +248,7 @@ class AssignmentFlow(nn.Module):
     ) -> DiscreteLogProb:
         r"""Estimate log-probabilities of labels, with their errors, by importance sampling.
 
-        The network is in evaluation mode meanwhile.
+        The network is evaluated as in evaluation mode, by a copy that shares its parameters.
 
         The proposal is the law of the path given the labels, which is optimal for an exact field:
         see ``discrete_likelihood.py``. Every draw follows the flow back to the noise once, with
@@ -289,11 +290,11 @@ class AssignmentFlow(nn.Module):
         labels = self._check_labels(labels, context, mask)
         check_count(num_importance_samples, "num_importance_samples")
         check_count(max_rows, "max_rows")
-        layer = self.layer(steps, solver, divergence, num_probes)
+        field = in_evaluation(self.field)
+        layer = AssignmentLayer(field, steps, solver, divergence, num_probes)
         law = reading_of(reading)
         num = num_importance_samples
-        with evaluating(self.field.net):
-            return importance_log_prob(layer, law, labels, num, context, mask, max_rows, progress)
+        return importance_log_prob(layer, law, labels, num, context, mask, max_rows, progress)
 
     def layer(
         self,

@@ -61,9 +61,9 @@ def takes_context(component: Any) -> bool:
         True
     """
     own = getattr(component, "takes_context", None)
-    takes = names_context(component) if own is None else bool(own)
-    if own is None and takes and _is_hosts(component):
-        takes = built_for_context(component)
+    takes = bool(own)
+    if own is None:
+        takes = names_context(component) or _hosts_and_built(component)
     lacking = methods_without_keyword(component) if takes else ""
     if lacking:
         raise _no_keyword(component, lacking)
@@ -86,9 +86,7 @@ def needs_context(component: Any) -> bool:
     own = getattr(component, "needs_context", None)
     if own is not None:
         return bool(own)
-    if _is_hosts(component):
-        return names_context(component) and built_for_context(component)
-    return requires_keyword(component)
+    return requires_keyword(component) or _hosts_and_built(component)
 
 
 def with_context(
@@ -198,10 +196,8 @@ def _no_keyword(component: Any, methods: str) -> ContextError:
     )
 
 
-def _is_hosts(component: Any) -> bool:
-    # By where its call was written: a user's subclass may inherit it, or bring its own.
-    call = getattr(type(component), "forward", component)
-    return getattr(call, "__module__", "").partition(".")[0] == "normflows"
+def _hosts_and_built(component: Any) -> bool:
+    return names_context(component, hosts=True) and built_for_context(component)
 
 
 def built_for_context(component: nn.Module) -> bool:

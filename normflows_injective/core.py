@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import normflows as nf
@@ -15,6 +16,7 @@ from .bases import base_log_prob, sample_base
 from .checkpoints import load_checkpoint, save_checkpoint
 from .checks import check_batch, check_count, check_event_shape, checks_tensors_of
 from .context import check_context, takes_context
+from .diverged import names_diverged
 from .errors import ContextError
 from .flows.composite import (
     joint_decode,
@@ -25,7 +27,8 @@ from .flows.composite import (
     summed_inverse,
 )
 from .loss_terms import LossTerms
-from .stack import Likelihood, check_parts, model_dtype, trial_pass
+from .stack import Likelihood, check_parts, first_pass, model_dtype, trial_pass
+from .volume.first_data import meet_first_data
 from .volume.modules import refuse_single_sample
 from .volume.settings import as_written
 
@@ -107,26 +110,31 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
         """The layers from the first injection on, differentiated as one map."""
         return list(self.flows)[self._num_latent :]
 
+    @names_diverged
     def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Coordinates :math:`F(x)`, (B, *), of data (B, *), before the latent block."""
-        self._check(x, "x", "data", context)
-        return joint_encode(self.composite, x.clone(), context)
+        model = self._check(x, "x", "data", context)
+        return joint_encode(model.composite, x.clone(), context)
 
+    @names_diverged
     def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Points on the manifold :math:`G(z)`, (B, *), of coordinates from :meth:`encode`."""
-        self._check(z, "z", "latent", context)
-        return joint_decode(self.composite, z.clone(), context)
+        model = self._check(z, "z", "latent", context)
+        return joint_decode(model.composite, z.clone(), context)
 
+    @names_diverged
     def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Send base variables (B, *) to the data space (B, *), :math:`G(h(z))`."""
-        self._check(z, "z", "base", context)
-        return joint_decode(self.flows, z.clone(), context)
+        model = self._check(z, "z", "base", context)
+        return joint_decode(model.flows, z.clone(), context)
 
+    @names_diverged
     def inverse(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Send data (B, *) to base variables (B, *), :math:`h^{-1}(F(x))`."""
-        self._check(x, "x", "data", context)
-        return joint_encode(self.flows, x.clone(), context)
+        model = self._check(x, "x", "data", context)
+        return joint_encode(model.flows, x.clone(), context)
 
+    @names_diverged
     def forward_and_log_det(
         self, z: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -139,11 +147,12 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
         Returns:
             Data :math:`(B, *)`; :math:`\log|\det h'| + \tfrac12 \log\det G'^\top G'`, (B,), nats.
         """
-        self._check(z, "z", "base", context)
-        z, log_det = summed_forward(self.latent_block, z, context)
-        x, log_volume = joint_decode_and_log_volume(self.composite, z, context)
+        model = self._check(z, "z", "base", context)
+        z, log_det = summed_forward(model.latent_block, z, context)
+        x, log_volume = joint_decode_and_log_volume(model.composite, z, context)
         return x, log_det + log_volume
 
+    @names_diverged
     def inverse_and_log_det(
         self, x: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -156,11 +165,12 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
         Returns:
             Base variables of shape :math:`(B, *)`, minus the log-volume of shape :math:`(B,)`.
         """
-        self._check(x, "x", "data", context)
-        latent, log_volume = joint_encode_and_log_volume(self.composite, x.clone(), context)
-        z, log_det = summed_inverse(self.latent_block, latent, context)
+        model = self._check(x, "x", "data", context)
+        latent, log_volume = joint_encode_and_log_volume(model.composite, x.clone(), context)
+        z, log_det = summed_inverse(model.latent_block, latent, context)
         return z, log_det - log_volume
 
+    @names_diverged
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Exact log-density of the projection of the data onto the manifold.
 
@@ -177,6 +187,7 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
         z, log_det = self.inverse_and_log_det(x, context)
         return base_log_prob(self.q0, z, context) + log_det
 
+    @names_diverged
     def sample(
         self, num_samples: int = 1, context: Tensor | None = None, log_prob: bool = True
     ) -> tuple[Tensor, Tensor | None]:
@@ -193,9 +204,8 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
         check_count(num_samples, "num_samples")
         self._check_call(context, num_samples)
         z, log_q = sample_base(self.q0, num_samples, context, model_dtype(self.q0, self.flows))
-        refuse_single_sample(self.modules(), z)
         if not log_prob:
-            return joint_decode(self.flows, z, context), None
+            return self.forward(z, context), None
         x, log_det = self.forward_and_log_det(z, context)
         return x, log_q - log_det
 
@@ -221,10 +231,10 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
             NonFiniteError: If the data, a weight or a term of the loss is not finite.
             OptionError: If a weight is negative, or all are zero.
         """
-        self._check(x, "x", "data", context)
-        return training_loss.forward_kld(self, x, context, weights)
+        return training_loss.forward_kld(self._check_data(x, context), x, context, weights)
 
     @as_written
+    @names_diverged
     def loss_terms(self, x: Tensor, context: Tensor | None = None) -> LossTerms:
         r"""Parts of the training loss per sample, for training and logging.
 
@@ -237,15 +247,16 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
         Returns:
             :class:`LossTerms` ``(log_prob_latent, surrogate, reconstruction_error, loss)``.
         """
-        self._check(x, "x", "data", context)
-        return training_loss.loss_terms(self, x, context)
+        return training_loss.loss_terms(self._check_data(x, context), x, context)
 
+    @names_diverged
     def project(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Reconstructions :math:`\hat x = G(F(x))`, (B, *), the points whose density is given."""
-        self._check(x, "x", "data", context)
-        z = joint_encode(self.composite, x.clone(), context)
-        return joint_decode(self.composite, z, context)
+        model = self._check(x, "x", "data", context)
+        z = joint_encode(model.composite, x.clone(), context)
+        return joint_decode(model.composite, z, context)
 
+    @names_diverged
     def reconstruction_error(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Squared distances :math:`\lVert x - G(F(x)) \rVert^2`, summed over dimensions, (B,)."""
         return (x - self.project(x, context)).flatten(1).square().sum(1)
@@ -301,11 +312,29 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
 
     save, load = save_checkpoint, load_checkpoint
 
-    def _check(self, batch: Tensor, name: str, space: str, context: Tensor | None) -> None:
+    def _check_data(self, x: Tensor, context: Tensor | None) -> InjectiveNormalizingFlow:
+        """Check data for training; layers keep what they take if the whole loss is finite."""
+
+        def first(model: InjectiveNormalizingFlow) -> Tensor:
+            return training_loss.terms(model, x, context).loss.mean()
+
+        return self._check(x, "x", "data", context, first)
+
+    def _check(
+        self,
+        batch: Tensor,
+        name: str,
+        space: str,
+        context: Tensor | None,
+        first: Callable[[InjectiveNormalizingFlow], Tensor] | None = None,
+    ) -> InjectiveNormalizingFlow:
+        """Check the arguments, and give what to go on with: see :func:`meet_first_data`."""
         check_batch(batch, name, model_dtype(self.q0, self.flows))
         self._check_call(context, batch.shape[0])
         check_event_shape(batch, self._shapes and getattr(self._shapes, space), name)
         refuse_single_sample(self.modules(), batch)
+        first = first or partial(first_pass, batch, space, context)
+        return meet_first_data(self, first, on_samples=space != "data")
 
     def _check_call(self, context: Tensor | None, length: int) -> None:
         check_context(self._conditional, context, length)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
+import normflows as nf
 import torch
 from torch import nn
 
@@ -74,11 +75,13 @@ def methods_without_keyword(component: Any) -> str:
     return " and ".join(name for name in methods if context_keyword(component, name) is None)
 
 
-def names_context(component: Any) -> bool:
+def names_context(component: Any, hosts: bool = False) -> bool:
     """Whether a method of a component has an argument for a context, by keyword or not.
 
     Args:
         component: As in :func:`context_keyword`.
+        hosts: Whether to look at the methods of flows and bases that normflows wrote, which have
+            the argument whether or not they use it, or at all the others.
 
     Examples:
         >>> names_context(nn.Linear(2, 2)), names_context(lambda z, context, /: z)
@@ -88,11 +91,12 @@ def names_context(component: Any) -> bool:
         context_keyword(component, name) is not None
         or any(keyword in _parameters(component, name) for keyword in _KEYWORDS)
         for name in _own_methods(component)
+        if _is_hosts(component, name) == hosts
     )
 
 
 def requires_keyword(component: Any) -> bool:
-    """Whether a method of a component cannot be called without a context.
+    """Whether a method of a component, not by normflows, cannot be called without a context.
 
     Args:
         component: As in :func:`context_keyword`.
@@ -104,6 +108,7 @@ def requires_keyword(component: Any) -> bool:
     return any(
         parameter.default is inspect.Parameter.empty
         for name in _own_methods(component)
+        if not _is_hosts(component, name)
         for keyword, parameter in _parameters(component, name).items()
         if keyword in _KEYWORDS and parameter.kind in _NAMED
     )
@@ -129,6 +134,15 @@ def _own_methods(component: Any) -> Iterator[str]:
         brought = method is not None and getattr(method, "__qualname__", "") not in _ABSTRACT
         if brought or name in getattr(component, "__dict__", {}):
             yield name
+
+
+def _is_hosts(component: Any, method: str) -> bool:
+    # By where the method was written: a user's subclass may inherit it, or bring its own.
+    component = _unwrapped(component)
+    if not isinstance(component, nn.Module) or isinstance(component, nf.distributions.Target):
+        return False
+    written = getattr(getattr(type(component), method, None), "__module__", None) or ""
+    return written.partition(".")[0] == "normflows"
 
 
 def _parameters(component: Any, method: str) -> Mapping[str, inspect.Parameter]:

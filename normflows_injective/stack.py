@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from typing import NamedTuple
+from contextlib import suppress
+from typing import Any, NamedTuple
 
 import normflows as nf
 import torch
 from torch import Tensor, nn
 
-from .bases import sample_base
+from .bases import base_log_prob, sample_base
 from .context import needs_context
 from .errors import (
     InjectiveFlowError,
@@ -26,15 +26,17 @@ from .flows.injection import Injection
 from .flows.shapes import check_raises_dimension
 from .flows.surface import check_surfaces
 from .likelihoods import SurrogateLikelihood
+from .random_numbers import OwnRandomNumbers
 from .volume.modules import modules_of
+from .volume.replicas import on_trial
 
 __all__ = [
     "Likelihood",
     "StackShapes",
     "check_parts",
+    "first_pass",
     "model_dtype",
     "trial_pass",
-    "undisturbed",
 ]
 
 Likelihood = SurrogateLikelihood | ExactLikelihood
@@ -157,8 +159,8 @@ def trial_pass(
 ) -> StackShapes | None:
     """Send two base samples to the data and back, and read off the shapes.
 
-    The random state, the modes of the modules and layers that initialise themselves on data are
-    left as they were.
+    Copies are sent through, so that nothing of the modules is changed, and no random numbers of
+    the caller are drawn.
 
     Args:
         q0: Base distribution.
@@ -188,7 +190,8 @@ def trial_pass(
     ):
         return None
     dtype = model_dtype(q0, nn.ModuleList(flows))
-    with torch.no_grad(), undisturbed(parts):
+    q0, *flows = on_trial(parts)
+    with torch.no_grad(), OwnRandomNumbers():
         base, _ = sample_base(q0, 2, context, dtype)
         latent = _through(flows, range(num_latent), base.clone(), context, forward=True)
         behind = range(num_latent, len(flows))
@@ -247,26 +250,22 @@ def _through(
     return value
 
 
-@contextmanager
-def undisturbed(parts: Sequence[nn.Module]) -> Iterator[None]:
-    """Try modules in evaluation mode, and leave them and the random state as they were.
+def first_pass(batch: Tensor, space: str, context: Tensor | None, model: Any) -> Tensor:
+    """What a batch leads to in a model, which must be finite before its layers take it over.
+
+    For data it is the reconstruction error and the density of the latents.
 
     Args:
-        parts: Modules; those that initialise themselves on their first data are reset.
+        batch: Data, base variables or latents (B, *).
+        space: ``"data"``, ``"base"`` or ``"latent"``.
+        context: Context with B rows, or None.
+        model: An injective flow.
     """
-    modules = [module for part in parts for module in part.modules()]
-    modes = [module.training for module in modules]
-    cold = [module for module in modules if hasattr(module, "data_dep_init_done")]
-    states = [{k: v.clone() for k, v in module.state_dict().items()} for module in cold]
-    tensors = [t for part in parts for t in [*part.parameters(), *part.buffers()]]
-    devices = sorted({t.device.index for t in tensors if t.device.type == "cuda"})
-    for module in modules:
-        module.training = False
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        for module, mode in zip(modules, modes, strict=True):
-            module.training = mode
-        for module, state in zip(cold, states, strict=True):
-            module.load_state_dict(state)
+    if space != "data":
+        return joint_decode(
+            model.flows if space == "base" else model.composite, batch.clone(), context
+        )
+    z = joint_encode(model.flows, batch.clone(), context)
+    log_prob = base_log_prob(model.q0, z, context)
+    error = batch - joint_decode(model.flows, z.clone(), context)
+    return error.flatten(1).square().sum(1) - log_prob

@@ -19,14 +19,14 @@ from .flows.composite import (
 )
 from .loss_terms import LossTerms, SurrogateTerms
 from .stack import model_dtype
+from .volume.first_data import warm_up
 from .volume.gradients import out_of_inference
-from .volume.modules import warm_up
 from .weights import mean_loss
 
 if TYPE_CHECKING:
     from .core import InjectiveNormalizingFlow
 
-__all__ = ["forward_kld", "loss_terms", "prior_samples"]
+__all__ = ["forward_kld", "loss_terms", "prior_samples", "terms"]
 
 
 def forward_kld(
@@ -47,9 +47,9 @@ def forward_kld(
         NonFiniteError: If it is not finite; then no training step is counted.
     """
     with model.likelihood.training_loss(model):
-        terms = _terms(model, x, context)
-        loss = mean_loss(terms.loss, weights)
-        check_loss(loss, terms._asdict())
+        parts = terms(model, x, context)
+        loss = mean_loss(parts.loss, weights)
+        check_loss(loss, parts._asdict())
     return loss
 
 
@@ -65,7 +65,7 @@ def loss_terms(model: InjectiveNormalizingFlow, x: Tensor, context: Tensor | Non
         :class:`~normflows_injective.LossTerms`.
     """
     with model.likelihood.training_loss(model):
-        return _terms(model, x, context)
+        return terms(model, x, context)
 
 
 def prior_samples(
@@ -91,22 +91,29 @@ def prior_samples(
         return joint_decode(model.latent_block, z, context)
 
 
-def _terms(model: InjectiveNormalizingFlow, x: Tensor, context: Tensor | None) -> LossTerms:
+def terms(model: InjectiveNormalizingFlow, x: Tensor, context: Tensor | None) -> LossTerms:
+    """Parts of the loss per sample, without counting a step.
+
+    Args:
+        model: Model whose loss it is.
+        x: Data of shape :math:`(B, *)`, checked.
+        context: One row per sample, or None.
+    """
     # The surrogate's products need autograd, which refuses tensors of inference mode.
     context = None if context is None else out_of_inference(context)
     exact = isinstance(model.likelihood, ExactLikelihood)
     decode = joint_decode_and_log_volume if exact else joint_decode
-    terms: SurrogateTerms = model.likelihood(
+    passed: SurrogateTerms = model.likelihood(
         x,
         partial(joint_encode, model.composite, context=context),
         partial(decode, model.composite, context=context),
         prior_samples(model, x, context),
     )
-    z, log_det = summed_inverse(model.latent_block, terms.z, context)
+    z, log_det = summed_inverse(model.latent_block, passed.z, context)
     log_prob = base_log_prob(model.q0, z, context) + log_det
     return LossTerms(
         log_prob_latent=log_prob,
-        surrogate=terms.volume,
-        reconstruction_error=terms.reconstruction_error,
-        loss=model.likelihood.loss(terms, log_prob),
+        surrogate=passed.volume,
+        reconstruction_error=passed.reconstruction_error,
+        loss=model.likelihood.loss(passed, log_prob),
     )

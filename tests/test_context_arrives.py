@@ -238,6 +238,19 @@ def test_a_target_that_says_so_must_have_the_keyword():
         model.reverse_kld(4, context=torch.zeros(4, 2))
 
 
+def test_targets_of_normflows_take_a_context():
+    target = nf.distributions.target.ConditionalDiagGaussian()
+    assert with_context(target, torch.zeros(1, 4), "log_prob").keys() == {"context"}
+
+
+def test_what_a_subclass_inherits_from_normflows_takes_no_context():
+    class Own(nf.distributions.DiagGaussian):
+        def forward(self, num_samples=1):
+            return super().forward(num_samples)
+
+    assert not takes_context(Own(2))
+
+
 def test_an_injection_is_called_by_keyword():
     class Shifted(nfi.flows.Injection):
         takes_context = True

@@ -15,6 +15,7 @@ from ..errors import OptionError, ShapeError
 from ..flows.composite import joint_encode
 from ..flows.moment_block import ConditionalMoments, MomentBlock, check_step_size
 from ..flows.volume_preserving.rotation import Rotation, random_rotation
+from ..volume.first_data import meet_first_data
 from .conditional_moments import (
     MomentRegression,
     check_regression,
@@ -189,7 +190,10 @@ class LayerwiseTrainer:
             )
         _check_given(given)
         with torch.inference_mode(False), torch.no_grad():
-            z = joint_encode(list(given), x.detach().clone())
+            layers = meet_first_data(
+                nn.ModuleList(given), lambda layers: joint_encode(layers, x.detach().clone())
+            )
+            z = joint_encode(layers, x.detach().clone())
             check_finite(z, "the latents of x under the given layers")
             if z.shape != x.shape:
                 raise ShapeError(

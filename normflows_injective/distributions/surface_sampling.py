@@ -24,6 +24,7 @@ from torch import Tensor
 from ..errors import NumericalWarning, OptionError
 from ..flows.gauges.gauge import Gauge, HomogeneousGauge
 from ..flows.radial import RadialSurface
+from ..random_numbers import OwnRandomNumbers
 from .spherical import log_sphere_area
 
 __all__ = ["Mass", "SurfaceSampler"]
@@ -91,7 +92,7 @@ class SurfaceSampler:
 
     def log_bound(self) -> float:
         """The greatest log-ratio: a closed form, or the greatest that was seen."""
-        with torch.random.fork_rng(devices=[]):
+        with OwnRandomNumbers():
             proposal = self._propose(1)
         if proposal.by_cone and self._surface.measure == "cone":
             return 0.0
@@ -151,8 +152,7 @@ class SurfaceSampler:
         """Log-ratios (n,) of always the same directions, and the proposal's log-mass."""
         if self._pooled is None:
             ratios, missing, log_mass = [], self._num_directions, 0.0
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(SEED)
+            with OwnRandomNumbers(SEED):
                 while missing > 0:
                     proposal = self._propose(min(missing, max(1, CHUNK // self._dim)))
                     ratios.append(self._log_ratio(proposal))

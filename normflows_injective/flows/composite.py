@@ -26,7 +26,7 @@ from ..context import (
 )
 from ..errors import NotInjectiveError, OptionError, ShapeError, UnsupportedLayerError
 from ..volume.log_volume import DecodedVolume, decode_and_log_volume
-from ..volume.modules import refuse_single_sample, refuse_unsupported
+from ..volume.modules import is_cold, refuse_single_sample, refuse_unsupported
 from .injection import Injection
 from .sphere import InChart
 from .surface import SurfaceMap, check_surfaces, is_exact
@@ -54,7 +54,7 @@ def joint_decode(flows: Flows, z: Tensor, context: Tensor | None = None) -> Tens
         if isinstance(flow, (Injection, SurfaceMap)):
             z = flow.decode(z, context=context)
         else:
-            z, _ = flow(z, **with_context(flow, context))
+            z, _ = _call(flow, "forward", z, context)
     return z
 
 
@@ -64,7 +64,7 @@ def joint_encode(flows: Flows, x: Tensor, context: Tensor | None = None) -> Tens
         if isinstance(flow, (Injection, SurfaceMap)):
             x = flow.encode(x, context=context)
         else:
-            x, _ = flow.inverse(x, **with_context(flow, context, "inverse"))
+            x, _ = _call(flow, "inverse", x, context)
     return x
 
 
@@ -102,7 +102,7 @@ def summed_forward(
     """
     z, log_det = z.clone(), z.new_zeros(z.shape[0])
     for flow in flows:
-        z, flow_log_det = flow(z, **with_context(flow, context))
+        z, flow_log_det = _call(flow, "forward", z, context)
         log_det = log_det + _one_each(flow_log_det, log_det, flow)
     return z, log_det
 
@@ -113,9 +113,24 @@ def summed_inverse(
     """Send latents (B, *) back through bijective flows, with the sum (B,) of their log-dets."""
     z, log_det = z.clone(), z.new_zeros(z.shape[0])
     for flow in reversed(list(flows)):
-        z, flow_log_det = flow.inverse(z, **with_context(flow, context, "inverse"))
+        z, flow_log_det = _call(flow, "inverse", z, context)
         log_det = log_det + _one_each(flow_log_det, log_det, flow)
     return z, log_det
+
+
+def _call(flow: nf.flows.Flow, method: str, value: Tensor, context: Tensor | None) -> Any:
+    """What a layer makes of a batch, with the log-det."""
+    if type(flow) is nf.flows.ActNorm and _is_known_warm(flow):
+        # Its own methods read its flag at every call, which waits for a GPU, and then do this.
+        return getattr(nf.flows.AffineConstFlow, method)(flow, value)
+    options = with_context(flow, context, method)
+    # The call of the module itself, for the sake of its hooks.
+    return flow(value, **options) if method == "forward" else flow.inverse(value, **options)
+
+
+def _is_known_warm(flow: nf.flows.Flow) -> bool:
+    hooked = flow._forward_hooks or flow._forward_pre_hooks
+    return not (hooked or torch.compiler.is_compiling() or is_cold(flow))
 
 
 def _one_each(flow_log_det: Any, log_det: Tensor, flow: nf.flows.Flow) -> Tensor:

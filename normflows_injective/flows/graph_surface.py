@@ -12,8 +12,9 @@ from torch import Tensor
 from ..checks import check_event_shape, check_finite, is_readable
 from ..context import needs_context, takes_context, with_context
 from ..errors import OffManifoldError, ShapeError
+from ..volume.first_data import warm_up
 from ..volume.gradients import out_of_inference, value_and_gradient
-from ..volume.modules import modules_of, refuse_unsupported, warm_up
+from ..volume.modules import modules_of, refuse_unsupported
 from .on_sphere import check_policy
 from .surface import Chart, check_measure
 

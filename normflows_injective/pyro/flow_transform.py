@@ -15,10 +15,9 @@ from ..checks import check_count
 from ..context import needs_context
 from ..errors import ContextError, UnsupportedLayerError
 from .buffers import watch_buffers
+from .constraints import support_of
 from .layers import LayerStack, flatten_events
-from .ranges import bounded_domain
 from .sample_cache import SampleCache, State, state_of
-from .support import given_support, support_of
 
 __all__ = ["FlowTransform"]
 
@@ -42,12 +41,9 @@ class FlowTransform(TransformModule):
         flow: A layer, or layers from latent to data.
         event_dim: Number of dimensions of an event: 1 for vectors, 3 for images.
         cache_size: 1, or 0 to remember nothing.
-        codomain: Where the layers lead, for layers of your own that do not reach all of space;
-            None takes what is known of the layers: boxes of logit and circular layers, their
-            images under layers behind, surfaces.
 
     Raises:
-        OptionError: If there is no layer, or the codomain is no constraint of such events.
+        OptionError: If there is no layer.
         UnsupportedLayerError: If a layer has no density, if the manifold is learned (use
             :class:`InjectiveDistribution`), or if layers stand where they cannot.
         ContextError: If a layer needs a context (use :class:`FlowDistribution`).
@@ -75,20 +71,14 @@ class FlowTransform(TransformModule):
         *,
         event_dim: int = 1,
         cache_size: int = 1,
-        codomain: constraints.Constraint | None = None,
     ) -> None:
-        super().__init__(cache_size=check_count(cache_size, "cache_size", least=0, most=1))
-        event_dim = check_count(event_dim, "event_dim")
+        super().__init__(cache_size=cache_size)
+        check_count(event_dim, "event_dim")
         self.stack = flow if isinstance(flow, LayerStack) else LayerStack(flow)
         _check_without_context(self.stack)
         self._events = event_dim
-        real = constraints.independent(constraints.real, event_dim)
-        self.domain = bounded_domain(self.stack, event_dim) or real
-        self.codomain = (
-            support_of(self.stack, event_dim)
-            if codomain is None
-            else given_support(codomain, event_dim, "codomain")
-        )
+        self.domain = constraints.independent(constraints.real, event_dim)
+        self.codomain = support_of(self.stack, event_dim)
         # What was drawn, by the sample; and what was just inverted, by the fresh latents.
         self._drawn, self._inverted = SampleCache(), SampleCache()
 
@@ -127,9 +117,7 @@ class FlowTransform(TransformModule):
         """The same layers with or without memory of what they drew."""
         if cache_size == self._cache_size:
             return self
-        return FlowTransform(
-            self.stack, event_dim=self._events, cache_size=cache_size, codomain=self.codomain
-        )
+        return FlowTransform(self.stack, event_dim=self._events, cache_size=cache_size)
 
     def clear_cache(self) -> None:
         """Forget what was drawn."""

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from ..bases import base_log_prob
+from ..bases import base_log_prob, sample_base
 from ..checks import check_count
 from ..core import InjectiveNormalizingFlow
 from ..errors import OptionError, ShapeError
 from ..flows.composite import joint_decode
-from ..stack import undisturbed
+from ..random_numbers import OwnRandomNumbers
+from ..stack import model_dtype
+from ..volume.replicas import on_trial
 from .bias import SurrogateBias, measure_bias
 from .collapse import collapse_ratio, warn_of_collapse, warn_once_of_collapse
 from .layers import context_rows
@@ -147,7 +149,8 @@ class InjectiveDistribution(ModelDistribution):
         """Draw values (n, *) with the base variables behind them."""
         z, log_q = self.base_draws(num_samples, context)
         # The volume costs d times as much, and most draws are never scored.
-        x = joint_decode(self.stack.flows, z.clone(), context)
+        flows = self.stack.after_samples(z, context).flows
+        x = joint_decode(flows, z.clone(), context)
         if isinstance(self._policy, Thicken):
             x = self._policy.blur(x)
         return x, _Drawn(z, log_q)
@@ -179,7 +182,8 @@ class InjectiveDistribution(ModelDistribution):
             ShapeError: If these are no events of the model's shape.
         """
         rows, context, shape = self._rows(x)
-        return ExactVolume().project(self.stack, rows, context).log_volume.view(shape)
+        stack = self.stack.after_data(rows, context)
+        return ExactVolume().project(stack, rows, context).log_volume.view(shape)
 
     def surrogate_bias(self, n: int = 100, x: Tensor | None = None) -> SurrogateBias:
         r"""Compare the expected gradients of surrogates with exact ones.
@@ -205,9 +209,11 @@ class InjectiveDistribution(ModelDistribution):
             check_count(n, "n")
             shape = (math.ceil(n / max(1, self.batch_shape.numel())), *self.batch_shape)
             context = context_rows(self.context, shape)
-            with undisturbed([self.model]), torch.no_grad():
-                z, _ = self.base_draws(math.prod(shape), context)
-                rows = joint_decode(self.stack.flows, z, context)
+            q0, stack = on_trial([self.model.q0, self.stack])
+            dtype = model_dtype(self.model.q0, self.model.flows)
+            with OwnRandomNumbers(), torch.no_grad():
+                z, _ = sample_base(q0, math.prod(shape), context, dtype)
+                rows = joint_decode(stack.flows, z, context)
         else:
             rows, context, _ = self._rows(x)
         return measure_bias(self.stack, rows, context)
@@ -242,7 +248,8 @@ class InjectiveDistribution(ModelDistribution):
         return isinstance(self._policy, Thicken)
 
     def _projected(self, rule: VolumeRule, x: Tensor, context: Tensor | None) -> Projected:
-        z, reconstruction, log_volume = rule.project(self.stack, x, context)
+        stack = self.stack.after_data(x, context)
+        z, reconstruction, log_volume = rule.project(stack, x, context)
         log_density = base_log_prob(self.model.q0, z, context) - log_volume
         return Projected(log_density, reconstruction)
 

@@ -23,8 +23,10 @@ from ..flows.free_form import FreeFormInjection
 from ..flows.injection import Injection
 from ..flows.shapes import Reshape
 from ..flows.surface import is_exact
-from ..stack import undisturbed
+from ..random_numbers import OwnRandomNumbers
+from ..volume.first_data import meet_first_data
 from ..volume.modules import refuse_single_sample
+from ..volume.replicas import on_trial
 
 __all__ = ["LayerStack", "context_rows", "context_shape", "flatten_events", "make_contiguous"]
 
@@ -93,6 +95,18 @@ class LayerStack(nn.Module):
             ShapeError: If a layer would initialise itself on one sample.
         """
         refuse_single_sample(self.modules(), z)
+        return self.after_samples(z, context)._push(z, context)
+
+    def after_samples(self, z: Tensor, context: Tensor | None) -> LayerStack:
+        """As :meth:`after_data`, for latents (B, *) that were drawn."""
+
+        def first(stack: LayerStack) -> Tensor:
+            x, log_volume = stack._push(z, context)
+            return x.flatten(1).sum(1) + log_volume
+
+        return meet_first_data(self, first, on_samples=True)
+
+    def _push(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         latents = self.flows[: self.num_latent]
         z, log_det = summed_forward(latents, z, context)
         if not self.raises_dimension:
@@ -108,6 +122,19 @@ class LayerStack(nn.Module):
             ShapeError: If a layer would initialise itself on one sample.
         """
         refuse_single_sample(self.modules(), x)
+        return self.after_data(x, context)._pull(x, context)
+
+    def after_data(self, x: Tensor, context: Tensor | None) -> LayerStack:
+        """The layers, having met data (B, *) if they had yet to, or a copy if that went wrong."""
+
+        def first(stack: LayerStack) -> Tensor:
+            z, log_volume = stack._pull(x, context)
+            error = x - joint_decode(stack.flows, z.clone(), context)
+            return error.flatten(1).square().sum(1) + log_volume
+
+        return meet_first_data(self, first)
+
+    def _pull(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         log_volume = x.new_zeros(len(x))
         if self.raises_dimension:
             x, log_volume = joint_encode_and_log_volume(self.composite, x.clone(), context)
@@ -116,8 +143,9 @@ class LayerStack(nn.Module):
 
     def project(self, x: Tensor, context: Tensor | None) -> Tensor:
         """Send data (B, *) to the points of the image that their coordinates lead to."""
-        z = joint_encode(self.composite, x.clone(), context)
-        return joint_decode(self.composite, z, context)
+        stack = self.after_data(x, context)
+        z = joint_encode(stack.composite, x.clone(), context)
+        return joint_decode(stack.composite, z, context)
 
     def shape_of_data(self, shape: Iterable[int], event_dim: int) -> torch.Size:
         """Shape (*batch, *event') of data for latents (*batch, *event)."""
@@ -138,16 +166,14 @@ class LayerStack(nn.Module):
             return torch.Size((*batch, *latent))
         if not self._reshapes():
             return torch.Size((*batch, *event))
-        with torch.no_grad(), undisturbed([self]):
-            return torch.Size((*batch, *self.pull(self._probe(event), None)[0].shape[1:]))
+        return torch.Size((*batch, *self._tried(LayerStack.pull, event)))
 
     def _event_shapes(self, event: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         if not self.raises_dimension and not self._reshapes():
             return event, event
         # Distributions ask at every call; layers do not change their shapes.
         if event not in self._shapes:
-            with torch.no_grad(), undisturbed([self]):
-                self._shapes[event] = tuple(self.push(self._probe(event), None)[0].shape[1:])
+            self._shapes[event] = self._tried(LayerStack.push, event)
         return event, self._shapes[event]
 
     def _latent_shape(self) -> tuple[int, ...]:
@@ -162,8 +188,13 @@ class LayerStack(nn.Module):
                 f"{type(self.composite[0]).__name__} does not declare its latent_shape, so the "
                 "shape of its latents is not known. Set the attribute latent_shape."
             )
-        with torch.no_grad(), undisturbed([self]):
-            return tuple(self._inverse(self._probe(tuple(inner)), None)[0].shape[1:])
+        return self._tried(LayerStack._inverse, tuple(inner))
+
+    def _tried(self, method: Callable[..., Any], event: tuple[int, ...]) -> tuple[int, ...]:
+        """Event shape that a method makes of another, found out by a copy of the layers."""
+        with torch.no_grad(), OwnRandomNumbers():
+            value, _ = method(on_trial([self])[0], self._probe(event), None)
+        return tuple(value.shape[1:])
 
     def _reshapes(self) -> bool:
         changing = (Reshape, nf.flows.Squeeze)

@@ -18,13 +18,15 @@ from torch.distributions import constraints
 
 from ..bases import sample_base
 from ..context import check_context, needs_context, takes_context
-from ..errors import DtypeError, NonFiniteError, OptionError, ShapeError
-from ..stack import model_dtype, undisturbed
+from ..errors import DtypeError, OptionError, ShapeError
+from ..random_numbers import OwnRandomNumbers
+from ..stack import model_dtype
 from ..volume.modules import is_cold
+from ..volume.replicas import on_trial
 from .buffers import watch_buffers
+from .constraints import refuse_off_support
 from .layers import LayerStack, context_rows, context_shape, make_contiguous
 from .sample_cache import SampleCache, State, state_of
-from .support import refuse_off_support
 
 __all__ = ["ModelDistribution"]
 
@@ -146,8 +148,6 @@ class ModelDistribution(TorchDistribution, ABC):
         rows = value.expand(scored + self.event_shape)
         rows = rows.reshape(math.prod(scored), *self._model_shape)
         scores = self.score(rows, context_rows(self.context, scored), drawn)
-        if self._validate_args and drawn is None:
-            self._refuse_nan(scores)
         return scores.reshape(scored).expand(shape)
 
     def rsample_and_log_prob(self, sample_shape: Shape = ()) -> tuple[Tensor, Tensor]:
@@ -195,15 +195,7 @@ class ModelDistribution(TorchDistribution, ABC):
 
     def _validate_sample(self, value: Tensor) -> None:
         refuse_off_support(self, value)
-
-    def _refuse_nan(self, scores: Tensor) -> None:
-        bad = scores.isnan()
-        if torch._C._get_tracing_state() is None and bool(bad.any()):
-            raise NonFiniteError(
-                f"{int(bad.sum())} of {bad.numel()} densities of {self} are NaN. Either its "
-                "parameters have diverged: check them with torch.isfinite. Or these values lie "
-                "where the layers cannot lead: then say so by FlowDistribution(..., support=...)."
-            )
+        super()._validate_sample(value)
 
     def _state(self) -> State:
         return state_of([self.model], self.context)
@@ -256,12 +248,13 @@ def _dissect(model: Any, context: Tensor | None, parts: tuple[int, ...]) -> _Ana
     if two is None and any(needs_context(part) for part in (model.q0, *model.flows)):
         check_context([model.q0, *model.flows], None, 0)
     parameters = [p for p in model.q0.parameters() if p.requires_grad]
-    with undisturbed([model]), torch.inference_mode(False), torch.enable_grad():
-        z, _ = sample_base(model.q0, 2, two, model_dtype(model.q0, model.flows))
+    with OwnRandomNumbers(), torch.inference_mode(False), torch.enable_grad():
+        q0, trial = on_trial([model.q0, stack])
+        z, _ = sample_base(q0, 2, two, model_dtype(model.q0, model.flows))
         gradients: Any = [None] * len(parameters)
         if parameters and z.requires_grad:
             gradients = torch.autograd.grad(z.sum(), parameters, allow_unused=True)
-        x, _ = stack.push(z.detach(), two)
+        x, _ = trial.push(z.detach(), two)
     unreached = [p for p, g in zip(parameters, gradients, strict=True) if g is None]
     return _Anatomy(stack, tuple(x.shape[1:]), z[0].numel(), unreached, parts)
 

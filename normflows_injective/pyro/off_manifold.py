@@ -13,9 +13,8 @@ from torch.distributions import constraints
 
 from ..checks import check_choice
 from ..errors import OptionError, ShapeError
-from .constraints import ImageConstraint
+from .constraints import ImageConstraint, score_where
 from .layers import LayerStack
-from .support import score_where
 
 __all__ = [
     "POLICIES",

@@ -15,8 +15,13 @@ from ..distributions import AngularCentralGaussian, UniformSphere, VonMisesFishe
 from ..distributions import UniformOnSurface as _UniformOnSurface
 from ..errors import OffManifoldError, OptionError, ShapeError
 from ..flows.gauges.gauge import Gauge
-from .constraints import StarLikeConstraint, is_standard_simplex, unit_length
-from .support import refuse_off_support, score_where
+from .constraints import (
+    StarLikeConstraint,
+    is_standard_simplex,
+    refuse_off_support,
+    score_where,
+    unit_length,
+)
 
 __all__ = ["OnSurface", "SurfaceDistribution", "UniformOnSurface"]
 

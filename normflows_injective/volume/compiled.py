@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ..errors import UnsupportedLayerError
 from .estimators import Encoder
-from .modules import modules_of, refuse_unsupported, warm_up
+from .first_data import warm_up
+from .modules import modules_of, refuse_unsupported
 from .normalisation import affine, per_channel
 from .products import Map
 from .recording import inner

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..checks import checks_tensors
 from ..errors import OptionError
-from .modules import modules_of, refuse_unsupported, warm_up
+from .first_data import warm_up
+from .modules import modules_of, refuse_unsupported
 from .products import Map, jvp, vjp
 from .recording import point_at
 from .settings import as_written, differentiable_attention

@@ -47,7 +47,8 @@ from torch import Tensor
 from ..errors import OptionError
 from .bidiagonal import Bidiagonal, bidiagonalise, gauss_rule
 from .factoring import refuse_lower_dimension, warn_if_deficient
-from .modules import modules_of, refuse_unsupported, warm_up
+from .first_data import warm_up
+from .modules import modules_of, refuse_unsupported
 from .probes import draw_probes
 from .products import Map, jvp, vjp
 from .settings import as_written, differentiable_attention

@@ -1,11 +1,12 @@
-"""What the modules behind a callable do to its derivatives: warm-up and refusal."""
+"""What the modules behind a callable do to its derivatives, and what refuses them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from types import CellType, FunctionType, MethodType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import normflows as nf
 import torch
@@ -14,11 +15,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from ..checks import is_readable
 from ..errors import ShapeError, UnsupportedLayerError
 
-__all__ = ["is_cold", "modules_of", "refuse_single_sample", "refuse_unsupported", "warm_up"]
+__all__ = ["is_cold", "is_filled", "modules_of", "refuse_single_sample", "refuse_unsupported"]
 
-
+_FLAG = "data_dep_init_done"
+# Flags that were read and found set, with their versions.
+_WARM: WeakKeyDictionary[nn.Module, tuple[Tensor, int]] = WeakKeyDictionary()
 _COMPILED = (
     "was compiled by torch.compile and has no double backward, which the surrogate needs. Pass "
     "the network uncompiled; SurrogateLikelihood(compile=True) compiles it with its derivatives."
@@ -67,44 +71,36 @@ def modules_of(*sources: Any) -> Iterator[nn.Module]:
 
 
 def is_cold(module: nn.Module) -> bool:
-    """Whether a module has yet to initialise itself on data, as the host's ActNorm does.
+    """Whether a module has yet to initialise itself on data, as normflows' ActNorm does.
+
+    Once it has, its flag is not read again until it is written: reading it would wait for a GPU at
+    every step.
 
     Args:
         module: Any module.
 
     Returns:
-        True until its first call.
+        True until its first call; False where values cannot be read, as while exporting.
 
     Examples:
         >>> is_cold(nf.flows.ActNorm((2,)))
         True
     """
-    if "data_dep_init_done" not in module._buffers:
+    if _FLAG not in module._buffers or torch.compiler.is_compiling():
         return False
-    done = module._buffers["data_dep_init_done"]
-    # On the meta device there are no data to meet.
-    return done is not None and not done.is_meta and not bool(done > 0)
-
-
-def warm_up(function: Callable[[Tensor], Tensor], z: Tensor) -> None:
-    """Call a function once in the ordinary way if a layer behind it initialises itself on data.
-
-    Such a layer (the host's ``ActNorm``, also inside ``GlowBlock`` and ``ConvNet2d``) stores its
-    first input through ``.data``. Inside a functional transform that stores a wrapper tensor whose
-    lifetime ends with the transform, and the process dies with a segmentation fault.
-
-    Args:
-        function: Map to be differentiated next.
-        z: Batch of shape :math:`(B, *)` to initialise on.
-
-    Raises:
-        ShapeError: If the batch has one sample, whose standard deviation does not exist.
-    """
-    modules = list(modules_of(function))
-    if any(is_cold(module) for module in modules):
-        refuse_single_sample(modules, z)
-        with torch.no_grad():
-            function(z.detach().clone())
+    done = module._buffers[_FLAG]
+    if done is None:
+        return False
+    version = None if done.is_inference() else done._version
+    known = _WARM.get(module)
+    if known is not None and known[0] is done and known[1] == version:
+        return False
+    if not is_readable(done):
+        return False
+    warm = bool(done > 0)
+    if warm and version is not None:
+        _WARM[module] = done, version
+    return not warm
 
 
 def refuse_single_sample(modules: Iterable[nn.Module], batch: Tensor) -> None:
@@ -152,12 +148,13 @@ def refuse_unsupported(modules: Iterable[nn.Module]) -> None:
 
 def _modules_named_in(function: FunctionType) -> list[object]:
     """What a function closes over, and the modules among the globals that it names."""
-    cells = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
+    cells = [cell.cell_contents for cell in function.__closure__ or () if is_filled(cell)]
     named = (function.__globals__.get(name) for name in function.__code__.co_names)
     return cells + [value for value in named if isinstance(value, nn.Module)]
 
 
-def _is_filled(cell: CellType) -> bool:
+def is_filled(cell: CellType) -> bool:
+    """Whether a cell of a closure has a value yet."""
     try:
         _ = cell.cell_contents
     except ValueError:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..checks import checks_tensors, checks_tensors_of
 from ..errors import NotInjectiveError, ShapeError
-from .modules import is_cold, modules_of, refuse_unsupported, warm_up
+from .first_data import warm_up
+from .modules import is_cold, modules_of, refuse_unsupported
 from .products import Map, jvp
 from .recording import Recorded, inner, point_at, record
 from .settings import as_written, differentiable_attention

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import final
 
 import torch
@@ -12,10 +11,12 @@ from torch import Tensor, nn
 from ...checks import check_choice, checks_tensors_of
 from ...context import needs_context, takes_context, with_context
 from ...errors import OptionError, ShapeError
+from ...random_numbers import OwnRandomNumbers
+from ...volume.replicas import on_trial
 from .parametrisation import Classifier, Parametrisation
 from .paths import AssignmentPath
 
-__all__ = ["FEATURES", "AssignmentField", "evaluating"]
+__all__ = ["FEATURES", "AssignmentField"]
 
 Features = Callable[[AssignmentPath, Tensor, Tensor], Tensor]
 
@@ -243,10 +244,11 @@ class AssignmentField(nn.Module):
         v = torch.zeros(shape, dtype=like.dtype, device=like.device)
         times = v.new_full((2,), min(1.0, self.path.horizon.end) / 2)
         try:
-            with evaluating(self.net), torch.no_grad():
-                self.output(v, times)
+            trial = on_trial([self])[0]
+            with torch.no_grad(), OwnRandomNumbers():
+                trial.output(v, times)
                 if self.knows_divergence:
-                    self._check_leaving_out(v, times)
+                    trial._check_leaving_out(v, times)
         except RuntimeError as error:
             raise ShapeError(
                 f"net failed for features (B, {shape[1]}, {shape[2] + self.missing}) and times "
@@ -274,27 +276,3 @@ class AssignmentField(nn.Module):
                     "closed-form divergence would be wrong. Remove the attribute, or the "
                     "dependence."
                 )
-
-
-@contextmanager
-def evaluating(net: nn.Module) -> Iterator[None]:
-    """Put a network into evaluation mode for a while.
-
-    Args:
-        net: Any module; modes of its parts come back as they were.
-
-    Examples:
-        >>> net = nn.Dropout()
-        >>> with evaluating(net):
-        ...     net.training
-        False
-        >>> net.training
-        True
-    """
-    training = {module: module.training for module in net.modules()}
-    net.eval()
-    try:
-        yield
-    finally:
-        for module, mode in training.items():
-            module.training = mode

@@ -10,7 +10,13 @@ from torch import Tensor, nn
 from ...checks import check_count, check_event_shape, check_finite
 from ...errors import ShapeError
 from ..layer import Layer
-from .first_data import awaits_first_data, expect_first_data, has_met_data, spread_of
+from .first_data import (
+    FIRST_STATISTICS,
+    awaits_first_data,
+    expect_first_data,
+    has_met_data,
+    spread_of,
+)
 
 __all__ = ["ActNorm"]
 
@@ -72,7 +78,8 @@ class ActNorm(Layer):
 
         Raises:
             ShapeError: If there is one sample, which has no standard deviation.
-            NonFiniteError: If a value is NaN or infinite, as the parameters would then be.
+            NonFiniteError: If a value, a mean or a deviation is NaN or infinite, as the
+                parameters would then be. Nothing is changed then.
         """
         check_event_shape(x, self.shape, "x")
         if not (self.log_scale.any() or self.shift.any()):
@@ -82,8 +89,10 @@ class ActNorm(Layer):
                     "Start with a larger batch."
                 )
             check_finite(x, "the first batch of ActNorm")
-            self.shift.copy_(-x.mean(0))
-            self.log_scale.copy_(-spread_of(x).log())
+            shift, log_scale = -x.mean(0), -spread_of(x).log()
+            check_finite(torch.cat([shift, log_scale]), *FIRST_STATISTICS)
+            self.shift.copy_(shift)
+            self.log_scale.copy_(log_scale)
         has_met_data(self)
 
     @property

@@ -8,7 +8,20 @@ from torch import Tensor, nn
 from ...errors import UnsupportedLayerError
 from ...volume.modules import is_cold
 
-__all__ = ["awaits_first_data", "expect_first_data", "has_met_data", "spread_of"]
+__all__ = [
+    "FIRST_STATISTICS",
+    "awaits_first_data",
+    "expect_first_data",
+    "has_met_data",
+    "spread_of",
+]
+
+# Name and advice for check_finite.
+FIRST_STATISTICS = (
+    "what a layer takes from its first data (means, deviations, distances)",
+    "A value overflows when it is squared: clean the data, fill values above all, or standardise "
+    "them; no parameter was changed.",
+)
 
 
 def expect_first_data(module: nn.Module) -> None:
@@ -26,9 +39,6 @@ def expect_first_data(module: nn.Module) -> None:
 def awaits_first_data(module: nn.Module) -> bool:
     """Whether a module has still to be initialised by data.
 
-    Once it has, the flag is not read again until a state is loaded: reading it would wait for a
-    GPU at every step, and stop a compiler.
-
     Args:
         module: A module that :func:`expect_first_data` has seen.
 
@@ -41,15 +51,19 @@ def awaits_first_data(module: nn.Module) -> bool:
         >>> awaits_first_data(module)
         True
     """
-    if getattr(module, "_has_met_data", False):
-        return False
+    met = bool(getattr(module, "_has_met_data", False))
     if torch.compiler.is_compiling():
-        raise UnsupportedLayerError(
-            f"{type(module).__name__} initialises itself on its first batch, which no exported or "
-            "compiled program can do. Call the model on data once before, or load its weights."
-        )
+        # A plain attribute is what a compiler can watch.
+        if not met:
+            raise UnsupportedLayerError(
+                f"{type(module).__name__} initialises itself on its first batch, which no "
+                "exported or compiled program can do. Call the model on data once before, or "
+                "load its weights."
+            )
+        return False
     cold = is_cold(module)
-    module._has_met_data = not cold  # type: ignore[assignment]
+    if cold == met:
+        module._has_met_data = not cold  # type: ignore[assignment]
     return cold
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ...checks import check_count, check_finite
 from ...errors import ShapeError
 from ...nets.joining import ContextNetwork
-from ..coupling.first_data import expect_first_data, has_met_data, spread_of
+from ..coupling.first_data import FIRST_STATISTICS, expect_first_data, has_met_data, spread_of
 from .kernels import kernel_named, squared_distances
 
 __all__ = ["KernelExpansion"]
@@ -208,10 +208,11 @@ class KernelExpansion(ContextNetwork):
         if missing > 0:
             again = rows[torch.randint(len(rows), (missing,), device=rows.device)]
             points = torch.cat([points, again + JITTER * spread * torch.randn_like(again)])
-        self.points.copy_(points)
         scale = spread if self.ard else torch.ones_like(spread[:1])
         scale = DISTANCES * scale * _median_distance(rows[:MEDIAN_ROWS] / scale)
         scale = scale.clamp_min(2 * LENGTH_SCALE_FLOOR)
+        check_finite(torch.cat([points.flatten(), scale]), *FIRST_STATISTICS)
+        self.points.copy_(points)
         self.raw_length_scales.copy_(_inverse_softplus(scale - LENGTH_SCALE_FLOOR))
         if self.basis is not None:
             self.basis.copy_(self._orthonormal())

@@ -1,0 +1,237 @@
+"""Copies of modules that share their tensors, in place of changes to the caller's modules.
+
+Setting modes or flags of a module and taking them back is seen by every other thread that uses
+it, and two threads that overlap leave the setting of one of them for good.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from copy import copy as shallow_copy
+from copy import deepcopy
+from functools import partial
+from types import CellType, FunctionType, MethodType
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from .modules import is_cold, is_filled, modules_of
+
+__all__ = ["in_evaluation", "on_trial", "replica_of"]
+
+Module = TypeVar("Module", bound=nn.Module)
+Source = TypeVar("Source", bound=Callable[..., Any])
+# The tensor that a copy of a module holds, by the module and the tensor that it stands for.
+Choice = Callable[[nn.Module, Tensor], Tensor]
+
+
+def in_evaluation(module: Module) -> Module:
+    """A module in evaluation mode: itself, or a copy that shares its parameters and buffers.
+
+    Layers in the copy that have yet to meet data keep what they take from it to themselves.
+
+    Args:
+        module: Any module.
+
+    Returns:
+        The module itself where all of its parts are in evaluation mode and have met data. What
+        torch.compile made of a part is left out of a copy, which runs as it was written.
+
+    Examples:
+        >>> net = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
+        >>> net.training, in_evaluation(net).training, net.training
+        (True, False, True)
+        >>> in_evaluation(net)[0].weight is net[0].weight
+        True
+    """
+    if not any(part.training or is_cold(part) for part in module.modules()):
+        return module
+    copy: Module = _replicate([module], _cloned_if_cold, training=False)[id(module)]
+    return copy
+
+
+def on_trial(parts: Iterable[nn.Module]) -> list[Any]:
+    """Copies in evaluation mode that can be called without a trace.
+
+    Args:
+        parts: Modules. Those that they have in common are one in the copies too.
+
+    Returns:
+        Copies that share the parameters, but neither buffers nor what layers take from first data.
+
+    Examples:
+        >>> net = nn.BatchNorm1d(2)
+        >>> copy = on_trial([net])[0]
+        >>> copy.weight is net.weight, copy.running_mean is net.running_mean, copy.training
+        (True, False, False)
+    """
+    parts = list(parts)
+    found = _replicate(parts, _cloned_if_kept, training=False)
+    return [found[id(part)] for part in parts]
+
+
+def _cloned_if_cold(module: nn.Module, tensor: Tensor) -> Tensor:
+    return _cloned(tensor) if is_cold(module) else tensor
+
+
+def _cloned_if_kept(module: nn.Module, tensor: Tensor) -> Tensor:
+    untouched = isinstance(tensor, nn.Parameter) and not is_cold(module)
+    return tensor if untouched else _cloned(tensor)
+
+
+def _cloned(tensor: Tensor) -> Tensor:
+    clone = tensor.detach().clone()
+    if not isinstance(tensor, nn.Parameter):
+        return clone
+    return nn.Parameter(clone, tensor.requires_grad)
+
+
+def replica_of(source: Source) -> tuple[Source, Callable[[nn.Module], nn.Module]]:
+    """A copy that keeps to itself what its layers take from first data.
+
+    Args:
+        source: A module, or a callable that modules stand behind.
+
+    Returns:
+        The copy, and a function that gives the copy of every module in it.
+
+    Examples:
+        >>> net = nn.Linear(2, 2)
+        >>> copy, twin_of = replica_of(lambda x: net(x))
+        >>> twin_of(net).weight is net.weight
+        True
+    """
+    found = _replicate(list(modules_of(source)), _cloned_if_kept)
+    copy: Source = _mapped(source, found)
+    return copy, lambda module: found[id(module)]
+
+
+def _replicate(
+    roots: Iterable[nn.Module], choose: Choice, training: bool | None = None
+) -> dict[int, Any]:
+    """Copies of modules and of all that is registered in them, and the tensors chosen for them.
+
+    They are found by the ``id`` of what they stand for. The mode is that of the modules if it is
+    not given.
+    """
+    modules = list(_registered(roots))
+    found: dict[int, Any] = {}
+    for module in modules:
+        scripted = isinstance(module, torch.jit.ScriptModule)
+        found[id(module)] = deepcopy(module) if scripted else object.__new__(type(module))
+    for module in modules:
+        # A part that was compiled would run as a part of the module that it was compiled from.
+        if _is_compiled(module):
+            found[id(module)] = found[id(module._orig_mod)]
+    for module in modules:
+        for part in module.modules() if isinstance(module, torch.jit.ScriptModule) else [module]:
+            for tensor in [*part._parameters.values(), *part._buffers.values()]:
+                if tensor is not None and id(tensor) not in found:
+                    found[id(tensor)] = choose(part, tensor)
+    for module in modules:
+        if isinstance(module, torch.jit.ScriptModule):
+            _share_tensors(module, found[id(module)], found, training)
+        elif not _is_compiled(module):
+            _fill(module, found[id(module)], found, training)
+    return found
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return type(module).__name__ == "OptimizedModule"
+
+
+def _registered(roots: Iterable[nn.Module]) -> Iterator[nn.Module]:
+    """All modules in some others, taking scripted ones as a whole."""
+    seen: set[int] = set()
+    waiting = list(roots)
+    while waiting:
+        module = waiting.pop()
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        yield module
+        if not isinstance(module, torch.jit.ScriptModule):
+            waiting.extend(child for child in module._modules.values() if child is not None)
+
+
+def _fill(
+    module: nn.Module, copy: nn.Module, found: dict[int, Any], training: bool | None
+) -> None:
+    state = {name: _mapped(value, found) for name, value in vars(module).items()}
+    for name in ("_parameters", "_buffers", "_modules"):
+        # Dictionaries of its own, because layers put other tensors into them.
+        held = vars(module)[name].items()
+        state[name] = {key: found.get(id(value), value) for key, value in held}
+    if "_compiled_call_impl" in state:
+        state["_compiled_call_impl"] = None
+    if training is not None:
+        state["training"] = training
+    vars(copy).update(state)
+
+
+def _share_tensors(module: Any, copy: Any, found: dict[int, Any], training: bool | None) -> None:
+    """Put the chosen tensors into a copy of a scripted module, whose own are copies."""
+    for part, twin in zip(module.modules(), copy.modules(), strict=True):
+        for name, tensor in [*part._parameters.items(), *part._buffers.items()]:
+            if tensor is not None:
+                twin._c.setattr(name, found[id(tensor)])
+    if training is not None:
+        copy.train(training)
+
+
+def _mapped(value: Any, found: dict[int, Any]) -> Any:
+    """A value with copies in place of the modules and tensors inside it."""
+    if id(value) in found:
+        return found[id(value)]
+    if type(value) in (list, tuple, set):
+        parts = [_mapped(part, found) for part in value]
+        same = all(new is old for new, old in zip(parts, value, strict=True))
+        return value if same else type(value)(parts)
+    if type(value) in (dict, OrderedDict):
+        parts = [_mapped(part, found) for part in value.values()]
+        same = all(new is old for new, old in zip(parts, value.values(), strict=True))
+        return value if same else type(value)(zip(value, parts, strict=True))
+    if isinstance(value, MethodType):
+        owner = _mapped(value.__self__, found)
+        return value if owner is value.__self__ else MethodType(value.__func__, owner)
+    if isinstance(value, partial):
+        inner = _mapped([value.func, *value.args, value.keywords], found)
+        return partial(inner[0], *inner[1:-1], **inner[-1])
+    if isinstance(value, FunctionType):
+        return _rebuilt(value, found)
+    if callable(value) and hasattr(value, "__dict__") and not isinstance(value, (type, nn.Module)):
+        return _object_copy(value, found)
+    return value
+
+
+def _object_copy(value: Any, found: dict[int, Any]) -> Any:
+    state = {n: found[id(v)] for n, v in vars(value).items() if isinstance(v, nn.Module)}
+    if not state:
+        return value
+    copied = shallow_copy(value)
+    vars(copied).update(state)
+    return copied
+
+
+def _rebuilt(function: FunctionType, found: dict[int, Any]) -> Any:
+    """A function that closes over copies, and finds copies among its globals."""
+    # A function may close over itself.
+    found[id(function)] = function
+    cells = function.__closure__ or ()
+    held = [cell.cell_contents for cell in cells if is_filled(cell)]
+    mapped = [_mapped(value, found) for value in held]
+    named = {name: function.__globals__.get(name) for name in function.__code__.co_names}
+    swapped = {n: found[id(v)] for n, v in named.items() if id(v) in found and v is not None}
+    if not swapped and all(new is old for new, old in zip(mapped, held, strict=True)):
+        return function
+    contents = iter(mapped)
+    closure = tuple(CellType(next(contents)) if is_filled(cell) else cell for cell in cells)
+    names = function.__globals__ | swapped if swapped else function.__globals__
+    copy = FunctionType(
+        function.__code__, names, function.__name__, function.__defaults__, closure
+    )
+    copy.__kwdefaults__ = function.__kwdefaults__
+    found[id(function)] = copy
+    return copy
