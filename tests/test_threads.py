@@ -308,6 +308,7 @@ ASSIGNED = {"training", "requires_grad"}
 OWN = {
     "volume/replicas.py": {"train"},
     "diagnostics/conditional_moments.py": {"requires_grad_"},
+    "divergences.py": {"requires_grad_"},
     "flows/moment_block.py": {"requires_grad_"},
     "pyro/auto_flow.py": {"eval"},
     "volume/lanczos.py": {"requires_grad_"},
