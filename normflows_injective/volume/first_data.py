@@ -110,6 +110,9 @@ def _take_over(module: nn.Module, twin: nn.Module) -> None:
         else:
             # As normflows does, which keeps its flag on the CPU.
             module._buffers[name] = new
+    if hasattr(twin, "_has_met_data"):
+        # What a compiler reads of layers of this package.
+        module._has_met_data = twin._has_met_data
 
 
 def _write(old: Tensor, new: Tensor) -> None:
