@@ -20,7 +20,9 @@ __all__ = [
     "ParamStoreWarning",
     "ReducedLayerWarning",
     "RegistrationError",
+    "ScaleWarning",
     "ShapeError",
+    "SmoothnessWarning",
     "StackingWarning",
     "UnsupportedLayerError",
     "UnsupportedModelError",
@@ -84,11 +86,19 @@ class NumericalWarning(RuntimeWarning):
 
 
 class CollapseWarning(UserWarning):
-    """The noise around a learned manifold is so wide that training may shrink it to a point."""
+    """Training buys likelihood with the learned manifold, or is about to."""
+
+
+class ScaleWarning(UserWarning):
+    """Data have columns of very different scales, of which training sees the largest alone."""
+
+
+class SmoothnessWarning(UserWarning):
+    """A network is piecewise linear, and the surrogate learns curvature by second derivatives."""
 
 
 class StackingWarning(UserWarning):
-    """An injection seems to be followed by trainable layers in a container that sums log-dets."""
+    """An injection seems to stand in a container of the host in a way that goes wrong there."""
 
 
 class ParamStoreWarning(UserWarning):

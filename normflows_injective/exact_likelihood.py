@@ -84,6 +84,9 @@ class ExactLikelihood(nn.Module):
     def advance(self) -> None:
         """Count one training step; nothing here depends on it."""
 
+    def watch(self, module: nn.Module, x: Tensor, terms: SurrogateTerms) -> None:
+        """Nothing to watch: the surface is known."""
+
     def training_loss(self, module: nn.Module) -> AbstractContextManager[None]:
         """Put a loss together inside; there are no steps to count."""
         return nullcontext()

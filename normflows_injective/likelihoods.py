@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from .checks import check_choice, check_count, check_not_negative, checks_tensors_of
+from .collapse import CollapseWatch
 from .context import read_while_tracing
 from .errors import OptionError, ShapeError
 from .loss_terms import LossTerms, SurrogateTerms
-from .steps import StepCounter
+from .steps import StepCounter, check_window
 from .volume.compiled import CompiledSurrogate
-from .volume.estimators import Encoder, NoVolume, estimator_from
+from .volume.estimators import Encoder, NoVolume, OnManifold, estimator_from
 from .volume.probes import PROBES, draw_probes
 from .volume.products import Map
 from .volume.surrogate import DrawProbes, Estimator, SurrogateAndErrors, with_errors
@@ -106,13 +107,13 @@ class SurrogateLikelihood(nn.Module):
         if compile is not False:
             _check_compilable(self.estimator)
         self.probes = check_choice(probes, PROBES, "probes")
-        self.warmup_steps = _window(warmup_steps)
+        self.warmup_steps = check_window(warmup_steps)
         self.input_noise = check_not_negative(input_noise, "input_noise")
         self.latent_cycle = check_not_negative(latent_cycle, "latent_cycle")
         options = _options(compile)
         self._compiled = None if options is None else CompiledSurrogate(options)
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
-        self._counter = StepCounter()
+        self._counter, self._watch = StepCounter(), CollapseWatch()
         # Minus one while a loss belongs to the step that was counted last.
         self._offset = 0
 
@@ -248,6 +249,30 @@ class SurrogateLikelihood(nn.Module):
             self._counter.add(self.step, begins)
             self._counter.end_loss(module)
 
+    def watch(self, module: nn.Module, x: Tensor, terms: SurrogateTerms) -> None:
+        """Warn if a training begins badly, or buys likelihood with the manifold.
+
+        The models of this package call it in every training loss.
+
+        Args:
+            module: Module that is trained.
+            x: Data of shape (B, *).
+            terms: The terms at the data.
+
+        Warns:
+            ScaleWarning: At first, if columns of the data have very different scales.
+            SmoothnessWarning: At first, if an encoder or a decoder is piecewise linear.
+            CollapseWarning: Once, if the reconstruction stays poor and is no inverse.
+        """
+        if not (self.training and torch.is_grad_enabled()):
+            return
+        self._watch.begin(module, x)
+        # Only these surrogates have the value -d at a consistent pair, for probes of fixed length.
+        is_telling = isinstance(estimator_from(self.estimator), (Encoder, OnManifold))
+        if is_telling and self.probes != "gaussian" and self.likelihood_weight() == 1:
+            dim = terms.z[0].numel()
+            self._watch.look(x, terms.reconstruction_error, terms.volume, dim)
+
     def extra_repr(self) -> str:
         """Options as shown by ``print(model)``."""
         return (
@@ -320,17 +345,3 @@ def _options(compile: bool | Mapping[str, Any]) -> Mapping[str, Any] | None:
         return None
     read_while_tracing()
     return {} if isinstance(compile, bool) else compile
-
-
-def _window(steps: Any) -> tuple[int, int] | None:
-    if steps is None:
-        return None
-    if isinstance(steps, (tuple, list)) and len(steps) == 2:
-        with suppress(OptionError):
-            start, end = (check_count(step, "warmup_steps", least=0) for step in steps)
-            if start <= end:
-                return start, end
-    raise OptionError(
-        "warmup_steps must be (start, end) with finite whole numbers 0 <= start <= end, got "
-        f"{steps!r}. Multiply fractions by the number of training steps."
-    )

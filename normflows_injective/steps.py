@@ -16,6 +16,7 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Iterable
+from contextlib import suppress
 from types import FrameType
 from typing import Any, NamedTuple, final
 
@@ -23,7 +24,10 @@ import torch
 from torch import Tensor, nn
 from torch._C import _functorch
 
-__all__ = ["StepCounter"]
+from .checks import check_count
+from .errors import OptionError
+
+__all__ = ["StepCounter", "check_window"]
 
 _SAMPLE = 8
 
@@ -229,3 +233,32 @@ def _sample(parameters: list[Tensor]) -> Tensor:
     device = parameters[0].device
     near = [parameter for parameter in parameters if parameter.device == device]
     return torch.cat([parameter.detach().reshape(-1)[:_SAMPLE].clone() for parameter in near])
+
+
+def check_window(steps: Any) -> tuple[int, int] | None:
+    """The steps at which a warm-up starts and ends, or None.
+
+    Args:
+        steps: A pair of whole numbers, or None.
+
+    Returns:
+        The pair as plain integers, or None.
+
+    Raises:
+        OptionError: If it is something else.
+
+    Examples:
+        >>> check_window([100, 300])
+        (100, 300)
+    """
+    if steps is None:
+        return None
+    if isinstance(steps, (tuple, list)) and len(steps) == 2:
+        with suppress(OptionError):
+            start, end = (check_count(step, "warmup_steps", least=0) for step in steps)
+            if start <= end:
+                return start, end
+    raise OptionError(
+        "warmup_steps must be (start, end) with finite whole numbers 0 <= start <= end, got "
+        f"{steps!r}. Multiply fractions by the number of training steps."
+    )

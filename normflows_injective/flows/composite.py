@@ -244,6 +244,7 @@ class InjectiveComposite(Injection):
             terms = self.likelihood(
                 x, partial(self.encode, context=context), partial(self.decode, context=context)
             )
+            self.likelihood.watch(self, x, terms)
             return terms.z, -self.likelihood.loss(terms, torch.zeros_like(terms.volume))
 
     def _check(self, batch: Tensor, context: Tensor | None) -> None:

@@ -51,6 +51,7 @@ class Injection(Layer, ABC):
     needs_context: bool = False
     # Whether the log-volume is a closed form to which those of maps between surfaces add.
     is_exact: bool = False
+    _has_warned: bool = False
 
     def __init_subclass__(cls) -> None:
         """Check at definition what would otherwise fail far away, in a model."""
@@ -99,9 +100,12 @@ class Injection(Layer, ABC):
 
         Warns:
             StackingWarning: If the data come from a trainable layer. A container that sums
-                per-layer log-dets is wrong behind an injection.
+                per-layer log-dets is wrong behind an injection. Also once for every layer in
+                training mode with gradients, because a container has no reconstruction term.
         """
-        if torch.is_grad_enabled() and x.grad_fn is not None:
+        if torch.is_grad_enabled() and x.grad_fn is None:
+            self._warn_without_reconstruction()
+        elif torch.is_grad_enabled():
             warnings.warn(
                 f"{type(self).__name__}.inverse got data that depend on trainable parameters: "
                 "does a flow stand behind this injection in a plain normflows model? There the "
@@ -112,3 +116,20 @@ class Injection(Layer, ABC):
             )
         z = self.encode(x, context=context)
         return z, -self.decode_and_log_volume(z, context=context).log_volume
+
+    def _warn_without_reconstruction(self) -> None:
+        """Warn once if a trained manifold is scored where only containers of the host score it."""
+        is_trained = self.training and any(p.requires_grad for p in self.parameters())
+        if not is_trained or self.is_exact or self._has_warned:
+            return
+        self._has_warned = True
+        warnings.warn(
+            f"{type(self).__name__}.inverse was called in training mode and with gradients, as a "
+            "container of normflows does that trains by forward_kld or log_prob. Such a loss has "
+            "no reconstruction term, so it falls for ever while the manifold collapses. Use "
+            "nfi.InjectiveNormalizingFlow, or nfi.flows.InjectiveComposite([injection], "
+            "nfi.SurrogateLikelihood()) as the container's last layer. For evaluation call "
+            "model.eval() or use torch.no_grad().",
+            StackingWarning,
+            stacklevel=3,
+        )
