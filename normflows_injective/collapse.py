@@ -27,11 +27,11 @@ _WINDOW = 50
 _DEVIATION = 0.45
 # Of the variance of the data.
 _POOR = 0.05
-# Improvement within a window, in units of the average one. Healthy trainings with flexible latent
-# flows had 0.12 or more at their slowest, those that collapse 0.03 or less.
-_STALLED = 0.06
-# Slow trainings lower the squared deviation by more in every window.
-_STEADY = 0.9
+# Improvement of the reconstruction within a window, in units of the average one.
+_STALLED = 0.15
+# Ratio of squared deviations two windows apart: 0.96 and more where a direction is lost; trainings
+# that are slow, or pass a plateau with flexible latent flows, had 0.84 or less.
+_STEADY = 0.93
 _RATIO = 1000.0
 
 _PIECEWISE_LINEAR = (
@@ -131,7 +131,7 @@ class CollapseWatch:
         has_learned = last.error < 0.6 * worst
         average = (before[0].error - last.error) / len(before)
         has_stalled = before[-1].error - last.error < _STALLED * average
-        is_steady = last.deviation > _STEADY * before[-1].deviation
+        is_steady = last.deviation > _STEADY * before[-2].deviation
         gets_worse = min(last.error, before[-1].error) > 1.5 * best
         return (has_learned and has_stalled and is_steady) or gets_worse
 
