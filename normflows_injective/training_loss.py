@@ -111,7 +111,7 @@ def terms(model: InjectiveNormalizingFlow, x: Tensor, context: Tensor | None) ->
     )
     z, log_det = summed_inverse(model.latent_block, passed.z, context)
     log_prob = base_log_prob(model.q0, z, context) + log_det
-    model.likelihood.watch(model, x, terms)
+    model.likelihood.watch(model, x, passed)
     return LossTerms(
         log_prob_latent=log_prob,
         surrogate=passed.volume,
