@@ -433,7 +433,7 @@ def test_rejection_keeps_each_value_with_its_context():
         ({"off_manifold": "thicken", "noise_scale": -1}, "positive and finite, got -1"),
         ({"off_manifold": "thicken", "noise_scale": math.nan}, "positive and finite, got nan"),
         ({"off_manifold": "thicken", "noise_scale": torch.tensor(-0.5)}, "got -0.5"),
-        ({"off_manifold": "thicken", "noise_scale": "0.1"}, "callable that gives one, got str"),
+        ({"off_manifold": "thicken", "noise_scale": "0.1"}, "callable that gives one, got '0.1'"),
         ({"off_manifold": "thicken", "noise_scale": torch.ones(3)}, "one number, got shape"),
         ({"off_manifold": "project", "noise_scale": 0.1}, "nothing is noisy"),
         ({"noise_scale": 0.1}, "that is 'reject'"),

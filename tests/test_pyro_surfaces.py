@@ -63,7 +63,7 @@ def test_values_off_the_surface_are_refused():
 
 
 def test_laws_that_are_no_densities_on_a_surface_are_refused():
-    with pytest.raises(nfi.errors.OptionError, match="got Tensor"):
+    with pytest.raises(nfi.errors.OptionError, match="got a Tensor"):
         nfp.SurfaceDistribution(torch.ones(3))
     with pytest.raises(nfi.errors.OptionError, match="without a context"):
         nfp.SurfaceDistribution(

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, final
 
 import normflows as nf
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Transform, biject_to, constraints, transform_to
 
-from ..errors import InjectiveFlowError, OffManifoldError, OptionError, UnsupportedModelError
+from ..checks import check_count, check_positive, describe
+from ..errors import InjectiveFlowError, OptionError, UnsupportedModelError
 from ..flows.gauges.gauge import Gauge
 from ..flows.gauges.hyperplane import HyperplaneGauge
 from ..flows.gauges.lp import LpGauge
 from ..flows.graph_surface import GraphSurface
 from ..flows.radial import RadialSurface
-from ..flows.simplex import SimplexFromOrthant, SimplexStickBreaking
 from ..flows.sphere import SphereChart
 from ..volume.replicas import in_evaluation
 from .layers import LayerStack, context_rows
@@ -25,7 +24,7 @@ from .layers import LayerStack, context_rows
 if TYPE_CHECKING:
     from .flow_transform import FlowTransform
 
-__all__ = ["ImageConstraint", "StarLikeConstraint", "support_of", "unit_length"]
+__all__ = ["ImageConstraint", "StarLikeConstraint", "is_standard_simplex", "unit_length"]
 
 
 @final
@@ -70,6 +69,12 @@ class StarLikeConstraint(constraints.Constraint):
         measure: str = "hausdorff",
         tol: float = 1e-4,
     ) -> None:
+        if not isinstance(gauge, Gauge):
+            raise OptionError(
+                f"gauge must be one of nfi.flows.gauges, got {describe(gauge)}. Write e.g. "
+                "LpGauge(1.0)."
+            )
+        dim = None if dim is None else check_count(dim, "dim")
         self.surface = RadialSurface(gauge, level, measure)
         known = gauge.dim if dim is None else dim
         if known is None or (gauge.dim is not None and gauge.dim != known):
@@ -83,9 +88,7 @@ class StarLikeConstraint(constraints.Constraint):
                 "The surface depends on a context, so it is a different one for every sample. Fix "
                 "the context, or use FlowDistribution with context=."
             )
-        if not 0 < tol < math.inf:
-            raise OptionError(f"tol must be a positive number, got {tol!r}.")
-        self.tol = tol
+        self.tol = float(check_positive(tol, "tol"))
         super().__init__()
 
     def check(self, value: Tensor) -> Tensor:
@@ -198,100 +201,6 @@ def unit_length(dim: int) -> StarLikeConstraint:
     return StarLikeConstraint(LpGauge(2.0), dim=dim)
 
 
-def support_of(
-    stack: LayerStack, event_dim: int, context: Tensor | None = None
-) -> constraints.Constraint:
-    """Where the values of layers lie.
-
-    Args:
-        stack: Layers from latent to data.
-        event_dim: Number of dimensions of an event.
-        context: Context of shape (*batch, C), or None.
-
-    Returns:
-        All of space, or the surface that the last layer leads to.
-
-    Examples:
-        >>> support_of(LayerStack([SphereChart(3), RadialSurface(LpGauge(1.0))]), 1)
-        StarLikeConstraint(LpGauge, level=1)
-    """
-    last: Any = stack.flows[-1]
-    while isinstance(getattr(last, "flows", None), nn.ModuleList):
-        last = last.flows[-1]
-    if not stack.raises_dimension:
-        if isinstance(last, nf.transforms.Logit):
-            inner = 1 - 2 * last.alpha
-            interval = constraints.interval(-last.alpha / inner, (1 - last.alpha) / inner)
-            return constraints.independent(interval, event_dim)
-        return constraints.independent(constraints.real, event_dim)
-    if stack.is_closed_form:
-        if isinstance(last, SimplexStickBreaking | SimplexFromOrthant) and last.total == 1:
-            # Pyro's simplex stands for Lebesgue measure.
-            area = StarLikeConstraint(HyperplaneGauge(torch.ones(last.dim)))
-            return area if last.measure == "hausdorff" else constraints.simplex
-        if isinstance(last, RadialSurface) and not last.needs_context:
-            dim = _dimension(stack)
-            level = last.level.level
-            return StarLikeConstraint(last.gauge, level, dim=dim, measure=last.measure)
-        if getattr(last, "codomain", None) == "sphere":
-            return unit_length(_dimension(stack))
-    return ImageConstraint(stack, context=context, event_dim=event_dim)
-
-
-def refuse_off_support(law: Any, value: Tensor) -> None:
-    """Raise if values lie off the manifold of a distribution, saying by how much.
-
-    Args:
-        law: A distribution.
-        value: Values (*, *event).
-
-    Raises:
-        OffManifoldError: If its support is one of ours, and does not hold all values.
-    """
-    support = law.support
-    if not isinstance(support, StarLikeConstraint | ImageConstraint):
-        return
-    deviation = support.deviation(value)
-    far = deviation > support.tol
-    if bool(far.any()):
-        raise OffManifoldError(
-            f"{int(far.sum())} of {far.numel()} values lie off the manifold of {law}, the worst "
-            f"by {float(deviation.max()):.3g} of its size, where {support.tol:g} is allowed. "
-            "Project them, or check where they come from."
-        )
-
-
-def score_where(
-    near: Tensor,
-    score: Callable[[Tensor, Tensor | None], Tensor],
-    x: Tensor,
-    context: Tensor | None = None,
-) -> Tensor:
-    """Score the values of a batch that lie on a manifold; the others have no density.
-
-    Args:
-        near: Which values do, of shape (B,).
-        score: Log-density (b,) of values (b, *) with their context.
-        x: Values (B, *).
-        context: One row per value, or None.
-
-    Returns:
-        Log-density (B,), minus infinity off the manifold.
-
-    Examples:
-        >>> near = torch.tensor([True, False])
-        >>> score_where(near, lambda rows, context: rows.sum(1), torch.ones(2, 3))
-        tensor([3., -inf])
-    """
-    if bool(near.all()):
-        return score(x, context)
-    scores = x.new_full((len(x),), -math.inf)
-    if bool(near.any()):
-        found = score(x[near], None if context is None else context[near])
-        scores = scores.index_put((near,), found)
-    return scores
-
-
 def is_standard_simplex(gauge: Gauge, level: float) -> bool:
     """Whether a level set is the simplex of sum one, whose measure in Pyro is Lebesgue's.
 
@@ -306,13 +215,6 @@ def is_standard_simplex(gauge: Gauge, level: float) -> bool:
     if not isinstance(gauge, HyperplaneGauge):
         return False
     return bool((gauge.weights / level - 1).abs().max() < 1e-6)
-
-
-def _dimension(stack: LayerStack) -> int:
-    first: Any = stack.composite[0]
-    while isinstance(getattr(first, "flows", None), nn.ModuleList):
-        first = first.flows[0]
-    return int(first.data_shape[0])
 
 
 def _to_surface(constraint: StarLikeConstraint) -> Transform:

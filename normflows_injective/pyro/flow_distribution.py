@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any, final
 
+import torch
 from torch import Tensor
 from torch.distributions import constraints
 
 from ..bases import base_log_prob
-from .constraints import score_where, support_of
+from .box import Scalars
 from .model_distribution import ModelDistribution
+from .support import given_support, score_where, support_of
 
 __all__ = ["FlowDistribution"]
 
@@ -40,9 +42,13 @@ class FlowDistribution(ModelDistribution):
             from a model of one dimension.
         context: Of shape (*batch_shape, C), or class labels of shape (*batch_shape).
         validate_args: As in torch.
+        support: Where the values lie, for layers of your own that do not reach all of space, as a
+            constraint of events or of their coordinates; None takes what is known of base and
+            layers: boxes of uniform bases, logit and circular layers, their images under layers
+            behind, surfaces. Values outside have no density.
 
     Raises:
-        OptionError: If this is no such model.
+        OptionError: If this is no such model, or the support no such constraint.
         ShapeError: If its events have another number of dimensions.
         ContextError: If a context is missing or superfluous.
         UnsupportedLayerError: If a layer has no density.
@@ -67,11 +73,29 @@ class FlowDistribution(ModelDistribution):
         torch.Size([5, 2])
     """
 
+    def __init__(
+        self,
+        model: Any,
+        event_dim: int | None = 1,
+        context: Tensor | None = None,
+        validate_args: bool | None = None,
+        *,
+        support: constraints.Constraint | None = None,
+    ) -> None:
+        super().__init__(model, event_dim, context, validate_args)
+        self._given = (
+            None if support is None else given_support(support, self.event_dim, "support")
+        )
+
     @property
     def support(self) -> constraints.Constraint:
-        """All of space, or the surface."""
-        support: Any = support_of(self.stack, self.event_dim, self.context)
-        return support.base_constraint if self.event_dim == 0 else support
+        """All of space, a box or its image, the surface, or what was given."""
+        if self._given is not None:
+            return self._given
+        support = self._support_of_rows(self.context)
+        if self.event_dim > 0:
+            return support
+        return getattr(support, "base_constraint", None) or Scalars(support)
 
     def draw(self, num_samples: int, context: Tensor | None) -> tuple[Tensor, Any]:
         """Draw values (n, *) with their log-density (n,)."""
@@ -83,12 +107,26 @@ class FlowDistribution(ModelDistribution):
         """Log-density (B,) in nats of values (B, *)."""
         if drawn is not None:
             return drawn
-        if not self.stack.raises_dimension:
+        support = self._support_of_rows(context) if self._given is None else self._given
+        if isinstance(getattr(support, "base_constraint", support), type(constraints.real)):
             return self._score(x, context)
-        # An encoder projects, and a point off the image has no density there.
-        near = support_of(self.stack, len(self._model_shape), context).check(x)
+        # An encoder projects, an inverse may be none out there: such a point has no density.
+        near = support.check(x)
+        near = near.flatten(1).all(1) if near.dim() > 1 else near
+        if self.stack.raises_dimension:
+            return score_where(near, self._score, x, context)
+        # On the faces of a box latents are infinite.
+        with torch.no_grad():
+            near = near & score_where(near, self._reach, x, context).isfinite()
         return score_where(near, self._score, x, context)
+
+    def _support_of_rows(self, context: Tensor | None) -> Any:
+        return support_of(self.stack, len(self._model_shape), context, self.model.q0)
 
     def _score(self, x: Tensor, context: Tensor | None) -> Tensor:
         z, log_volume = self.stack.pull(x, context)
         return base_log_prob(self.model.q0, z, context) - log_volume
+
+    def _reach(self, x: Tensor, context: Tensor | None) -> Tensor:
+        z, log_volume = self.stack.pull(x, context)
+        return z.flatten(1).sum(1) + log_volume

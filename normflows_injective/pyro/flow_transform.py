@@ -11,13 +11,15 @@ from pyro.distributions import TransformModule
 from torch import Tensor
 from torch.distributions import constraints
 
-from ..checks import check_count
+from ..checks import check_count, checks_tensors
 from ..context import needs_context
 from ..errors import ContextError, UnsupportedLayerError
 from .buffers import watch_buffers
-from .constraints import support_of
 from .layers import LayerStack, flatten_events
+from .ranges import bounded_domain
 from .sample_cache import SampleCache, State, state_of
+from .sizes import as_size
+from .support import given_support, support_of
 
 __all__ = ["FlowTransform"]
 
@@ -41,9 +43,12 @@ class FlowTransform(TransformModule):
         flow: A layer, or layers from latent to data.
         event_dim: Number of dimensions of an event: 1 for vectors, 3 for images.
         cache_size: 1, or 0 to remember nothing.
+        codomain: Where the layers lead, for layers of your own that do not reach all of space;
+            None takes what is known of the layers: boxes of logit and circular layers, their
+            images under layers behind, surfaces.
 
     Raises:
-        OptionError: If there is no layer.
+        OptionError: If there is no layer, or the codomain is no constraint of such events.
         UnsupportedLayerError: If a layer has no density, if the manifold is learned (use
             :class:`InjectiveDistribution`), or if layers stand where they cannot.
         ContextError: If a layer needs a context (use :class:`FlowDistribution`).
@@ -71,14 +76,20 @@ class FlowTransform(TransformModule):
         *,
         event_dim: int = 1,
         cache_size: int = 1,
+        codomain: constraints.Constraint | None = None,
     ) -> None:
-        super().__init__(cache_size=cache_size)
-        check_count(event_dim, "event_dim")
+        super().__init__(cache_size=check_count(cache_size, "cache_size", least=0, most=1))
+        event_dim = check_count(event_dim, "event_dim")
         self.stack = flow if isinstance(flow, LayerStack) else LayerStack(flow)
         _check_without_context(self.stack)
         self._events = event_dim
-        self.domain = constraints.independent(constraints.real, event_dim)
-        self.codomain = support_of(self.stack, event_dim)
+        real = constraints.independent(constraints.real, event_dim)
+        self.domain = bounded_domain(self.stack, event_dim) or real
+        self.codomain = (
+            support_of(self.stack, event_dim)
+            if codomain is None
+            else given_support(codomain, event_dim, "codomain")
+        )
         # What was drawn, by the sample; and what was just inverted, by the fresh latents.
         self._drawn, self._inverted = SampleCache(), SampleCache()
 
@@ -87,6 +98,7 @@ class FlowTransform(TransformModule):
         """What densities of its values are against."""
         return getattr(self.stack.flows[-1], "measure", "hausdorff")
 
+    @checks_tensors
     def __call__(self, x: Tensor) -> Tensor:
         """Send latents (*, *event) to the data."""
         watch_buffers(self)
@@ -95,6 +107,7 @@ class FlowTransform(TransformModule):
             self._drawn.store(y, (x, log_det), self._state())
         return y
 
+    @checks_tensors
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """Log-volume (*) in nats of the way from latents x to data y = self(x)."""
         drawn = self._drawn.find(y, self._state, self._trains)
@@ -107,17 +120,20 @@ class FlowTransform(TransformModule):
 
     def forward_shape(self, shape: Iterable[int]) -> torch.Size:
         """Shape of data for latents of a shape."""
-        return self.stack.shape_of_data(shape, self._events)
+        return self.stack.shape_of_data(as_size(shape, "shape"), self._events)
 
     def inverse_shape(self, shape: Iterable[int]) -> torch.Size:
         """Shape of latents for data of a shape."""
-        return self.stack.shape_of_latents(shape, self._events)
+        return self.stack.shape_of_latents(as_size(shape, "shape"), self._events)
 
     def with_cache(self, cache_size: int = 1) -> FlowTransform:
         """The same layers with or without memory of what they drew."""
+        cache_size = check_count(cache_size, "cache_size", least=0, most=1)
         if cache_size == self._cache_size:
             return self
-        return FlowTransform(self.stack, event_dim=self._events, cache_size=cache_size)
+        return FlowTransform(
+            self.stack, event_dim=self._events, cache_size=cache_size, codomain=self.codomain
+        )
 
     def clear_cache(self) -> None:
         """Forget what was drawn."""
@@ -141,12 +157,13 @@ class FlowTransform(TransformModule):
     def _inverse(self, y: Tensor) -> Tensor:
         return flatten_events(self.stack.pull, y, self._events)[0]
 
-    def _inv_call(self, y: Tensor) -> Tensor:
+    @checks_tensors
+    def _inv_call(self, value: Tensor) -> Tensor:
         watch_buffers(self)
-        drawn = self._drawn.find(y, self._state, self._trains)
+        drawn = self._drawn.find(value, self._state, self._trains)
         if drawn is not None:
             return drawn[0]
-        x, log_volume = flatten_events(self.stack.pull, y, self._events)
+        x, log_volume = flatten_events(self.stack.pull, value, self._events)
         # Known by the latents, which are new at every call, and so never out of date.
         self._inverted.store(x, log_volume, self._state())
         return x

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ..bases import base_log_prob, sample_base
-from ..checks import check_count
+from ..checks import check_count, checks_tensors
 from ..core import InjectiveNormalizingFlow
 from ..errors import OptionError, ShapeError
 from ..flows.composite import joint_decode
@@ -169,6 +169,7 @@ class InjectiveDistribution(ModelDistribution):
 
         return self._policy.log_density(projected, self.stack, x, context)
 
+    @checks_tensors
     def log_volume(self, x: Tensor) -> Tensor:
         r"""Exact log-volume of the map from base to data, at the projections of values.
 
@@ -185,6 +186,7 @@ class InjectiveDistribution(ModelDistribution):
         stack = self.stack.after_data(rows, context)
         return ExactVolume().project(stack, rows, context).log_volume.view(shape)
 
+    @checks_tensors
     def surrogate_bias(self, n: int = 100, x: Tensor | None = None) -> SurrogateBias:
         r"""Compare the expected gradients of surrogates with exact ones.
 
@@ -206,7 +208,7 @@ class InjectiveDistribution(ModelDistribution):
             UnsupportedModelError: If the layers are charts of known surfaces.
         """
         if x is None:
-            check_count(n, "n")
+            n = check_count(n, "n")
             shape = (math.ceil(n / max(1, self.batch_shape.numel())), *self.batch_shape)
             context = context_rows(self.context, shape)
             q0, stack = on_trial([self.model.q0, self.stack])
@@ -218,6 +220,7 @@ class InjectiveDistribution(ModelDistribution):
             rows, context, _ = self._rows(x)
         return measure_bias(self.stack, rows, context)
 
+    @checks_tensors
     def check_collapse(self, x: Tensor) -> float:
         """Compare the noise scale with the spread of data along the manifold.
 

@@ -9,6 +9,7 @@ import normflows as nf
 import torch
 from torch import Tensor, nn
 
+from ..checks import describe
 from ..errors import OptionError, ShapeError, UnsupportedLayerError, UnsupportedModelError
 from ..flows.composite import (
     check_composite,
@@ -266,6 +267,11 @@ def flatten_events(
         >>> x.shape, total.shape
         (torch.Size([4, 3, 2]), torch.Size([4, 3]))
     """
+    if value.dim() < event_dim:
+        raise ShapeError(
+            f"Values need at least {event_dim} dimensions, got shape {tuple(value.shape)}. Add "
+            "those of an event, or lower event_dim."
+        )
     batch_shape = value.shape[: value.dim() - event_dim]
     event_shape = value.shape[value.dim() - event_dim :]
     mapped, log_det = function(value.reshape(-1, *event_shape), context)
@@ -308,9 +314,9 @@ def context_rows(context: Tensor | None, batch_shape: Sequence[int]) -> Tensor |
 
 def _listed(flows: Any) -> Sequence[nf.flows.Flow]:
     listed = [flows] if isinstance(flows, nf.flows.Flow) else flows
-    if not isinstance(listed, Iterable) or isinstance(listed, str):
+    if not isinstance(listed, Iterable) or isinstance(listed, str | bytes | Tensor):
         raise OptionError(
-            f"flows must be a layer of normflows or a list of them, got {type(flows).__name__}. "
+            f"flows must be a layer of normflows or a list of them, got {describe(flows)}. "
             "A whole model goes into FlowDistribution."
         )
     listed = list(listed)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from copy import copy
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
@@ -17,16 +18,26 @@ from torch import Size, Tensor, nn
 from torch.distributions import constraints
 
 from ..bases import sample_base
+from ..checks import check_count, check_flag, checks_tensors
+from ..checks.tensors import check_kind, check_type
 from ..context import check_context, needs_context, takes_context
-from ..errors import DtypeError, OptionError, ShapeError
+from ..errors import (
+    ContextError,
+    DtypeError,
+    InjectiveFlowError,
+    NonFiniteError,
+    OptionError,
+    ShapeError,
+)
 from ..random_numbers import OwnRandomNumbers
 from ..stack import model_dtype
 from ..volume.modules import is_cold
 from ..volume.replicas import on_trial
 from .buffers import watch_buffers
-from .constraints import refuse_off_support
 from .layers import LayerStack, context_rows, context_shape, make_contiguous
 from .sample_cache import SampleCache, State, state_of
+from .sizes import as_size, expanded_size
+from .support import refuse_off_support
 
 __all__ = ["ModelDistribution"]
 
@@ -43,7 +54,7 @@ class _Anatomy(NamedTuple):
     # Parameters of the base through which its draws pass no gradient.
     unreached: list[nn.Parameter]
     # By what it is recognised.
-    parts: tuple[int, ...]
+    parts: tuple[Any, ...]
 
 
 _KNOWN: WeakKeyDictionary[nn.Module, _Anatomy] = WeakKeyDictionary()
@@ -78,6 +89,18 @@ class ModelDistribution(TorchDistribution, ABC):
         validate_args: bool | None = None,
     ) -> None:
         _check_model(model)
+        if event_dim is not None:
+            event_dim = check_count(event_dim, "event_dim", least=0)
+        if validate_args is not None:
+            validate_args = check_flag(validate_args, "validate_args")
+        if context is not None:
+            check_type(context, "context")
+            check_kind(context, "context")
+            if context.dim() == 0:
+                raise ContextError(
+                    "context must have the shape (*batch_shape, C), or (*batch_shape) for class "
+                    "labels, got a tensor without dimensions. Add one with context.reshape(1)."
+                )
         self.model = model
         self.context = context
         parts: list[Any] = [self.model.q0, *self.model.flows]
@@ -108,7 +131,7 @@ class ModelDistribution(TorchDistribution, ABC):
 
     def rsample(self, sample_shape: Shape = ()) -> Tensor:
         """Draw values (*sample_shape, *batch_shape, *event_shape), with gradients."""
-        shape = Size(sample_shape) + self.batch_shape
+        shape = as_size(sample_shape, "sample_shape") + self.batch_shape
         if math.prod(shape) == 1:
             self._warm_up()
         x, drawn = self.draw(math.prod(shape), context_rows(self.context, shape))
@@ -121,6 +144,7 @@ class ModelDistribution(TorchDistribution, ABC):
         with torch.no_grad():
             return self.rsample(sample_shape)
 
+    @checks_tensors
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density in nats, of the batch shape of the value and the distribution together.
 
@@ -142,12 +166,16 @@ class ModelDistribution(TorchDistribution, ABC):
         drawn = self._cache.find(value, self._state, self._trains())
         if self._validate_args and drawn is None:
             self._validate_sample(value)
-        shape = torch.broadcast_shapes(value.shape[:cut], self.batch_shape)
+        shape = self._broadcast(value.shape[:cut])
         # Without a context the rows of a batch are alike, so that each value is scored once.
         scored = value.shape[:cut] if self.context is None else shape
+        if math.prod(scored) == 0:
+            return value.new_zeros(shape)
         rows = value.expand(scored + self.event_shape)
         rows = rows.reshape(math.prod(scored), *self._model_shape)
         scores = self.score(rows, context_rows(self.context, scored), drawn)
+        if self._validate_args and drawn is None:
+            self._refuse_nan(scores)
         return scores.reshape(scored).expand(shape)
 
     def rsample_and_log_prob(self, sample_shape: Shape = ()) -> tuple[Tensor, Tensor]:
@@ -158,7 +186,7 @@ class ModelDistribution(TorchDistribution, ABC):
     def expand(self: Law, batch_shape: Shape, _instance: Any = None) -> Law:
         """The same law over a larger batch."""
         expanded = copy(self)
-        shape = Size(batch_shape)
+        shape = expanded_size(self, batch_shape)
         if self.context is not None:
             row = self.context.shape[len(context_shape(self.context)) :]
             expanded.context = self.context.expand(shape + row)
@@ -195,7 +223,24 @@ class ModelDistribution(TorchDistribution, ABC):
 
     def _validate_sample(self, value: Tensor) -> None:
         refuse_off_support(self, value)
-        super()._validate_sample(value)
+
+    def _broadcast(self, shape: Size) -> Size:
+        try:
+            return torch.broadcast_shapes(shape, self.batch_shape)
+        except RuntimeError as error:
+            raise ShapeError(
+                f"Values of batch shape {tuple(shape)} do not broadcast with the batch shape "
+                f"{tuple(self.batch_shape)} of {self}. Give one value for each context."
+            ) from error
+
+    def _refuse_nan(self, scores: Tensor) -> None:
+        bad = scores.isnan()
+        if torch._C._get_tracing_state() is None and bool(bad.any()):
+            raise NonFiniteError(
+                f"{int(bad.sum())} of {bad.numel()} densities of {self} are NaN. Either its "
+                "parameters have diverged: check them with torch.isfinite. Or these values lie "
+                "where the layers cannot lead: then say so by FlowDistribution(..., support=...)."
+            )
 
     def _state(self) -> State:
         return state_of([self.model], self.context)
@@ -229,7 +274,10 @@ def _event_shape(shape: tuple[int, ...], event_dim: int | None) -> Size:
 
 def _anatomy(model: Any, context: Tensor | None) -> _Anatomy:
     # Distributions are built anew at every call of a Pyro model, modules are not.
-    parts = [id(model.q0), *(id(flow) for flow in model.flows)]
+    parts: list[Any] = [id(model.q0), *(id(flow) for flow in model.flows)]
+    if context is not None:
+        # One of another width or kind is tried again.
+        parts += [tuple(context.shape[len(context_shape(context)) :]), context.dtype]
     for parameter in model.q0.parameters():
         parts += (id(parameter), parameter.requires_grad)
     known = _KNOWN.get(model)
@@ -238,7 +286,7 @@ def _anatomy(model: Any, context: Tensor | None) -> _Anatomy:
     return known
 
 
-def _dissect(model: Any, context: Tensor | None, parts: tuple[int, ...]) -> _Anatomy:
+def _dissect(model: Any, context: Tensor | None, parts: tuple[Any, ...]) -> _Anatomy:
     _mend_store(make_contiguous(model))
     stack = LayerStack(list(model.flows))
     two = None
@@ -248,7 +296,12 @@ def _dissect(model: Any, context: Tensor | None, parts: tuple[int, ...]) -> _Ana
     if two is None and any(needs_context(part) for part in (model.q0, *model.flows)):
         check_context([model.q0, *model.flows], None, 0)
     parameters = [p for p in model.q0.parameters() if p.requires_grad]
-    with OwnRandomNumbers(), torch.inference_mode(False), torch.enable_grad():
+    with (
+        _named_context(context),
+        OwnRandomNumbers(),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+    ):
         q0, trial = on_trial([model.q0, stack])
         z, _ = sample_base(q0, 2, two, model_dtype(model.q0, model.flows))
         gradients: Any = [None] * len(parameters)
@@ -257,6 +310,23 @@ def _dissect(model: Any, context: Tensor | None, parts: tuple[int, ...]) -> _Ana
         x, _ = trial.push(z.detach(), two)
     unreached = [p for p, g in zip(parameters, gradients, strict=True) if g is None]
     return _Anatomy(stack, tuple(x.shape[1:]), z[0].numel(), unreached, parts)
+
+
+@contextmanager
+def _named_context(context: Tensor | None) -> Iterator[None]:
+    """Blame a context, if there is one, where the trial of a model fails over shapes."""
+    try:
+        yield
+    except InjectiveFlowError:
+        raise
+    except (RuntimeError, IndexError, ValueError, TypeError) as error:
+        if context is None:
+            raise
+        raise ContextError(
+            f"A context of shape {tuple(context.shape)} and {context.dtype} does not fit the "
+            f"model, which fails on it: {error}. Its last dimension must hold the features that "
+            "the model was built for, in the dtype of the model; class labels are integers."
+        ) from error
 
 
 def _mend_store(moved: list[nn.Parameter]) -> None:

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from ..checks import check_choice
+from ..checks import check_choice, check_positive, describe, is_number
 from ..errors import OptionError, ShapeError
-from .constraints import ImageConstraint, score_where
+from .constraints import ImageConstraint
 from .layers import LayerStack
+from .support import score_where
 
 __all__ = [
     "POLICIES",
@@ -75,9 +76,7 @@ class Reject(OffManifold):
     """
 
     def __init__(self, tol: float) -> None:
-        if not (isinstance(tol, int | float) and 0 < tol < math.inf):
-            raise OptionError(f"tol must be a positive number, got {tol!r}.")
-        self._tol = float(tol)
+        self._tol = float(check_positive(tol, "tol"))
 
     def support(
         self, stack: LayerStack, context: Tensor | None, event_dim: int
@@ -150,10 +149,11 @@ class Thicken(OffManifold):
         """The scale now, of shape (), in the dtype and on the device of a tensor."""
         source: Any = self._noise_scale
         given = source() if callable(source) else source
-        if not isinstance(given, Tensor | int | float) or isinstance(given, bool):
+        real = isinstance(given, Tensor) and not given.is_complex() and given.dtype != torch.bool
+        if not (real or is_number(given)):
             raise OptionError(
                 "noise_scale must be a positive number, a tensor or a callable that gives one, "
-                f"got {type(given).__name__}."
+                f"got {describe(given)}."
             )
         sigma = given.to(like) if isinstance(given, Tensor) else like.new_tensor(given)
         if sigma.numel() != 1:

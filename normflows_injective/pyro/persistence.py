@@ -12,7 +12,8 @@ from pyro.params.param_store import param_with_module_name
 from torch import nn
 
 from ..checkpoints import load_checkpoint, on_a_model, save_checkpoint
-from ..errors import CheckpointError
+from ..checks import check_flag, check_module, describe
+from ..errors import CheckpointError, OptionError
 from .buffers import digest_of, warn_of_store, watch_buffers
 from .layers import make_contiguous
 from .taken_names import DIGEST, names_are_free, refuse_taken_names, trains_now
@@ -47,6 +48,7 @@ def save(trained: nn.Module, path: str | os.PathLike[str]) -> None:
         ...     load(nn.Linear(2, 1), os.path.join(folder, "a.safetensors"))
     """
     _check_built(trained)
+    _check_path(path)
     save_checkpoint(trained, path)
 
 
@@ -72,6 +74,7 @@ def load(
         CheckpointWarning: If options of the training differ.
     """
     _check_built(trained)
+    _check_path(path)
     load_checkpoint(trained, path, map_location)
 
 
@@ -109,6 +112,13 @@ def module(name: str, nn_module: nn.Module, update_module_params: bool = False) 
         >>> "linear$$$weight" in pyro.get_param_store()
         True
     """
+    if not isinstance(name, str) or not name or "$$$" in name:
+        raise OptionError(
+            f"name must be a string, not empty and without '$$$', got {describe(name)}. Give the "
+            "module one of its own."
+        )
+    check_module(nn_module, "nn_module", "Pass the module, not its class.")
+    update_module_params = check_flag(update_module_params, "update_module_params")
     make_contiguous(nn_module)
     store: Any = pyro.get_param_store()
     free = update_module_params or names_are_free(nn_module, param_with_module_name(name, ""))
@@ -135,7 +145,16 @@ def _comes_from_store(store: Any, name: str, nn_module: nn.Module) -> bool:
     return False
 
 
-def _check_built(trained: nn.Module) -> None:
+def _check_path(path: Any) -> None:
+    if not isinstance(path, str | os.PathLike):
+        raise OptionError(
+            f"path must be a string or os.PathLike, got {describe(path)}. Write e.g. "
+            "'guide.safetensors'."
+        )
+
+
+def _check_built(trained: Any) -> None:
+    check_module(trained, "trained", "Pass a guide, a transform or a model.")
     if isinstance(trained, AutoGuide) and trained.prototype_trace is None:
         raise CheckpointError(
             f"{type(trained).__name__} has no parameters before its first call. Call "

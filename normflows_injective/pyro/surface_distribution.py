@@ -11,17 +11,21 @@ from pyro.distributions import Dirichlet, TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
+from ..checks import (
+    check_choice,
+    check_count,
+    check_flag,
+    check_positive,
+    checks_tensors,
+    describe,
+)
 from ..distributions import AngularCentralGaussian, UniformSphere, VonMisesFisher
 from ..distributions import UniformOnSurface as _UniformOnSurface
 from ..errors import OffManifoldError, OptionError, ShapeError
 from ..flows.gauges.gauge import Gauge
-from .constraints import (
-    StarLikeConstraint,
-    is_standard_simplex,
-    refuse_off_support,
-    score_where,
-    unit_length,
-)
+from .constraints import StarLikeConstraint, is_standard_simplex, unit_length
+from .sizes import as_size, expanded_size
+from .support import refuse_off_support, score_where
 
 __all__ = ["OnSurface", "SurfaceDistribution", "UniformOnSurface"]
 
@@ -42,6 +46,7 @@ class OnSurface(constraints.Constraint):
     event_dim = 1
 
     def __init__(self, law: Any) -> None:
+        _check_law(law)
         self._law = law
         super().__init__()
 
@@ -97,11 +102,9 @@ class SurfaceDistribution(TorchDistribution):
     arg_constraints: dict[str, constraints.Constraint] = {}
 
     def __init__(self, law: Any, validate_args: bool | None = None) -> None:
-        if not getattr(law, "on_manifold", False) or getattr(law, "needs_context", False):
-            raise OptionError(
-                f"law must be a density on a surface without a context, got {type(law).__name__}. "
-                "Use one of nfi.distributions whose on_manifold is true."
-            )
+        _check_law(law)
+        if validate_args is not None:
+            validate_args = check_flag(validate_args, "validate_args")
         self.law = law
         super().__init__(torch.Size(), torch.Size(law.shape), validate_args=validate_args)
 
@@ -117,11 +120,12 @@ class SurfaceDistribution(TorchDistribution):
 
     def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
         """Draw points of shape (*sample_shape, *batch_shape, D)."""
-        shape = torch.Size(sample_shape) + self.batch_shape
+        shape = as_size(sample_shape, "sample_shape") + self.batch_shape
         with torch.no_grad():
             x: Tensor = self.law(max(1, math.prod(shape)))[0]
         return x[: math.prod(shape)].view(shape + self.event_shape)
 
+    @checks_tensors
     def log_prob(self, value: Tensor) -> Tensor:
         r"""Log-density of points (*, D), of shape (*), in nats.
 
@@ -151,7 +155,7 @@ class SurfaceDistribution(TorchDistribution):
     def expand(self, batch_shape: Any, _instance: Any = None) -> SurfaceDistribution:
         """The same law over a larger batch."""
         expanded = copy(self)
-        expanded._batch_shape = torch.Size(batch_shape)
+        expanded._batch_shape = expanded_size(self, batch_shape)
         return expanded
 
 
@@ -200,7 +204,12 @@ def UniformOnSurface(  # noqa: N802 - a distribution, to those who call it
         >>> UniformOnSurface(HyperplaneGauge(torch.ones(3))).log_prob(torch.ones(3) / 3)
         tensor(0.6931)
     """
-    simplex = is_standard_simplex(gauge, level)
+    if validate_args is not None:
+        validate_args = check_flag(validate_args, "validate_args")
+    if measure is not None:
+        check_choice(measure, ("hausdorff", "cone", "lebesgue"), "measure")
+    dim = None if dim is None else check_count(dim, "dim", least=2)
+    simplex = is_standard_simplex(gauge, check_positive(level, "level"))
     if measure == "lebesgue" and not simplex:
         raise OptionError(
             "The lebesgue measure of the first coordinates is that of the standard simplex, "
@@ -209,9 +218,17 @@ def UniformOnSurface(  # noqa: N802 - a distribution, to those who call it
     if simplex and measure in (None, "lebesgue"):
         weights: Any = gauge.weights
         flat = Dirichlet(torch.ones_like(weights), validate_args=validate_args)
-        return flat.expand(torch.Size(batch_shape))
+        return flat.expand(as_size(batch_shape, "batch_shape"))
     law = _UniformOnSurface(gauge, level, measure or "hausdorff", dim=dim)
     return SurfaceDistribution(law, validate_args).expand(batch_shape)
+
+
+def _check_law(law: Any) -> None:
+    if not getattr(law, "on_manifold", False) or getattr(law, "needs_context", False):
+        raise OptionError(
+            f"law must be a density on a surface without a context, got {describe(law)}. "
+            "Use one of nfi.distributions whose on_manifold is true."
+        )
 
 
 def _surface_of(law: Any) -> constraints.Constraint:

@@ -15,6 +15,7 @@ from torch.nn.functional import softplus
 from .decoders import Decoder
 from .noise import Noise
 from .reverse import Reverse
+from .sizes import as_size, expanded_size
 
 __all__ = ["Frame", "Thickened"]
 
@@ -133,13 +134,13 @@ class Thickened(TorchDistribution):
             self.reverse,
             self.rank,
             self.num_aux,
-            batch_shape,
+            expanded_size(self, batch_shape),
             validate_args=self._validate_args,
         )
 
     def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
         """Draw values (*sample_shape, *batch_shape, D), and remember what led to them."""
-        shape = torch.Size(sample_shape) + self.batch_shape
+        shape = as_size(sample_shape, "sample_shape") + self.batch_shape
         loc = self.frame.loc
         u = torch.randn(*shape, self.rank, dtype=loc.dtype, device=loc.device)
         decoded = self.decoder(u.reshape(-1, self.rank)).reshape(*shape, -1)
