@@ -71,11 +71,7 @@ def measure_bias(stack: LayerStack, x: Tensor, context: Tensor | None) -> Surrog
         >>> bias.decoder.relative_error < 1e-4
         True
     """
-    if stack.is_closed_form:
-        raise UnsupportedModelError(
-            "The layers are a chart of a known surface, whose log-volume is a closed form: no "
-            "surrogate is used for it, so there is no bias to measure."
-        )
+    refuse_closed_form(stack)
     parameters: list[Tensor] = [p for p in stack.composite.parameters() if p.requires_grad]
     context = None if context is None else out_of_inference(context)
     encode = partial(joint_encode, stack.composite, context=context)
@@ -114,3 +110,12 @@ def _flat(value: Tensor, parameters: list[Tensor]) -> Tensor:
         value, parameters, retain_graph=True, allow_unused=True, materialize_grads=True
     )
     return torch.cat([gradient.flatten() for gradient in found]).double()
+
+
+def refuse_closed_form(stack: LayerStack) -> None:
+    """Raise for layers of known surfaces, which have no surrogate."""
+    if stack.is_closed_form:
+        raise UnsupportedModelError(
+            "The layers are a chart of a known surface, whose log-volume is a closed form: no "
+            "surrogate is used for it, so there is no bias to measure."
+        )

@@ -17,7 +17,7 @@ from ..flows.composite import joint_decode
 from ..random_numbers import OwnRandomNumbers
 from ..stack import model_dtype
 from ..volume.replicas import on_trial
-from .bias import SurrogateBias, measure_bias
+from .bias import SurrogateBias, measure_bias, refuse_closed_form
 from .collapse import collapse_ratio, warn_of_collapse, warn_once_of_collapse
 from .layers import context_rows
 from .model_distribution import ModelDistribution
@@ -207,6 +207,7 @@ class InjectiveDistribution(ModelDistribution):
         Raises:
             UnsupportedModelError: If the layers are charts of known surfaces.
         """
+        refuse_closed_form(self.stack)
         if x is None:
             n = check_count(n, "n")
             shape = (math.ceil(n / max(1, self.batch_shape.numel())), *self.batch_shape)
