@@ -11,6 +11,7 @@ __all__ = [
     "ContextError",
     "DeviceError",
     "DtypeError",
+    "ForwardModeError",
     "InjectiveFlowError",
     "NonFiniteError",
     "NotInjectiveError",
@@ -63,6 +64,10 @@ class NotInjectiveError(InjectiveFlowError, ValueError):
 
 class UnsupportedLayerError(InjectiveFlowError, TypeError):
     """A layer would make the density or its gradient silently wrong at this place."""
+
+
+class ForwardModeError(UnsupportedLayerError, RuntimeError):
+    """A forward-mode derivative was asked for where only reverse mode is known to be right."""
 
 
 class UnsupportedModelError(InjectiveFlowError, NotImplementedError):

@@ -79,7 +79,7 @@ def joint_decode_and_log_volume(
         return DecodedVolume(*summed_forward(flows, z, context))
     if len(flows) == 1 and isinstance(flows[0], Injection):
         return flows[0].decode_and_log_volume(z, context=context)
-    return decode_and_log_volume(partial(joint_decode, flows, context=context), z)
+    return decode_and_log_volume(partial(joint_decode, flows), z, context=context)
 
 
 def joint_encode_and_log_volume(

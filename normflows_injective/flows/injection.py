@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -73,7 +72,7 @@ class Injection(Layer, ABC):
 
     def decode_and_log_volume(self, z: Tensor, context: Tensor | None = None) -> DecodedVolume:
         """Map latents (B, *) to data (B, *) and give the log-volume (B,) there, in nats."""
-        return decode_and_log_volume(partial(self.decode, context=context), z)
+        return decode_and_log_volume(self.decode, z, context=context)
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         r"""Decode, with the log-volume.

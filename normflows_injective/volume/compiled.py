@@ -7,7 +7,7 @@ saves is element-wise work: the matrix products are those of the eager form.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from inspect import signature
 from typing import Any
@@ -19,14 +19,15 @@ from torch import Tensor
 from ..errors import UnsupportedLayerError
 from .estimators import Encoder
 from .first_data import warm_up
+from .forward_mode import in_forward_mode
 from .modules import modules_of, refuse_unsupported
-from .normalisation import affine, per_channel
 from .products import Map
 from .recording import inner
 from .settings import differentiable_attention
 from .surrogate import DrawProbes, Surrogate, SurrogateAndErrors, lifted, with_errors
 from .tangents import SkipZeroProducts
 from .transforms import Function
+from .written_out import group_norm, layer_norm
 
 __all__ = ["CompiledSurrogate"]
 
@@ -76,7 +77,7 @@ class CompiledSurrogate:
         Raises:
             UnsupportedLayerError: If torch.compile cannot trace a layer.
         """
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or in_forward_mode():
             return _eager(x, encode, decode, draw_probes, prior)
         refuse_unsupported(modules_of(encode, decode))
         latent = self._latent_like(x, encode, decode)
@@ -194,37 +195,10 @@ class _Traceable(SkipZeroProducts):
 
     def _intercept(self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if func is F.group_norm:
-            return _group_norm(*args, **kwargs)
+            return group_norm(*args, **kwargs)
         if func is F.layer_norm:
-            return _layer_norm(*args, **kwargs)
+            return layer_norm(*args, **kwargs)
         return super()._intercept(func, args, kwargs)
-
-
-def _group_norm(
-    x: Tensor,
-    num_groups: int,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-) -> Tensor:
-    rows = x.reshape(len(x), num_groups, -1)
-    normalised = _normalise(rows, (2,), eps).view_as(x)
-    return affine(normalised, per_channel(weight, x), per_channel(bias, x))
-
-
-def _layer_norm(
-    x: Tensor,
-    normalized_shape: Sequence[int],
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-) -> Tensor:
-    return affine(_normalise(x, tuple(range(-len(normalized_shape), 0)), eps), weight, bias)
-
-
-def _normalise(x: Tensor, dim: tuple[int, ...], eps: float) -> Tensor:
-    variance, mean = torch.var_mean(x, dim=dim, correction=0, keepdim=True)
-    return (x - mean) * torch.rsqrt(variance + eps)
 
 
 def _is_the_compilers(error: Exception) -> bool:

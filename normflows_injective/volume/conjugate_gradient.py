@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..checks import checks_tensors
+from .probes import event_rows
 
 __all__ = ["ConjugateGradientSolution", "conjugate_gradient"]
 
@@ -71,7 +72,7 @@ def conjugate_gradient(
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).flatten(2).sum(2)
+    return event_rows(a * b).sum(2)
 
 
 def _scale(step: Tensor, v: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from .surrogate import (
     Estimator,
     Surrogate,
     decode_checked,
+    decode_recorded,
     decode_with_tangents,
     mean_inner,
     push_tangents,
@@ -103,7 +104,7 @@ class Decoder(Estimator):
 
     Computed as :math:`\langle g'^\top a_k, v_k \rangle`, :math:`a_k = \mathrm{SG}[f'^\top v_k]`,
     by a reverse-mode product of the decoder: backward through a *tangent* is silently wrong for
-    layer normalisation in torch, backward through a reverse-mode product is right.
+    many functions in torch, backward through a reverse-mode product is right.
 
     References:
         Free-form injective flows, arXiv 2306.01843; free-form flows, arXiv 2310.16624.
@@ -118,7 +119,7 @@ class Decoder(Estimator):
     def _surrogate(self, encoded: Recorded, encode: Map, decode: Map, probes: Tensor) -> Surrogate:
         z, x = encoded.value, encoded.point
         pulled = encoded.pull(probes, create_graph=False).detach()
-        reconstruction = decode_checked(decode, z, x)
+        reconstruction = decode_recorded(decode, z, x)
         back = vjp(reconstruction, z, pulled, create_graph=True)
         return Surrogate(z, reconstruction, mean_inner(back, probes))
 
@@ -210,7 +211,7 @@ class ConjugateGradient(Estimator):
 
     def _surrogate(self, encoded: Recorded, encode: Map, decode: Map, probes: Tensor) -> Surrogate:
         z, x = encoded.value, encoded.point
-        reconstruction = decode_checked(decode, z, x)
+        reconstruction = decode_recorded(decode, z, x)
         push = partial(push_tangents, decode, z.detach())
 
         def gram(p: Tensor) -> Tensor:

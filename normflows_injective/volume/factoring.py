@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..errors import NotInjectiveError, NumericalWarning
+from .forward_mode import in_forward_mode
 
-__all__ = ["factored_dtype", "refuse_lower_dimension", "warn_if_deficient"]
+__all__ = ["Factors", "factor", "factored_dtype", "refuse_lower_dimension", "warn_if_deficient"]
 
 
 def factored_dtype(device: torch.device) -> torch.dtype:
@@ -71,3 +73,42 @@ def warn_if_deficient(deficient: Tensor, stacklevel: int) -> None:
             NumericalWarning,
             stacklevel=stacklevel + 1,
         )
+
+
+class Factors(NamedTuple):
+    """Log-volumes (B,), which matrices are deficient (B,), and Q and R of the matrices."""
+
+    log_volume: Tensor
+    deficient: Tensor
+    q: Tensor
+    r: Tensor
+
+
+def factor(matrix: Tensor, with_q: bool = False) -> Factors:
+    r"""Factor tall matrices :math:`J = Q R`.
+
+    Args:
+        matrix: :math:`J` of shape :math:`(B, D, d)`.
+        with_q: Whether Q is wanted; else it may be empty.
+
+    Returns:
+        :class:`Factors`, in float64 where the device has it.
+
+    Raises:
+        NotInjectiveError: If :math:`D < d`.
+
+    Examples:
+        >>> factor(torch.tensor([[[3.0], [4.0]]])).log_volume.exp()
+        tensor([5.0000], dtype=torch.float64)
+    """
+    refuse_lower_dimension(matrix.shape[2], matrix.shape[1])
+    lifted = matrix.to(factored_dtype(matrix.device))
+    # Derivatives of R need Q.
+    with_q = with_q or lifted.requires_grad or in_forward_mode()
+    q, r = torch.linalg.qr(lifted, mode="reduced" if with_q else "r")
+    diagonal = r.diagonal(dim1=1, dim2=2).abs()
+    # |R_ii| brackets the singular values, so the ratio is a lower bound on the condition number.
+    bracket = diagonal.detach()
+    eps = torch.finfo(matrix.dtype).eps
+    deficient = bracket.amin(1) <= eps * bracket.amax(1)
+    return Factors(diagonal.log().sum(1), deficient, q, r)

@@ -7,6 +7,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .forward_mode import refuse_tangents
+from .proven import unproven_nodes
+from .pulling import first_derivative_only
+from .recording import record
+from .settings import differentiable_attention
+
 __all__ = ["out_of_inference", "value_and_gradient"]
 
 
@@ -35,6 +41,8 @@ def value_and_gradient(
 
     Both are on the caller's graph, so that they can be differentiated again, by the point and by
     whatever the function holds; without gradients, and in inference mode, they are plain values.
+    Where the function is not written with proven functions (see ``proven.py``), the gradients can
+    be differentiated once.
 
     Args:
         function: Map of a batch :math:`(B, *)` to :math:`(B,)`, acting on each sample alone. What
@@ -44,15 +52,32 @@ def value_and_gradient(
     Returns:
         Values of shape :math:`(B,)`, gradients of shape :math:`(B, *)`.
 
+    Raises:
+        UnsupportedLayerError: If the gradients have no right derivative.
+        ForwardModeError: If a tangent comes in, and the function is not proven.
+
     Examples:
         >>> value_and_gradient(lambda x: x.square().sum(1), torch.ones(1, 2))
         (tensor([2.]), tensor([[2., 2.]]))
     """
     recording = torch.is_grad_enabled()
     point = out_of_inference(point)
-    with torch.inference_mode(False):
-        value, pull = torch.func.vjp(function, point)[:2]
+    names: list[frozenset[str]] = []
+
+    def noting(x: Tensor) -> Tensor:
+        value = record(function, x).value
+        names.append(unproven_nodes(value, [x]))
+        return value
+
+    # Fused kernels of attention have no second derivatives.
+    with torch.inference_mode(False), differentiable_attention():
+        value, pull = torch.func.vjp(noting, point)[:2]
         (gradient,) = pull(torch.ones_like(value))
+        if names[0] and recording:
+            (once,) = first_derivative_only([gradient], [point], names[0])
+            gradient = gradient if once is None else once
+    if names[0]:
+        refuse_tangents("The gradient of a layer", value, gradient)
     if not recording:
         # The inner derivative has recorded what the function holds, such as parameters. A copy
         # leaves that behind; detaching would also drop the tangents of forward mode.

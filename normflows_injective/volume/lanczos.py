@@ -49,7 +49,7 @@ from .bidiagonal import Bidiagonal, bidiagonalise, gauss_rule
 from .factoring import refuse_lower_dimension, warn_if_deficient
 from .first_data import warm_up
 from .modules import modules_of, refuse_unsupported
-from .probes import draw_probes
+from .probes import draw_probes, event_rows
 from .products import Map, jvp, vjp
 from .settings import as_written, differentiable_attention
 
@@ -135,16 +135,17 @@ def lanczos_log_volume(
 
     def push(v: Tensor) -> Tensor:
         tangents = v.view(len(v), *z.shape).to(z.dtype)
-        return jvp(decode, point.detach(), tangents)[1].flatten(2).to(kept)
+        return event_rows(jvp(decode, point.detach(), tangents)[1]).to(kept)
 
     def pull(u: Tensor) -> Tensor:
         cotangents = u.view(len(u), *value.shape).to(value.dtype)
-        return vjp(value, point, cotangents, create_graph=False).flatten(2).to(kept)
+        return event_rows(vjp(value, point, cotangents, create_graph=False)).to(kept)
 
     # A sum of n rounded terms errs by about sqrt(n) units; what is smaller counts as zero.
     tolerance = torch.finfo(z.dtype).eps * data_dim**0.5
     with torch.inference_mode(False), torch.no_grad(), differentiable_attention():
-        probes = draw_probes("orthonormal", n_probes, point.to(kept)).flatten(2) / dimension**0.5
+        drawn = draw_probes("orthonormal", n_probes, point.to(kept))
+        probes = event_rows(drawn) / dimension**0.5
         parts = [
             bidiagonalise(push, pull, chunk, data_dim, num_steps, tolerance)
             for chunk in probes.split(chunk_size or n_probes)

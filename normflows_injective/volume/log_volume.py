@@ -2,6 +2,7 @@ r"""Log-volume :math:`\tfrac12 \log\det J^\top J` of a decoding map."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple, overload
 
 import torch
@@ -9,8 +10,8 @@ from torch import Tensor
 
 from ..checks import check_choice, checks_tensors
 from ..errors import OptionError
-from .factoring import factored_dtype, refuse_lower_dimension, warn_if_deficient
-from .jacobians import jacobian
+from .exact import exact_volume
+from .factoring import factor, warn_if_deficient
 from .lanczos import EstimatedVolume, lanczos_log_volume
 from .products import Map
 from .settings import as_written
@@ -59,10 +60,10 @@ def log_volume(
 
     .. math:: \tfrac12 \log\det\big(g'(z)^\top g'(z)\big) = \sum_i \log |R_{ii}|, \quad g'(z) = QR
 
-    With ``"exact"`` the Jacobian comes from :math:`d` Jacobian-vector products of the whole batch
-    and is factored by QR in float64. The Gram matrix :math:`J^\top J`, whose condition number is
-    squared, is never formed. Differentiable where gradients are enabled; evaluate under
-    ``torch.no_grad()`` to keep the memory of one decode.
+    With ``"exact"`` the Jacobian comes from :math:`d` Jacobian-vector products of the batch and is
+    factored by QR in float64. The Gram matrix :math:`J^\top J`, whose condition number is squared,
+    is never formed. Differentiable where gradients are enabled; evaluate under
+    ``torch.no_grad()``, where the memory is bounded whatever the batch.
 
     With ``"lanczos"`` the Jacobian is not formed either. The value is estimated from
     ``2 * n_probes * num_steps`` products and comes with a standard error, as
@@ -116,29 +117,44 @@ def log_volume(
 
 @as_written
 @checks_tensors
-def decode_and_log_volume(decode: Map, z: Tensor, chunk_size: int | None = None) -> DecodedVolume:
+def decode_and_log_volume(
+    decode: Callable[..., Tensor],
+    z: Tensor,
+    chunk_size: int | None = None,
+    context: Tensor | None = None,
+) -> DecodedVolume:
     r"""Decode a batch and give the exact log-volume from the same pass.
 
+    Without gradients the Jacobians of at most as many samples are held as fit into 128 MiB in
+    the dtype that they are factored in, and the others follow in further passes.
+
+    With gradients :math:`\partial V = \partial \langle J^\top \mathrm{SG}[J^{+\top}], I
+    \rangle` is used where a function of the map is not proved to have right derivatives beyond
+    the second. Only first derivatives exist then.
+
     Args:
-        decode: As in :func:`log_volume`.
+        decode: As in :func:`log_volume`; with a context, called ``decode(z, context=context)``.
         z: As in :func:`log_volume`.
         chunk_size: As in :func:`log_volume`.
+        context: One row per sample, or None.
 
     Returns:
-        :class:`DecodedVolume` ``(x, log_volume)``.
+        :class:`DecodedVolume` ``(x, log_volume)``. Forward-mode derivatives by z are right.
 
     Raises:
         NotInjectiveError: If the map lowers the dimension.
         UnsupportedLayerError: If a layer behind ``decode`` has no per-sample Jacobian.
+        ForwardModeError: If a tangent comes in by another way than z.
 
     Examples:
         >>> x, volume = decode_and_log_volume(lambda z: torch.cat([z, z], 1), torch.ones(1, 1))
         >>> x, volume
         (tensor([[1., 1.]]), tensor([0.3466]))
     """
-    x, matrix = jacobian(decode, z, chunk_size)
-    kept = torch.promote_types(matrix.dtype, torch.float32)
-    return DecodedVolume(x, matrix_log_volume(matrix).to(kept))
+    found = exact_volume(decode, z, chunk_size, context)
+    warn_if_deficient(found.deficient, stacklevel=3)
+    kept = torch.promote_types(found.x.dtype, torch.float32)
+    return DecodedVolume(found.x, found.log_volume.to(kept))
 
 
 def matrix_log_volume(matrix: Tensor) -> Tensor:
@@ -161,12 +177,6 @@ def matrix_log_volume(matrix: Tensor) -> Tensor:
         >>> matrix_log_volume(torch.tensor([[[3.0], [4.0]]])).exp()
         tensor([5.0000], dtype=torch.float64)
     """
-    refuse_lower_dimension(matrix.shape[2], matrix.shape[1])
-    lifted = matrix.to(factored_dtype(matrix.device))
-    mode = "reduced" if lifted.requires_grad else "r"
-    diagonal = torch.linalg.qr(lifted, mode=mode).R.diagonal(dim1=1, dim2=2).abs()
-    # |R_ii| brackets the singular values, so the ratio is a lower bound on the condition number.
-    bracket = diagonal.detach()
-    eps = torch.finfo(matrix.dtype).eps
-    warn_if_deficient(bracket.amin(1) <= eps * bracket.amax(1), stacklevel=3)
-    return diagonal.log().sum(1)
+    factors = factor(matrix)
+    warn_if_deficient(factors.deficient, stacklevel=3)
+    return factors.log_volume

@@ -18,7 +18,15 @@ from torch.nn.modules.dropout import _DropoutNd
 from ..checks import is_readable
 from ..errors import ShapeError, UnsupportedLayerError
 
-__all__ = ["is_cold", "is_filled", "modules_of", "refuse_single_sample", "refuse_unsupported"]
+__all__ = [
+    "holds_script",
+    "is_cold",
+    "is_filled",
+    "modules_of",
+    "refuse_single_sample",
+    "refuse_unsupported",
+]
+
 
 _FLAG = "data_dep_init_done"
 # Flags that were read and found set, with their versions.
@@ -46,6 +54,31 @@ def modules_of(*sources: Any) -> Iterator[nn.Module]:
         >>> [type(m).__name__ for m in modules_of(net.forward)]
         ['Sequential', 'Linear']
     """
+    return (source for source in _behind(sources) if isinstance(source, nn.Module))
+
+
+def holds_script(*sources: Any) -> bool:
+    """Whether a module or function of TorchScript can be found, whose calls nobody sees.
+
+    Args:
+        *sources: Modules, callables, or lists and tuples of them.
+
+    Examples:
+        >>> holds_script(nn.Linear(1, 1))
+        False
+    """
+    for source in _behind(sources):
+        if isinstance(source, nn.Module):
+            kept = map(type, source.__dict__.values())
+            if isinstance(source, torch.jit.ScriptModule) or torch.jit.ScriptFunction in kept:
+                return True
+        elif isinstance(source, torch.jit.ScriptFunction):
+            return True
+    return False
+
+
+def _behind(sources: Iterable[Any]) -> Iterator[Any]:
+    """Everything that can be found behind sources, once, the sources included."""
     seen: set[int] = set()
     stack = list(sources)
     while stack:
@@ -53,8 +86,8 @@ def modules_of(*sources: Any) -> Iterator[nn.Module]:
         if id(source) in seen:
             continue
         seen.add(id(source))
+        yield source
         if isinstance(source, nn.Module):
-            yield source
             stack.extend(source.children())
         elif isinstance(source, (list, tuple)):
             stack.extend(source)

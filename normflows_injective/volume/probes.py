@@ -22,7 +22,17 @@ from torch import Tensor
 from ..checks import checks_tensors
 from ..errors import OptionError
 
-__all__ = ["PROBES", "draw_probes"]
+__all__ = ["PROBES", "draw_probes", "event_rows"]
+
+
+def event_rows(batches: Tensor) -> Tensor:
+    """Tensors (K, B, *) as rows (K, B, n), also of batches (B,) of numbers.
+
+    Examples:
+        >>> event_rows(torch.zeros(4, 5)).shape
+        torch.Size([4, 5, 1])
+    """
+    return batches.unsqueeze(2) if batches.dim() == 2 else batches.flatten(2)
 
 
 def _gaussian(n_probes: int, z: Tensor) -> Tensor:
@@ -36,7 +46,7 @@ def _rademacher(n_probes: int, z: Tensor) -> Tensor:
 
 
 def _sphere(n_probes: int, z: Tensor) -> Tensor:
-    v = _gaussian(n_probes, z).flatten(2)
+    v = event_rows(_gaussian(n_probes, z))
     norm = torch.linalg.vector_norm(v, dim=2, keepdim=True)
     return (v * (v.shape[2] ** 0.5 / norm)).view(n_probes, *z.shape)
 
@@ -45,7 +55,7 @@ def _orthonormal(n_probes: int, z: Tensor) -> Tensor:
     if n_probes == 1:
         return _sphere(1, z)
     # (B, d, K) -> Q with orthonormal columns.
-    v = _gaussian(n_probes, z).flatten(2).permute(1, 2, 0)
+    v = event_rows(_gaussian(n_probes, z)).permute(1, 2, 0)
     q, r = torch.linalg.qr(v)
     # LAPACK's signs are not random; with those of R the columns are uniformly distributed.
     q = q * r.diagonal(dim1=1, dim2=2).sign().unsqueeze(1) * v.shape[1] ** 0.5

@@ -13,12 +13,15 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
-from ..errors import UnsupportedLayerError
-from .recording import Recorded, point_at
+from ..errors import NotInjectiveError, UnsupportedLayerError
+from .gradients import out_of_inference
+from .modules import holds_script
+from .pulling import DETACHED, is_broken, pull_each
+from .recording import Recorded, point_at, record
 from .settings import FORWARD_MODE, uncompiled
 from .tangents import SkipZeroProducts, TangentsWithoutGraph
 
-__all__ = ["Map", "jvp", "vjp"]
+__all__ = ["Map", "NoProductError", "jvp", "jvp_by_reverse", "vjp"]
 
 Map = Callable[[Tensor], Tensor]
 
@@ -26,6 +29,10 @@ _RANDOM = (
     "The map gives another value at every call, so every tangent would belong to another network. "
     "Call .eval() on its dropout, or remove it."
 )
+
+
+class NoProductError(UnsupportedLayerError):
+    """A map has no Jacobian-vector products, but may have the other ones."""
 
 
 def vjp(output: Tensor, point: Tensor, cotangents: Tensor, create_graph: bool) -> Tensor:
@@ -52,23 +59,20 @@ def vjp(output: Tensor, point: Tensor, cotangents: Tensor, create_graph: bool) -
     return Recorded(output, point).pull(cotangents, create_graph)
 
 
-def jvp(
-    function: Map, point: Tensor, tangents: Tensor, create_graph: bool = False
-) -> tuple[Tensor, Tensor]:
+def jvp(function: Map, point: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor]:
     r"""Value and Jacobian-vector products :math:`J v_k` of a map, in one pass where possible.
 
-    Several tangents go through ``torch.func.jvp`` with a ``vmap`` over them, so that the value is
-    computed once; layers that write into buffers or use an ``autograd.Function`` without a forward
-    rule (the host's ``Residual``) make it fail loudly, and then raw dual numbers serve. A single
-    tangent tries the dual numbers first, which are faster. Last come two reverse passes,
-    :math:`\partial_u (u^\top J) v = J v`.
+    The products are on no graph. Several tangents go through ``torch.func.jvp`` with a ``vmap``
+    over them, so that the value is computed once; layers that write into buffers or use an
+    ``autograd.Function`` without a forward rule (the host's ``Residual``) make it fail loudly, and
+    then raw dual numbers serve. A single tangent tries the dual numbers first, which are faster.
+    Last, and wherever the map calls a function whose tangent is not proved right, come two reverse
+    passes, :math:`\partial_u (u^\top J) v = J v`.
 
     Args:
         function: Map of a batch :math:`(B, *)` to a batch.
         point: Where to evaluate, shape :math:`(B, *)`.
         tangents: :math:`v` of shape :math:`(K, B, *)`.
-        create_graph: Whether the products can be differentiated, for which the first method must
-            serve; a RuntimeError of torch's is raised otherwise.
 
     Returns:
         The value :math:`(B, *)`, on the caller's graph, and the products :math:`(K, B, *)`.
@@ -82,11 +86,11 @@ def jvp(
         >>> x, jv[0]
         (tensor([[1., 1.]]), tensor([[2., 2.]]))
     """
-    if create_graph:
-        with FORWARD_MODE:
-            return _jvp_functional(_within(SkipZeroProducts(), function), point, tangents)
     several = len(tangents) > 1
+    scripted = holds_script(function)
     for attempt in (_jvp_functional, _jvp_dual) if several else (_jvp_dual, _jvp_functional):
+        if scripted:
+            break
         try:
             covered = _within(TangentsWithoutGraph(), function)
             with FORWARD_MODE:
@@ -96,7 +100,7 @@ def jvp(
         except RuntimeError:
             continue
         return value, products.detach()
-    return _jvp_double_reverse(function, point, tangents)
+    return jvp_by_reverse(function, point, tangents)
 
 
 def _within(mode: SkipZeroProducts, function: Map) -> Map:
@@ -138,23 +142,35 @@ def _jvp_dual(function: Map, point: Tensor, tangents: Tensor) -> tuple[Tensor, T
     return values[0], torch.stack(products)
 
 
-def _jvp_double_reverse(function: Map, point: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor]:
-    with torch.enable_grad():
-        leaf = point_at(point)
-        value = function(leaf.clone())
-        dummy = torch.zeros_like(value, requires_grad=True)
+def jvp_by_reverse(function: Map, point: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor]:
+    r"""As :func:`jvp`, by two reverse passes, :math:`\partial_u (u^\top J) v = J v`.
+
+    Raises:
+        NoProductError: If the map has no second derivatives.
+    """
+    recording = torch.is_grad_enabled()
+    with torch.inference_mode(False), torch.enable_grad():
+        leaf = point_at(out_of_inference(point))
+        value = record(function, leaf).value
+        if not value.requires_grad:
+            raise NotInjectiveError(DETACHED)
+        # Any number but zero, of which torch's derivative of logcumsumexp takes the logarithm.
+        dummy = torch.ones_like(value.detach(), requires_grad=True)
         try:
-            pulled = vjp(value, leaf, dummy.unsqueeze(0), create_graph=True)[0]
-            products = [
-                torch.autograd.grad(pulled, dummy, tangent, retain_graph=True)[0]
-                for tangent in tangents
-            ]
+            (pulled,) = torch.autograd.grad(
+                value, leaf, dummy, create_graph=True, allow_unused=True
+            )
+            if pulled is None:
+                raise NotInjectiveError(DETACHED)
+            (products,) = pull_each(pulled, [dummy], tangents, create_graph=False)
+            if products is None or is_broken(pulled):
+                raise RuntimeError("The product is cut off the graph, as by once_differentiable.")
         except torch.cuda.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            raise UnsupportedLayerError(
+            raise NoProductError(
                 "A layer of the decoding map has neither a forward-mode derivative nor a second "
                 "reverse-mode one, so its Jacobian cannot be applied to a vector. Replace the "
                 f"layer, or give its autograd.Function a jvp. torch says: {error}"
             ) from error
-    return value, torch.stack(products)
+    return value if recording else value.detach(), products.detach()

@@ -25,6 +25,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from ..errors import NotInjectiveError
 from .activations import silu
 from .normalisation import group_norm, layer_norm
+from .pulling import DETACHED, pull_back
 from .tangents import (
     AFFINE,
     DIFFERENTIATING,
@@ -33,21 +34,15 @@ from .tangents import (
     is_plain,
 )
 from .transforms import Function, Interception, open_transforms, saving_hooks
+from .written_out import WRITTEN_OUT
 
 __all__ = [
-    "DETACHED",
     "Recorded",
     "inner",
     "point_at",
-    "pull_back",
     "record",
     "record_first_layers",
 ]
-
-DETACHED = (
-    "The output of a map does not depend on its input, or the dependence was cut inside it, so it "
-    "has no Jacobian. Remove detach(), no_grad() and .data from the network."
-)
 
 Map = Callable[[Tensor], Tensor]
 Push = Callable[[Tensor], Tensor]
@@ -177,59 +172,6 @@ def inner(a: Tensor, b: Tensor) -> Tensor:
     return product.sum(tuple(range(2, product.dim())), dtype=kept)
 
 
-def pull_back(
-    value: Tensor, ends: list[Any], cotangents: Tensor, create_graph: bool
-) -> list[Tensor | None]:
-    r"""Products :math:`u_k^\top \partial \text{value} / \partial \text{end}`, K in one pass.
-
-    Args:
-        value: Tensor of shape :math:`(B, *)`.
-        ends: Tensors or edges of its graph.
-        cotangents: :math:`u` of shape :math:`(K, B, *)`.
-        create_graph: Whether the products can be differentiated again.
-
-    Returns:
-        For every end the products of shape :math:`(K, B, *)`, or None if the value does not
-        depend on it.
-
-    Raises:
-        NotInjectiveError: If the value is on no graph.
-    """
-    if not value.requires_grad:
-        raise NotInjectiveError(DETACHED)
-    cotangents = cotangents.to(value.dtype)
-
-    def pull(cotangent: Tensor) -> tuple[Tensor | None, ...]:
-        return torch.autograd.grad(
-            value, ends, cotangent, create_graph=create_graph, retain_graph=True, allow_unused=True
-        )
-
-    def stacked(pulled: list[tuple[Tensor | None, ...]]) -> list[Tensor | None]:
-        return [
-            None if parts[0] is None else torch.stack(parts) for parts in zip(*pulled, strict=True)
-        ]
-
-    if len(cotangents) == 1:
-        return stacked([pull(cotangents[0])])
-    reached: list[bool] = []
-
-    def pull_reached(cotangent: Tensor) -> list[Tensor]:
-        pulled = pull(cotangent)
-        reached[:] = [part is not None for part in pulled]
-        return [part for part in pulled if part is not None]
-
-    try:
-        # The functional transform: autograd's own batching (is_grads_batched) confuses axes in
-        # group normalisation when the result is to be differentiated again.
-        parts = iter(torch.func.vmap(pull_reached)(cotangents))
-    except torch.cuda.OutOfMemoryError:
-        raise
-    except RuntimeError:
-        # A layer with a Function of its own that has no batching rule.
-        return stacked([pull(cotangent) for cotangent in cotangents])
-    return [next(parts) if there else None for there in reached]
-
-
 def _over_probes(push: Push, tangents: Tensor) -> Tensor:
     if len(tangents) == 1:
         return push(tangents[0]).unsqueeze(0)
@@ -244,8 +186,8 @@ class _PointWanted(Exception):
 class _Recording(Interception):
     """Use activations and normalisations whose second derivatives are cheap.
 
-    Not in a functional transform that the map itself starts, for which they have no rules, nor in
-    its checkpoints, which are computed a second time outside of this mode.
+    In a functional transform they have no rules, so that there functions stand in that are written
+    out. Nothing is replaced in checkpoints, which are computed a second time outside of this mode.
     """
 
     def __init__(self) -> None:
@@ -253,13 +195,12 @@ class _Recording(Interception):
         self._transforms, self._hooks = open_transforms(), saving_hooks()
 
     def _intercept(self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        replaced = func in _TWICE and is_plain(args[0]) and not is_in_place(kwargs)
-        if replaced and self._has_rules():
+        if not (func in _TWICE or func in WRITTEN_OUT) or saving_hooks() is not self._hooks:
+            return func(*args, **kwargs)
+        plain = func in _TWICE and is_plain(args[0]) and not is_in_place(kwargs)
+        if plain and not open_transforms():
             return _TWICE[func](*args, **kwargs)
-        return func(*args, **kwargs)
-
-    def _has_rules(self) -> bool:
-        return not open_transforms() and saving_hooks() is self._hooks
+        return WRITTEN_OUT.get(func, func)(*args, **kwargs)
 
     def _is_outermost(self) -> bool:
         return open_transforms() == self._transforms and saving_hooks() is self._hooks

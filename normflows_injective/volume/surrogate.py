@@ -12,6 +12,7 @@ from torch import Tensor
 from ..checks import checks_tensors, checks_tensors_of
 from ..errors import NotInjectiveError, ShapeError
 from .first_data import warm_up
+from .forward_mode import in_forward_mode, refuse_tangents
 from .modules import is_cold, modules_of, refuse_unsupported
 from .products import Map, jvp
 from .recording import Recorded, inner, point_at, record
@@ -22,6 +23,7 @@ __all__ = [
     "Surrogate",
     "SurrogateAndErrors",
     "decode_checked",
+    "decode_recorded",
     "decode_with_tangents",
     "lifted",
     "mean_inner",
@@ -78,9 +80,11 @@ class Estimator(ABC):
             ShapeError: If the decoder does not return the shape of the data.
             NotInjectiveError: If the latents are wider than the data.
             UnsupportedLayerError: If a layer makes the products silently wrong.
+            ForwardModeError: If a caller takes a forward-mode derivative.
         """
         modules = list(modules_of(encode, decode))
         refuse_unsupported(modules)
+        _refuse_forward_mode(x, encode, decode)
         recording = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.enable_grad(), differentiable_attention():
             if x.is_inference():
@@ -123,6 +127,13 @@ def decode_checked(decode: Map, z: Tensor, x: Tensor) -> Tensor:
     return reconstruction
 
 
+def decode_recorded(decode: Map, z: Tensor, x: Tensor) -> Tensor:
+    """As :func:`decode_checked`, for products that will be differentiated."""
+    reconstruction = record(decode, z).value
+    _check_reconstruction(reconstruction, x)
+    return reconstruction
+
+
 def push_tangents(decode: Map, z: Tensor, tangents: Tensor) -> Tensor:
     """Decoder products g'(z) v_k, shape (K, B, *), without a graph."""
     with torch.no_grad():
@@ -155,6 +166,15 @@ def lifted(z: Tensor, x: Tensor) -> Tensor:
     """Latents in the precision of the data, at least."""
     # Under autocast a network ends in half precision, too coarse for a log-density.
     return z.to(torch.promote_types(z.dtype, x.dtype))
+
+
+def _refuse_forward_mode(x: Tensor, encode: Map, decode: Map) -> None:
+    """Raise if a caller differentiates x, or what the networks hold, in forward mode."""
+    if in_forward_mode():
+        what = "The surrogate, which has stop-gradients,"
+        refuse_tangents(what, x)
+        z = encode(x.clone())
+        refuse_tangents(what, z, decode(z.clone()))
 
 
 def _check_latent(z: Tensor, x: Tensor) -> None:

@@ -21,7 +21,9 @@ from torch.autograd.forward_ad import make_dual, unpack_dual
 
 from .activations import push_silu
 from .normalisation import push_group_norm, push_layer_norm
+from .proven import has_proven_tangent
 from .transforms import Function, Interception, number_open, open_transforms, saving_hooks
+from .written_out import WRITTEN_OUT
 
 __all__ = [
     "AFFINE",
@@ -97,7 +99,7 @@ class SkipZeroProducts(Interception):
 
     Raises:
         RuntimeError: If the network differentiates or checkpoints its own graph, whose saved
-            tensors would have no tangents.
+            tensors would have no tangents, or calls a function whose tangent is not proved right.
 
     Examples:
         >>> weight = torch.ones(1, 2)
@@ -110,10 +112,17 @@ class SkipZeroProducts(Interception):
     def __init__(self) -> None:
         super().__init__()
         self._outside = number_open(TransformType.Jvp)
+        self._gradients = number_open(TransformType.Grad)
         self._hooks = saving_hooks()
+        # The compiler cannot trace the question, which the eager form has answered before.
+        self._eager = not torch.compiler.is_compiling()
 
     def _intercept(self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._refuse_own_graph(func)
+        if func in WRITTEN_OUT and (func is torch.cdist or self._is_differentiated()):
+            func = WRITTEN_OUT[func]
+        elif self._eager and not has_proven_tangent(func):
+            raise RuntimeError(f"Nothing proves that the tangent of {func} is right.")
         if func in AFFINE and len(args) >= 2 and not self._is_nested():
             return self._affine(func, args, kwargs)
         if func is Tensor.unflatten:
@@ -124,6 +133,10 @@ class SkipZeroProducts(Interception):
     def _is_nested(self) -> bool:
         """Whether the network has started a forward mode, whose tangents are part of the value."""
         return number_open(TransformType.Jvp) > self._outside + 1
+
+    def _is_differentiated(self) -> bool:
+        """Whether the network differentiates here, so that its value holds derivatives."""
+        return number_open(TransformType.Grad) > self._gradients or self._is_nested()
 
     def _refuse_own_graph(self, func: Function) -> None:
         if func in DIFFERENTIATING and open_transforms()[-1:] != [TransformType.Grad]:

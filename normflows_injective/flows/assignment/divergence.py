@@ -8,7 +8,10 @@ import torch
 from torch import Tensor
 
 from ...checks import check_choice
+from ...volume.forward_mode import refuse_tangents
+from ...volume.jacobians import basis_of
 from ...volume.products import jvp
+from ...volume.reverse import reverse
 from ...volume.settings import as_written
 
 __all__ = ["DIVERGENCES", "check_divergence", "trace_of_jacobian"]
@@ -34,7 +37,10 @@ def check_divergence(divergence: str) -> None:
 def trace_of_jacobian(
     function: Callable[[Tensor], Tensor], m: Tensor, probes: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    r"""Value of a map and the trace of its Jacobian, or estimates of it, in forward mode.
+    r"""Value of a map and the trace of its Jacobian, or estimates of it.
+
+    Forward mode gives it without gradients, and :math:`v^\top J`, whose derivative torch has
+    right, with them.
 
     Args:
         function: Map of a batch (B, d) to a batch (B, d), acting on each sample alone.
@@ -45,21 +51,33 @@ def trace_of_jacobian(
     Returns:
         Value (B, d), and estimates (B, K) or the trace (B, 1).
 
+    Raises:
+        ForwardModeError: If a caller takes a forward-mode derivative.
+        UnsupportedLayerError: If the trace has no right derivative, and gradients are enabled.
+
     Examples:
-        >>> trace_of_jacobian(lambda m: m**2, torch.ones(1, 3), None)
+        >>> with torch.no_grad():
+        ...     trace_of_jacobian(lambda m: m**2, torch.ones(1, 3), None)
         (tensor([[1., 1., 1.]]), tensor([[6.]]))
     """
-    recording = torch.is_grad_enabled()
-    if probes is not None:
-        value, products = jvp(function, m, probes, create_graph=recording)
-        return value, (products * probes).sum(2).T
-    dim = m.shape[1]
-    basis = torch.eye(dim, dtype=m.dtype, device=m.device)
-    rows = dim if recording else max(1, min(dim, _TANGENT_NUMBERS // m.numel()))
-    trace = torch.zeros_like(m[:, 0])
-    value = m
-    for chunk in basis.split(rows):
-        tangents = chunk.unsqueeze(1).expand(-1, *m.shape)
-        value, products = jvp(function, m, tangents, create_graph=recording)
+    if torch.is_grad_enabled():
+        taken = reverse(function, m)
+        value, directions = taken.value, basis_of(m) if probes is None else probes
+        terms = (taken.pull(directions) * directions).sum(2)
+        trace = terms.T if probes is not None else terms.sum(0).unsqueeze(1)
+    elif probes is not None:
+        value, products = jvp(function, m, probes)
+        trace = (products * probes).sum(2).T
+    else:
+        value, trace = _sum_over_basis(function, m)
+    refuse_tangents("A divergence", m, value)
+    return value, trace
+
+
+def _sum_over_basis(function: Callable[[Tensor], Tensor], m: Tensor) -> tuple[Tensor, Tensor]:
+    """Value (B, d) and trace (B, 1), without a graph and in bounded memory."""
+    trace, value = torch.zeros_like(m[:, 0]), m
+    for tangents in basis_of(m).split(max(1, _TANGENT_NUMBERS // m.numel())):
+        value, products = jvp(function, m, tangents)
         trace = trace + (products * tangents).sum((0, 2))
     return value, trace.unsqueeze(1)

@@ -1,0 +1,203 @@
+r"""Ways to the exact log-volume: without gradients, with them, and for forward mode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from ..errors import ContextError, OptionError, ShapeError
+from .factoring import factor, factored_dtype
+from .first_data import warm_up
+from .forward_mode import in_forward_mode, refuse_nested, refuse_tangents
+from .jacobians import (
+    TooLarge,
+    basis_of,
+    jacobian_by_reverse,
+    jacobian_without_graph,
+)
+from .modules import is_cold, modules_of, refuse_unsupported
+from .probes import event_rows
+from .products import Map
+from .reverse import Reverse, push_by_reverse, reverse
+from .transforms import open_transforms
+
+__all__ = ["ExactVolume", "exact_volume"]
+
+_JACOBIAN_BYTES = 2**27
+# The Jacobians as they come, in the dtype of the factorisation, and what that makes of them.
+_COPIES = 4
+
+
+class ExactVolume(NamedTuple):
+    """A decoded batch, its log-volumes, and which of its Jacobians are rank deficient."""
+
+    x: Tensor
+    log_volume: Tensor
+    deficient: Tensor
+
+
+def exact_volume(
+    decode: Callable[..., Tensor], z: Tensor, chunk_size: int | None, context: Tensor | None
+) -> ExactVolume:
+    """Decode with the exact log-volume, as ``decode_and_log_volume`` describes.
+
+    Args:
+        decode: Called ``decode(z)``, or ``decode(z, context=context)`` with a context.
+        z: Latents (B, *).
+        chunk_size: Number of tangents per pass without gradients, or None.
+        context: One row per sample, or None.
+
+    Returns:
+        :class:`ExactVolume`, with log-volumes in the dtype that Jacobians are factored in.
+
+    Raises:
+        OptionError: If ``chunk_size`` is less than 1.
+
+    Examples:
+        >>> exact_volume(lambda z: torch.cat([z, z], 1), torch.ones(1, 1), None, None).deficient
+        tensor([False])
+    """
+    if chunk_size is not None and chunk_size < 1:
+        raise OptionError(f"chunk_size must be at least 1 or None, got {chunk_size}.")
+    modules = list(modules_of(decode))
+    refuse_unsupported(modules)
+    whole = _with_rows(decode, context)
+    if any(map(is_cold, modules)):
+        warm_up(whole, z)
+    if in_forward_mode():
+        return _with_tangent(whole, z)
+    if torch.is_grad_enabled():
+        return _with_graph(whole, z)
+    return _without_graph(decode, z, chunk_size, context)
+
+
+def _with_rows(decode: Callable[..., Tensor], context: Tensor | None) -> Map:
+    return decode if context is None else partial(decode, context=context)
+
+
+def _with_graph(decode: Map, z: Tensor) -> ExactVolume:
+    taken = reverse(decode, z)
+    if taken.unproven:
+        return _first_derivative_of_volume(decode, z, taken)
+    columns = event_rows(push_by_reverse(taken, basis_of(z)))
+    factors = factor(columns.permute(1, 2, 0))
+    return ExactVolume(taken.value, factors.log_volume, factors.deficient)
+
+
+def _first_derivative_of_volume(decode: Map, z: Tensor, taken: Reverse) -> ExactVolume:
+    if open_transforms():
+        matrix = event_rows(taken.pull(basis_of(taken.value))).transpose(0, 1).detach()
+    else:
+        matrix = jacobian_by_reverse(decode, z.detach())
+    with torch.no_grad():
+        _, deficient, q, r = factors = factor(matrix, with_q=True)
+        identity = torch.eye(r.shape[2], dtype=r.dtype, device=r.device).expand_as(r)
+        inverse = torch.linalg.solve_triangular(r, identity, upper=True)
+        transposed_pinv = (q @ inverse.mT).to(matrix.dtype)
+    cotangents = transposed_pinv.permute(2, 0, 1).reshape(-1, *taken.value.shape)
+    pulled = event_rows(taken.pull(cotangents))
+    trace = pulled.diagonal(dim1=0, dim2=2).sum(1)
+    return ExactVolume(taken.value, factors.log_volume + (trace - trace.detach()), deficient)
+
+
+def _with_tangent(decode: Map, z: Tensor) -> ExactVolume:
+    """Values and forward-mode derivatives, those of the volume by its gradient."""
+    refuse_nested("A log-volume")
+    point, tangent = forward_ad.unpack_dual(z)
+    refuse_tangents("A log-volume, by parameters or a context,", decode(point.clone()))
+    if tangent is None:
+        if torch.is_grad_enabled():
+            return _with_graph(decode, z)
+        return _of_rows(decode, z, None, None)
+
+    def volume(s: Tensor) -> tuple[Tensor, Tensor]:
+        found = _with_graph(decode, s)
+        return found.log_volume, found.deficient
+
+    recording = torch.is_grad_enabled()
+    with torch.enable_grad():
+        vjp: Any = torch.func.vjp
+        log_volume, pull, deficient = vjp(volume, point, has_aux=True)
+        (gradient,) = pull(torch.ones_like(log_volume))
+        slope = (gradient * tangent).reshape(len(z), -1).sum(1, dtype=log_volume.dtype)
+        taken = reverse(decode, point)
+        pushed = _push(taken, tangent)
+    parts = [taken.value, pushed, log_volume, slope]
+    if not recording:
+        parts = [part.detach() for part in parts]
+    x, volumes = (forward_ad.make_dual(*pair) for pair in (parts[:2], parts[2:]))
+    return ExactVolume(x, volumes, deficient)
+
+
+def _push(taken: Reverse, tangent: Tensor) -> Tensor:
+    """The product (B, *) of the Jacobian with one tangent (B, *), on a graph."""
+    if not taken.unproven:
+        return push_by_reverse(taken, tangent.unsqueeze(0))[0]
+    rows = event_rows(taken.pull(basis_of(taken.value)))
+    products = (rows * tangent.reshape(len(tangent), -1)).sum(2)
+    return products.T.reshape(taken.value.shape)
+
+
+def _without_graph(
+    decode: Callable[..., Tensor], z: Tensor, chunk_size: int | None, context: Tensor | None
+) -> ExactVolume:
+    whole = _with_rows(decode, context)
+    bits = torch.finfo(factored_dtype(z.device)).bits
+    at_most = _JACOBIAN_BYTES // (_COPIES * bits // 8)
+    try:
+        return _of_rows(whole, z, chunk_size, at_most)
+    except TooLarge as error:
+        num_rows = error.num_rows
+    # A callable may hold what belongs to the rows of this batch, and then serves no other.
+    try:
+        found = _in_pieces(decode, z, chunk_size, context, num_rows)
+        if _is_close(found.x, whole(z.clone())):
+            return found
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except (RuntimeError, ShapeError, ContextError):
+        pass
+    return _of_rows(whole, z, chunk_size, None, num_rows)
+
+
+def _in_pieces(
+    decode: Callable[..., Tensor],
+    z: Tensor,
+    chunk_size: int | None,
+    context: Tensor | None,
+    num_rows: int,
+) -> ExactVolume:
+    pieces = z.split(num_rows)
+    contexts = [None] * len(pieces) if context is None else context.split(num_rows)
+    found = [
+        _of_rows(_with_rows(decode, rows), piece, chunk_size, None)
+        for piece, rows in zip(pieces, contexts, strict=True)
+    ]
+    return ExactVolume(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+
+
+def _of_rows(
+    decode: Map,
+    z: Tensor,
+    chunk_size: int | None,
+    at_most: int | None,
+    num_rows: int | None = None,
+) -> ExactVolume:
+    x, matrix = jacobian_without_graph(decode, z, chunk_size, at_most)
+    factors = [factor(piece) for piece in matrix.split(num_rows or max(1, len(matrix)))]
+    parts = zip(*(found[:2] for found in factors), strict=True)
+    return ExactVolume(x, *(torch.cat(part) for part in parts))
+
+
+def _is_close(x: Tensor, expected: Tensor) -> bool:
+    """Whether decoded batches agree up to rounding in another order."""
+    tolerance = 1e-3
+    scale = float(expected.abs().amax()) if expected.numel() else 0.0
+    return x.shape == expected.shape and torch.allclose(
+        x, expected, rtol=tolerance, atol=tolerance * scale, equal_nan=True
+    )

@@ -1,0 +1,219 @@
+r"""Reverse-mode products :math:`u^\top J` that may be differentiated again, or say why not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checks import is_readable
+from ..errors import NotInjectiveError, UnsupportedLayerError
+from .proven import ONCE, WRONG_TWICE, nodes_behind, unproven_nodes
+
+__all__ = [
+    "DETACHED",
+    "first_derivative_only",
+    "is_broken",
+    "pull_back",
+    "pull_each",
+    "pull_together",
+]
+
+DETACHED = (
+    "The output of a map does not depend on its input, or the dependence was cut inside it, so it "
+    "has no Jacobian. Remove detach(), no_grad() and .data from the network."
+)
+
+_NO_SECOND = (
+    "A layer of the map has no second derivative in torch ({}), so the gradient of a Jacobian "
+    "product does not exist. Replace the layer, write it with other functions, or evaluate "
+    "without gradients. torch says: {}"
+)
+
+# What stands in the graph of a derivative that cannot be differentiated.
+_BROKEN = frozenset({"torch::autograd::Error", "torch::autograd::NotImplemented"})
+
+Pulled = list[Tensor | None]
+
+
+def pull_back(value: Tensor, ends: list[Any], cotangents: Tensor, create_graph: bool) -> Pulled:
+    r"""Products :math:`u_k^\top \partial \text{value} / \partial \text{end}`, K in one pass.
+
+    Where a function stands between whose derivatives are not proved, the products are taken one by
+    one, and can be differentiated once, as :func:`first_derivative_only` describes.
+
+    Args:
+        value: Tensor of shape :math:`(B, *)`.
+        ends: Tensors or edges of its graph.
+        cotangents: :math:`u` of shape :math:`(K, B, *)`.
+        create_graph: Whether the products can be differentiated again.
+
+    Returns:
+        For every end the products of shape :math:`(K, B, *)`, or None if the value does not
+        depend on it.
+
+    Raises:
+        NotInjectiveError: If the value is on no graph.
+        UnsupportedLayerError: If the products have no right derivative.
+    """
+    if not value.requires_grad:
+        raise NotInjectiveError(DETACHED)
+    if len(cotangents) == 1 and not create_graph:
+        return pull_each(value, ends, cotangents, create_graph)
+    unproven = unproven_nodes(value, ends)
+    if not unproven:
+        return pull_together(value, ends, cotangents, create_graph)
+    pulled = pull_each(value, ends, cotangents, create_graph)
+    return first_derivative_only(pulled, ends, unproven) if create_graph else pulled
+
+
+def pull_each(value: Tensor, ends: list[Any], cotangents: Tensor, create_graph: bool) -> Pulled:
+    """As :func:`pull_back`, one product at a time, of any functions."""
+    cotangents = cotangents.to(value.dtype)
+    pulled = [
+        torch.autograd.grad(
+            value, ends, cotangent, create_graph=create_graph, retain_graph=True, allow_unused=True
+        )
+        for cotangent in cotangents
+    ]
+    return [
+        None if parts[0] is None else torch.stack(parts) for parts in zip(*pulled, strict=True)
+    ]
+
+
+def pull_together(
+    value: Tensor, ends: list[Any], cotangents: Tensor, create_graph: bool
+) -> Pulled:
+    """As :func:`pull_back`, of functions whose batching rules are right."""
+    if len(cotangents) == 1:
+        return pull_each(value, ends, cotangents, create_graph)
+    cotangents = cotangents.to(value.dtype)
+    reached: list[bool] = []
+
+    def pull_reached(cotangent: Tensor) -> list[Tensor]:
+        pulled = torch.autograd.grad(
+            value, ends, cotangent, create_graph=create_graph, retain_graph=True, allow_unused=True
+        )
+        reached[:] = [part is not None for part in pulled]
+        return [part for part in pulled if part is not None]
+
+    try:
+        # The functional transform: autograd's own batching (is_grads_batched) confuses axes in
+        # group normalisation when the result is to be differentiated again.
+        parts = iter(torch.func.vmap(pull_reached)(cotangents))
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except RuntimeError:
+        # A function that has no batching rule.
+        return pull_each(value, ends, cotangents, create_graph)
+    return [next(parts) if there else None for there in reached]
+
+
+def first_derivative_only(pulled: Pulled, ends: list[Any], unproven: frozenset[str]) -> Pulled:
+    """Products that can be differentiated once, and raise when they are to be twice.
+
+    Nothing proves that torch's derivatives of these functions are right beyond the second, and
+    for some there is no second one. That is found out here, by a trial, where it can be named.
+
+    Args:
+        pulled: Products on a graph.
+        ends: Where the graph of their value ends.
+        unproven: Names of the nodes on it.
+
+    Raises:
+        UnsupportedLayerError: If the products have no right derivative.
+    """
+    names = ", ".join(sorted(unproven))
+    # The derivative of such a node is that of a derivative which the network takes itself.
+    if any("BackwardBackward" in name or name in WRONG_TWICE for name in unproven):
+        raise UnsupportedLayerError(
+            f"The map uses functions ({names}) whose further derivatives torch does not give, or "
+            "gives wrongly. Replace those functions, or evaluate without gradients."
+        )
+    if any(name.endswith(ONCE) for name in unproven):
+        # Torch would take its result for a constant, in silence.
+        raise UnsupportedLayerError(_NO_SECOND.format(names, "A derivative is off the graph."))
+    parts = [part for part in pulled if part is not None and part.requires_grad]
+    points = [end for end in ends if isinstance(end, Tensor) and end.requires_grad]
+    if parts and points:
+        _try_to_differentiate(parts, points, names)
+    return [
+        None if part is None else _Once.apply(part, names)  # type: ignore[no-untyped-call]
+        for part in pulled
+    ]
+
+
+def is_broken(pulled: Tensor) -> bool:
+    """Whether part of a product has no derivative, which torch may drop in silence."""
+    return not _BROKEN.isdisjoint(node.name() for node in nodes_behind(pulled))
+
+
+def _try_to_differentiate(parts: list[Tensor], ends: list[Tensor], names: str) -> None:
+    try:
+        found = torch.autograd.grad(
+            parts,
+            ends,
+            [torch.ones_like(part) for part in parts],
+            retain_graph=True,
+            allow_unused=True,
+        )
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise UnsupportedLayerError(_NO_SECOND.format(names, error)) from error
+    if not all(
+        bool(torch.isfinite(part).all())
+        for part in found
+        if part is not None and is_readable(part)
+    ):
+        raise UnsupportedLayerError(
+            f"A layer of the map ({names}) has a second derivative in torch that is not finite "
+            "here. Replace the layer, write it with other functions, or evaluate without "
+            "gradients."
+        )
+
+
+class _Once(torch.autograd.Function):
+    """The identity; a derivative of its derivative raises."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, names: str) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+        ctx.names = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None]:
+        if torch.is_grad_enabled():
+            # A factor of one ties the derivative to what it depends on.
+            (x,) = ctx.saved_tensors
+            return cotangent * _Never.apply(x, ctx.names), None  # type: ignore[no-untyped-call]
+        return cotangent, None
+
+
+class _Never(torch.autograd.Function):
+    """Ones, whose derivative raises."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, names: str) -> Tensor:
+        return torch.ones_like(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.names = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None]:
+        raise UnsupportedLayerError(
+            f"A second derivative of a Jacobian product was asked for through {ctx.names}, whose "
+            "third derivatives in torch are not known to be right. Replace the layer by one that "
+            "is written with elementary functions, or take first derivatives only."
+        )
