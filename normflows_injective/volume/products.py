@@ -13,7 +13,7 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
-from ..errors import NotInjectiveError, UnsupportedLayerError
+from ..errors import NotInjectiveError, ShapeError, UnsupportedLayerError
 from .gradients import out_of_inference
 from .modules import holds_script
 from .pulling import DETACHED, is_broken, pull_each
@@ -97,7 +97,7 @@ def jvp(function: Map, point: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor]
                 value, products = attempt(covered, point, tangents)
         except torch.cuda.OutOfMemoryError:
             raise
-        except RuntimeError:
+        except (RuntimeError, ShapeError):  # the latter if a layer has explained the former
             continue
         return value, products.detach()
     return jvp_by_reverse(function, point, tangents)

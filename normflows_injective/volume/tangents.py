@@ -28,6 +28,7 @@ from .written_out import WRITTEN_OUT
 __all__ = [
     "AFFINE",
     "DIFFERENTIATING",
+    "NoTangentError",
     "SkipZeroProducts",
     "TangentsWithoutGraph",
     "affine_arguments",
@@ -90,6 +91,10 @@ _FRESH: frozenset[Function] = frozenset(
 )
 
 
+class NoTangentError(RuntimeError):
+    """Forward mode is not to be taken through a network, but another way may be."""
+
+
 class SkipZeroProducts(Interception):
     """Run no product with the tangent of a weight that has none.
 
@@ -98,7 +103,7 @@ class SkipZeroProducts(Interception):
     stands, as it does for a forward mode that the network itself starts.
 
     Raises:
-        RuntimeError: If the network differentiates or checkpoints its own graph, whose saved
+        NoTangentError: If the network differentiates or checkpoints its own graph, whose saved
             tensors would have no tangents, or calls a function whose tangent is not proved right.
 
     Examples:
@@ -122,7 +127,7 @@ class SkipZeroProducts(Interception):
         if func in WRITTEN_OUT and (func is torch.cdist or self._is_differentiated()):
             func = WRITTEN_OUT[func]
         elif self._eager and not has_proven_tangent(func):
-            raise RuntimeError(f"Nothing proves that the tangent of {func} is right.")
+            raise NoTangentError(f"Nothing proves that the tangent of {func} is right.")
         if func in AFFINE and len(args) >= 2 and not self._is_nested():
             return self._affine(func, args, kwargs)
         if func is Tensor.unflatten:
@@ -140,9 +145,9 @@ class SkipZeroProducts(Interception):
 
     def _refuse_own_graph(self, func: Function) -> None:
         if func in DIFFERENTIATING and open_transforms()[-1:] != [TransformType.Grad]:
-            raise RuntimeError("The network differentiates its own graph.")
+            raise NoTangentError("The network differentiates its own graph.")
         if saving_hooks() is not self._hooks:
-            raise RuntimeError("The network changes how its graph is saved.")
+            raise NoTangentError("The network changes how its graph is saved.")
 
     def _affine(self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         x, weight, bias, rest, kwargs = affine_arguments(args, kwargs)
