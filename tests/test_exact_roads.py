@@ -5,15 +5,17 @@ from __future__ import annotations
 import warnings
 from functools import partial
 
+import normflows as nf
 import pytest
 import torch
 from dense import dense_log_volume
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import normflows_injective as nfi
 from normflows_injective.errors import ForwardModeError, NumericalWarning
 from normflows_injective.flows import gauges
-from normflows_injective.volume import decode_and_log_volume, exact, log_volume
+from normflows_injective.volume import decode_and_log_volume, exact, factoring, log_volume
 
 LATENT, DATA, ROWS = 3, 6, 20
 
@@ -205,3 +207,44 @@ def test_gradients_of_assignment_layers_with_normalisations(divergence):
     torch.testing.assert_close((actual * direction).sum(), expected, rtol=1e-5, atol=1e-8)
     with pytest.raises(ForwardModeError, match="A divergence has no forward-mode"):
         torch.func.jvp(lambda s: layer(s)[1], (x,), (x.sin(),))
+
+
+class NoFloat64(TorchDispatchMode):
+    """A device without float64."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for part in result if isinstance(result, (tuple, list)) else (result,):
+            assert getattr(part, "dtype", None) != torch.float64, func
+        return result
+
+
+@pytest.fixture
+def without_float64(monkeypatch):
+    monkeypatch.setattr(factoring, "WITHOUT_FLOAT64", frozenset({"cpu"}))
+    with NoFloat64():
+        yield
+
+
+def test_no_float64_on_a_device_that_has_none(without_float64):
+    injection = nfi.flows.FreeFormInjection(*nfi.nets.mlp_autoencoder(5, 2, (8,)))
+    model = nfi.InjectiveNormalizingFlow(
+        nf.distributions.DiagGaussian(2, trainable=False), [injection]
+    )
+    x = torch.randn(6, 5)
+    model.forward_kld(x).backward()
+    model.log_prob(x).sum().backward()
+    with torch.no_grad():
+        model.log_prob(x)
+    nfi.diagnostics.injectivity_report(model, x)
+    nfi.diagnostics.frechet_distance(x, x + 1)
+    for gauge in (
+        gauges.EllipsoidGauge(torch.tensor([1.0, 2.0, 3.0])),
+        gauges.SlopeGauge([3.0, 2.0, 1.0]),
+        gauges.GroupLassoGauge([[0, 1], [2]]),
+        gauges.HyperplaneGauge([3.0, 2.0, 1.0]),
+    ):
+        gauge.log_cone_mass(3, torch.tensor(1.0))
+        gauge.log_area(3, torch.tensor(1.0))
+    flow = nfi.AssignmentFlow(Field(), num_variables=3, num_classes=3)
+    flow.layer(steps=1)(torch.randn(4, flow.dim))

@@ -212,7 +212,7 @@ def test_contractions_equal_the_dense_ones(name, count, recorder):
 def third_derivative_safe(name):
     """Where the Jacobian is itself of second order, torch's layer norm is no oracle."""
     net = Encoder().double()
-    if "gradient" in name:
+    if "gradient" in name or name == "func.jvp":
         net.last[0] = nn.Identity()
     return net
 

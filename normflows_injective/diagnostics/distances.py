@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..checks import check_batch, checks_tensors
 from ..errors import ShapeError
+from ..volume.factoring import as_factored
 
 __all__ = ["frechet_distance"]
 
@@ -53,7 +54,7 @@ def frechet_distance(samples: Tensor, reference: Tensor) -> Tensor:
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    x = x.double()
+    x = as_factored(x)
     centred = x - x.mean(0)
     return x.mean(0), centred.mT @ centred / len(x)
 

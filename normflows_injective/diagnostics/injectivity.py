@@ -15,6 +15,7 @@ from ..core import InjectiveNormalizingFlow
 from ..errors import OptionError
 from ..flows.composite import joint_decode, joint_encode, summed_inverse
 from ..volume.estimators import Encoder
+from ..volume.factoring import as_factored
 from ..volume.jacobians import basis_of, jacobian, jacobian_by_rows
 from ..volume.log_volume import matrix_log_volume
 
@@ -189,10 +190,10 @@ def _measure(
     check_finite(decoder_jacobian, "the decoder Jacobian", "Has the training diverged?")
     with torch.enable_grad():
         encoder_jacobian = jacobian_by_rows(encode, projection, create_graph=False).jacobian
-    decoder_jacobian, encoder_jacobian = decoder_jacobian.double(), encoder_jacobian.double()
+    decoder_jacobian, encoder_jacobian = map(as_factored, (decoder_jacobian, encoder_jacobian))
     singular_values = torch.linalg.svdvals(decoder_jacobian)
     latent_dim = singular_values.shape[1]
-    identity = torch.eye(latent_dim, dtype=torch.float64, device=x.device)
+    identity = torch.eye(latent_dim, dtype=decoder_jacobian.dtype, device=x.device)
     mismatch = decoder_jacobian - torch.linalg.pinv(encoder_jacobian)
     centred = base - base.mean(0)
     variance = centred.square().mean(0)
@@ -238,12 +239,14 @@ def _flat_gradient(value: Tensor, parameters: list[Tensor]) -> Tensor:
     gradients: Sequence[Tensor | None] = [None] * len(parameters)
     if value.requires_grad:
         gradients = torch.autograd.grad(value, parameters, allow_unused=True)
-    return torch.cat(
-        [
-            torch.zeros_like(p).flatten() if g is None else g.flatten()
-            for p, g in zip(parameters, gradients, strict=True)
-        ]
-    ).double()
+    return as_factored(
+        torch.cat(
+            [
+                torch.zeros_like(p).flatten() if g is None else g.flatten()
+                for p, g in zip(parameters, gradients, strict=True)
+            ]
+        )
+    )
 
 
 def _norm(matrices: Tensor) -> Tensor:

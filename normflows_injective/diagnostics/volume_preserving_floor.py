@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..checks import check_count, check_finite, checks_tensors
 from ..errors import NonFiniteError, OptionError, ShapeError
+from ..volume.factoring import as_factored
 
 __all__ = [
     "VolumePreservingFloor",
@@ -94,7 +95,7 @@ def volume_preserving_floor(log_prob: Tensor, dim: int) -> VolumePreservingFloor
             f"{len(log_prob)}. Draw more, or give the density on a box."
         )
     check_finite(log_prob, "log_prob", "Samples have a positive density: were these drawn by p?")
-    ordered = log_prob.detach().double().sort(descending=True).values
+    ordered = as_factored(log_prob.detach()).sort(descending=True).values
     count = len(ordered)
     entropy = -ordered.mean()
     # The shares of volume 1/(N p) span more than float64 in many dimensions: only their logarithms
@@ -252,7 +253,7 @@ def _on_grid(
                 f"log_prob must return shape ({len(points)},) for points {tuple(points.shape)}, "
                 f"got {tuple(values.shape)}."
             )
-        found.append(values.double())
+        found.append(as_factored(values))
     values = torch.cat(found)
     above = torch.where(values == -math.inf, 0.0, values)
     check_finite(above, "log_prob", "A density that is unbounded has no value on a grid.")

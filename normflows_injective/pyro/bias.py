@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..errors import UnsupportedModelError
 from ..flows.composite import joint_decode, joint_encode
+from ..volume.factoring import as_factored
 from ..volume.gradients import out_of_inference
 from ..volume.jacobians import jacobian, jacobian_by_rows
 from ..volume.log_volume import matrix_log_volume
@@ -105,11 +106,11 @@ def _compare(estimated: Tensor, exact: Tensor) -> GradientBias:
 
 def _flat(value: Tensor, parameters: list[Tensor]) -> Tensor:
     if not (parameters and value.requires_grad):
-        return value.new_zeros(1, dtype=torch.float64)
+        return as_factored(value.new_zeros(1))
     found = torch.autograd.grad(
         value, parameters, retain_graph=True, allow_unused=True, materialize_grads=True
     )
-    return torch.cat([gradient.flatten() for gradient in found]).double()
+    return as_factored(torch.cat([gradient.flatten() for gradient in found]))
 
 
 def refuse_closed_form(stack: LayerStack) -> None:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CollapseWarning, ShapeError
+from ..volume.factoring import as_factored
 
 __all__ = [
     "collapse_ratio",
@@ -61,7 +62,7 @@ def smallest_deviation(x: Tensor, latent_dim: int) -> float:
         >>> round(smallest_deviation(torch.cat([line, line], 1), 1), 2)  # sqrt(2) / sqrt(3)
         0.82
     """
-    rows = x.detach().flatten(1).double()
+    rows = as_factored(x.detach().flatten(1))
     if not enough_rows(len(rows), latent_dim):
         raise ShapeError(
             f"The spread of a {latent_dim}-dimensional manifold needs at least "

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor, nn
 
+from ..volume.factoring import factored_dtype
+
 __all__ = ["SampleCache", "State", "state_of", "versions"]
 
 
@@ -87,7 +89,7 @@ def _norms(tensors: list[Tensor]) -> Tensor | None:
         return None
     home = decimals[0].device
     norms = torch._foreach_norm(decimals)
-    return torch.stack([norm.to(home, torch.float64) for norm in norms])
+    return torch.stack([norm.to(home, factored_dtype(home)) for norm in norms])
 
 
 @final

@@ -11,7 +11,18 @@ from torch import Tensor
 from ..errors import NotInjectiveError, NumericalWarning
 from .forward_mode import in_forward_mode
 
-__all__ = ["Factors", "factor", "factored_dtype", "refuse_lower_dimension", "warn_if_deficient"]
+__all__ = [
+    "Factors",
+    "as_factored",
+    "factor",
+    "factored_dtype",
+    "refuse_lower_dimension",
+    "warn_if_deficient",
+]
+
+
+WITHOUT_FLOAT64 = frozenset({"mps"})
+"""Kinds of devices that have no float64."""
 
 
 def factored_dtype(device: torch.device) -> torch.dtype:
@@ -27,7 +38,23 @@ def factored_dtype(device: torch.device) -> torch.dtype:
         >>> factored_dtype(torch.device("cpu"))
         torch.float64
     """
-    return torch.float32 if device.type == "mps" else torch.float64
+    return torch.float32 if device.type in WITHOUT_FLOAT64 else torch.float64
+
+
+def as_factored(tensor: Tensor) -> Tensor:
+    """A tensor in the dtype to factor matrices in on its device.
+
+    Args:
+        tensor: Any tensor.
+
+    Returns:
+        The tensor, in float64 where the device has it, else in float32.
+
+    Examples:
+        >>> as_factored(torch.ones(1)).dtype
+        torch.float64
+    """
+    return tensor.to(factored_dtype(tensor.device))
 
 
 def refuse_lower_dimension(latent_dim: int, data_dim: int) -> None:
@@ -102,7 +129,7 @@ def factor(matrix: Tensor, with_q: bool = False) -> Factors:
         tensor([5.0000], dtype=torch.float64)
     """
     refuse_lower_dimension(matrix.shape[2], matrix.shape[1])
-    lifted = matrix.to(factored_dtype(matrix.device))
+    lifted = as_factored(matrix)
     # Derivatives of R need Q.
     with_q = with_q or lifted.requires_grad or in_forward_mode()
     q, r = torch.linalg.qr(lifted, mode="reduced" if with_q else "r")

@@ -179,5 +179,7 @@ WRITTEN_OUT: dict[Function, Function] = {
 
 
 def _normalise(x: Tensor, dim: tuple[int, ...], eps: float) -> Tensor:
+    if torch.is_autocast_enabled(x.device.type):
+        x = x.to(torch.promote_types(x.dtype, torch.float32))  # as torch's own does there
     variance, mean = torch.var_mean(x, dim=dim, correction=0, keepdim=True)
     return (x - mean) * torch.rsqrt(variance + eps)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ...checks import as_floating
 from ...errors import OptionError, ShapeError
+from ...volume.factoring import as_factored
 from .gauge import HomogeneousGauge, RadiusAndSecant
 
 __all__ = ["EllipsoidGauge"]
@@ -80,7 +81,7 @@ class EllipsoidGauge(HomogeneousGauge):
 
     def unit_cone_mass(self, dim: int) -> Tensor | None:
         r""":math:`\log A_{D-1} + \log|\det A|`, with :math:`A_{D-1}` the area of the sphere."""
-        matrix = self.axes.double()
+        matrix = as_factored(self.axes)
         log_det = (
             matrix.abs().log().sum() if matrix.dim() == 1 else torch.linalg.slogdet(matrix)[1]
         )

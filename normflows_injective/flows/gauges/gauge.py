@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ...checks import checks_tensors_of
+from ...volume.factoring import as_factored
 from ...volume.gradients import out_of_inference, value_and_gradient
 
 __all__ = ["ConstantSlopeGauge", "Gauge", "HomogeneousGauge", "RadiusAndSecant"]
@@ -183,5 +184,5 @@ class ConstantSlopeGauge(HomogeneousGauge):
 
     def log_slope_bounds(self, dim: int) -> tuple[float, float] | None:
         """The norm of the weights, twice."""
-        log_norm = math.log(float(torch.linalg.vector_norm(self.weights.double())))
+        log_norm = math.log(float(torch.linalg.vector_norm(as_factored(self.weights))))
         return log_norm, log_norm

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...checks import as_floating
 from ...errors import OptionError, ShapeError
+from ...volume.factoring import as_factored
 from .gauge import ConstantSlopeGauge
 
 __all__ = ["HyperplaneGauge"]
@@ -56,7 +57,7 @@ class HyperplaneGauge(ConstantSlopeGauge):
 
     def unit_cone_mass(self, dim: int) -> Tensor | None:
         r""":math:`-\log\Gamma(D) - \sum_k \log w_k`."""
-        return -self.weights.double().log().sum() - math.lgamma(dim)
+        return -as_factored(self.weights).log().sum() - math.lgamma(dim)
 
     def extra_repr(self) -> str:
         """Options as shown by ``print(model)``."""

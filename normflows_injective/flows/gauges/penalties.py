@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...checks import as_floating
 from ...errors import OptionError, ShapeError
+from ...volume.factoring import as_factored
 from .gauge import ConstantSlopeGauge, Gauge, RadiusAndSecant
 
 __all__ = ["ElasticNetGauge", "GroupLassoGauge", "SlopeGauge"]
@@ -136,9 +137,9 @@ class GroupLassoGauge(ConstantSlopeGauge):
     def unit_cone_mass(self, dim: int) -> Tensor | None:
         r"""From :math:`D!\,\mathrm{Vol} = \int e^{-F}`, a product of masses of the groups."""
         # In a group, int exp(-w |x|) dx = A_{d-1} Gamma(d) / w^d.
-        sizes = torch.bincount(self.membership).double()
+        sizes = as_factored(torch.bincount(self.membership))
         log_areas = math.log(2) + 0.5 * sizes * math.log(math.pi) - (0.5 * sizes).lgamma()
-        log_masses = log_areas + sizes.lgamma() - sizes * self.weights.double().log()
+        log_masses = log_areas + sizes.lgamma() - sizes * as_factored(self.weights).log()
         return log_masses.sum() - math.lgamma(self.dim or dim)
 
     def sample_cone(self, num_samples: int, dim: int, like: Tensor) -> Tensor | None:
@@ -202,7 +203,7 @@ class SlopeGauge(ConstantSlopeGauge):
         By the gaps of the ordered sizes, :math:`\int e^{-F} = D!\, 2^D / \prod_i W_i`, which is
         also :math:`D!\,\mathrm{Vol}`.
         """
-        sums = self.weights.double().cumsum(0)
+        sums = as_factored(self.weights).cumsum(0)
         return math.log(len(sums)) + len(sums) * math.log(2) - sums.log().sum()
 
     def sample_cone(self, num_samples: int, dim: int, like: Tensor) -> Tensor | None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ...checks import check_count, check_finite
 from ...errors import ShapeError
 from ...nets.joining import ContextNetwork
+from ...volume.factoring import as_factored
 from ..coupling.first_data import FIRST_STATISTICS, expect_first_data, has_met_data, spread_of
 from .kernels import kernel_named, squared_distances
 
@@ -220,7 +221,7 @@ class KernelExpansion(ContextNetwork):
     @torch.no_grad()
     def _orthonormal(self) -> Tensor:
         # All sets of length-scales are equal when this is called: the first stands for them.
-        gram = self.kernel_matrix(self.points, self.points)[0].double()
+        gram = as_factored(self.kernel_matrix(self.points, self.points)[0])
         values, vectors = torch.linalg.eigh(gram)
         roots = (values.clamp_min(0) + RIDGE).rsqrt()
         return ((vectors * roots) @ vectors.mT).to(self.points.dtype)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ...checks import check_batch, check_count, check_event_shape
 from ...errors import OptionError, ShapeError
+from ...volume.factoring import as_factored
 from ..layer import Layer
 
 __all__ = ["RadialFlow1D"]
@@ -93,7 +94,7 @@ class RadialFlow1D(Layer):
         check_batch(z, "z")
         if z.dim() != 2:
             raise ShapeError(f"z must have shape (N, D), got {tuple(z.shape)}.")
-        radii = torch.linalg.vector_norm(z.detach().double(), dim=1).sort().values
+        radii = torch.linalg.vector_norm(as_factored(z.detach()), dim=1).sort().values
         last = len(radii) - 1
         tiny = torch.finfo(torch.float32).tiny
         low, high = (

@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 from ...checks import check_count, check_event_shape, check_finite
 from ...errors import OptionError, ShapeError
+from ...volume.factoring import factored_dtype
 from ..layer import Layer
 
 __all__ = ["Rotation", "random_rotation"]
 
 
 def random_rotation(dim: int, generator: torch.Generator | None = None) -> Tensor:
-    r"""An orthogonal matrix from the uniform (Haar) law, in float64.
+    r"""An orthogonal matrix from the uniform (Haar) law.
 
     Args:
         dim: :math:`D`.
@@ -37,8 +38,8 @@ def random_rotation(dim: int, generator: torch.Generator | None = None) -> Tenso
         True
     """
     check_count(dim, "dim")
-    device = None if generator is None else generator.device
-    noise = torch.randn(dim, dim, dtype=torch.float64, generator=generator, device=device)
+    device = torch.get_default_device() if generator is None else generator.device
+    noise = torch.randn(dim, dim, dtype=factored_dtype(device), generator=generator, device=device)
     return _orthogonal(noise)
 
 
