@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 
+import scipy.stats
 import torch
 from torch import nn
 from torch.nn.functional import one_hot
@@ -54,9 +55,8 @@ class Law:
         return float(len(labels) * ((self.histogram(labels) - p).square() / p).sum())
 
     def chi_square_limit(self):
-        """Four standard deviations above the mean of that statistic."""
-        freedom = len(self.states) - 1
-        return freedom + 4 * math.sqrt(2 * freedom)
+        """What that statistic exceeds as rarely as a normal one exceeds four deviations."""
+        return float(scipy.stats.chi2.isf(3.2e-5, len(self.states) - 1))
 
 
 def coupled():

@@ -29,6 +29,11 @@ def seeded_generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(shifted(seed))
 
 
+def default_generator() -> torch.Generator:
+    """The generator that the package takes by default: of seed 0, whatever the offset."""
+    return torch.Generator().manual_seed(0)
+
+
 def properties(max_examples: int = 60) -> Callable[[Callable], Callable]:
     """Settings of hypothesis: the same examples in every run, others for other offsets."""
 

@@ -156,7 +156,7 @@ def marginal_log_prob(guide, value):
 def test_scores_bound_the_marginal_density_from_both_sides(noise):
     """Drawn values from above, others from below, closer with more draws.
 
-    Means over 1000 values, within three standard errors.
+    Means over 1000 values, within four standard errors.
     """
     guide = AutoInjective(normals(3), 1, noise=noise, decoder=lambda r, d: Bend(0.7))
     perturbed(guide.build(), 0.1)
@@ -170,9 +170,9 @@ def test_scores_bound_the_marginal_density_from_both_sides(noise):
             for name, scored in (("drawn", value), ("other", value.clone())):
                 gap = law.log_prob(scored) - exact
                 gaps[name, count] = float(gap.mean()), float(gap.std()) / math.sqrt(1000)
-    assert gaps["drawn", 0][0] > 3 * gaps["drawn", 0][1], "the reverse model is exact here"
+    assert gaps["drawn", 0][0] > 4 * gaps["drawn", 0][1], "the reverse model is exact here"
     for (name, _), (gap, error) in gaps.items():
-        assert (gap if name == "drawn" else -gap) > -3 * error
+        assert (gap if name == "drawn" else -gap) > -4 * error
     for name in ("drawn", "other"):
         assert abs(gaps[name, 0][0]) > abs(gaps[name, 30][0])
 

