@@ -555,7 +555,8 @@ def test_how_gradients_grow_at_kinks(p, median, tail):
 def test_smoothing_caps_gradients():
     gauge = LpGauge(0.5, eps=1e-2)
     norms = tangent_gradients(gauge)
-    assert 55 < float(norms.max()) < 70
+    # The largest of many points: 60 to 74 by seeds, and without bound if nothing is smoothed.
+    assert 40 < float(norms.max()) < 110
     u = on_sphere(20_000, 10)
     moved = (gauge.log_radius(u, ONE) - LpGauge(0.5).log_radius(u, ONE)).abs().mean()
     assert float(moved) == pytest.approx(0.008, abs=5e-4)
