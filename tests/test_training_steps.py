@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from models import base, mlp_injection, model
+from seeds import manual_seed
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import normflows_injective as nfi
@@ -355,7 +356,7 @@ def test_evaluation_has_the_weights_at_the_end_of_the_warm_up():
     x = data()
 
     def loss(which):
-        torch.manual_seed(0)
+        manual_seed(0)
         return which.forward_kld(x)
 
     ours.eval()
