@@ -13,6 +13,7 @@ import pytest
 import torch
 from dense import numerical_jacobian
 from differentiable_functions import FUNCTIONS, WIDTH
+from seeds import seeded_generator
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
@@ -71,7 +72,7 @@ class Decoder:
 
 
 def draw():
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded_generator(0)
     options = {"generator": generator, "dtype": torch.float64}
     return (
         torch.randn(BATCH, LATENT, **options),

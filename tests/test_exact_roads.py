@@ -9,6 +9,7 @@ import normflows as nf
 import pytest
 import torch
 from dense import dense_log_volume
+from seeds import manual_seed
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -189,7 +190,7 @@ def test_gradients_of_assignment_layers_with_normalisations(divergence):
     weight = flow.field.net.norm.weight
 
     def loss():
-        torch.manual_seed(1)
+        manual_seed(1)
         z, log_det = layer.inverse(x)
         return (0.5 * z.square().sum(1) - log_det).mean()
 

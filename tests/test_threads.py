@@ -11,6 +11,7 @@ import normflows as nf
 import pytest
 import torch
 from models import base
+from seeds import seeded_generator
 from torch import nn
 
 import normflows_injective as nfi
@@ -214,11 +215,11 @@ def test_own_random_numbers_are_those_of_a_generator_and_leave_the_global_one():
     q0 = NoisyBase(2)
     with OwnRandomNumbers(3):
         first = q0(4)[0]
-        given = torch.randn(2, generator=torch.Generator().manual_seed(1))
+        given = torch.randn(2, generator=seeded_generator(1))
     with OwnRandomNumbers(3):
         assert torch.equal(q0(4)[0], first)
     assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(given, torch.randn(2, generator=torch.Generator().manual_seed(1)))
+    assert torch.equal(given, torch.randn(2, generator=seeded_generator(1)))
 
 
 # Copies of modules.
@@ -338,5 +339,5 @@ def test_the_package_sets_no_modes_flags_or_global_random_states():
 
 
 def test_the_search_for_it_finds_it():
-    source = "net.eval(); net.training = False; torch.manual_seed(0)\np.requires_grad_(False)"
+    source = "net.eval(); net.training = False; manual_seed(0)\np.requires_grad_(False)"
     assert set(touched(source)) - {None} == {"eval", "training", "manual_seed", "requires_grad_"}
