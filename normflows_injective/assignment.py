@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoints import load_checkpoint, save_checkpoint
-from .checks import check_choice, check_count, check_finite, check_loss, checks_tensors_of
+from .checks import check_choice, check_count, check_finite, check_loss, checks_arguments_of
 from .context import check_context
 from .discrete_likelihood import DIVERGED, DiscreteLogProb, importance_log_prob
 from .errors import UnsupportedModelError
@@ -26,7 +26,7 @@ from .volume.replicas import in_evaluation
 __all__ = ["AssignmentFlow"]
 
 
-@checks_tensors_of
+@checks_arguments_of
 @final
 class AssignmentFlow(nn.Module):
     r"""Joint distribution of discrete variables, as a flow of logits that is trained by matching.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from . import divergences, training_loss
 from .bases import base_log_prob, sample_base
 from .checkpoints import load_checkpoint, save_checkpoint
-from .checks import check_batch, check_count, check_event_shape, checks_tensors_of
+from .checks import check_batch, check_count, check_event_shape, checks_arguments_of
 from .context import check_context, takes_context
 from .diverged import names_diverged
 from .errors import ContextError
@@ -35,7 +35,7 @@ from .volume.settings import as_written
 __all__ = ["InjectiveNormalizingFlow"]
 
 
-@checks_tensors_of
+@checks_arguments_of
 class InjectiveNormalizingFlow(nf.NormalizingFlow):
     r"""Normalizing flow on a learned :math:`d`-dimensional manifold in :math:`\mathbb R^D`.
 

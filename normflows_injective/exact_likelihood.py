@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from .checks import check_not_negative, checks_tensors_of
+from .checks import check_not_negative, checks_arguments_of
 from .likelihoods import SurrogateTerms
 from .volume.log_volume import DecodedVolume
 from .volume.products import Map
@@ -16,7 +16,7 @@ from .volume.products import Map
 __all__ = ["ExactLikelihood"]
 
 
-@checks_tensors_of
+@checks_arguments_of
 class ExactLikelihood(nn.Module):
     r"""Maximum likelihood, for a chart of a known surface and what stands behind it.
 

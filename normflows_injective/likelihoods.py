@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checks import check_choice, check_count, check_not_negative, checks_tensors_of
+from .checks import check_choice, check_count, check_not_negative, checks_arguments_of
 from .collapse import CollapseWatch
 from .context import read_while_tracing
 from .errors import OptionError, ShapeError
@@ -25,7 +25,7 @@ from .volume.surrogate import DrawProbes, Estimator, SurrogateAndErrors, with_er
 __all__ = ["LossTerms", "SurrogateLikelihood", "SurrogateTerms"]
 
 
-@checks_tensors_of
+@checks_arguments_of
 class SurrogateLikelihood(nn.Module):
     r"""Surrogate likelihood of a free-form injective flow.
 

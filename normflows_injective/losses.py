@@ -8,14 +8,14 @@ from typing import Any, final
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .checks import checks_tensors_of
+from .checks import checks_arguments_of
 from .errors import OptionError, UnsupportedLayerError
 from .volume.modules import is_cold
 
 __all__ = ["ForwardKLD"]
 
 
-@checks_tensors_of
+@checks_arguments_of
 @final
 class ForwardKLD(nn.Module):
     r"""The training loss of a model as a module, whose ``forward`` is ``model.forward_kld``.

@@ -96,7 +96,7 @@ def check_parts(q0: object, flows: object, likelihood: object) -> tuple[int, Lik
         UnsupportedLayerError: If a layer is no invertible flow, or cannot stand where it does.
         NotInjectiveError: If no layer raises the dimension.
     """
-    if not isinstance(q0, nn.Module):
+    if not (isinstance(q0, nn.Module) and hasattr(q0, "log_prob")):
         raise OptionError(
             f"q0 must be a base distribution of normflows, got {type(q0).__name__}. Use "
             "nf.distributions.DiagGaussian or another class with forward and log_prob."

@@ -235,9 +235,9 @@ def test_decoder_of_another_shape_on_bare_callables():
 
 
 def test_conjugate_gradient_options():
-    with pytest.raises(errors.OptionError, match="max_iterations must be at least 1"):
+    with pytest.raises(errors.OptionError, match="max_iterations must be a positive integer"):
         nfi.volume.ConjugateGradient(max_iterations=0)
-    with pytest.raises(errors.OptionError, match="tolerance must be positive"):
+    with pytest.raises(errors.OptionError, match="tolerance must be a positive number"):
         nfi.volume.ConjugateGradient(tolerance=0.0)
 
 

@@ -244,11 +244,11 @@ def test_few_slopes_are_found_by_a_ridge():
         ({"hidden": (8, 0)}, "each width of hidden must be a positive integer"),
         ({"steps": 0}, "steps must be a positive integer"),
         ({"batch_size": 2.5}, "batch_size must be a positive integer"),
-        ({"learning_rate": -1.0}, "learning_rate must be positive"),
-        ({"learning_rate": math.inf}, "learning_rate must be positive"),
-        ({"max_log_ratio": math.nan}, "max_log_ratio must be positive"),
-        ({"max_log_ratio": "8"}, "max_log_ratio must be positive"),
-        ({"weight_decay": -1e-3}, "weight_decay must be not negative"),
+        ({"learning_rate": -1.0}, "learning_rate must be a positive number"),
+        ({"learning_rate": math.inf}, "learning_rate must be a positive number"),
+        ({"max_log_ratio": math.nan}, "max_log_ratio must be a positive number"),
+        ({"max_log_ratio": "8"}, "max_log_ratio must be a positive number"),
+        ({"weight_decay": -1e-3}, "weight_decay must be a number, finite and not negative"),
     ],
 )
 def test_options_of_regressions_are_checked(changes, message):

@@ -186,9 +186,9 @@ def test_what_does_not_fit_is_refused():
             net(x, t, torch.zeros(4, 3))
         with pytest.raises(ContextError, match=f"{name} with context_dim=0 takes no context"):
             build()(x, t, context)
-    with pytest.raises(OptionError, match="every width must be a positive integer, got 0"):
+    with pytest.raises(OptionError, match=r"widths\[1\] must be a positive integer, got 0"):
         LeaveOneOutField(3, 2, (4, 0))
-    with pytest.raises(OptionError, match="every width must be a positive integer, got -1"):
+    with pytest.raises(OptionError, match=r"head must be a positive integer, got -1"):
         LeaveOneOutField(3, 2, head=-1)
     with pytest.raises(OptionError, match="height must be a positive integer, got 0"):
         ConvField(0, 3, 2)

@@ -624,10 +624,15 @@ def test_an_element_of_ones_own():
         (OptionError, "patch_size must be a positive integer, got 0", ((1, 4, 4), 0), {}),
         (OptionError, "layers must be a positive integer, got 0", ((1, 4, 4), 2, 0), {}),
         (OptionError, "num_steps must be a positive", ((1, 4, 4), 2), {"num_steps": 0}),
-        (OptionError, "hidden must be a sequence of widths", ((1, 4, 4), 2), {"hidden": 8}),
+        (
+            OptionError,
+            "hidden must be a sequence of positive integers",
+            ((1, 4, 4), 2),
+            {"hidden": 8},
+        ),
         (OptionError, "hidden must hold at least one", ((1, 4, 4), 2), {"hidden": ()}),
-        (OptionError, "a width in hidden must be", ((1, 4, 4), 2), {"hidden": (0,)}),
-        (OptionError, "context_dim must be a pos", ((1, 4, 4), 2), {"context_dim": -1}),
+        (OptionError, r"hidden\[0\] must be a positive", ((1, 4, 4), 2), {"hidden": (0,)}),
+        (OptionError, "context_dim must be a non-negative", ((1, 4, 4), 2), {"context_dim": -1}),
         (OptionError, "embedding_dim must be", ((1, 4, 4), 2), {"embedding_dim": -1}),
         (
             OptionError,
@@ -662,7 +667,7 @@ def test_bad_options_of_layers_are_named_errors():
         ChannelMixing((1, 4, 4), 2, [nn.Linear(4, 4)])
     with pytest.raises(UnsupportedLayerError, match="Radial has no inverse"):
         PatchMixing((1, 4, 4), 2, [nf.flows.Radial((4,))])
-    with pytest.raises(OptionError, match="embedding_dim must be a positive integer, got -2"):
+    with pytest.raises(OptionError, match="embedding_dim must be a non-negative integer, got -2"):
         ChannelMixing((1, 4, 4), 2, [LULinear(4)], embedding_dim=-2)
     with pytest.raises(ShapeError, match=r"x must have shape \(B, 1, 4, 4\), got \(2, 4, 4\)"):
         ChannelMixing((1, 4, 4), 2, [LULinear(4)]).inverse(torch.zeros(2, 4, 4))

@@ -661,7 +661,7 @@ def test_wrong_options():
     ):
         with pytest.raises(nfi.errors.OptionError, match=message):
             build()
-    with pytest.raises(nfi.errors.OptionError, match="or more, got 3.0"):
+    with pytest.raises(nfi.errors.OptionError, match="dim must be a positive integer, got 3.0"):
         UniformSphere(3.0)
     with pytest.raises(
         nfi.errors.OptionError, match="must be invertible, got a matrix that is si"

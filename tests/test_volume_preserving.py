@@ -134,7 +134,7 @@ def test_global_scale_counts_all_elements_of_an_event():
     x, log_det = scale(torch.ones(4, 2, 3, dtype=torch.float64))
     assert float(x.detach().max()) == pytest.approx(math.exp(0.5))
     torch.testing.assert_close(log_det, torch.full((4,), 3.0, dtype=torch.float64))
-    with pytest.raises(OptionError, match="shape must be a positive integer"):
+    with pytest.raises(OptionError, match=r"shape\[1\] must be a positive integer"):
         GlobalScale((2, 0))
 
 
@@ -263,5 +263,5 @@ def test_moment_block_whitens_what_it_knows():
     torch.testing.assert_close(z, torch.cat([b, noise], dim=1))
     torch.testing.assert_close(log_det, torch.full((30,), -1.0, dtype=torch.float64))
     for step_size in (0.0, 1.5, math.nan):
-        with pytest.raises(OptionError, match=r"step_size must lie in \(0, 1\]"):
+        with pytest.raises(OptionError, match="step_size must (lie in|be a number, got nan)"):
             MomentBlock(2, moments, step_size)

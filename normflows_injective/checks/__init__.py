@@ -7,18 +7,21 @@ method of layers, laws and networks.
 
 from __future__ import annotations
 
-from .attached import checks_tensors, checks_tensors_of
+from .attached import checks_arguments, checks_arguments_of, looks_first
 from .batches import (
     as_floating,
     check_batch,
     check_event_shape,
     check_finite,
     check_loss,
+    check_rows,
     is_readable,
 )
 from .numbers import (
     check_count,
+    check_interval,
     check_not_negative,
+    check_number,
     check_positive,
     check_probability,
     check_real,
@@ -45,17 +48,21 @@ __all__ = [
     "check_event_shape",
     "check_finite",
     "check_flag",
+    "check_interval",
     "check_loss",
     "check_module",
     "check_modules",
     "check_not_negative",
+    "check_number",
     "check_positive",
     "check_probability",
     "check_real",
+    "check_rows",
     "check_shape",
-    "checks_tensors",
-    "checks_tensors_of",
+    "checks_arguments",
+    "checks_arguments_of",
     "describe",
     "is_number",
     "is_readable",
+    "looks_first",
 ]

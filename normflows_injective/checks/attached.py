@@ -1,179 +1,195 @@
-"""The check of tensors that is attached to methods, so that their bodies hold mathematics alone.
+"""The check of arguments that is attached to functions, so that their bodies hold mathematics.
 
-Before the call every argument that is annotated as a tensor must be one, dense and real. That
-costs a microsecond, looks at no value and so never waits for a device, and is left out while a
-graph is compiled or exported. If torch then fails over a shape, a dtype or a device, its error,
-which names no argument, becomes one that does.
+What is checked is what the annotations say: ``int`` is a count, ``bool`` a switch, ``float`` a
+number, ``Tensor`` a dense real tensor, and numbers of numpy or in tensors become plain ones. The
+look at a tensor costs a microsecond, reads no value and so never waits for a device, and nothing
+is checked while a graph is compiled or exported. If torch then fails over a shape, a dtype or a
+device, its error, which names no argument, becomes one that does.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import wraps
 from inspect import Parameter, signature
-from itertools import chain
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..errors import DeviceError, DtypeError, ShapeError
-from .tensors import NOT_REAL, check_kind, check_type
+from .annotations import check_class, check_of
+from .explaining import explain
+from .tensors import check_kind, check_level, check_type
 
-__all__ = ["checks_tensors", "checks_tensors_of"]
+__all__ = ["checks_arguments", "checks_arguments_of", "looks_first"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Class = TypeVar("Class", bound=type)
 
 _MISSING = object()
-# Subclasses are named errors already, or signals such as those of out-of-memory.
-_PLAIN = (RuntimeError, IndexError, ValueError)
-_SHAPE_WORDS = re.compile(
-    r"shape|size|dimension|broadcast|expand|numel|elements|indices|index|channels|\dD|rank|axis",
-    re.IGNORECASE,
-)
 
 
 class _Argument(NamedTuple):
-    """A parameter that takes a tensor: its name, its place, whether None is taken."""
+    """A parameter: its name, its place, whether None is taken, and the check of its values."""
 
     name: str
     place: int
     optional: bool
+    check: Any = None
 
 
-def checks_tensors(function: Function) -> Function:
-    """A function or method that refuses by name what is no dense tensor.
+class _Plan(NamedTuple):
+    """The tensors of a function, looked at in place, and the values that are replaced."""
+
+    tensors: list[_Argument]
+    values: list[_Argument]
+
+
+def checks_arguments(function: Function) -> Function:
+    """A function or method that refuses by name what its annotations do not say.
 
     Args:
-        function: Parameters annotated ``Tensor`` or ``Tensor | None`` are looked at, and those
-            called ``x``, ``z`` and ``context`` if they have no annotation.
+        function: Its parameters called ``x``, ``z`` and ``context`` are taken for tensors also if
+            they have no annotation.
 
     Returns:
-        The function with the check in front, or the function itself if it takes no tensor.
+        The function with the check in front.
 
     Examples:
-        >>> @checks_tensors
-        ... def norm(x: Tensor) -> Tensor:
-        ...     return x.square().sum(1).sqrt()
+        >>> @checks_arguments
+        ... def norm(x: Tensor, power: int = 2) -> Tensor:
+        ...     return x.pow(power).sum(1)
         >>> norm(1.0)
         Traceback (most recent call last):
             ...
         normflows_injective.errors.DtypeError: x must be a torch.Tensor, got float. Convert it \
 with torch.as_tensor.
+        >>> norm(torch.ones(2, 3), power=True)
+        Traceback (most recent call last):
+            ...
+        normflows_injective.errors.OptionError: power must be a positive integer, got True. Give \
+an integer, for instance 1.
     """
-    arguments = _tensors_of(function)
-    if not arguments or hasattr(function, "_checks_tensors"):
+    if hasattr(function, "_checks_arguments") or not signature(function).parameters:
         return function
+    plans: list[_Plan] = []
 
     @wraps(function)
     def checked(*args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
             return function(*args, **kwargs)
+        if not plans:  # At the first call, when all the names in annotations are known.
+            plans.append(_plan_of(function))
+        tensors, values = plans[0]
         count = len(args)
-        for name, place, optional in arguments:
+        for name, place, optional, _ in tensors:
             value = args[place] if place < count else kwargs.get(name, _MISSING)
             if isinstance(value, Tensor):
                 if value.layout is not torch.strided or not value.dtype.is_floating_point:
                     check_kind(value, name)
             elif not (value is _MISSING or (value is None and optional)):
                 check_type(value, name)
+        if values:
+            args, kwargs = _replaced(values, args, kwargs)
         try:
             return function(*args, **kwargs)
-        except (RuntimeError, IndexError, ValueError) as error:
-            if type(error) not in _PLAIN:
-                raise
-            given = {
-                name: args[place] if place < count else kwargs.get(name)
-                for name, place, _ in arguments
-            }
-            _explain(function, args, given, error)
+        except Exception as error:
+            given = [*tensors, *(value for value in values if value.check is check_level)]
+            explain(function, args, kwargs, [argument[:2] for argument in given], error)
             raise
 
-    checked._checks_tensors = True  # type: ignore[attr-defined]
+    checked._checks_arguments = True  # type: ignore[attr-defined]
     return checked  # type: ignore[return-value]
 
 
-def checks_tensors_of(kind: Class) -> Class:
-    """Attach the check to the public methods that a class defines.
+def checks_arguments_of(kind: Class) -> Class:
+    """Attach the check to the public methods that a class defines, and to its constructor.
 
     Args:
         kind: A class; it is changed. For a decorator, or for ``__init_subclass__`` of a base.
 
     Examples:
-        >>> @checks_tensors_of
+        >>> @checks_arguments_of
         ... class Twice:
         ...     def forward(self, z: Tensor) -> Tensor:
         ...         return 2 * z
         >>> Twice().forward(torch.ones(1))
         tensor([2.])
     """
+    is_ours = kind.__module__.partition(".")[0] == __name__.partition(".")[0]
     for name, member in list(vars(kind).items()):
-        public = not name.startswith("_") or name == "__call__"
-        if public and callable(member) and not isinstance(member, type):
-            setattr(kind, name, checks_tensors(member))
+        public = not name.startswith("_") or name == "__call__" or (is_ours and name == "__init__")
+        if isinstance(member, staticmethod) and public:
+            setattr(kind, name, staticmethod(checks_arguments(member.__func__)))
+        elif public and callable(member) and not isinstance(member, type):
+            setattr(kind, name, checks_arguments(member))
     return kind
 
 
-def _tensors_of(function: Callable[..., Any]) -> list[_Argument]:
-    found = []
+def looks_first(kind: type, names: Iterable[str], look: Callable[..., None]) -> None:
+    """Let a look at its arguments come before every method of a class that has one of some names.
+
+    Args:
+        kind: A class; those of its own methods are changed.
+        names: Names of methods.
+        look: Called with the object and the arguments; it raises a named error.
+
+    Examples:
+        >>> class Half:
+        ...     def forward(self, z):
+        ...         return z / 2
+        >>> looks_first(Half, ["forward"], lambda layer, z: print(z))
+        >>> Half().forward(1.0)
+        1.0
+        0.5
+    """
+    for name in names:
+        if name in vars(kind):
+            setattr(kind, name, _preceded(vars(kind)[name], look))
+
+
+def _preceded(function: Callable[..., Any], look: Callable[..., None]) -> Callable[..., Any]:
+    @wraps(function)
+    def looked(*args: Any, **kwargs: Any) -> Any:
+        look(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return looked
+
+
+def _plan_of(function: Callable[..., Any]) -> _Plan:
+    tensors, values = [], []
     for place, (name, parameter) in enumerate(signature(function).parameters.items()):
         if parameter.kind in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD):
             continue
+        if parameter.kind is Parameter.KEYWORD_ONLY:
+            place = 2**31
         kind = parameter.annotation
         if kind is Parameter.empty:
             kind = {"context": "Tensor | None", "x": "Tensor", "z": "Tensor"}.get(name, "")
         text = kind.__name__ if isinstance(kind, type) else str(kind).replace("torch.", "")
-        if text in ("Tensor", "Tensor | None"):
-            by_name = parameter.kind is Parameter.KEYWORD_ONLY
-            found.append(_Argument(name, 2**31 if by_name else place, text != "Tensor"))
-    return found
+        if name == "level" and text == "Tensor":
+            values.append(_Argument(name, place, False, check_level))
+        elif text in ("Tensor", "Tensor | None"):
+            tensors.append(_Argument(name, place, text != "Tensor"))
+        else:
+            check, optional = check_of(parameter)
+            check = check or check_class(parameter, getattr(function, "__globals__", {}))
+            if check is not None:
+                values.append(_Argument(name, place, optional, check))
+    return _Plan(tensors, values)
 
 
-def _explain(
-    function: Callable[..., Any],
-    args: tuple[Any, ...],
-    given: dict[str, Any],
-    error: Exception,
-) -> None:
-    """Raise a named error in place of torch's, if one of the tensors explains it."""
-    tensors = {name: value for name, value in given.items() if isinstance(value, Tensor)}
-    like = _reference(args, tensors)
-    for name, value in tensors.items():
-        if like is None or name in NOT_REAL:
-            continue
-        if value.device != like.device:
-            raise DeviceError(
-                f"{name} must be on {like.device}, where the parameters are, got {value.device}. "
-                f"Move it with {name}.to({str(like.device)!r})."
-            ) from error
-        if value.dtype != like.dtype and not torch.is_autocast_enabled(value.device.type):
-            raise DtypeError(
-                f"{name} must have the dtype {like.dtype} of the parameters, got {value.dtype}. "
-                f"Convert it with {name}.to({like.dtype})."
-            ) from error
-    if tensors and _SHAPE_WORDS.search(str(error)):
-        shapes = ", ".join(f"{name} of shape {tuple(v.shape)}" for name, v in tensors.items())
-        place = function.__qualname__
-        known = _known_shapes(args)
-        raise ShapeError(
-            f"{place} cannot take {shapes}{known}. Compare the shapes with its documentation. "
-            f"The cause: {error}"
-        ) from error
-
-
-def _reference(args: tuple[Any, ...], tensors: dict[str, Tensor]) -> Tensor | None:
-    """A tensor whose dtype and device the others should have."""
-    owner = args[0] if args else None
-    held = chain(owner.parameters(), owner.buffers()) if isinstance(owner, nn.Module) else ()
-    return next((t for t in chain(held, tensors.values()) if t.is_floating_point()), None)
-
-
-def _known_shapes(args: tuple[Any, ...]) -> str:
-    """The event shapes that a layer was built for, if it knows them."""
-    owner = args[0] if args else None
-    names = ("latent_shape", "data_shape", "input_shape", "shape")
-    known = {name: getattr(owner, name, None) for name in names}
-    texts = [f"{name}={tuple(shape)}" for name, shape in known.items() if isinstance(shape, tuple)]
-    return f"; it was built with {', '.join(texts)}" if texts else ""
+def _replaced(
+    values: list[_Argument], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments with every value that has a check in its plain form."""
+    places = list(args)
+    named = dict(kwargs)
+    for name, place, optional, check in values:
+        if place < len(places):
+            if not (optional and places[place] is None):
+                places[place] = check(places[place], name)
+        elif name in named and not (optional and named[name] is None):
+            named[name] = check(named[name], name)
+    return tuple(places), named

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch._C import _functorch
 
-from ..errors import DtypeError, NonFiniteError, ShapeError
-from .tensors import check_kind, check_type
+from ..errors import DtypeError, NonFiniteError, OptionError, ShapeError
+from .tensors import check_dense, check_kind, check_type
+from .wording import named
 
 __all__ = [
     "as_floating",
@@ -17,6 +18,7 @@ __all__ = [
     "check_event_shape",
     "check_finite",
     "check_loss",
+    "check_rows",
     "is_readable",
 ]
 
@@ -127,6 +129,56 @@ one event dimension, got shape (4,). Add one with x.unsqueeze(0) or x.unsqueeze(
     """
     check_type(tensor, name)
     check_kind(tensor, name)
+    check_rows(tensor, name)
+    if dtype is not None and tensor.dtype != dtype:
+        raise DtypeError(
+            f"{name} must have the model's dtype {dtype}, got {tensor.dtype}. Convert the data "
+            f"with {name}.to({dtype}) or the model with model.to({tensor.dtype})."
+        )
+    check_finite(tensor, name)
+
+
+def as_floating(values: object, name: str) -> Tensor:
+    """A copy of numbers as a tensor without a graph, integers in torch's default dtype.
+
+    Args:
+        values: A tensor, array or list of numbers, as deep as need be.
+        name: How the message calls it.
+
+    Raises:
+        OptionError: If they are no numbers, or lists of different lengths.
+        DtypeError: If they are a sparse or complex tensor.
+        NonFiniteError: If one is NaN or infinite.
+
+    Examples:
+        >>> as_floating([1, 2], "weights")
+        tensor([1., 2.])
+    """
+    try:
+        tensor = torch.as_tensor(values).detach().clone()
+    except (TypeError, ValueError, RuntimeError) as error:
+        message = f"{name} must be a tensor or a list of numbers"
+        raise OptionError(named(message, values, f"torch said: {error}")) from error
+    check_dense(tensor, name)
+    if tensor.dtype == torch.bool:
+        raise OptionError(f"{name} must hold numbers, got booleans. Convert them with .float().")
+    check_finite(tensor, name, "Give finite numbers.")
+    return tensor if tensor.is_floating_point() else tensor.to(torch.get_default_dtype())
+
+
+def check_rows(tensor: Tensor, name: str) -> None:
+    """Raise unless a tensor has rows, with at least one event dimension and one element each.
+
+    Args:
+        tensor: Candidate of shape :math:`(B, *)`.
+        name: How the message calls it.
+
+    Raises:
+        ShapeError: If it has no batch or event dimension, or is empty.
+
+    Examples:
+        >>> check_rows(torch.zeros(4, 2), "z")
+    """
     if tensor.dim() < 2:
         raise ShapeError(
             f"{name} must be a batch of shape (B, ...) with at least one event dimension, got "
@@ -138,26 +190,6 @@ one event dimension, got shape (4,). Add one with x.unsqueeze(0) or x.unsqueeze(
             f"{name} is an empty batch of shape {tuple(tensor.shape)}. Skip it, or let the loader "
             "drop it."
         )
-    if dtype is not None and tensor.dtype != dtype:
-        raise DtypeError(
-            f"{name} must have the model's dtype {dtype}, got {tensor.dtype}. Convert the data "
-            f"with {name}.to({dtype}) or the model with model.to({tensor.dtype})."
-        )
-    check_finite(tensor, name)
-
-
-def as_floating(values: object) -> Tensor:
-    """A copy of numbers as a tensor without a graph, integers in torch's default dtype.
-
-    Args:
-        values: A tensor, list or number.
-
-    Examples:
-        >>> as_floating([1, 2])
-        tensor([1., 2.])
-    """
-    tensor = torch.as_tensor(values).detach().clone()
-    return tensor if tensor.is_floating_point() else tensor.to(torch.get_default_dtype())
 
 
 def check_event_shape(tensor: Tensor, shape: Sequence[int] | None, name: str) -> None:

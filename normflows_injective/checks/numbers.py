@@ -17,7 +17,9 @@ from .wording import named
 
 __all__ = [
     "check_count",
+    "check_interval",
     "check_not_negative",
+    "check_number",
     "check_positive",
     "check_probability",
     "check_real",
@@ -26,7 +28,7 @@ __all__ = [
 
 
 # No tensor has an axis of this length; torch's own errors at larger ones name no argument.
-_LARGEST = 2**31 - 1
+LARGEST = 2**31 - 1
 
 
 def _plain(value: Any) -> Any:
@@ -100,14 +102,14 @@ def check_count(
 Give an integer, for instance 1.
     """
     number = _integer(value)
-    if number is not None and least <= number <= (_LARGEST if most is None else most):
+    if number is not None and least <= number <= (LARGEST if most is None else most):
         return number
-    if number is not None and number > _LARGEST and most is None:
-        most = _LARGEST
+    if number is not None and number > LARGEST and most is None:
+        most = LARGEST
     if most is not None:
         kind = f"an integer from {least} to {most}"
     else:
-        kind = {0: "a non-negative integer", 1: "a positive integer"}.get(
+        kind = {-LARGEST: "an integer", 0: "a non-negative integer", 1: "a positive integer"}.get(
             least, f"an integer of at least {least}"
         )
     advice = advice or f"Give an integer, for instance {least}."
@@ -135,6 +137,30 @@ def check_real(value: Any, name: str, advice: str = "Give a number, for instance
     number = _real(value)
     if number is None or not math.isfinite(number):
         raise OptionError(named(f"{name} must be a finite number", value, advice))
+    return number
+
+
+def check_number(value: Any, name: str, advice: str = "Give a number, for instance 1.0.") -> float:
+    """The number an option gives, which may be infinite.
+
+    Args:
+        value: Candidate: a real number of Python or numpy, or a tensor of one number.
+        name: How the message calls it.
+        advice: What the message tells to do.
+
+    Returns:
+        A plain ``float``, or ``int`` if it was an integer.
+
+    Raises:
+        OptionError: If it is no number, or NaN.
+
+    Examples:
+        >>> check_number(math.inf, "p")
+        inf
+    """
+    number = _real(value)
+    if number is None or math.isnan(number):
+        raise OptionError(named(f"{name} must be a number", value, advice))
     return number
 
 
@@ -189,6 +215,34 @@ def check_not_negative(
         message = f"{name} must be a number, finite and not negative"
         raise OptionError(named(message, value, advice))
     return number
+
+
+def check_interval(
+    value: Any, name: str, advice: str = "Give e.g. (-1.0, 1.0)."
+) -> tuple[float, float]:
+    """The two finite, increasing numbers that an option gives.
+
+    Args:
+        value: Candidate: a tuple or list.
+        name: How the message calls it.
+        advice: What the message tells to do.
+
+    Returns:
+        A tuple of plain numbers.
+
+    Raises:
+        OptionError: If there are not two, or the second is not larger.
+
+    Examples:
+        >>> check_interval([-1, 2.5], "log_range")
+        (-1, 2.5)
+    """
+    ends = [_real(end) for end in value] if isinstance(value, tuple | list) else []
+    finite = [end for end in ends if end is not None and math.isfinite(end)]
+    if len(ends) != 2 or len(finite) != 2 or not finite[0] < finite[1]:
+        message = f"{name} must be (low, high), finite numbers with low < high"
+        raise OptionError(named(message, value, advice))
+    return finite[0], finite[1]
 
 
 def check_probability(

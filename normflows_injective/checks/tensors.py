@@ -6,14 +6,12 @@ import torch
 from torch import Tensor
 
 from ..errors import ContextError, DtypeError
-from .numbers import is_number
+from .numbers import check_positive
 
-__all__ = ["NOT_REAL", "check_kind", "check_type"]
+__all__ = ["NOT_REAL", "check_dense", "check_kind", "check_level", "check_type"]
 
 # Arguments that may hold integers or booleans; all others are real numbers.
 NOT_REAL = ("labels", "mask", "context", "counts", "pixels", "y")
-# Arguments for which a number may stand.
-_NUMBERS = ("level",)
 
 
 def check_type(value: object, name: str) -> None:
@@ -33,20 +31,25 @@ def check_type(value: object, name: str) -> None:
         normflows_injective.errors.DtypeError: x must be a torch.Tensor, got list. A loader of a \
 TensorDataset gives lists: unpack them, 'for (x,) in loader'; convert arrays with torch.as_tensor.
     """
-    if isinstance(value, Tensor) or (name in _NUMBERS and is_number(value)):
+    if isinstance(value, Tensor):
         return
     advice = "Convert it with torch.as_tensor."
-    if isinstance(value, list | tuple) and name != "context":
+    if name == "mask":
+        kind = type(value).__name__
+        raise DtypeError(
+            f"mask must be a tensor of booleans, true where observed, got {kind}. {advice}"
+        )
+    if isinstance(value, list | tuple) and name in ("x", "z"):
         advice = (
             "A loader of a TensorDataset gives lists: unpack them, 'for (x,) in loader'; convert "
             "arrays with torch.as_tensor."
         )
-    kind = ContextError if name == "context" else DtypeError
-    raise kind(f"{name} must be a torch.Tensor, got {type(value).__name__}. {advice}")
+    error = ContextError if name == "context" else DtypeError
+    raise error(f"{name} must be a torch.Tensor, got {type(value).__name__}. {advice}")
 
 
-def check_kind(value: Tensor, name: str) -> None:
-    """Raise if a tensor is sparse, complex, or of no floating dtype where that is meant.
+def check_dense(value: Tensor, name: str) -> None:
+    """Raise if a tensor is sparse or complex.
 
     Args:
         value: What came.
@@ -56,7 +59,7 @@ def check_kind(value: Tensor, name: str) -> None:
         DtypeError: If it is one.
 
     Examples:
-        >>> check_kind(torch.zeros(2, 2).to_sparse(), "x")
+        >>> check_dense(torch.zeros(2, 2).to_sparse(), "x")
         Traceback (most recent call last):
             ...
         normflows_injective.errors.DtypeError: x must be a dense tensor, got a sparse one of \
@@ -71,8 +74,44 @@ layout torch.sparse_coo. Convert it with x.to_dense().
         raise DtypeError(
             f"{name} must be real, got {value.dtype}. Stack its parts with torch.view_as_real."
         )
+
+
+def check_kind(value: Tensor, name: str) -> None:
+    """Raise if a tensor is sparse, complex, or of no floating dtype where that is meant.
+
+    Args:
+        value: What came.
+        name: The argument.
+
+    Raises:
+        DtypeError: If it is one.
+
+    Examples:
+        >>> check_kind(torch.zeros(2, 2), "x")
+    """
+    check_dense(value, name)
     if not value.dtype.is_floating_point and name not in NOT_REAL:
         raise DtypeError(
             f"{name} must be real floating point, got {value.dtype}. Convert integers with "
             f"{name}.float(); pixels also want scaling and a little noise (dequantisation)."
         )
+
+
+def check_level(value: object, name: str) -> Tensor:
+    """The level of a surface as a tensor: one that is given, or a positive number.
+
+    Args:
+        value: A tensor, whose values are not looked at, or a number.
+        name: The argument.
+
+    Raises:
+        OptionError: If it is neither.
+
+    Examples:
+        >>> check_level(2.0, "level")
+        tensor(2.)
+    """
+    if isinstance(value, Tensor):
+        check_kind(value, name)
+        return value
+    return torch.as_tensor(check_positive(value, name), dtype=torch.get_default_dtype())

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_count
+from ..checks import check_count, check_not_negative, check_positive
 from ..errors import OptionError
 from ..flows.moment_block import ConditionalMoments, Moments, partial_step
 
@@ -334,8 +334,5 @@ def check_regression(options: MomentRegression) -> None:
     check_count(options.steps, "steps")
     check_count(options.batch_size, "batch_size")
     for name in ("learning_rate", "max_log_ratio", "weight_decay"):
-        value, zero = getattr(options, name), name == "weight_decay"
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not (0 < value < math.inf or (zero and value == 0)):
-            sign = "not negative" if zero else "positive"
-            raise OptionError(f"{name} must be {sign} and finite, got {value!r}.")
+        check = check_not_negative if name == "weight_decay" else check_positive
+        check(getattr(options, name), name)

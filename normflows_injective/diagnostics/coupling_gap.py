@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..checks import check_batch, check_count, checks_tensors
+from ..checks import check_batch, check_count, checks_arguments
 from ..errors import DtypeError, OptionError, ShapeError
 from ..flows.volume_preserving.rotation import random_rotation
 from .conditional_moments import (
@@ -62,7 +62,7 @@ class CouplingGap(NamedTuple):
     chosen: Tensor
 
 
-@checks_tensors
+@checks_arguments
 def coupling_gap(
     z: Tensor,
     n_rotations: int = 8,
@@ -112,12 +112,11 @@ def coupling_gap(
         (True, True)
     """
     check_count(n_rotations, "n_rotations")
-    if not isinstance(n_folds, int) or n_folds < 2:
-        raise OptionError(f"n_folds must be an integer of at least 2, got {n_folds!r}.")
+    check_count(n_folds, "n_folds", least=2)
     check_latents(z, _LEAST_PER_FOLD * n_folds, "coupling_gap")
     dim = z.shape[1]
     active = math.ceil(dim / 2) if num_active is None else num_active
-    if not isinstance(active, int) or not 0 < active < dim:
+    if not 0 < active < dim:
         raise OptionError(f"num_active must lie in 1 to {dim - 1}, got {num_active!r}.")
     options = MomentRegression() if regression is None else regression
     check_regression(options)

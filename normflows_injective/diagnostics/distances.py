@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..checks import check_batch, checks_tensors
+from ..checks import check_batch, checks_arguments
 from ..errors import ShapeError
 from ..volume.factoring import as_factored
 
 __all__ = ["frechet_distance"]
 
 
-@checks_tensors
+@checks_arguments
 def frechet_distance(samples: Tensor, reference: Tensor) -> Tensor:
     r"""Squared 2-Wasserstein distance between the Gaussian fits of two sets.
 

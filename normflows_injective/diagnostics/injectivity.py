@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..checks import check_count, check_finite, checks_tensors
+from ..checks import check_count, check_finite, checks_arguments
 from ..core import InjectiveNormalizingFlow
 from ..errors import OptionError
 from ..flows.composite import joint_decode, joint_encode, summed_inverse
@@ -128,7 +128,7 @@ class InjectivityReport:
         return figure
 
 
-@checks_tensors
+@checks_arguments
 def injectivity_report(
     model: InjectiveNormalizingFlow,
     x: Tensor,

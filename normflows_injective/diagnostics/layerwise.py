@@ -10,7 +10,7 @@ import normflows as nf
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_count, check_finite
+from ..checks import check_count, check_finite, checks_arguments_of
 from ..errors import OptionError, ShapeError
 from ..flows.composite import joint_encode
 from ..flows.moment_block import ConditionalMoments, MomentBlock, check_step_size
@@ -88,6 +88,7 @@ class _Step(NamedTuple):
 
 
 @final
+@checks_arguments_of
 class LayerwiseTrainer:
     r"""Add a rotation and an affine block, fit it, freeze it, and so on until nothing is gained.
 
@@ -141,13 +142,6 @@ class LayerwiseTrainer:
         regression: MomentRegression | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        for count, name in (
-            (dim, "dim"),
-            (candidates, "candidates"),
-            (max_layers, "max_layers"),
-            (patience, "patience"),
-        ):
-            check_count(count, name)
         if dim < 2:
             raise ShapeError("LayerwiseTrainer needs at least two dimensions, got dim=1.")
         check_step_size(step_size)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..checks import check_count, check_finite, checks_tensors
+from ..checks import as_floating, check_count, check_finite, checks_arguments
 from ..errors import NonFiniteError, OptionError, ShapeError
 from ..volume.factoring import as_factored
 
@@ -41,7 +41,7 @@ class VolumePreservingFloor(NamedTuple):
     entropy: Tensor
 
 
-@checks_tensors
+@checks_arguments
 def volume_preserving_floor(log_prob: Tensor, dim: int) -> VolumePreservingFloor:
     r"""Floor under the loss of volume-preserving flows, from log-densities at samples.
 
@@ -117,6 +117,7 @@ def volume_preserving_floor(log_prob: Tensor, dim: int) -> VolumePreservingFloor
     return _checked(floor, error, log_scale_square, entropy, dim)
 
 
+@checks_arguments
 def volume_preserving_floor_on_box(
     log_prob: Callable[[Tensor], Tensor],
     low: Sequence[float],
@@ -154,8 +155,8 @@ def volume_preserving_floor_on_box(
         >>> abs(round(float(floor.floor), 3)), round(float(floor.scale), 3)
         (0.0, 1.0)
     """
+    low, high = _ends(low, "low"), _ends(high, "high")
     dim = len(low)
-    check_count(num_cells, "num_cells")
     if dim == 0 or len(high) != dim:
         raise ShapeError(f"low and high must have D ends each, got {dim} and {len(high)}.")
     if any(not b > a for a, b in zip(low, high, strict=True)):
@@ -228,6 +229,14 @@ def _checked(
                 "constant to them and leaves the floor as it is."
             )
     return result
+
+
+def _ends(values: Sequence[float], name: str) -> list[float]:
+    """The ends of a box as plain numbers."""
+    ends = as_floating(values, name)
+    if ends.dim() != 1:
+        raise ShapeError(f"{name} must hold D numbers, got shape {tuple(ends.shape)}.")
+    return [float(end) for end in ends.double()]
 
 
 def _on_grid(

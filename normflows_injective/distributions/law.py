@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import wraps
+from collections.abc import Sequence
 from typing import Any
 
 import normflows as nf
-from torch import Tensor
 
-from ..checks import check_event_shape, checks_tensors_of
+from ..checks import check_event_shape, checks_arguments_of, looks_first
 
 __all__ = ["Law"]
-
-LogProb = Callable[..., Tensor]
 
 
 class Law(nf.distributions.BaseDistribution):
@@ -24,18 +20,11 @@ class Law(nf.distributions.BaseDistribution):
     def __init_subclass__(cls) -> None:
         """Attach the check."""
         super().__init_subclass__()
-        checks_tensors_of(cls)
-        if "log_prob" in vars(cls):
-            cls.log_prob = _of_known_width(vars(cls)["log_prob"])
+        checks_arguments_of(cls)
+        looks_first(cls, ["log_prob"], _check_width)
 
 
-def _of_known_width(log_prob: LogProb) -> LogProb:
+def _check_width(law: Law, *args: Any, **kwargs: Any) -> None:
     """Refuse points of another shape than the law's own before their density is taken."""
-
-    @wraps(log_prob)
-    def checked(law: Law, *args: Any, **kwargs: Any) -> Tensor:
-        points: Any = args[0] if args else next(iter(kwargs.values()), None)
-        check_event_shape(points, getattr(law, "shape", None), "x")
-        return log_prob(law, *args, **kwargs)
-
-    return checked
+    points: Any = args[0] if args else next(iter(kwargs.values()), None)
+    check_event_shape(points, getattr(law, "shape", None), "x")

@@ -6,6 +6,7 @@ from typing import Any, final
 
 from torch import Tensor
 
+from ..checks import describe
 from ..context import needs_context, takes_context, with_context
 from ..errors import OptionError
 from ..flows.injection import Injection
@@ -44,6 +45,11 @@ class Pullback(Law):
 
     def __init__(self, distribution: Any, chart: Injection) -> None:
         super().__init__()
+        if not (callable(distribution) and hasattr(distribution, "log_prob")):
+            raise OptionError(
+                "distribution must have log_prob and draw samples when it is called, got "
+                f"{describe(distribution)}. Give a law of nfi.distributions or of normflows."
+            )
         measures = getattr(distribution, "measure", None), getattr(chart, "measure", None)
         if None not in measures and measures[0] != measures[1]:
             raise OptionError(

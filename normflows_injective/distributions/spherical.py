@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_count, check_event_shape, check_finite
+from ..checks import as_floating, check_count, check_event_shape
 from ..errors import OptionError, ShapeError
 from ..flows.on_sphere import check_policy, unit_vectors
 from ..volume.factoring import factored_dtype
@@ -134,11 +134,10 @@ class AngularCentralGaussian(Law):
     ) -> None:
         super().__init__()
         check_policy(off_manifold)
-        matrix = floating(scale)
+        matrix = as_floating(scale, "scale")
         if matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1]:
             raise ShapeError(f"scale must have shape (D, D), got {tuple(matrix.shape)}.")
         check_sphere_dim(len(matrix))
-        check_finite(matrix, "scale", "Give an invertible matrix.")
         _check_invertible(matrix)
         self.shape = (len(matrix),)
         self.off_manifold = off_manifold
@@ -242,27 +241,10 @@ def check_sphere_dim(dim: int) -> None:
     Examples:
         >>> check_sphere_dim(2)
     """
-    if not isinstance(dim, int) or dim < 2:
+    if dim < 2:
         raise OptionError(
             f"The space around a sphere must have an integer dimension of 2 or more, got {dim!r}."
         )
-
-
-def floating(values: Any) -> Tensor:
-    """Take what a caller gives as a floating-point tensor of its own, without a graph.
-
-    Args:
-        values: A tensor, or what ``torch.as_tensor`` takes.
-
-    Returns:
-        A copy, in the default dtype if it came without a floating one.
-
-    Examples:
-        >>> floating([1, 2])
-        tensor([1., 2.])
-    """
-    tensor = torch.as_tensor(values).detach().clone()
-    return tensor if tensor.is_floating_point() else tensor.to(torch.get_default_dtype())
 
 
 def _check_invertible(matrix: Tensor) -> None:

@@ -173,7 +173,7 @@ def _dimension(gauge: Gauge, dim: int | None) -> int:
             f"dim must be given, and be that of the gauge where it has one: got dim={dim!r}, and "
             f"{type(gauge).__name__} has {gauge.dim!r}."
         )
-    return known
+    return check_count(known, "dim", least=2)
 
 
 def _check_fixed(gauge: Gauge, changes_shape: bool) -> None:

@@ -9,12 +9,12 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_finite
+from ..checks import as_floating, check_finite
 from ..errors import OptionError, ShapeError
 from ..flows.on_sphere import check_policy
 from ..volume.factoring import factored_dtype
 from .law import Law
-from .spherical import check_sphere_dim, directions, floating, log_sphere_area
+from .spherical import check_sphere_dim, directions, log_sphere_area
 
 __all__ = ["VonMisesFisher", "log_normaliser"]
 
@@ -70,19 +70,17 @@ class VonMisesFisher(Law):
     ) -> None:
         super().__init__()
         check_policy(off_manifold)
-        mean = floating(loc)
+        mean = as_floating(loc, "loc")
         if mean.dim() != 1:
             raise ShapeError(f"loc must be a vector of shape (D,), got {tuple(mean.shape)}.")
         check_sphere_dim(len(mean))
-        check_finite(mean, "loc", "Give a direction.")
         lifted = mean.to(factored_dtype(mean.device))  # its square may leave the range of float32
         length = torch.linalg.vector_norm(lifted)
         if not length > 0:
             raise OptionError("loc must have a positive length, got zeros. Give a direction.")
-        kappa = torch.as_tensor(concentration, dtype=mean.dtype, device=mean.device)
+        kappa = as_floating(concentration, "concentration").to(mean)
         if kappa.dim() != 0:
             raise ShapeError(f"concentration must be one number, got shape {tuple(kappa.shape)}.")
-        check_finite(kappa, "concentration", "Give a finite number.")
         if kappa < 0:
             raise OptionError(
                 f"concentration must not be negative, got {float(kappa):g}. "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import normflows as nf
 
-from ..checks import checks_tensors_of
+from ..checks import checks_arguments_of
 
 __all__ = ["Layer"]
 
@@ -30,4 +30,4 @@ with torch.as_tensor.
     def __init_subclass__(cls) -> None:
         """Attach the check."""
         super().__init_subclass__()
-        checks_tensors_of(cls)
+        checks_arguments_of(cls)

@@ -9,7 +9,7 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor, nn
 
-from ..checks import checks_tensors_of
+from ..checks import checks_arguments_of
 from ..errors import OptionError
 from ..nets.mlp import SmoothMLP
 from .coupling.coupling import Coupling, coupling_sizes
@@ -54,7 +54,7 @@ def partial_step(moments: Moments, step_size: float) -> tuple[Tensor, Tensor]:
     return torch.log1p(step_size * (inverse_std - 1)), -step_size * moments.mean * inverse_std
 
 
-@checks_tensors_of
+@checks_arguments_of
 @final
 class ConditionalMoments(nn.Module):
     r"""Means and standard deviations of a vector given another, by a linear map and a network.

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_event_shape, check_finite, is_readable
+from ..checks import (
+    check_callable,
+    check_count,
+    check_event_shape,
+    check_finite,
+    check_positive,
+    is_number,
+    is_readable,
+)
 from ..errors import ContextError, OffManifoldError, OptionError, ShapeError
 from .gauges.gauge import Gauge
 from .on_sphere import TOLERANCE, check_policy, refuse_off_orthant, unit_vectors
@@ -182,16 +190,6 @@ class RadialSurface(SurfaceMap):
         )
 
 
-def _positive_number(level: Any) -> float:
-    try:
-        number = float(level)
-    except (TypeError, ValueError, RuntimeError):
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise OptionError(f"level must be a positive number, got {level!r}.")
-    return number
-
-
 class Level(nn.Module):
     r"""The level :math:`t` of a surface: a number, or read from the context of each sample.
 
@@ -211,11 +209,16 @@ class Level(nn.Module):
 
     def __init__(self, level: float = 1.0, from_context: FromContext | None = None) -> None:
         super().__init__()
-        self.level = _positive_number(level)
+        self.level = float(check_positive(level, "level"))
         if from_context is not None and self.level != 1:
             raise OptionError(
                 "The level comes from the context, so level= would not be used. Give one of them."
             )
+        if is_number(from_context) or isinstance(from_context, bool):
+            from_context = check_count(from_context, "level_from_context", least=0)
+        elif from_context is not None:
+            advice = "Give the index of a column of the context, or a function of the context."
+            check_callable(from_context, "level_from_context", advice)
         self.from_context = from_context
 
     def forward(self, like: Tensor, context: Tensor | None) -> Tensor:

@@ -9,8 +9,8 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-from ..checks import check_choice, check_event_shape, is_readable
-from ..errors import OffManifoldError, OptionError
+from ..checks import check_choice, check_event_shape, check_positive, is_readable
+from ..errors import OffManifoldError
 from .on_simplex import closed_parts
 from .on_sphere import check_policy, refuse_off_orthant, unit_vectors
 from .simplex_coordinates import COORDINATES
@@ -235,8 +235,7 @@ def _check_options(
 ) -> None:
     check_dim(dim)
     check_choice(kind, known, "kind")
-    if not (isinstance(total, int | float) and 0 < total < math.inf):
-        raise OptionError(f"total must be a positive number, got {total!r}.")
+    check_positive(total, "total")
     check_policy(off_manifold)
 
 

@@ -7,8 +7,8 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_choice, check_event_shape
-from ..errors import OptionError, UnsupportedLayerError
+from ..checks import check_choice, check_count, check_event_shape
+from ..errors import UnsupportedLayerError
 from .layer import Layer
 from .on_sphere import check_policy, unit_vectors
 from .sphere_coordinates import COORDINATES
@@ -260,5 +260,4 @@ def check_dim(dim: int) -> None:
     Raises:
         OptionError: If it is no integer of at least two.
     """
-    if not isinstance(dim, int) or dim < 2:
-        raise OptionError(f"dim must be an integer of at least 2, got {dim!r}.")
+    check_count(dim, "dim", least=2, advice="A sphere needs a space of two dimensions or more.")

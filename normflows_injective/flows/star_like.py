@@ -8,6 +8,7 @@ import normflows as nf
 import torch
 from torch import nn
 
+from ..checks import checks_arguments
 from ..errors import OptionError
 from .angular_spline import AngularSpline
 from .composite import InjectiveComposite
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["star_like_flow"]
 
 
+@checks_arguments
 def star_like_flow(
     dim: int,
     gauge: Gauge | None = None,

@@ -8,6 +8,7 @@ from typing import final
 
 from torch import Tensor, nn
 
+from ..checks import check_counts, check_shape
 from ..errors import OptionError
 from .joining import ContextNetwork
 
@@ -44,9 +45,9 @@ class ConvEncoder(ContextNetwork):
         channels: Sequence[int] = (32, 64, 128, 256),
         context_dim: int = 0,
     ) -> None:
-        super().__init__(tuple(image_shape), context_dim)
-        self.image_shape, self.latent_dim = tuple(image_shape), latent_dim
-        self.channels = tuple(channels)
+        image_shape, channels = _checked(image_shape, channels)
+        super().__init__(image_shape, context_dim)
+        self.image_shape, self.latent_dim, self.channels = image_shape, latent_dim, channels
         sizes = _halvings(image_shape, len(channels))
         layers: list[nn.Module] = []
         for fan_in, fan_out in zip(
@@ -88,9 +89,9 @@ class ConvDecoder(ContextNetwork):
         channels: Sequence[int] = (32, 64, 128, 256),
         context_dim: int = 0,
     ) -> None:
+        image_shape, channels = _checked(image_shape, channels)
         super().__init__((latent_dim,), context_dim)
-        self.image_shape, self.latent_dim = tuple(image_shape), latent_dim
-        self.channels = tuple(channels)
+        self.image_shape, self.latent_dim, self.channels = image_shape, latent_dim, channels
         sizes = _halvings(image_shape, len(channels))[::-1]
         widths = [*reversed(channels), image_shape[0]]
         layers: list[nn.Module] = [nn.Unflatten(1, (widths[0], *sizes[0]))]
@@ -112,6 +113,21 @@ class ConvDecoder(ContextNetwork):
         return x
 
 
+def _checked(
+    image_shape: Sequence[int], channels: Sequence[int]
+) -> tuple[tuple[int, int, int], tuple[int, ...]]:
+    """Shape and channels as plain numbers; raise unless the shape has its channels in front."""
+    shape = check_shape(
+        image_shape,
+        "image_shape",
+        3,
+        "(channels, height, width)",
+        "Images of one channel have the shape (1, height, width), with the channels in front.",
+    )
+    depth, height, width = shape
+    return (depth, height, width), check_counts(channels, "channels", example="(32, 64)")
+
+
 def _halvings(image_shape: tuple[int, int, int], stages: int) -> list[tuple[int, int]]:
     sizes = [(image_shape[1], image_shape[2])]
     for _ in range(stages):
@@ -119,7 +135,8 @@ def _halvings(image_shape: tuple[int, int, int], stages: int) -> list[tuple[int,
         if min(height, width) < 2:
             raise OptionError(
                 f"An image of {image_shape[1]}x{image_shape[2]} can be halved {len(sizes) - 1} "
-                f"times, got {stages} entries in channels. Use fewer."
+                f"times, got {stages} entries in channels. Use fewer, and give image_shape as "
+                "(channels, height, width)."
             )
         sizes.append((height // 2, width // 2))
     return sizes

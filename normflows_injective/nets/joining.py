@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..checks import checks_tensors_of
+from ..checks import checks_arguments_of
 from ..context import expect_context
 
 __all__ = ["ContextNetwork"]
 
 
-@checks_tensors_of
+@checks_arguments_of
 class ContextNetwork(nn.Module):
     """A network that concatenates an optional context to its input.
 
@@ -24,9 +24,9 @@ class ContextNetwork(nn.Module):
     """
 
     def __init_subclass__(cls) -> None:
-        """Attach the check of tensors to the methods of a subclass."""
+        """Attach the check of arguments to the methods of a subclass."""
         super().__init_subclass__()
-        checks_tensors_of(cls)
+        checks_arguments_of(cls)
 
     def __init__(self, input_shape: tuple[int, ...], context_dim: int) -> None:
         super().__init__()

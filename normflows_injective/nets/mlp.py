@@ -8,6 +8,8 @@ from typing import final
 
 from torch import Tensor, nn
 
+from ..checks import check_count
+from ..errors import OptionError
 from .joining import ContextNetwork
 
 __all__ = ["ResidualMLP", "SmoothMLP"]
@@ -41,6 +43,7 @@ class SmoothMLP(ContextNetwork):
         context_dim: int = 0,
         activation: Activation = nn.SiLU,
     ) -> None:
+        _check_inputs(in_features, context_dim)
         super().__init__((in_features,), context_dim)
         self.in_features, self.out_features = in_features, out_features
         self.hidden = tuple(hidden)
@@ -82,6 +85,7 @@ class ResidualMLP(ContextNetwork):
         context_dim: int = 0,
         activation: Activation = nn.SiLU,
     ) -> None:
+        check_count(in_features, "in_features")
         super().__init__((in_features,), context_dim)
         self.in_features, self.out_features = in_features, out_features
         self.width, self.num_blocks = width, num_blocks
@@ -102,6 +106,15 @@ class ResidualMLP(ContextNetwork):
             h = h + block(self.join(h, context))
         out: Tensor = self.output(h)
         return out
+
+
+def _check_inputs(in_features: int, context_dim: int) -> None:
+    """Raise if there is nothing to see; a coupling of one coordinate sees the context alone."""
+    if in_features + context_dim == 0:
+        raise OptionError(
+            "in_features must be a positive integer without a context, got 0. Give the width of "
+            "the input."
+        )
 
 
 def _perceptron(widths: Sequence[int], activation: Activation) -> nn.Sequential:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from torch import nn
 
+from ..checks import checks_arguments
 from .conv import ConvDecoder, ConvEncoder
 from .mlp import ResidualMLP, SmoothMLP
 
@@ -20,6 +21,7 @@ class Autoencoder(NamedTuple):
     decoder: nn.Module
 
 
+@checks_arguments
 def mlp_autoencoder(
     data_dim: int, latent_dim: int, hidden: Sequence[int] = (256, 256), context_dim: int = 0
 ) -> Autoencoder:
@@ -43,6 +45,7 @@ def mlp_autoencoder(
     )
 
 
+@checks_arguments
 def residual_autoencoder(
     data_dim: int,
     latent_dim: int,
@@ -71,6 +74,7 @@ def residual_autoencoder(
     )
 
 
+@checks_arguments
 def conv_autoencoder(
     image_shape: tuple[int, int, int],
     latent_dim: int,

@@ -11,7 +11,7 @@ from pyro.distributions import TransformModule
 from torch import Tensor
 from torch.distributions import constraints
 
-from ..checks import check_count, checks_tensors
+from ..checks import check_count, checks_arguments
 from ..context import needs_context
 from ..errors import ContextError, UnsupportedLayerError
 from .buffers import watch_buffers
@@ -98,7 +98,7 @@ class FlowTransform(TransformModule):
         """What densities of its values are against."""
         return getattr(self.stack.flows[-1], "measure", "hausdorff")
 
-    @checks_tensors
+    @checks_arguments
     def __call__(self, x: Tensor) -> Tensor:
         """Send latents (*, *event) to the data."""
         watch_buffers(self)
@@ -107,7 +107,7 @@ class FlowTransform(TransformModule):
             self._drawn.store(y, (x, log_det), self._state())
         return y
 
-    @checks_tensors
+    @checks_arguments
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """Log-volume (*) in nats of the way from latents x to data y = self(x)."""
         drawn = self._drawn.find(y, self._state, self._trains)
@@ -157,7 +157,7 @@ class FlowTransform(TransformModule):
     def _inverse(self, y: Tensor) -> Tensor:
         return flatten_events(self.stack.pull, y, self._events)[0]
 
-    @checks_tensors
+    @checks_arguments
     def _inv_call(self, value: Tensor) -> Tensor:
         watch_buffers(self)
         drawn = self._drawn.find(value, self._state, self._trains)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ..bases import base_log_prob, sample_base
-from ..checks import check_count, checks_tensors
+from ..checks import check_count, checks_arguments
 from ..core import InjectiveNormalizingFlow
 from ..errors import OptionError, ShapeError
 from ..flows.composite import joint_decode
@@ -169,7 +169,7 @@ class InjectiveDistribution(ModelDistribution):
 
         return self._policy.log_density(projected, self.stack, x, context)
 
-    @checks_tensors
+    @checks_arguments
     def log_volume(self, x: Tensor) -> Tensor:
         r"""Exact log-volume of the map from base to data, at the projections of values.
 
@@ -186,7 +186,7 @@ class InjectiveDistribution(ModelDistribution):
         stack = self.stack.after_data(rows, context)
         return ExactVolume().project(stack, rows, context).log_volume.view(shape)
 
-    @checks_tensors
+    @checks_arguments
     def surrogate_bias(self, n: int = 100, x: Tensor | None = None) -> SurrogateBias:
         r"""Compare the expected gradients of surrogates with exact ones.
 
@@ -221,7 +221,7 @@ class InjectiveDistribution(ModelDistribution):
             rows, context, _ = self._rows(x)
         return measure_bias(self.stack, rows, context)
 
-    @checks_tensors
+    @checks_arguments
     def check_collapse(self, x: Tensor) -> float:
         """Compare the noise scale with the spread of data along the manifold.
 

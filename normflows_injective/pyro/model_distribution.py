@@ -18,7 +18,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import constraints
 
 from ..bases import sample_base
-from ..checks import check_count, check_flag, checks_tensors
+from ..checks import check_count, check_flag, checks_arguments
 from ..checks.tensors import check_kind, check_type
 from ..context import check_context, needs_context, takes_context
 from ..errors import (
@@ -144,7 +144,7 @@ class ModelDistribution(TorchDistribution, ABC):
         with torch.no_grad():
             return self.rsample(sample_shape)
 
-    @checks_tensors
+    @checks_arguments
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density in nats, of the batch shape of the value and the distribution together.
 

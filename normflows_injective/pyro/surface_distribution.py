@@ -16,7 +16,7 @@ from ..checks import (
     check_count,
     check_flag,
     check_positive,
-    checks_tensors,
+    checks_arguments,
     describe,
 )
 from ..distributions import AngularCentralGaussian, UniformSphere, VonMisesFisher
@@ -125,7 +125,7 @@ class SurfaceDistribution(TorchDistribution):
             x: Tensor = self.law(max(1, math.prod(shape)))[0]
         return x[: math.prod(shape)].view(shape + self.event_shape)
 
-    @checks_tensors
+    @checks_arguments
     def log_prob(self, value: Tensor) -> Tensor:
         r"""Log-density of points (*, D), of shape (*), in nats.
 

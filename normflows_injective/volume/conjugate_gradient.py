@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..checks import checks_tensors
+from ..checks import check_positive, checks_arguments
 from .probes import event_rows
 
 __all__ = ["ConjugateGradientSolution", "conjugate_gradient"]
@@ -22,7 +22,7 @@ class ConjugateGradientSolution(NamedTuple):
     iterations: int
 
 
-@checks_tensors
+@checks_arguments
 def conjugate_gradient(
     product: Callable[[Tensor], Tensor], v: Tensor, max_iterations: int, tolerance: float
 ) -> ConjugateGradientSolution:
@@ -48,6 +48,7 @@ def conjugate_gradient(
         >>> conjugate_gradient(lambda p: 4 * p, torch.ones(1, 1, 2), 2, 1e-6).solution
         tensor([[[0.2500, 0.2500]]])
     """
+    check_positive(tolerance, "tolerance")
     solution, residual, direction = torch.zeros_like(v), v, v
     norm = _inner(v, v)
     threshold = norm * tolerance**2

@@ -15,6 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ..checks import check_count, check_flag, check_positive, describe
 from ..errors import NumericalWarning, OptionError
 from .conjugate_gradient import conjugate_gradient
 from .products import Map, vjp
@@ -149,6 +150,9 @@ class Conditional(Estimator):
 
     opposite: bool = False
 
+    def __post_init__(self) -> None:
+        check_flag(self.opposite, "opposite")
+
     def _surrogate(self, encoded: Recorded, encode: Map, decode: Map, probes: Tensor) -> Surrogate:
         z, x = encoded.value, encoded.point
         reconstruction, pushed = decode_with_tangents(decode, z, probes, x)
@@ -204,10 +208,11 @@ class ConjugateGradient(Estimator):
     tolerance: float = 1e-6
 
     def __post_init__(self) -> None:
-        if self.max_iterations is not None and self.max_iterations < 1:
-            raise OptionError(f"max_iterations must be at least 1, got {self.max_iterations}.")
-        if not self.tolerance > 0:
-            raise OptionError(f"tolerance must be positive, got {self.tolerance}.")
+        # A frozen dataclass sets its fields so.
+        if self.max_iterations is not None:
+            bound = check_count(self.max_iterations, "max_iterations")
+            object.__setattr__(self, "max_iterations", bound)
+        object.__setattr__(self, "tolerance", check_positive(self.tolerance, "tolerance"))
 
     def _surrogate(self, encoded: Recorded, encode: Map, decode: Map, probes: Tensor) -> Surrogate:
         z, x = encoded.value, encoded.point
@@ -284,8 +289,9 @@ def estimator_from(estimator: str | Estimator) -> Estimator:
     """
     if isinstance(estimator, Estimator):
         return estimator
-    if estimator not in ESTIMATORS:
+    if not (isinstance(estimator, str) and estimator in ESTIMATORS):
         raise OptionError(
-            f"estimator must be an Estimator or one of {', '.join(ESTIMATORS)}, got {estimator!r}."
+            f"estimator must be an Estimator or one of {', '.join(ESTIMATORS)}, got "
+            f"{describe(estimator)}."
         )
     return ESTIMATORS[estimator]

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..checks import checks_tensors
+from ..checks import check_rows, checks_arguments
 from ..errors import OptionError
 from .first_data import warm_up
 from .forward_mode import refuse_tangents
@@ -55,7 +55,7 @@ class TooLarge(Exception):
 
 
 @as_written
-@checks_tensors
+@checks_arguments
 def jacobian(function: Map, point: Tensor, chunk_size: int | None = None) -> ValueAndJacobian:
     r"""Value and dense Jacobians of a map, by products with the basis vectors.
 
@@ -90,6 +90,7 @@ def jacobian(function: Map, point: Tensor, chunk_size: int | None = None) -> Val
         tensor([[[1.],
                  [6.]]])
     """
+    check_rows(point, "the point of a Jacobian")
     if chunk_size is not None and chunk_size < 1:
         raise OptionError(f"chunk_size must be at least 1 or None, got {chunk_size}.")
     refuse_unsupported(modules_of(function))

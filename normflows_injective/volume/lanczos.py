@@ -44,6 +44,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..checks import checks_arguments
 from ..errors import OptionError
 from .bidiagonal import Bidiagonal, bidiagonalise, gauss_rule
 from .factoring import refuse_lower_dimension, warn_if_deficient
@@ -69,6 +70,7 @@ class EstimatedVolume(NamedTuple):
 
 
 @as_written
+@checks_arguments
 def lanczos_log_volume(
     decode: Map,
     z: Tensor,

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, overload
 import torch
 from torch import Tensor
 
-from ..checks import check_choice, checks_tensors
+from ..checks import check_choice, checks_arguments
 from ..errors import OptionError
 from .exact import exact_volume
 from .factoring import factor, warn_if_deficient
@@ -46,7 +46,7 @@ def log_volume(
 ) -> EstimatedVolume: ...
 
 
-@checks_tensors
+@checks_arguments
 def log_volume(
     decode: Map,
     z: Tensor,
@@ -116,7 +116,7 @@ def log_volume(
 
 
 @as_written
-@checks_tensors
+@checks_arguments
 def decode_and_log_volume(
     decode: Callable[..., Tensor],
     z: Tensor,

@@ -19,7 +19,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..checks import checks_tensors
+from ..checks import check_choice, check_rows, checks_arguments
 from ..errors import OptionError
 
 __all__ = ["PROBES", "draw_probes", "event_rows"]
@@ -70,7 +70,7 @@ PROBES: dict[str, Callable[[int, Tensor], Tensor]] = {
 }
 
 
-@checks_tensors
+@checks_arguments
 def draw_probes(kind: str, n_probes: int, z: Tensor) -> Tensor:
     r"""Draw :math:`K` probes for every sample of a latent batch.
 
@@ -95,8 +95,8 @@ def draw_probes(kind: str, n_probes: int, z: Tensor) -> Tensor:
         >>> v.shape, bool(torch.allclose((v[0] * v[1]).sum(1), torch.zeros(5), atol=1e-6))
         (torch.Size([2, 5, 3]), True)
     """
-    if kind not in PROBES:
-        raise OptionError(f"probes must be one of {', '.join(PROBES)}, got {kind!r}.")
+    check_choice(kind, PROBES, "probes")
+    check_rows(z, "z")
     dimension = z[0].numel()
     if not 1 <= n_probes <= dimension:
         raise OptionError(

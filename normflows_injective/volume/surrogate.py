@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..checks import checks_tensors, checks_tensors_of
+from ..checks import checks_arguments, checks_arguments_of
 from ..errors import NotInjectiveError, ShapeError
 from .first_data import warm_up
 from .forward_mode import in_forward_mode, refuse_tangents
@@ -60,7 +60,7 @@ class Estimator(ABC):
     """How the gradient of the log-volume is estimated from an encoder and a decoder."""
 
     @as_written
-    @checks_tensors
+    @checks_arguments
     def __call__(self, x: Tensor, encode: Map, decode: Map, draw_probes: DrawProbes) -> Surrogate:
         r"""Encode, decode and form the surrogate.
 
@@ -98,9 +98,9 @@ class Estimator(ABC):
         return surrogate if recording else Surrogate(*(term.detach() for term in surrogate))
 
     def __init_subclass__(cls) -> None:
-        """Attach the check of tensors to the methods of a subclass."""
+        """Attach the check of arguments to the methods of a subclass."""
         super().__init_subclass__()
-        checks_tensors_of(cls)
+        checks_arguments_of(cls)
 
     def _encode(self, encode: Map, x: Tensor) -> Recorded:
         """Encode so that the estimator can take its products."""

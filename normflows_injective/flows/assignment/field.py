@@ -8,7 +8,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from ...checks import check_choice, checks_tensors_of
+from ...checks import check_choice, checks_arguments_of
 from ...context import needs_context, takes_context, with_context
 from ...errors import OptionError, ShapeError
 from ...random_numbers import OwnRandomNumbers
@@ -42,7 +42,7 @@ FEATURES: dict[str, Features] = {
 }
 
 
-@checks_tensors_of
+@checks_arguments_of
 @final
 class AssignmentField(nn.Module):
     r"""A time-dependent field on logits, from a network that sees features of them.

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import torch
 
+from ...checks import check_probability, checks_arguments
 from ...errors import OptionError
 from .integration import check_solver
 from .paths import HORIZONS, Horizon
@@ -46,6 +47,7 @@ class HorizonChoice(NamedTuple):
     rounding_error: float
 
 
+@checks_arguments
 def rounding_error(
     horizon: Horizon, num_variables: int, num_classes: int | Sequence[int]
 ) -> float:
@@ -73,6 +75,7 @@ def rounding_error(
     return min(1.0, _bound(horizon, Counter(class_counts(num_variables, num_classes))))
 
 
+@checks_arguments
 def choose_horizon(
     num_variables: int,
     num_classes: int | Sequence[int],
@@ -107,8 +110,7 @@ def choose_horizon(
         >>> round(choice.horizon.end, 1), choice.rounding_error <= 1e-3
         (8.8, True)
     """
-    if not (isinstance(error, float) and 0 < error < 1):
-        raise OptionError(f"error must be a number between 0 and 1, got {error!r}.")
+    check_probability(error, "error")
     check_solver(solver)
     given = horizon_of(horizon)
     counts = Counter(class_counts(num_variables, num_classes))

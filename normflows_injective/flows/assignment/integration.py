@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ...checks import check_choice, check_count
+from ...checks import check_choice, check_count, is_number
 from ...errors import OptionError
 
 __all__ = ["ORDERS", "SOLVERS", "Times", "check_solver", "integrate", "time_grid"]
@@ -82,12 +82,12 @@ def time_grid(steps: Times, end: float) -> list[float]:
         >>> time_grid(2, 15.0)
         [0.0, 7.5, 15.0]
     """
-    if isinstance(steps, int):
-        check_count(steps, "steps")
+    if is_number(steps) or isinstance(steps, bool):
+        steps = check_count(steps, "steps")
         return [end * k / steps for k in range(steps + 1)]
     try:
         times = torch.as_tensor(steps, dtype=torch.float64).tolist()
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError):
         times = None
     if not isinstance(times, list) or any(isinstance(t, list) for t in times):
         raise OptionError(f"steps must be an integer or a list of times, got {steps!r}.")

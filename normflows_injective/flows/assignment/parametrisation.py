@@ -7,7 +7,7 @@ from typing import final
 
 from torch import Tensor
 
-from ...checks import checks_tensors_of
+from ...checks import checks_arguments_of
 from .paths import AssignmentPath
 
 __all__ = ["PARAMETRISATIONS", "Classifier", "Parametrisation", "Velocity"]
@@ -17,9 +17,9 @@ class Parametrisation(ABC):
     """How the output of a network (B, n, c) becomes a field, and how it is trained."""
 
     def __init_subclass__(cls) -> None:
-        """Attach the check of tensors to the methods of a subclass."""
+        """Attach the check of arguments to the methods of a subclass."""
         super().__init_subclass__()
-        checks_tensors_of(cls)
+        checks_arguments_of(cls)
 
     @abstractmethod
     def field(self, output: Tensor, v: Tensor, t: Tensor, path: AssignmentPath) -> Tensor:

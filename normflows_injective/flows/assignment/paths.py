@@ -32,8 +32,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from ...checks import checks_tensors_of
-from ...errors import OptionError
+from ...checks import check_event_shape, check_positive, check_probability, checks_arguments_of
 from .integration import Times, time_grid
 from .simplices import Simplices
 
@@ -55,9 +54,9 @@ class Horizon(ABC):
     contraction: float
 
     def __init_subclass__(cls) -> None:
-        """Attach the check of tensors to the methods of a subclass."""
+        """Attach the check of arguments to the methods of a subclass."""
         super().__init_subclass__()
-        checks_tensors_of(cls)
+        checks_arguments_of(cls)
 
     @property
     @abstractmethod
@@ -114,8 +113,7 @@ class InfiniteHorizon(Horizon):
             value = getattr(self, name)
             if value is None and name == "time_rate":
                 continue
-            if not (isinstance(value, int | float) and 0 < value < math.inf):
-                raise OptionError(f"{name} must be a positive number, got {value!r}.")
+            object.__setattr__(self, name, check_positive(value, name))
 
     @property
     def checkpoint_options(self) -> dict[str, str | float]:
@@ -170,9 +168,7 @@ class FiniteHorizon(Horizon):
 
     def __post_init__(self) -> None:
         for name in ("smoothing", "end"):
-            value = getattr(self, name)
-            if not (isinstance(value, int | float) and 0 < value < 1):
-                raise OptionError(f"{name} must lie between 0 and 1, got {value!r}.")
+            object.__setattr__(self, name, check_probability(getattr(self, name), name))
 
     @property
     def checkpoint_options(self) -> dict[str, str | float]:
@@ -199,7 +195,7 @@ HORIZONS: dict[str, type[InfiniteHorizon] | type[FiniteHorizon]] = {
 }
 
 
-@checks_tensors_of
+@checks_arguments_of
 @final
 class AssignmentPath(nn.Module):
     """The path of all variables of a product of simplices, and what it says about the classes.
@@ -226,12 +222,14 @@ class AssignmentPath(nn.Module):
 
     def logits(self, labels: Tensor, start: Tensor, t: Tensor) -> Tensor:
         """Where paths from noise (B, n, c) to labels (B, n) are at times (B,)."""
+        self._check(labels, start)
         t = _spread(t)
         corners = self.simplices.corners(labels, start)
         return (1 - self.horizon.contraction * t) * start + t * self.speeds(start) * corners
 
     def velocity(self, labels: Tensor, start: Tensor) -> Tensor:
         """The constant velocities (B, n, c) of these paths."""
+        self._check(labels, start)
         corners = self.simplices.corners(labels, start)
         return self.speeds(start) * corners - self.horizon.contraction * start
 
@@ -287,6 +285,11 @@ class AssignmentPath(nn.Module):
     def extra_repr(self) -> str:
         """Options as shown by ``print(model)``."""
         return str(self.horizon)
+
+    def _check(self, labels: Tensor, start: Tensor) -> None:
+        num_variables, max_classes = self.simplices.num_variables, self.simplices.max_classes
+        check_event_shape(labels, (num_variables,), "labels")
+        check_event_shape(start, (num_variables, max_classes), "start")
 
 
 def _spread(t: Tensor) -> Tensor:

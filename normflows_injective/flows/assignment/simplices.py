@@ -7,7 +7,6 @@ and stays so.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from typing import final
 
@@ -15,14 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot, pad
 
-from ...checks import check_count, check_event_shape, checks_tensors_of
+from ...checks import check_count, check_counts, check_event_shape, checks_arguments_of, is_number
 from ...errors import DtypeError, OptionError, ShapeError
 from ..simplex_coordinates import isometric_coordinates, isometric_logits
 
 __all__ = ["Simplices", "class_counts"]
 
 
-@checks_tensors_of
+@checks_arguments_of
 @final
 class Simplices(nn.Module):
     r"""The product of :math:`n` open simplices of :math:`c_i` classes: the assignment manifold.
@@ -198,17 +197,11 @@ def class_counts(num_variables: int, num_classes: int | Sequence[int]) -> tuple[
         >>> class_counts(3, 2)
         (2, 2, 2)
     """
-    check_count(num_variables, "num_variables")
-    try:
-        given = [operator.index(num_classes)] * num_variables  # type: ignore[arg-type]
-    except TypeError:
-        given = num_classes  # type: ignore[assignment]
-    try:
-        counts = tuple(operator.index(count) for count in given)
-    except TypeError as error:
-        raise OptionError(
-            f"num_classes must be an integer or a list of integers, got {num_classes!r}."
-        ) from error
+    num_variables = check_count(num_variables, "num_variables")
+    if is_number(num_classes):
+        counts = (check_count(num_classes, "num_classes"),) * num_variables
+    else:
+        counts = check_counts(num_classes, "num_classes", example="[2, 3], or one integer")
     if len(counts) != num_variables:
         raise OptionError(
             f"num_classes must be one number or {num_variables}, one for every variable, got "

@@ -9,9 +9,9 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from ...checks import check_count, check_event_shape
+from ...checks import check_count, check_counts, check_event_shape
 from ...context import needs_context, takes_context, with_context
-from ...errors import OptionError, ShapeError
+from ...errors import ShapeError
 from ...nets.mlp import SmoothMLP
 from ..layer import Layer
 from .transforms import Affine, ElementTransform, check_transform
@@ -206,10 +206,4 @@ def check_widths(hidden: Sequence[int]) -> tuple[int, ...]:
         >>> check_widths([64, 64])
         (64, 64)
     """
-    if not isinstance(hidden, Sequence):
-        raise OptionError(
-            f"hidden must be a sequence of widths, for instance (64, 64), got {hidden!r}."
-        )
-    for width in hidden:
-        check_count(width, "a width in hidden")
-    return tuple(hidden)
+    return check_counts(hidden, "hidden", empty=True)

@@ -4,17 +4,34 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import final
+from typing import Any, final
 
 import torch
 from normflows.utils import splines
 from torch import Tensor, nn
 
-from ...checks import check_count, checks_tensors_of
-from ...errors import OptionError
+from ...checks import check_positive, checks_arguments_of, looks_first
+from ...errors import OptionError, ShapeError
 from ..splines import UNIT_DERIVATIVE, bounded_spline
 
 __all__ = ["Additive", "Affine", "CentredAffine", "ElementTransform", "Spline"]
+
+
+def _check_parameters(
+    transform: ElementTransform, elements: Tensor | None = None, *args: Any, **kwargs: Any
+) -> None:
+    """Refuse parameters that are not the transform's own number for every element."""
+    given = [elements, *args, *kwargs.values()] if elements is not None else [*kwargs.values()]
+    if len(given) != 2 or not all(isinstance(tensor, Tensor) for tensor in given):
+        return
+    elements, parameters = given
+    expected = (*elements.shape, transform.num_parameters)
+    if tuple(parameters.shape) != expected:
+        raise ShapeError(
+            f"{type(transform).__name__} takes parameters (B, A, {transform.num_parameters}) for "
+            f"elements (B, A), {expected} here, got {tuple(parameters.shape)}. Let the "
+            "conditioner give as many as num_parameters for each element."
+        )
 
 
 class ElementTransform(ABC):
@@ -45,9 +62,10 @@ class ElementTransform(ABC):
     is_elementwise: bool = True
 
     def __init_subclass__(cls) -> None:
-        """Attach the check of tensors to the methods of a subclass."""
+        """Attach the check of arguments to the methods of a subclass."""
         super().__init_subclass__()
-        checks_tensors_of(cls)
+        checks_arguments_of(cls)
+        looks_first(cls, ["forward", "inverse"], _check_parameters)
 
     @abstractmethod
     def forward(self, z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
@@ -191,13 +209,10 @@ class Spline(ElementTransform):
     """
 
     def __init__(self, num_bins: int = 8, bound: float = 4.0) -> None:
-        check_count(num_bins, "num_bins")
         most = round(1 / splines.DEFAULT_MIN_BIN_WIDTH)
         if num_bins > most:
             raise OptionError(f"num_bins must be at most {most}, got {num_bins}.")
-        if not 0 < bound < math.inf:
-            raise OptionError(f"bound must be positive and finite, got {bound!r}.")
-        self.num_bins, self.bound = num_bins, bound
+        self.num_bins, self.bound = num_bins, check_positive(bound, "bound")
 
     @property
     def num_parameters(self) -> int:  # type: ignore[override]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import final
+from collections.abc import Sequence
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -43,9 +44,9 @@ class EllipsoidGauge(HomogeneousGauge):
 
     axes: Tensor
 
-    def __init__(self, axes: Tensor, trainable: bool = False) -> None:
+    def __init__(self, axes: Tensor | Sequence[Any], trainable: bool = False) -> None:
         super().__init__()
-        axes = as_floating(axes)
+        axes = as_floating(axes, "axes")
         if axes.dim() not in (1, 2) or axes.shape[0] != axes.shape[-1] or len(axes) < 2:
             raise ShapeError(
                 "axes must be of shape (D,) or (D, D) with D of at least 2, got "

@@ -17,16 +17,31 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ...checks import checks_tensors_of
+from ...checks import check_event_shape, checks_arguments_of, looks_first
+from ...errors import ShapeError
 from ...volume.factoring import as_factored
 from ...volume.gradients import out_of_inference, value_and_gradient
 
 __all__ = ["ConstantSlopeGauge", "Gauge", "HomogeneousGauge", "RadiusAndSecant"]
+
+
+_OF_POINTS = ("log_radius", "radius_and_secant", "value", "log_value")
+
+
+def _check_points(gauge: Gauge, *args: Any, **kwargs: Any) -> None:
+    """Refuse what is no batch of vectors, or of another width than the gauge knows."""
+    name: str
+    points: Any
+    name, points = ("points", args[0]) if args else next(iter(kwargs.items()), ("points", None))
+    if gauge.dim is not None:
+        check_event_shape(points, (gauge.dim,), name)
+    elif isinstance(points, Tensor) and (points.dim() != 2 or points.shape[1] == 0):
+        raise ShapeError(f"{name} must have shape (B, D), got {tuple(points.shape)}.")
 
 
 class RadiusAndSecant(NamedTuple):
@@ -36,7 +51,7 @@ class RadiusAndSecant(NamedTuple):
     log_secant: Tensor
 
 
-@checks_tensors_of
+@checks_arguments_of
 class Gauge(nn.Module, ABC):
     r"""A family of star-like surfaces :math:`\{r_t(u)\, u\}`, one for each level :math:`t`.
 
@@ -62,9 +77,10 @@ class Gauge(nn.Module, ABC):
     needs_context: bool = False
 
     def __init_subclass__(cls) -> None:
-        """Attach the check of tensors to the methods of a subclass."""
+        """Attach the check of arguments to the methods of a subclass."""
         super().__init_subclass__()
-        checks_tensors_of(cls)
+        checks_arguments_of(cls)
+        looks_first(cls, _OF_POINTS, _check_points)
 
     @abstractmethod
     def log_radius(self, u: Tensor, level: Tensor, context: Tensor | None = None) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import final
 
 import torch
@@ -41,9 +42,9 @@ class HyperplaneGauge(ConstantSlopeGauge):
 
     domain = "orthant"
 
-    def __init__(self, weights: Tensor) -> None:
+    def __init__(self, weights: Tensor | Sequence[float]) -> None:
         super().__init__()
-        weights = as_floating(weights)
+        weights = as_floating(weights, "weights")
         if weights.dim() != 1 or len(weights) < 2:
             raise ShapeError(f"weights must be of shape (D,), got {tuple(weights.shape)}.")
         if not bool((weights > 0).all()):

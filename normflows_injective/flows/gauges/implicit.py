@@ -8,9 +8,9 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from ...checks import is_readable
+from ...checks import check_interval, is_readable
 from ...context import needs_context, takes_context, with_context
-from ...errors import OffManifoldError, OptionError, ShapeError
+from ...errors import OffManifoldError, ShapeError
 from ...volume.gradients import out_of_inference, value_and_gradient
 from .gauge import Gauge, RadiusAndSecant
 
@@ -55,10 +55,8 @@ class ImplicitGauge(Gauge):
         self, function: Callable[..., Tensor], log_bounds: tuple[float, float] = (-20.0, 20.0)
     ) -> None:
         super().__init__()
-        if not log_bounds[0] < log_bounds[1]:
-            raise OptionError(f"log_bounds must be (low, high) with low < high, got {log_bounds}.")
         self.function: Any = function
-        self.log_bounds = log_bounds
+        self.log_bounds = check_interval(log_bounds, "log_bounds")
         self.takes_context = takes_context(function)
         self.needs_context = needs_context(function)
 

@@ -8,6 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from ...checks import check_not_negative
 from ...errors import OptionError
 from .gauge import HomogeneousGauge, RadiusAndSecant
 
@@ -63,9 +64,8 @@ class LpGauge(HomogeneousGauge):
         super().__init__()
         if not p > 0:
             raise OptionError(f"p must be positive, got {p!r}.")
-        if not 0 <= eps < math.inf:
-            raise OptionError(f"eps must be finite and not negative, got {eps!r}.")
-        self.p, self.eps = float(p), float(eps)
+        self.p = float(p)
+        self.eps = float(check_not_negative(eps, "eps"))
 
     def value(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The p-norm (B,) of points (B, D)."""

@@ -9,7 +9,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from ...checks import as_floating
+from ...checks import as_floating, check_counts, check_not_negative, describe
 from ...errors import OptionError, ShapeError
 from ...volume.factoring import as_factored
 from .gauge import ConstantSlopeGauge, Gauge, RadiusAndSecant
@@ -42,7 +42,8 @@ class ElasticNetGauge(Gauge):
 
     def __init__(self, l1: float, l2: float) -> None:
         super().__init__()
-        if not (l1 >= 0 and l2 >= 0 and 0 < l1 + l2 < math.inf):
+        l1, l2 = check_not_negative(l1, "l1"), check_not_negative(l2, "l2")
+        if not 0 < l1 + l2 < math.inf:
             raise OptionError(
                 f"l1 and l2 must be finite, not negative and not both zero, got {l1!r}, {l2!r}."
             )
@@ -108,7 +109,7 @@ class GroupLassoGauge(ConstantSlopeGauge):
         self, groups: Sequence[Sequence[int]], weights: Sequence[float] | Tensor | None = None
     ) -> None:
         super().__init__()
-        groups = [list(group) for group in groups]
+        groups = _checked_groups(groups)
         indices = sorted(index for group in groups for index in group)
         if indices != list(range(len(indices))) or len(indices) < 2 or not all(groups):
             raise ShapeError(
@@ -116,7 +117,7 @@ class GroupLassoGauge(ConstantSlopeGauge):
                 f"got {groups}."
             )
         sizes = torch.tensor([float(len(group)) for group in groups])
-        weights = sizes.sqrt() if weights is None else as_floating(weights)
+        weights = sizes.sqrt() if weights is None else as_floating(weights, "weights")
         _check_weights(weights, len(groups), "group")
         self.groups = tuple(tuple(sorted(group)) for group in groups)
         self.dim = len(indices)
@@ -181,7 +182,7 @@ class SlopeGauge(ConstantSlopeGauge):
 
     def __init__(self, weights: Sequence[float] | Tensor) -> None:
         super().__init__()
-        weights = as_floating(weights)
+        weights = as_floating(weights, "weights")
         if weights.dim() != 1 or len(weights) < 2:
             raise ShapeError(f"weights must be of shape (D,), got {tuple(weights.shape)}.")
         descending = bool((weights.diff() <= 0).all()) and bool(weights[-1] >= 0)
@@ -215,6 +216,19 @@ class SlopeGauge(ConstantSlopeGauge):
         order = torch.rand_like(sizes).argsort(1)
         points = sizes.gather(1, order) * (2 * torch.randint_like(sizes, 2) - 1)
         return points / torch.linalg.vector_norm(points, dim=1, keepdim=True)
+
+
+def _checked_groups(groups: object) -> list[list[int]]:
+    """The groups as lists of plain indices."""
+    if not isinstance(groups, list | tuple):
+        raise OptionError(
+            f"groups must be a list of groups of indices, got {describe(groups)}. Give for "
+            "instance [[0, 1], [2]]."
+        )
+    return [
+        list(check_counts(group, f"groups[{number}]", least=0, empty=True, example="[0, 1]"))
+        for number, group in enumerate(groups)
+    ]
 
 
 def _check_weights(weights: Tensor, count: int, name: str) -> None:

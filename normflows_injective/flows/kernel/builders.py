@@ -6,7 +6,7 @@ from typing import Any
 
 import normflows as nf
 
-from ...checks import check_count
+from ...checks import check_count, checks_arguments
 from ..coupling.act_norm import ActNorm
 from ..coupling.linear import LULinear, Permutation
 from .coupling import KernelCoupling
@@ -14,6 +14,7 @@ from .coupling import KernelCoupling
 __all__ = ["ferumal_glow", "ferumal_realnvp"]
 
 
+@checks_arguments
 def ferumal_realnvp(
     dim: int, num_layers: int = 8, n_auxiliary: int = 150, **options: Any
 ) -> list[nf.flows.Flow]:
@@ -53,6 +54,7 @@ def ferumal_realnvp(
     return flows
 
 
+@checks_arguments
 def ferumal_glow(
     dim: int, num_steps: int = 8, n_auxiliary: int = 150, **options: Any
 ) -> list[nf.flows.Flow]:

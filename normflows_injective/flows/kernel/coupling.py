@@ -8,7 +8,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from ...checks import check_count
+from ...checks import check_count, check_modules
 from ...context import with_context
 from ...errors import OptionError
 from ..coupling.coupling import Coupling, coupling_sizes
@@ -141,6 +141,9 @@ class KernelCoupling(Coupling):
         return self.conditioner.penalty()
 
 
+_PARTS = "Hand in a model with KernelCoupling layers, or a list of its flows."
+
+
 def rkhs_penalty(parts: nn.Module | Iterable[nn.Module]) -> Tensor:
     r"""Sum of the squared Hilbert space norms of all kernel expansions of a model.
 
@@ -162,7 +165,7 @@ def rkhs_penalty(parts: nn.Module | Iterable[nn.Module]) -> Tensor:
         >>> rkhs_penalty([KernelCoupling(3), KernelCoupling(3)]).item()
         0.0
     """
-    given = [parts] if isinstance(parts, nn.Module) else list(parts)
+    given = [parts] if isinstance(parts, nn.Module) else check_modules(parts, "parts", _PARTS)
     modules = dict.fromkeys(module for part in given for module in part.modules())
     found = [module for module in modules if isinstance(module, KernelExpansion)]
     if not found:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import normflows as nf
 
-from ...checks import check_choice, check_count
+from ...checks import check_choice, check_count, checks_arguments
 from ...errors import OptionError
 from ..coupling import (
     ActNorm,
@@ -34,6 +34,7 @@ Element = Callable[[int, int, bool], nf.flows.Flow]
 DENSE_LIMIT = 256
 
 
+@checks_arguments
 def mixer_flow(
     image_shape: Sequence[int],
     patch_size: int,

@@ -8,8 +8,8 @@ from typing import final
 from einops import rearrange
 from torch import Tensor
 
-from ...checks import check_count, check_event_shape
-from ...errors import ShapeError
+from ...checks import check_count, check_event_shape, check_shape
+from ...errors import OptionError, ShapeError
 from ..layer import Layer
 
 __all__ = ["Patchify", "patch_counts"]
@@ -34,13 +34,13 @@ def patch_counts(image_shape: Sequence[int], patch_size: int) -> tuple[int, int]
         (64, 48)
     """
     check_count(patch_size, "patch_size")
-    is_shape = isinstance(image_shape, Sequence) and len(image_shape) == 3
-    if not is_shape or min(image_shape) < 1:
+    try:
+        channels, height, width = check_shape(image_shape, "image_shape", 3)
+    except OptionError as error:
         raise ShapeError(
             "image_shape must be (channels, height, width), for instance (1, 28, 28), got "
             f"{image_shape}."
-        )
-    channels, height, width = image_shape
+        ) from error
     if height % patch_size or width % patch_size:
         raise ShapeError(
             f"patch_size={patch_size} must divide height and width, got images of "

@@ -7,13 +7,13 @@ import math
 import torch
 from torch import Tensor
 
-from ...checks import check_count, checks_tensors
+from ...checks import check_count, checks_arguments
 from ...errors import DtypeError, OptionError
 
 __all__ = ["bits_per_dim", "dequantise"]
 
 
-@checks_tensors
+@checks_arguments
 def dequantise(
     pixels: Tensor,
     bits: int = 8,
@@ -76,7 +76,7 @@ def dequantise(
     return (levels + noise) * (2.0 / 2**bits) - 1
 
 
-@checks_tensors
+@checks_arguments
 def bits_per_dim(log_prob: Tensor, num_dims: int, bits: int = 8) -> Tensor:
     r"""Bits per dimension of quantised pixels, from a log-density of dequantised ones.
 

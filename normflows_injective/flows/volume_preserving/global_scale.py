@@ -9,7 +9,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from ...checks import check_count, check_event_shape
+from ...checks import check_event_shape, check_shape
 from ..layer import Layer
 
 __all__ = ["GlobalScale"]
@@ -44,9 +44,7 @@ class GlobalScale(Layer):
 
     def __init__(self, shape: int | Sequence[int]) -> None:
         super().__init__()
-        self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
-        for size in self.shape:
-            check_count(size, "shape")
+        self.shape = check_shape(shape, "shape")
         self.size = math.prod(self.shape)
         self.log_scale = nn.Parameter(torch.zeros(()))
 

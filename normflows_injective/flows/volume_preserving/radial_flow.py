@@ -8,8 +8,8 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor, nn
 
-from ...checks import check_batch, check_count, check_event_shape
-from ...errors import OptionError, ShapeError
+from ...checks import check_batch, check_count, check_event_shape, check_interval
+from ...errors import ShapeError
 from ...volume.factoring import as_factored
 from ..layer import Layer
 
@@ -62,11 +62,11 @@ class RadialFlow1D(Layer):
         super().__init__()
         check_count(dim, "dim")
         check_count(num_bins, "num_bins")
-        low, high = _normal_log_radii(dim) if log_range is None else log_range
-        if not (math.isfinite(low) and math.isfinite(high) and low < high):
-            raise OptionError(
-                f"log_range must be two finite, increasing logarithms of radii, got {log_range}."
-            )
+        if log_range is None:
+            log_range = _normal_log_radii(dim)
+        low, high = check_interval(
+            log_range, "log_range", "Give two finite, increasing logarithms of radii."
+        )
         self.dim, self.shape, self.num_bins = dim, (dim,), num_bins
         self.knots = nn.Buffer(torch.linspace(low, high, num_bins + 1))
         self.offset = nn.Parameter(torch.zeros(()))

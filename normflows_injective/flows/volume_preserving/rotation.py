@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import final
 
 import torch
 from torch import Tensor, nn
 
-from ...checks import check_count, check_event_shape, check_finite
+from ...checks import (
+    as_floating,
+    check_count,
+    check_event_shape,
+    checks_arguments,
+    is_number,
+)
 from ...errors import OptionError, ShapeError
 from ...volume.factoring import factored_dtype
 from ..layer import Layer
@@ -15,6 +22,7 @@ from ..layer import Layer
 __all__ = ["Rotation", "random_rotation"]
 
 
+@checks_arguments
 def random_rotation(dim: int, generator: torch.Generator | None = None) -> Tensor:
     r"""An orthogonal matrix from the uniform (Haar) law.
 
@@ -63,15 +71,16 @@ class Rotation(Layer):
         (tensor([[ 2., -1.]]), tensor([0.]))
     """
 
-    def __init__(self, matrix: Tensor | int) -> None:
+    def __init__(self, matrix: Tensor | Sequence[Sequence[float]] | int) -> None:
         super().__init__()
-        if isinstance(matrix, int):
-            matrix = random_rotation(matrix).to(torch.get_default_dtype())
-        if matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1]:
+        if is_number(matrix):
+            dim = check_count(matrix, "the number in place of a matrix")
+            matrix = random_rotation(dim).to(torch.get_default_dtype())
+        matrix = as_floating(matrix, "the matrix of a Rotation")
+        if matrix.dim() != 2 or len(matrix) == 0 or matrix.shape[0] != matrix.shape[1]:
             raise ShapeError(
                 f"Rotation needs a square matrix (D, D), got shape {tuple(matrix.shape)}."
             )
-        check_finite(matrix, "the matrix of a Rotation", "Check how it was computed.")
         identity = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
         error = float((matrix @ matrix.T - identity).abs().max())
         if error > 1e3 * len(matrix) * torch.finfo(matrix.dtype).eps:

@@ -51,9 +51,8 @@ class ConvField(FieldNetwork):
         context_dim: int = 0,
         missing: bool = False,
     ) -> None:
-        for count, name in ((height, "height"), (width, "width"), (num_blocks, "num_blocks")):
-            check_count(count, name)
-        if not isinstance(channels, int) or channels < 1 or channels % 8:
+        check_count(num_blocks, "num_blocks")
+        if channels % 8:
             raise OptionError(f"channels must be a positive multiple of 8, got {channels!r}.")
         super().__init__(height * width, num_classes, context_dim, missing)
         self.grid = (height, width)

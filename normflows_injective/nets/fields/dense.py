@@ -8,7 +8,6 @@ from typing import final
 import torch
 from torch import Tensor
 
-from ...checks import check_count
 from ..mlp import SmoothMLP
 from .conditions import FieldNetwork
 
@@ -44,8 +43,6 @@ class DenseField(FieldNetwork):
         context_dim: int = 0,
         missing: bool = False,
     ) -> None:
-        for width in hidden:
-            check_count(width, "every width of hidden")
         super().__init__(num_variables, num_classes, context_dim, missing)
         width = num_variables * self.num_features + self.num_conditions
         self.hidden = tuple(hidden)

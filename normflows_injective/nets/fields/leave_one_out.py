@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
-from ...checks import check_count
 from .conditions import FieldNetwork
 
 __all__ = ["LeaveOneOutField"]
@@ -65,8 +64,6 @@ class LeaveOneOutField(FieldNetwork):
         missing: bool = False,
     ) -> None:
         super().__init__(num_variables, num_classes, context_dim, missing)
-        for width in (*widths, head):
-            check_count(width, "every width")
         self.widths, self.head = tuple(widths), head
         sizes = [self.num_features, *widths]
         self.forwards = self._direction(sizes, head)

@@ -1,0 +1,146 @@
+"""Which check an argument gets by its annotation, so that no layer has to write it down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from inspect import Parameter, isclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import OptionError
+from .numbers import LARGEST, check_count, check_number
+from .options import check_callable, check_counts, check_flag, check_module
+from .wording import named
+
+__all__ = ["check_of", "check_class"]
+
+Check = Callable[[Any, str], Any]
+# Parts with a message of their own, which says more than their type.
+_CHECKED_INSIDE = (
+    "ElementTransform",
+    "Estimator",
+    "Gauge",
+    "Likelihood",
+    "MomentRegression",
+    "model",
+    "q0",
+)
+
+# Counts that may be zero: features of a context, inputs beside one, layers of an identity.
+_MAY_BE_ZERO = ("context_dim", "in_features", "num_blocks", "num_layers")
+
+
+def _whole(value: Any, name: str) -> int:
+    return check_count(value, name, least=0)
+
+
+def _optional_integer(value: Any, name: str) -> int:
+    """An integer; its range is the matter of the callee, whose message says when to give None."""
+    return check_count(value, name, least=-LARGEST, advice="Leave it out, or give an integer.")
+
+
+def _widths(value: Any, name: str) -> tuple[int, ...]:
+    return check_counts(value, name, empty=True)
+
+
+def _shape(value: Any, name: str) -> Any:
+    """A shape as plain numbers; what is none is the matter of the callee, who names the axes."""
+    try:
+        return check_counts(value, name, empty=True)
+    except OptionError:
+        return value
+
+
+def _function(value: Any, name: str) -> Any:
+    return check_callable(value, name, "Give a function.")
+
+
+def _constructor(value: Any, name: str) -> Any:
+    if not callable(value) or isinstance(value, nn.Module):
+        raise OptionError(
+            named(f"{name} must build a layer when it is called", value, "Give e.g. nn.SiLU.")
+        )
+    return value
+
+
+def _network(value: Any, name: str) -> Any:
+    return check_module(value, name, "Give a network.")
+
+
+def _generator(value: Any, name: str) -> Any:
+    if not isinstance(value, torch.Generator):
+        advice = "Give torch.Generator().manual_seed(0), or None for the global one."
+        raise OptionError(named(f"{name} must be a torch.Generator", value, advice))
+    return value
+
+
+_CHECKS: dict[str, Check] = {
+    "int": check_count,
+    "bool": check_flag,
+    "float": check_number,
+    "Sequence[int]": _widths,
+    "tuple[int, int, int]": _shape,
+    "Generator": _generator,
+    "Map": _function,
+    "Activation": _constructor,
+    "Callable[[], nn.Module]": _constructor,
+    "DrawProbes": _function,
+}
+
+
+def check_of(parameter: Parameter) -> tuple[Check | None, bool]:
+    """The check of a parameter's values, None if it has none, and whether None is a value.
+
+    Args:
+        parameter: From ``inspect.signature``.
+    """
+    text = _text(parameter.annotation)
+    optional = text.endswith(" | None")
+    text = text.removesuffix(" | None")
+    if text == "int" and optional:
+        return _optional_integer, True
+    if parameter.name == "image_shape":
+        return _shape, optional
+    if text == "int" and (parameter.default == 0 or parameter.name in _MAY_BE_ZERO):
+        return _whole, False
+    if text == "nn.Module" and parameter.name not in _CHECKED_INSIDE:
+        return _network, optional
+    if text.startswith("Callable[") and "|" not in text and text not in _CHECKS:
+        return _function, optional
+    return _CHECKS.get(text), optional
+
+
+def check_class(parameter: Parameter, names: dict[str, Any]) -> Check | None:
+    """The check that a value is of the class of this package which the annotation names.
+
+    Args:
+        parameter: From ``inspect.signature``.
+        names: The globals of the function.
+    """
+    text = _text(parameter.annotation).removesuffix(" | None")
+    kind = names.get(text)
+    if not isclass(kind) or text in _CHECKED_INSIDE or not _is_ours(kind):
+        return None
+    owner: type = kind
+
+    def check(value: Any, name: str) -> Any:
+        if not isinstance(value, owner):
+            article = "an" if text[0] in "AEIO" else "a"
+            advice = f"Build one first, {text}(...)."
+            raise OptionError(named(f"{name} must be {article} {text}", value, advice))
+        return value
+
+    return check
+
+
+def _text(annotation: Any) -> str:
+    if annotation is Parameter.empty:
+        return ""
+    text = annotation.__name__ if isclass(annotation) else str(annotation)
+    return text.replace("torch.", "")
+
+
+def _is_ours(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] == __name__.partition(".")[0]

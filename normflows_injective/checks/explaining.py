@@ -1,0 +1,138 @@
+"""Named errors in place of those of torch and Python, where the arguments explain them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from inspect import signature
+from itertools import chain
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import DeviceError, DtypeError, OptionError, ShapeError
+from .tensors import NOT_REAL
+from .wording import describe
+
+__all__ = ["explain"]
+
+_SHAPE_WORDS = re.compile(
+    r"shape|size|dimension|broadcast|expand|numel|elements|indices|index|channels|\dD|rank|axis",
+    re.IGNORECASE,
+)
+# Subclasses are named errors already, or signals such as that of exhausted memory.
+_OF_SHAPES = (RuntimeError, IndexError, ValueError)
+_OF_TYPES = (TypeError, AttributeError)
+_LIBRARIES = ("normflows_injective", "torch", "normflows")
+
+
+def explain(
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    places: Iterable[tuple[str, int]],
+    error: Exception,
+) -> None:
+    """Raise a named error if an argument explains one that names none, or else return.
+
+    Args:
+        function: What failed.
+        args: Its arguments by place.
+        kwargs: Those by name.
+        places: Name and place of its tensors.
+        error: What it raised.
+
+    Raises:
+        DeviceError: If a tensor is on another device than the parameters.
+        DtypeError: If one is of another dtype.
+        ShapeError: If torch complains about a shape.
+        OptionError: If something that was handed in cannot be called, or gave what is no tensor.
+    """
+    given = {n: args[p] if p < len(args) else kwargs.get(n) for n, p in places}
+    tensors = {name: value for name, value in given.items() if isinstance(value, Tensor)}
+    if type(error) in _OF_SHAPES:
+        _explain_tensors(args, tensors, error)
+        if tensors and _SHAPE_WORDS.search(str(error)):
+            shapes = ", ".join(f"{name} of shape {tuple(v.shape)}" for name, v in tensors.items())
+            raise ShapeError(
+                f"{function.__qualname__} cannot take {shapes}{_known_shapes(args)}. Compare the "
+                f"shapes with its documentation. The cause: {error}"
+            ) from error
+    elif type(error) is NotImplementedError:  # What torch raises for tensors without values.
+        _explain_tensors(args, tensors, error)
+    elif type(error) in _OF_TYPES and _is_from_libraries(error.__traceback__):
+        _explain_parts(function, args, kwargs, error)
+
+
+def _explain_tensors(args: tuple[Any, ...], tensors: dict[str, Tensor], error: Exception) -> None:
+    """Raise if a tensor differs from the parameters in device or dtype."""
+    held = [*_held(args), *tensors.values()]
+    like = next((tensor for tensor in held if tensor.is_floating_point()), None)
+    for name, value in tensors.items():
+        device = held[0].device
+        if value.device != device:
+            raise DeviceError(
+                f"{name} must be on {device}, where the parameters and other arguments are, got "
+                f"{value.device}. Move it with {name}.to({str(device)!r})."
+            ) from error
+        free = name in NOT_REAL or _is_autocast(value.device.type)
+        if like is not None and value.dtype != like.dtype and not free:
+            raise DtypeError(
+                f"{name} must have the dtype {like.dtype} of the parameters, got {value.dtype}. "
+                f"Convert it with {name}.to({like.dtype})."
+            ) from error
+
+
+def _explain_parts(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception
+) -> None:
+    """Raise if functions or networks were handed in, for one of them broke its contract."""
+    try:
+        bound = signature(function).bind(*args, **kwargs).arguments
+    except TypeError:  # A wrong number or name of arguments, which Python itself explains.
+        return
+    owner = ("self", "cls")
+    parts = {name: value for name, value in bound.items() if name not in owner}
+    if not parts:
+        return
+    shown = ", ".join(f"{name}={describe(value)}" for name, value in parts.items())
+    raise OptionError(
+        f"{function.__qualname__} cannot work with {shown}. Compare the arguments, and what "
+        f"functions and networks among them return, with its documentation. The cause: {error}"
+    ) from error
+
+
+def _is_from_libraries(place: TracebackType | None) -> bool:
+    """Whether an error came from our code or torch's, and not from a function that was given."""
+    while place is not None:
+        module = str(place.tb_frame.f_globals.get("__name__", ""))
+        if module.partition(".")[0] not in _LIBRARIES:
+            return False
+        place = place.tb_next
+    return True
+
+
+def _is_autocast(device_type: str) -> bool:
+    try:
+        return torch.is_autocast_enabled(device_type)
+    except RuntimeError:  # The meta device has no autocast.
+        return False
+
+
+def _held(args: tuple[Any, ...]) -> Iterable[Tensor]:
+    """The tensors of a module, whose dtype and device the arguments should have."""
+    owner: Any = args[0] if args else None
+    # A constructor may fail before the module is one.
+    is_module = isinstance(owner, nn.Module) and "_parameters" in vars(owner)
+    return chain(owner.parameters(), owner.buffers()) if is_module else ()
+
+
+def _known_shapes(args: tuple[Any, ...]) -> str:
+    """The event shapes that a layer was built for, if it knows them."""
+    owner = args[0] if args else None
+    names = ("latent_shape", "data_shape", "input_shape", "shape")
+    known = {name: getattr(owner, name, None) for name in names}
+    texts = [f"{name}={tuple(shape)}" for name, shape in known.items() if isinstance(shape, tuple)]
+    return f"; it was built with {', '.join(texts)}" if texts else ""
