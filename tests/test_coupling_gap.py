@@ -83,9 +83,10 @@ def test_gaussian_in_four_dimensions():
     expected = torch.stack([gaussian_gap(covariance, mean, q, 2) for q in result.rotations])
     errors = (result.per_rotation - expected) / result.per_rotation_standard_error
     assert errors.abs().max() < 4.5  # the greatest of three
-    assert set(result.chosen.tolist()) == {int(expected.argmax())}
+    chosen = expected[result.chosen]
+    assert chosen.min() > expected.max() - 4 * result.per_rotation_standard_error.max()
     assert float(result.gap) == pytest.approx(
-        float(expected.max()), abs=4 * float(result.standard_error)
+        float(chosen.mean()), abs=4 * float(result.standard_error)
     )
     # Mean and covariance say it all: a paired comparison, far sharper than either error.
     assert abs(float(result.rest)) < 0.002
@@ -212,14 +213,14 @@ def test_constant_and_discrete_coordinates_are_finite():
 @pytest.mark.parametrize(("count", "dim"), [(1_000, 64), (400, 20)])
 def test_mean_is_found_where_least_squares_drown_in_noise(count, dim):
     """Slopes of all given coordinates would lose more than there is to win."""
-    z = normal(count, dim, seed=9) + 0.2
+    z = normal(count, dim, seed=9) + 0.4
     result = coupling_gap(z, 2, regression=MomentRegression(steps=40))
-    means = result.rotations @ torch.full((dim,), 0.2).double()
+    means = result.rotations @ torch.full((dim,), 0.4).double()
     expected = 0.5 * means[:, dim // 2 :].square().sum(1)
     errors = (result.per_rotation - expected) / result.per_rotation_standard_error
     assert errors.max() < 4  # a lower bound
     assert float(result.mean) > 0.2 * float(expected.mean())
-    assert float(result.mean) > 2 * float(result.mean_standard_error)
+    assert float(result.mean) > 4 * float(result.mean_standard_error)
     assert float(result.whitening) == pytest.approx(float(result.gap))
 
 

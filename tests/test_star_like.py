@@ -150,14 +150,14 @@ def test_linear_coordinates_beyond_the_bound_are_kept():
 def test_learning_a_von_mises_fisher_law(method):
     """The divergence from 10^4 samples of the model, whose standard error is below 0.005 nat.
 
-    It begins at two nats or more, and by seeds and machines it ends between 0.01 and 0.06.
+    It begins at 7 nats, or 1.6 of Renyi, and by seeds and machines it ends between 0.01 and 0.13.
     """
     manual_seed(0)
     target = nfi.distributions.VonMisesFisher([1.0, -1.0, 0.5], 10.0)
     model = nfi.flows.star_like_flow(3, num_layers=4, width=32, p=target)
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 300)
-    assert divergence(model, target, method) > 1.5
+    assert divergence(model, target, method) > 1
     for step in range(300):
         annealed = min(1.0, 0.3 + step / 150)
         if method == "forward_kld":
@@ -171,7 +171,7 @@ def test_learning_a_von_mises_fisher_law(method):
         torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
         optimizer.step()
         schedule.step()
-    assert divergence(model, target, method) < 0.2
+    assert divergence(model, target, method) < 0.3
 
 
 def divergence(model, target, method):

@@ -35,9 +35,9 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 def test_oracle_01_value_and_gradients_by_dense_jacobians(name, num_probes, device, dtype):
     """Value and gradient for every parameter are those of the formula with the same probes."""
     encoder, decoder = tanh_pair(5, 3, device, dtype)
-    x = torch.randn(6, 5, dtype=torch.float64).to(device, dtype)
-    probes = 0.8 * torch.randn(num_probes, 6, 3, dtype=torch.float64).to(device, dtype)
-    weights = torch.linspace(0.5, 2, 6, dtype=dtype, device=device)
+    x = 2 * torch.randn(40, 5, dtype=torch.float64).to(device, dtype)
+    probes = 0.8 * torch.randn(num_probes, 40, 3, dtype=torch.float64).to(device, dtype)
+    weights = torch.linspace(0.5, 2, 40, dtype=dtype, device=device)
     terms = EXACT[name](x, encoder, decoder, lambda z: probes)
     expected = dense_surrogate(name, x, encoder, decoder, probes)
 
