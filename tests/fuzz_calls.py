@@ -11,7 +11,6 @@ from typing import Any
 import normflows as nf
 import torch
 from registry import GAUGES, LAYERS
-from seeds import manual_seed, seeded_generator
 from torch import Tensor, nn
 
 import normflows_injective as nfi
@@ -577,7 +576,7 @@ def function(
 
 
 def _normal(*shape: int) -> Fresh:
-    return Fresh(lambda: torch.randn(ROWS, *shape, generator=seeded_generator(1)))
+    return Fresh(lambda: torch.randn(ROWS, *shape, generator=torch.Generator().manual_seed(1)))
 
 
 def _directions(dim: int) -> Fresh:
@@ -686,7 +685,7 @@ def _of_layers() -> dict[str, Call]:
 
 
 def _points(case: Any, z: Tensor, context: Tensor | None) -> Tensor:
-    manual_seed(0)  # The layer of the call is built from the same seed.
+    torch.manual_seed(0)  # The layer of the call is built from the same seed.
     return case.build()(z, context)[0].detach()
 
 
@@ -899,7 +898,7 @@ def _of_functions() -> dict[str, Call]:
 
 def all_calls() -> dict[str, Call]:
     """Every call by its name."""
-    manual_seed(0)
+    torch.manual_seed(0)
     return {
         **BUILDERS,
         **_of_models(),

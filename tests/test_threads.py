@@ -339,5 +339,5 @@ def test_the_package_sets_no_modes_flags_or_global_random_states():
 
 
 def test_the_search_for_it_finds_it():
-    source = "net.eval(); net.training = False; torch.random.manual_seed(0)\np.requires_grad_(False)"
+    source = "net.eval(); net.training = 0; torch.random.manual_seed(0)\np.requires_grad_(False)"
     assert set(touched(source)) - {None} == {"eval", "training", "manual_seed", "requires_grad_"}
