@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..checks import is_readable
 from ..errors import NotInjectiveError, NumericalWarning
 from .forward_mode import in_forward_mode
 
@@ -90,7 +91,7 @@ def warn_if_deficient(deficient: Tensor, stacklevel: int) -> None:
     Examples:
         >>> warn_if_deficient(torch.tensor([False, False]), stacklevel=2)
     """
-    if bool(deficient.any()):
+    if is_readable(deficient) and bool(deficient.any()):
         first = int(deficient.nonzero()[0])
         warnings.warn(
             f"{int(deficient.sum())} of {len(deficient)} decoder Jacobians are rank deficient to "

@@ -9,7 +9,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from ...checks import as_floating
+from ...checks import as_floating, is_readable
 from ...errors import OptionError, ShapeError
 from ...volume.factoring import as_factored
 from .gauge import HomogeneousGauge, RadiusAndSecant
@@ -53,7 +53,7 @@ class EllipsoidGauge(HomogeneousGauge):
                 f"{tuple(axes.shape)}."
             )
         singular = axes if axes.dim() == 1 else torch.linalg.svdvals(axes)
-        if not bool((singular > 0).all()):
+        if is_readable(singular) and not bool((singular > 0).all()):
             raise OptionError("axes must be positive, or an invertible matrix.")
         self.dim = len(axes)
         if trainable:

@@ -9,7 +9,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from ...checks import as_floating
+from ...checks import as_floating, is_readable
 from ...errors import OptionError, ShapeError
 from ...volume.factoring import as_factored
 from .gauge import ConstantSlopeGauge
@@ -47,7 +47,7 @@ class HyperplaneGauge(ConstantSlopeGauge):
         weights = as_floating(weights, "weights")
         if weights.dim() != 1 or len(weights) < 2:
             raise ShapeError(f"weights must be of shape (D,), got {tuple(weights.shape)}.")
-        if not bool((weights > 0).all()):
+        if is_readable(weights) and not bool((weights > 0).all()):
             raise OptionError("weights must be positive, so that every positive ray is met.")
         self.dim = len(weights)
         self.register_buffer("weights", weights)

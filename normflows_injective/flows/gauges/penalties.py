@@ -9,7 +9,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from ...checks import as_floating, check_counts, check_not_negative, describe
+from ...checks import as_floating, check_counts, check_not_negative, describe, is_readable
 from ...errors import OptionError, ShapeError
 from ...volume.factoring import as_factored
 from .gauge import ConstantSlopeGauge, Gauge, RadiusAndSecant
@@ -185,8 +185,8 @@ class SlopeGauge(ConstantSlopeGauge):
         weights = as_floating(weights, "weights")
         if weights.dim() != 1 or len(weights) < 2:
             raise ShapeError(f"weights must be of shape (D,), got {tuple(weights.shape)}.")
-        descending = bool((weights.diff() <= 0).all()) and bool(weights[-1] >= 0)
-        if not (descending and bool(weights[0] > 0)):
+        falls = (weights.diff() <= 0).all() & (weights[-1] >= 0) & (weights[0] > 0)
+        if is_readable(falls) and not bool(falls):
             raise OptionError(
                 "weights must be in descending order, not negative and not all zero, or the "
                 f"level sets are no norm's. Got {weights.tolist()}."
@@ -236,5 +236,5 @@ def _check_weights(weights: Tensor, count: int, name: str) -> None:
         raise ShapeError(
             f"weights must be one per {name}, shape ({count},), got {tuple(weights.shape)}."
         )
-    if not bool((weights > 0).all()):
+    if is_readable(weights) and not bool((weights > 0).all()):
         raise OptionError(f"weights must be positive, got {weights.tolist()}.")
