@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test fast lint clean
+.PHONY: demo test fast lint test-versions clean
 
 # The main job: an injective flow on real images of digits, with figures in out/.
 demo: $(VENV)/demo
@@ -21,6 +21,23 @@ lint: $(VENV)/test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The fast suite with the lowest versions that pyproject.toml admits, and with the newest.
+test-versions: $(VENV)-lowest/test $(VENV)-newest/test
+	for versions in lowest newest; do \
+	  OMP_NUM_THREADS=1 $(VENV)-$$versions/bin/python -m pytest -n 2 --dist worksteal \
+	    -m "not slow" $(PYTEST_OPTIONS) || failed=1; \
+	done; test -z "$$failed"
+
+$(VENV)-lowest/test: pyproject.toml constraints-lowest.txt
+	$(PYTHON) -m venv $(VENV)-lowest
+	$(VENV)-lowest/bin/python -m pip install --quiet -c constraints-lowest.txt -e ".[test]"
+	touch $@
+
+$(VENV)-newest/test: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-newest
+	$(VENV)-newest/bin/python -m pip install --quiet --upgrade -e ".[test]"
+	touch $@
+
 $(VENV)/demo: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[plot]" scikit-learn
 	touch $@
@@ -33,4 +50,4 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 clean:
-	rm -rf $(VENV) out build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-lowest $(VENV)-newest out build dist *.egg-info
