@@ -165,6 +165,11 @@ CALLS = {
 }
 
 
+# torch's own, where the compiler goes on after a call that it does not trace.
+RESUMED = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+
+
+@RESUMED
 @pytest.mark.parametrize("name", CALLS)
 def test_what_a_user_compiles_gives_the_same(name, fresh_compiler):
     """Derivatives run as they were written; what stands around them is compiled."""
@@ -179,6 +184,7 @@ def test_what_a_user_compiles_gives_the_same(name, fresh_compiler):
     torch.testing.assert_close(results[1], results[0])
 
 
+@RESUMED
 def test_a_compiled_loss_trains_and_names_bad_data(fresh_compiler):
     model = a_model().train()
     compiled = torch.compile(nfi.ForwardKLD(model), backend="eager")

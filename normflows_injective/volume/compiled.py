@@ -8,7 +8,6 @@ saves is element-wise work: the matrix products are those of the eager form.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -167,7 +166,10 @@ def _surrogate_and_errors(
     vjp: Any = torch.func.vjp
     # Copies go in, because some layers shift their input in place.
     z, pull = vjp(lambda point: encode(point.clone()), x)
-    push = partial(_push, decode, z)
+
+    def push(tangent: Tensor) -> tuple[Tensor, Tensor]:
+        return _push(decode, z, tangent)
+
     if len(probes) == 1:
         reconstruction, pushed = push(probes[0])
         pulled = pull(probes[0])[0]

@@ -107,7 +107,7 @@ def as_written(function: Callable[Arguments, Result]) -> Callable[Arguments, Res
         if not torch.compiler.is_dynamo_compiling():
             return function(*args, **kwargs)
         # Not at definition: importing torch's compiler takes seconds.
-        result: Result = torch.compiler.disable(function)(*args, **kwargs)
-        return result
+        uncovered: Callable[Arguments, Result] = torch.compiler.disable(function)
+        return uncovered(*args, **kwargs)
 
     return call

@@ -36,21 +36,22 @@ __all__ = [
     "is_plain",
 ]
 
-AFFINE: frozenset[Function] = frozenset(
-    {
-        F.linear,
-        F.conv1d,
-        F.conv2d,
-        F.conv3d,
-        F.conv_transpose1d,
-        F.conv_transpose2d,
-        F.conv_transpose3d,
-    }
+# Tuples, because older compilers do not trace a look into a frozenset.
+AFFINE: tuple[Function, ...] = (
+    F.linear,
+    F.conv1d,
+    F.conv2d,
+    F.conv3d,
+    F.conv_transpose1d,
+    F.conv_transpose2d,
+    F.conv_transpose3d,
 )
 """Functions of (input, weight, bias, ...), linear in the first without the third."""
 
-DIFFERENTIATING: frozenset[Function] = frozenset(
-    {torch.autograd.grad, torch.autograd.backward, Tensor.backward}
+DIFFERENTIATING: tuple[Function, ...] = (
+    torch.autograd.grad,
+    torch.autograd.backward,
+    Tensor.backward,
 )
 """What a network calls that is itself built of derivatives, taken on the graph of the value."""
 
