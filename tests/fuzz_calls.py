@@ -777,14 +777,14 @@ def _of_assignment() -> dict[str, Call]:
         "Simplices.check_labels": method(
             simplices, "check_labels", labels=labels, mask=Fresh(lambda: torch.rand(ROWS, 2) > 0.5)
         ),
-        "Simplices.corners": method(simplices, "corners", "labels", labels=labels, like=v),
+        "Simplices.corners": method(simplices, "corners", labels=labels, like=v),
         "Simplices.from_coordinates": method(simplices, "from_coordinates", "m", m=_normal(4)),
         "Simplices.mean_corner": method(simplices, "mean_corner", weights=v),
         "Simplices.replicator": method(simplices, "replicator", weights=v, v=v),
         "AssignmentPath.draw_start": method(_path, "draw_start", num=3, like=v),
         "AssignmentPath.logits": method(_path, "logits", "labels", labels=labels, start=v, t=t),
         "AssignmentPath.velocity": method(_path, "velocity", "labels", labels=labels, start=v),
-        "AssignmentPath.evidence": method(_path, "evidence", "v", v=v, t=t),
+        "AssignmentPath.evidence": method(_path, "evidence", v=v, t=t),
         "AssignmentPath.marginal_field": method(
             _path, "marginal_field", "v", posterior=v, v=v, t=t
         ),
@@ -804,7 +804,7 @@ def _of_assignment() -> dict[str, Call]:
         "InfiniteHorizon.draw_times": method(
             assignment.InfiniteHorizon, "draw_times", num=3, like=v
         ),
-        "FiniteHorizon.scaled": method(assignment.FiniteHorizon, "scaled", "v", v=v, t=t),
+        "FiniteHorizon.scaled": method(assignment.FiniteHorizon, "scaled", v=v, t=t),
     }
     for name in ("weights", "log_weights", "mean_free", "round"):
         calls[f"Simplices.{name}"] = method(simplices, name, v=v)

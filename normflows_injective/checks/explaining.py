@@ -19,7 +19,8 @@ from .wording import describe
 __all__ = ["explain"]
 
 _SHAPE_WORDS = re.compile(
-    r"shape|size|dimension|broadcast|expand|numel|elements|indices|index|channels|\dD|rank|axis",
+    r"shape|size|class values|dimension|broadcast|expand|numel|elements|indices|index|channels|"
+    r"\dD|rank|axis",
     re.IGNORECASE,
 )
 # Subclasses are named errors already, or signals such as that of exhausted memory.
@@ -52,18 +53,29 @@ def explain(
     """
     given = {n: args[p] if p < len(args) else kwargs.get(n) for n, p in places}
     tensors = {name: value for name, value in given.items() if isinstance(value, Tensor)}
-    if type(error) in _OF_SHAPES:
+    is_ours = type(error).__module__.partition(".")[0] == __name__.partition(".")[0]
+    if isinstance(error, RuntimeError) and not is_ours:
         _explain_tensors(args, tensors, error)
+        _explain_values(tensors, error)
+    if type(error) in _OF_SHAPES:
         if tensors and _SHAPE_WORDS.search(str(error)):
             shapes = ", ".join(f"{name} of shape {tuple(v.shape)}" for name, v in tensors.items())
             raise ShapeError(
                 f"{function.__qualname__} cannot take {shapes}{_known_shapes(args)}. Compare the "
                 f"shapes with its documentation. The cause: {error}"
             ) from error
-    elif type(error) is NotImplementedError:  # What torch raises for tensors without values.
-        _explain_tensors(args, tensors, error)
     elif type(error) in _OF_TYPES and _is_from_libraries(error.__traceback__):
         _explain_parts(function, args, kwargs, error)
+
+
+def _explain_values(tensors: dict[str, Tensor], error: Exception) -> None:
+    """Raise if a tensor has no values, and they were needed."""
+    for name, value in tensors.items():
+        if value.is_meta:
+            raise DeviceError(
+                f"{name} must have values to be looked at, got a tensor on the meta device. Move "
+                "the module and its arguments to a device."
+            ) from error
 
 
 def _explain_tensors(args: tuple[Any, ...], tensors: dict[str, Tensor], error: Exception) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_choice, checks_arguments
-from ..errors import OptionError
+from ..errors import OptionError, ShapeError
 from .exact import exact_volume
 from .factoring import factor, warn_if_deficient
 from .lanczos import EstimatedVolume, lanczos_log_volume
@@ -152,6 +152,11 @@ def decode_and_log_volume(
         (tensor([[1., 1.]]), tensor([0.3466]))
     """
     found = exact_volume(decode, z, chunk_size, context)
+    if found.x.shape[0] != z.shape[0]:
+        raise ShapeError(
+            f"decode must give one row for each of {z.shape[0]} latents, got {found.x.shape[0]}. "
+            "It must act on each sample alone."
+        )
     warn_if_deficient(found.deficient, stacklevel=3)
     kept = torch.promote_types(found.x.dtype, torch.float32)
     return DecodedVolume(found.x, found.log_volume.to(kept))

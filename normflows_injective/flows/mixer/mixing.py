@@ -66,6 +66,8 @@ class Mixing(Layer):
                 f"{name} takes a list of layers, got one {type(layers).__name__}. Put it into "
                 "a list."
             )
+        if layers is None or isinstance(layers, str | bytes):
+            raise OptionError(f"layers must be a list of layers, got {layers!r}. Give a list.")
         self.layers = nn.ModuleList(layers)
         self.num_rows = self.count_rows(*self.patchify.latent_shape)
         width = math.prod(self.patchify.latent_shape) // self.num_rows
