@@ -64,7 +64,7 @@ def close(actual, expected, tolerance=1e-10):
 
 
 def moved(flows, size=0.1):
-    """Layers away from their special initial values, and warm; far away they are ill-conditioned."""
+    """Layers off their special initial values, and warm; far off they are ill-conditioned."""
     for module in nn.ModuleList(flows).modules():
         for parameter in module.parameters(recurse=False):
             parameter.data += size * torch.randn_like(parameter)
