@@ -44,7 +44,7 @@ def test_reals_of_every_library_become_plain(check, value):
 
 
 @pytest.mark.parametrize("check", [checks.check_count, *REAL_CHECKS])
-@pytest.mark.parametrize("value", NO_NUMBERS, ids=repr)
+@pytest.mark.parametrize("value", NO_NUMBERS, ids=lambda value: type(value).__name__)
 def test_what_is_no_number_is_refused_by_name(check, value):
     with pytest.raises(OptionError, match=r"^scale must be .*, got .*\. Give "):
         check(value, "scale")
