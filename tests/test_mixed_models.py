@@ -86,6 +86,8 @@ def test_a_mixed_model_trains_in_the_hosts_loop(digits, tmp_path):
     train, test = digits[:1500], digits[1500:]
     with torch.no_grad():
         model.forward_kld(train)
+        before = model.eval().reconstruction_error(test).mean()
+    model.train()
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     for _ in range(200):
         loss = model.forward_kld(train[torch.randint(len(train), (128,))])
@@ -98,8 +100,8 @@ def test_a_mixed_model_trains_in_the_hosts_loop(digits, tmp_path):
         name for name, p in model.named_parameters() if p.requires_grad and p.grad is None
     ]
     assert not untrained
-    by_the_mean = (test - train.mean(0)).square().sum((1, 2, 3)).mean()
-    assert model.reconstruction_error(test).mean() < 0.9 * by_the_mean
+    # From 7.8 to 3.1 and 3.8 by seeds.
+    assert model.reconstruction_error(test).mean() < 0.65 * before
     x, log_q = model.sample(5)
     assert x.shape == (5, 1, 8, 8)
     assert log_q.isfinite().all()
