@@ -12,8 +12,18 @@ import warnings
 import pytest
 import torch
 from dense import numerical_jacobian
-from differentiable_functions import FUNCTIONS, WIDTH
-from seeds import seeded_generator
+from derivative_oracles import (
+    BATCH,
+    LATENT,
+    OF_SLOPES,
+    OF_VALUES,
+    Decoder,
+    Differences,
+    draw,
+    slope_along,
+    value_and_slope,
+)
+from differentiable_functions import FUNCTIONS
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
@@ -22,8 +32,6 @@ from normflows_injective.errors import ForwardModeError, UnsupportedLayerError
 from normflows_injective.volume import estimators, log_volume, proven, tangents
 from normflows_injective.volume.products import jvp
 from normflows_injective.volume.recording import record
-
-BATCH, LATENT, STEP = 3, 2, 1e-5
 
 # What torch has no second derivative of, so that the gradient is refused.
 WITHOUT_GRADIENT = {
@@ -61,57 +69,27 @@ def quiet():
         yield
 
 
-class Decoder:
-    """A function of mixed latents, with the latents beside it."""
-
-    def __init__(self, function, weight):
-        self.function, self.weight = function, weight
-
-    def __call__(self, z):
-        return torch.cat([self.function(z @ self.weight).flatten(1), z], 1)
-
-
-def draw():
-    generator = seeded_generator(0)
-    options = {"generator": generator, "dtype": torch.float64}
-    return (
-        torch.randn(BATCH, LATENT, **options),
-        torch.randn(LATENT, WIDTH, **options),
-        torch.randn(LATENT, WIDTH, **options),
-    )
-
-
-def slope(value_of, weight, direction):
-    """Central difference of a number along a direction of the weight."""
-    above, below = (value_of(weight + sign * STEP * direction) for sign in (1, -1))
-    return (above - below) / (2 * STEP)
-
-
 def close(actual, expected, rtol):
     torch.testing.assert_close(actual, expected, rtol=rtol, atol=rtol)
 
 
-def first_slope(volume, weight, direction, create_graph=False):
-    leaf = weight.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(volume(leaf).sum(), leaf, create_graph=create_graph)
-    return leaf, (gradient * direction).sum()
-
-
-def check_derivatives(volume, weight, direction, second):
+def check_derivatives(volume, weight, direction, second, value=None):
     """First and second derivative of a number by the weight, along one direction."""
-    with torch.no_grad():
-        expected = slope(lambda w: volume(w).sum(), weight, direction)
-    leaf, actual = first_slope(volume, weight, direction, create_graph=True)
-    close(actual.detach(), expected, 1e-5)
+    leaf = weight.clone().requires_grad_()
+    found = volume(leaf)
+    if value is not None:
+        close(found.detach(), value, 1e-7)
+    differences = Differences(value_and_slope(volume, direction), weight, direction)
+    slope = slope_along(found, leaf, direction, create_graph=True)
+    close(slope.detach(), differences.expected(slope.detach(), OF_VALUES, 1e-5), 1e-5)
     if second is None:
         return
     if not second:
         with pytest.raises(UnsupportedLayerError, match="second derivative"):
-            torch.autograd.grad(actual, leaf)
+            torch.autograd.grad(slope, leaf)
         return
-    expected = slope(lambda w: first_slope(volume, w, direction)[1], weight, direction)
-    found = torch.autograd.grad(actual, leaf)[0] if actual.requires_grad else 0 * leaf
-    close((found * direction).sum(), expected, 1e-4)
+    curvature = slope_along(slope, leaf, direction, create_graph=False)
+    close(curvature, differences.expected(curvature, OF_SLOPES, 1e-4), 1e-4)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -134,43 +112,54 @@ def test_log_volume(name):
         with pytest.raises(UnsupportedLayerError):
             volume(weight.requires_grad_())
         return
-    close(volume(weight.requires_grad_()).detach(), expected, 1e-7)
-    weight = weight.detach()
-    check_derivatives(volume, weight, direction, second_derivative(name))
+    check_derivatives(volume, weight, direction, second_derivative(name), expected)
+
+
+def traces_of(name, z, weight, matrix):
+    """The terms (B, LATENT) of the trace of the product, by one reverse pass each."""
+    leaf = z.clone().requires_grad_()
+    with sdpa_kernel(SDPBackend.MATH):
+        value = Decoder(FUNCTIONS[name], weight)(leaf)
+        pulled = [
+            torch.autograd.grad(value, leaf, row.expand_as(value), retain_graph=True)[0]
+            for row in matrix.T
+        ]
+    return torch.stack(pulled, 1).diagonal(dim1=1, dim2=2)
+
+
+def volume_by_surrogate(estimator, decode, z, matrix):
+    """Of an affine encoder that gives z, and with the basis as probes."""
+    x = decode(z).detach()
+    offset = z - x @ matrix
+    probes = LATENT**0.5 * torch.eye(LATENT).double().unsqueeze(1).expand(LATENT, BATCH, LATENT)
+    surrogate = estimators.ESTIMATORS[estimator]
+    return surrogate(x, lambda s: s @ matrix + offset, decode, lambda latents: probes).volume
 
 
 @pytest.mark.parametrize("name", [n for n in FUNCTIONS if n not in WITHOUT_VALUE])
-@pytest.mark.parametrize("estimator", ["decoder", "conditional"])
-def test_surrogates_with_as_many_probes_as_latents(name, estimator):
-    """The expected value is that of the dense trace, and the gradient its central difference."""
+def test_surrogates_with_as_many_probes_as_latents(name):
+    """Values are those of the dense trace, and gradients those of its differentiated factor."""
     z, weight, direction = draw()
-    matrix = torch.randn(Decoder(FUNCTIONS[name], weight)(z).shape[1], LATENT).double() / 4
-
-    def terms(w):
-        decode = Decoder(FUNCTIONS[name], w)
-        x = decode(z).detach()
-        offset = z - x @ matrix
-        basis = torch.eye(LATENT).double().unsqueeze(1).expand(LATENT, BATCH, LATENT)
-        draw_basis = lambda latents: basis * LATENT**0.5  # noqa: E731
-        surrogate = estimators.ESTIMATORS[estimator]
-        return surrogate(x, lambda s: s @ matrix + offset, decode, draw_basis).volume
-
-    try:
-        leaf = weight.clone().requires_grad_()
-        value = terms(leaf)
-    except UnsupportedLayerError:
-        assert name in WITHOUT_GRADIENT
-        return
     with sdpa_kernel(SDPBackend.MATH):
         dense = numerical_jacobian(Decoder(FUNCTIONS[name], weight), z)
-    columns = torch.einsum("dk,bdk->bk", matrix, dense)
-    sign = 1.0 if estimator == "decoder" else torch.where(columns < 1, -1.0, 1.0)
-    close(value.detach(), (sign * columns).sum(1), 1e-6)
-    (gradient,) = torch.autograd.grad(value.sum(), leaf)
-    if estimator == "decoder":
-        with torch.no_grad():
-            expected = slope(lambda w: terms(w).sum(), weight, direction)
-        close((gradient * direction).sum(), expected, 1e-5)
+    matrix = torch.randn(dense.shape[1], LATENT).double() / 4
+    traces = torch.einsum("dk,bdk->bk", matrix, dense)
+    differences = Differences(lambda w: traces_of(name, z, w, matrix), weight, direction)
+    by_encoder = {"decoder": torch.zeros_like(traces).bool(), "conditional": traces < 1}
+    for estimator, of_encoder in by_encoder.items():
+        leaf, encoder = weight.clone().requires_grad_(), matrix.clone().requires_grad_()
+        try:
+            value = volume_by_surrogate(estimator, Decoder(FUNCTIONS[name], leaf), z, encoder)
+        except UnsupportedLayerError:
+            assert name in WITHOUT_GRADIENT
+            continue
+        close(value.detach(), (torch.where(of_encoder, -1.0, 1.0) * traces).sum(1), 1e-6)
+        by_weight, by_matrix = torch.autograd.grad(
+            value.sum(), (leaf, encoder), materialize_grads=True
+        )
+        slope = (by_weight * direction).sum()
+        close(slope, differences.expected(slope, ~of_encoder, 1e-5), 1e-5)
+        close(by_matrix, -torch.einsum("bk,bdk->dk", of_encoder.double(), dense), 1e-6)
 
 
 class Names(TorchFunctionMode):
