@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import NotInjectiveError
+from ..errors import NotInjectiveError, UnsupportedLayerError
+from .modules import holds_script
 from .proven import unproven_nodes
 from .pulling import DETACHED, first_derivative_only, pull_each, pull_together
 from .recording import point_at, record
@@ -18,6 +19,13 @@ from .transforms import open_transforms
 __all__ = ["Reverse", "push_by_reverse", "reverse"]
 
 Map = Callable[[Tensor], Tensor]
+
+# The tensors that TorchScript saves for the backward pass are off the levels of torch.func.
+_SCRIPTED = (
+    "The map holds TorchScript, through which the transforms of torch.func get derivatives of "
+    "derivatives wrong, and forward mode needs those transforms. Take the gradient by "
+    "torch.autograd.grad or backward(), or put in the network from which the script was made."
+)
 
 
 class Reverse(NamedTuple):
@@ -47,6 +55,7 @@ def reverse(function: Map, point: Tensor) -> Reverse:
 
     Raises:
         NotInjectiveError: If the value does not depend on the point.
+        UnsupportedLayerError: If the map holds TorchScript and runs inside ``torch.func``.
 
     Examples:
         >>> reverse(torch.square, torch.ones(1, 2)).pull(torch.ones(1, 1, 2))
@@ -109,6 +118,8 @@ def _by_graph(function: Map, point: Tensor) -> Reverse:
 
 
 def _by_transform(function: Map, point: Tensor) -> Reverse:
+    if holds_script(function):
+        raise UnsupportedLayerError(_SCRIPTED)
     names: list[frozenset[str]] = []
 
     def noting(x: Tensor) -> Tensor:
