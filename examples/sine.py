@@ -4,10 +4,10 @@ r"""The toy of arXiv 2306.01843: a noisy sine in the plane, learned as a curve.
 
 x1 is standard normal and x2 = sin(pi/2 x1), both standardised, with Gaussian input noise of scale
 sigma in training. One latent dimension. With a small beta encoder and decoder are no inverse pair
-and the NLL is spuriously low; then comes a sharp transition to the sine, in the paper between 1
-and 10. The script prints exact NLL and reconstruction error for every beta, with standard errors
-over the seeds, beside the entropy of the noiseless curve, and draws data, learned curve and
-density. Five minutes of one core.
+and the NLL is spuriously low, and a CollapseWarning says so; then comes a sharp transition to the
+sine, in the paper between 1 and 10. The script prints exact NLL and reconstruction error for every
+beta, with standard errors over the seeds, beside the entropy of the noiseless curve, and draws
+data, learned curve and density. Five minutes of one core.
 """
 
 from __future__ import annotations

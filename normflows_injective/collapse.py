@@ -144,11 +144,12 @@ class CollapseWatch:
 
 def _warn_of_collapse(share: float, deviation: float) -> None:
     warnings.warn(
-        f"Likelihood is being bought with the manifold: the reconstruction error stays at "
-        f"{share:.2g} of the variance of the data, and the round trip through decoder and encoder "
-        f"misses the identity by {deviation:.2g} of it, where a consistent pair has 0. The NLL is "
-        "spuriously low then. Raise beta of SurrogateLikelihood (flexible latent flows need 30 to "
-        "100), start with reconstruction alone (warmup_steps), or use fewer latent dimensions.",
+        "Training buys likelihood with the manifold, so its NLL is spuriously low. The "
+        f"reconstruction error should fall below {_POOR} of the variance of the data, and stays "
+        f"at {share:.2g}. The surrogate should be -d for d latent dimensions, and misses that by "
+        f"{deviation:.2g} d, because decoder and encoder are no inverse pair. Raise beta of "
+        "SurrogateLikelihood (flexible latent flows need 30 to 100), start with reconstruction "
+        "alone (warmup_steps), or use fewer latent dimensions.",
         CollapseWarning,
         stacklevel=2,
     )
@@ -181,10 +182,10 @@ def warn_of_scales(x: Tensor) -> None:
     ).tolist()
     if largest > _RATIO * smallest:
         warnings.warn(
-            f"The columns of the data have scales from {smallest:.2g} to {largest:.2g}. The "
-            "squared reconstruction error sees the largest alone, and beta is in the units of the "
-            "data. Standardise them: (x - x.mean(0)) / x.std(0) with the moments of the training "
-            "data.",
+            f"The columns of x should have scales within a factor of {_RATIO:.0f}, got scales "
+            f"from {smallest:.2g} to {largest:.2g}. The squared reconstruction error sees the "
+            "largest alone. Standardise the columns, (x - mean) / std, by the moments of the "
+            "training data.",
             ScaleWarning,
             stacklevel=2,
         )
@@ -206,11 +207,10 @@ def warn_of_kinks(networks: dict[str, nn.Module]) -> None:
         for path, module in network.named_modules():
             if isinstance(module, _PIECEWISE_LINEAR):
                 warnings.warn(
-                    f"The {name} contains {type(module).__name__}"
-                    f"{f' ({path})' if path else ''}, which is piecewise linear. The surrogate "
-                    "learns curvature by second derivatives, which vanish for it, and the density "
-                    "of the manifold jumps at its kinks. Use a smooth activation, such as nn.SiLU "
-                    "in place of nn.ReLU.",
+                    f"The {name} should be smooth, got a piecewise linear {type(module).__name__}"
+                    f"{f' ({path})' if path else ''}. The surrogate learns curvature by second "
+                    "derivatives, which vanish for it, and the density of the manifold jumps at "
+                    "its kinks. Use a smooth activation, such as nn.SiLU in place of nn.ReLU.",
                     SmoothnessWarning,
                     stacklevel=2,
                 )

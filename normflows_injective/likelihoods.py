@@ -15,7 +15,7 @@ from .collapse import CollapseWatch
 from .context import read_while_tracing
 from .errors import OptionError, ShapeError
 from .loss_terms import LossTerms, SurrogateTerms
-from .steps import StepCounter, check_window
+from .steps import StepCounter, check_window, trainable
 from .volume.compiled import CompiledSurrogate
 from .volume.estimators import Encoder, NoVolume, OnManifold, estimator_from
 from .volume.probes import PROBES, draw_probes
@@ -236,7 +236,8 @@ class SurrogateLikelihood(nn.Module):
         if not self.training:
             yield
             return
-        begins = self._counter.begins(module)
+        parameters = trainable(module)
+        begins = self._counter.begins(parameters)
         if not isinstance(begins, bool) and self._depends_on_step():
             begins = bool(begins)
         is_part = not self._counter.by_hand and begins is False
@@ -247,7 +248,7 @@ class SurrogateLikelihood(nn.Module):
             self._offset = 0
         if torch.is_grad_enabled():
             self._counter.add(self.step, begins)
-            self._counter.end_loss(module)
+            self._counter.end_loss(parameters)
 
     def watch(self, module: nn.Module, x: Tensor, terms: SurrogateTerms) -> None:
         """Warn if a training begins badly, or buys likelihood with the manifold.
@@ -270,7 +271,7 @@ class SurrogateLikelihood(nn.Module):
         # Only these surrogates have the value -d at a consistent pair, for probes of fixed length.
         is_telling = isinstance(estimator_from(self.estimator), (Encoder, OnManifold))
         if is_telling and self.probes != "gaussian" and self.likelihood_weight() == 1:
-            dim = terms.z[0].numel()
+            dim = terms.z.shape[1:].numel()
             self._watch.look(x, terms.reconstruction_error, terms.volume, dim)
 
     def extra_repr(self) -> str:

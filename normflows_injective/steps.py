@@ -26,8 +26,9 @@ from torch._C import _functorch
 
 from .checks import check_count
 from .errors import OptionError
+from .volume.modules import modules_of
 
-__all__ = ["StepCounter", "check_window"]
+__all__ = ["StepCounter", "check_window", "trainable"]
 
 _SAMPLE = 8
 
@@ -51,10 +52,11 @@ class StepCounter:
 
     Examples:
         >>> layer, steps = nn.Linear(1, 1), StepCounter()
-        >>> steps.begins(layer), steps.end_loss(layer), steps.begins(layer)
+        >>> parameters = trainable(layer)
+        >>> steps.begins(parameters), steps.end_loss(parameters), steps.begins(parameters)
         (True, None, False)
         >>> _ = nn.init.ones_(layer.weight)
-        >>> steps.begins(layer)
+        >>> steps.begins(parameters)
         True
     """
 
@@ -71,18 +73,17 @@ class StepCounter:
         self.by_hand = True
         return not is_counted
 
-    def begins(self, module: nn.Module) -> bool | Tensor:
+    def begins(self, parameters: list[Tensor]) -> bool | Tensor:
         """Whether a training loss that is asked for now begins a step.
 
         Args:
-            module: Module whose trainable parameters the loss trains.
+            parameters: Those that the loss trains.
 
         Returns:
             The answer; a boolean tensor where reading it would wait for an accelerator.
         """
         if self.by_hand:
             return False
-        parameters = _trainable(module)
         if not _outlive_the_call(parameters):
             return True
         within = self._closures.begin()
@@ -99,9 +100,8 @@ class StepCounter:
         changed = (before != self._sample).any()
         return bool(changed) if changed.device.type == "cpu" else changed
 
-    def end_loss(self, module: nn.Module) -> None:
+    def end_loss(self, parameters: list[Tensor]) -> None:
         """Remember the parameters, as they are once a training loss has been computed."""
-        parameters = _trainable(module)
         if self.by_hand or not _outlive_the_call(parameters):
             return
         if self._versions is None:
@@ -202,11 +202,20 @@ def _running_optimizer() -> torch.optim.Optimizer | None:
     return None
 
 
-def _trainable(module: nn.Module) -> list[Tensor]:
+def trainable(module: nn.Module) -> list[Tensor]:
+    """The parameters of a module that take gradients.
+
+    Args:
+        module: Any module.
+
+    Examples:
+        >>> len(trainable(nn.Linear(1, 1)))
+        2
+    """
     # By the modules: parameters() puts together names that nobody reads, at every call.
     return [
         parameter
-        for part in module.modules()
+        for part in modules_of(module)
         for parameter in part._parameters.values()
         if parameter is not None and parameter.requires_grad
     ]
@@ -232,7 +241,7 @@ def _versions(parameters: Iterable[Tensor]) -> list[tuple[int, int]]:
 def _sample(parameters: list[Tensor]) -> Tensor:
     device = parameters[0].device
     near = [parameter for parameter in parameters if parameter.device == device]
-    return torch.cat([parameter.detach().reshape(-1)[:_SAMPLE].clone() for parameter in near])
+    return torch.cat([parameter.detach().reshape(-1)[:_SAMPLE] for parameter in near])
 
 
 def check_window(steps: Any) -> tuple[int, int] | None:

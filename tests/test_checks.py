@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from normflows_injective import checks
-from normflows_injective.errors import OptionError
+from normflows_injective.errors import DtypeError, OptionError
 
 NO_NUMBERS = (None, "2", [2], (2,), {}, True, np.bool_(True), torch.tensor(True), 2j, object())
 COUNTS = (3, np.int64(3), np.int32(3), np.uint8(3), torch.tensor(3), np.array(3))
@@ -140,3 +141,31 @@ def test_a_count_is_checked_while_a_graph_is_exported():
         Scaled(), (torch.ones(3, 2),), dynamic_shapes=({0: batch},), strict=False
     )
     assert program.module()(torch.ones(5, 2)).unique().tolist() == [5.0]
+
+
+class SeesEverything(TorchFunctionMode):
+    """Note every function of torch that is called inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.seen.append(func)
+        return func(*args, **(kwargs or {}))
+
+
+@checks.checks_arguments
+def kept(x: torch.Tensor) -> torch.Tensor:
+    return x
+
+
+def test_the_look_at_tensors_is_seen_by_no_mode_and_refuses_there_as_ever():
+    x = torch.zeros(2, 2)
+    with SeesEverything() as mode:
+        kept(x)
+        assert mode.seen == []
+        with pytest.raises(DtypeError, match="x must be real floating point, got torch.int64"):
+            kept(x.long())
+        with pytest.raises(DtypeError, match="x must be a dense tensor"):
+            kept(x.to_sparse())

@@ -53,7 +53,7 @@ HEALTHY = {
 
 @pytest.mark.parametrize("course", COLLAPSES.values(), ids=COLLAPSES)
 def test_courses_of_which_the_watch_warns_once(course):
-    with pytest.warns(CollapseWarning, match=r"stays at 0\.\d+ of the variance .* Raise beta"):
+    with pytest.warns(CollapseWarning, match=r"stays at 0\.\d+\. .* Raise beta"):
         watch = shown(*course)
     shown(*course, watch)  # A second warning would be an error here.
 
@@ -107,15 +107,17 @@ def train(flows, steps, **options):
 
 @pytest.mark.slow
 def test_a_real_nvp_that_buys_likelihood_is_told():
-    with pytest.warns(CollapseWarning):
+    # The warning is an error in this suite, and ends the training.
+    with pytest.raises(CollapseWarning):
         train(real_nvp(), 450)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_healthy_trainings_are_not_told(seed):
+    """They could be told at the ends of the fourth and the fifth window."""
     manual_seed(seed)
-    train([], 300)
+    train([], 5 * WINDOW)
 
 
 @pytest.mark.parametrize("scales", [(-2, 2), (-4, 1.7)])
@@ -123,7 +125,7 @@ def test_healthy_trainings_are_not_told(seed):
 def test_columns_of_different_scales_are_told_at_the_first_step(scales, by):
     x = torch.randn(64, 5) * torch.logspace(*scales, 5)
     ours = model()
-    with pytest.warns(ScaleWarning, match="Standardise them"):
+    with pytest.warns(ScaleWarning, match="Standardise the columns"):
         getattr(ours, by)(x)
     getattr(ours, by)(x)  # Once is enough.
     with torch.no_grad():
@@ -158,7 +160,7 @@ def test_piecewise_linear_networks_are_told_at_the_first_step(kind, place):
     ours = model()
     network = getattr(ours.flows[0], place)
     setattr(ours.flows[0], place, nn.Sequential(network, nn.Sequential(kind())))
-    with pytest.warns(SmoothnessWarning, match=rf"The {place} contains {kind.__name__} \(1.0\)"):
+    with pytest.warns(SmoothnessWarning, match=rf"The {place} should .* {kind.__name__} \(1.0\)"):
         ours.forward_kld(torch.randn(8, 5))
     ours.forward_kld(torch.randn(8, 5))
 

@@ -85,7 +85,7 @@ an integer, for instance 1.
         for name, place, optional, _ in tensors:
             value = args[place] if place < count else kwargs.get(name, _MISSING)
             if isinstance(value, Tensor):
-                if value.layout is not torch.strided or not value.dtype.is_floating_point:
+                if not _is_plain(value):
                     check_kind(value, name)
             elif not (value is _MISSING or (value is None and optional)):
                 check_type(value, name)
@@ -155,6 +155,15 @@ def _preceded(function: Callable[..., Any], look: Callable[..., None]) -> Callab
         return function(*args, **kwargs)
 
     return looked
+
+
+def _is_plain(value: Tensor) -> bool:
+    """Whether a tensor is dense, real and floating point."""
+    if torch._C._len_torch_function_stack():
+        # Every property goes through all modes that watch what a network calls.
+        with torch._C.DisableTorchFunction():
+            return value.layout is torch.strided and value.dtype.is_floating_point
+    return value.layout is torch.strided and value.dtype.is_floating_point
 
 
 def _plan_of(function: Callable[..., Any]) -> _Plan:

@@ -106,10 +106,11 @@ class Injection(Layer, ABC):
             self._warn_without_reconstruction()
         elif torch.is_grad_enabled():
             warnings.warn(
-                f"{type(self).__name__}.inverse got data that depend on trainable parameters: "
-                "does a flow stand behind this injection in a plain normflows model? There the "
-                "sum of per-layer log-dets is wrong. Use nfi.InjectiveNormalizingFlow, or wrap "
-                "the injection and all that follows it in nfi.flows.InjectiveComposite.",
+                f"{type(self).__name__}.inverse expects data of the caller, got data that depend "
+                "on trainable parameters. A flow seems to follow this injection in a plain "
+                "normflows model, where the sum of per-layer log-dets is wrong. Use "
+                "nfi.InjectiveNormalizingFlow, or wrap the injection and all that follows it in "
+                "nfi.flows.InjectiveComposite.",
                 StackingWarning,
                 stacklevel=2,
             )
@@ -123,9 +124,10 @@ class Injection(Layer, ABC):
             return
         self._has_warned = True
         warnings.warn(
-            f"{type(self).__name__}.inverse was called in training mode and with gradients, as a "
-            "container of normflows does that trains by forward_kld or log_prob. Such a loss has "
-            "no reconstruction term, so it falls for ever while the manifold collapses. Use "
+            f"{type(self).__name__}.inverse is for evaluation, but was called in training mode "
+            "and with gradients, as a container of normflows calls it in forward_kld and "
+            "log_prob. Such a training loss has no reconstruction term, so it falls for ever "
+            "while the manifold collapses. Use "
             "nfi.InjectiveNormalizingFlow, or nfi.flows.InjectiveComposite([injection], "
             "nfi.SurrogateLikelihood()) as the container's last layer. For evaluation call "
             "model.eval() or use torch.no_grad().",

@@ -88,7 +88,8 @@ def _behind(sources: Iterable[Any]) -> Iterator[Any]:
         seen.add(id(source))
         yield source
         if isinstance(source, nn.Module):
-            stack.extend(source.children())
+            # Not by children(), which puts names together.
+            stack.extend(part for part in source._modules.values() if part is not None)
         elif isinstance(source, (list, tuple)):
             stack.extend(source)
         elif isinstance(source, partial):
