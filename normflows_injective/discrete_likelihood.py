@@ -21,13 +21,12 @@ a sum of independent terms, nearly normal, and its variance can be told from sev
 that it is taken off again.
 
 The density is that of the steps of a solver, and is wrong by as much as they err. Some paths of
-every row are therefore followed again in steps of half the length, which a method of order
-:math:`p` errs by :math:`2^{-p}` as much. With the differences :math:`\delta_j` of the log-weights
-the logarithm of the estimate is wrong by at most
-
-.. math:: \frac{2^p}{2^p - 1} \cdot \frac{\sum_j w_j |\delta_j|}{\sum_j w_j}
-
-to first order. Few paths are followed twice, so no row is given less than the mean of all rows.
+every row are therefore followed again, first in half as many steps. If that changes little, the
+error of a method of order :math:`p` is about :math:`2^p - 1` times smaller than the change. Else
+they are followed in twice as many steps, and the error is :math:`2^p / (2^p - 1)` times that
+change. With the errors :math:`\delta_j` of the log-weights the logarithm of the estimate is wrong
+by at most :math:`\sum_j w_j |\delta_j| / \sum_j w_j` to first order. Few paths are followed again,
+so no row is given less than the mean of all rows.
 """
 
 from __future__ import annotations
@@ -54,10 +53,12 @@ __all__ = ["DIVERGED", "DiscreteLogProb", "importance_log_prob"]
 DIVERGED = "The network has diverged, or the steps are too long for it. Train at a lower rate."
 
 _LOG_TWO_PI = math.log(2 * math.pi)
-# Of so many draws for a row of labels one is followed a second time, in shorter steps.
+# Of so many draws for a row of labels one is followed again, in other steps.
 _DRAWS_PER_CHECK = 16
 # Error of the steps, in nats, above which a warning comes.
 _LARGEST_ERROR = 0.05
+# For errors that have been found from longer steps alone.
+_SAFETY = 2.0
 
 
 class DiscreteLogProb(NamedTuple):
@@ -169,7 +170,7 @@ class _Weights(NamedTuple):
     Attributes:
         log_weights: In nats.
         variances: Variances of the noise of their divergences; zero where no path was followed.
-        step_errors: Errors of the steps in absolute value; zero where that was not tried.
+        step_errors: Errors of the steps in absolute value; zero where no other steps were tried.
     """
 
     log_weights: Tensor
@@ -274,17 +275,23 @@ def _log_density(
 
 
 def _step_errors(layer: AssignmentLayer, draws: _Draws, log_density: Tensor) -> Tensor:
-    """Errors of the steps in the log-density at draws, (A,), from steps of half the length."""
+    """Errors of the steps in the log-density at draws, (A,), by other numbers of steps."""
+    times, probes = layer.times, None
+    if layer.estimates:
+        # With probes of its own, each density would differ by its noise.
+        probes = draw_probes("rademacher", layer.num_probes, draws.coordinates)
+        log_density = _log_density(layer, draws, times, probes)[0]
+
+    def change(grid: Sequence[float]) -> Tensor:
+        return (_log_density(layer, draws, grid, probes)[0] - log_density).abs()
+
     fall = 2 ** ORDERS[layer.solver]
-    halves = [(a + b) / 2 for a, b in pairwise(layer.times)]
-    times = sorted([*layer.times, *halves])
-    if not layer.estimates:
-        change = _log_density(layer, draws, times)[0] - log_density
-        return change.abs() * fall / (fall - 1)
-    # With probes of its own, each of the two would differ by its noise.
-    probes = draw_probes("rademacher", layer.num_probes, draws.coordinates)
-    long, short = (_log_density(layer, draws, grid, probes)[0] for grid in (layer.times, times))
-    return (short - long).abs() * fall / (fall - 1)
+    if len(times) > 2:
+        found = change([*times[:-1:2], times[-1]])
+        if float(found.max()) <= _LARGEST_ERROR:
+            return found * _SAFETY / (fall - 1)
+    halves = [(a + b) / 2 for a, b in pairwise(times)]
+    return change(sorted([*times, *halves])) * fall / (fall - 1)
 
 
 def _weighted_mean(log_weights: Tensor, values: Tensor) -> Tensor:
