@@ -174,6 +174,7 @@ def expect_context(context: Tensor | None, length: int, context_dim: int, name: 
         ContextError: If a context is missing, superfluous, or of another shape.
 
     Examples:
+        >>> import torch
         >>> expect_context(torch.zeros(4, 2), 4, 2, "Coupling")
     """
     expected = (length, context_dim) if context_dim else None

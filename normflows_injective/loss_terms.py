@@ -39,6 +39,7 @@ class LossTerms(NamedTuple):
         loss: The weighted sum whose mean ``forward_kld`` returns.
 
     Examples:
+        >>> import torch
         >>> terms = LossTerms(*torch.ones(4, 3))  # as loss_terms gives them, for three samples
         >>> {name: round(float(term.mean()), 2) for name, term in terms._asdict().items()}
         {'log_prob_latent': 1.0, 'surrogate': 1.0, 'reconstruction_error': 1.0, 'loss': 1.0}

@@ -125,7 +125,7 @@ def test_orders_that_train_nothing_are_refused(dreg):
     with pytest.raises(OptionError, match="alpha=0 is constant .* use reverse_kld"):
         ours.reverse_alpha_div(8, alpha=0, dreg=dreg)
     for alpha in (math.nan, math.inf, "2", None):
-        with pytest.raises(OptionError, match="alpha must be a finite number"):
+        with pytest.raises(OptionError, match="alpha must be a (finite )?number, got"):
             ours.reverse_alpha_div(8, alpha=alpha, dreg=dreg)
 
 

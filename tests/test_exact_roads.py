@@ -16,7 +16,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import normflows_injective as nfi
 from normflows_injective.errors import ForwardModeError, NumericalWarning
 from normflows_injective.flows import gauges
-from normflows_injective.volume import decode_and_log_volume, exact, factoring, log_volume
+from normflows_injective.volume import (
+    decode_and_log_volume,
+    exact,
+    factoring,
+    jacobian,
+    log_volume,
+)
 
 LATENT, DATA, ROWS = 3, 6, 20
 
@@ -249,3 +255,18 @@ def test_no_float64_on_a_device_that_has_none(without_float64):
         gauge.log_area(3, torch.tensor(1.0))
     flow = nfi.AssignmentFlow(Field(), num_variables=3, num_classes=3)
     flow.layer(steps=1)(torch.randn(4, flow.dim))
+
+
+def test_results_are_on_no_graph_where_nobody_has_gradients():
+    """Gradients are enabled all day in a notebook; a graph there is memory that nobody frees."""
+    z = torch.randn(3, 2)
+    plain = lambda s: torch.cat([s.sin(), s.square()], 1)  # noqa: E731
+    for unproven in (False, True):
+        decode = (lambda s: plain(s).logcumsumexp(1)) if unproven else plain
+        x, volume = decode_and_log_volume(decode, z)
+        assert not (x.requires_grad or volume.requires_grad)
+        value, matrix = jacobian(decode, z)
+        assert not (value.requires_grad or matrix.requires_grad)
+    scale = torch.ones(1, requires_grad=True)
+    assert decode_and_log_volume(lambda s: scale * plain(s), z).log_volume.requires_grad
+    assert log_volume(plain, z.requires_grad_()).requires_grad

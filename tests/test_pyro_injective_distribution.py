@@ -155,7 +155,7 @@ def test_thickened_density_of_a_curved_surface_agrees_with_importance_sampling(s
         - posterior.log_prob(z)
     )
     truth = weights.logsumexp(0) - math.log(draws)
-    assert abs(float((score - truth).mean())) < bound
+    assert abs((score - truth).mean().item()) < bound
 
 
 def test_thickened_density_of_a_circle_has_mass_one():

@@ -138,12 +138,13 @@ one event dimension, got shape (4,). Add one with x.unsqueeze(0) or x.unsqueeze(
     check_finite(tensor, name)
 
 
-def as_floating(values: object, name: str) -> Tensor:
+def as_floating(values: object, name: str, like: Tensor | None = None) -> Tensor:
     """A copy of numbers as a tensor without a graph, integers in torch's default dtype.
 
     Args:
         values: A tensor, array or list of numbers, as deep as need be.
         name: How the message calls it.
+        like: Tensor whose dtype and device the copy gets; None keeps those of a tensor.
 
     Raises:
         OptionError: If they are no numbers, or lists of different lengths.
@@ -163,6 +164,11 @@ def as_floating(values: object, name: str) -> Tensor:
     if tensor.dtype == torch.bool:
         raise OptionError(f"{name} must hold numbers, got booleans. Convert them with .float().")
     check_finite(tensor, name, "Give finite numbers.")
+    if like is not None:
+        # Numbers of Python go to the dtype at once, so that no digit is lost on the way.
+        if isinstance(values, Tensor):
+            return tensor.to(like)
+        return torch.as_tensor(values, dtype=like.dtype, device=like.device).clone()
     return tensor if tensor.is_floating_point() else tensor.to(torch.get_default_dtype())
 
 

@@ -78,7 +78,7 @@ class VonMisesFisher(Law):
         length = torch.linalg.vector_norm(lifted)
         if not length > 0:
             raise OptionError("loc must have a positive length, got zeros. Give a direction.")
-        kappa = as_floating(concentration, "concentration").to(mean)
+        kappa = as_floating(concentration, "concentration", mean)
         if kappa.dim() != 0:
             raise ShapeError(f"concentration must be one number, got shape {tuple(kappa.shape)}.")
         if kappa < 0:

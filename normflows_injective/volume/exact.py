@@ -83,10 +83,13 @@ def _with_rows(decode: Callable[..., Tensor], context: Tensor | None) -> Map:
 def _with_graph(decode: Map, z: Tensor) -> ExactVolume:
     taken = reverse(decode, z)
     if taken.unproven:
-        return _first_derivative_of_volume(decode, z, taken)
-    columns = event_rows(push_by_reverse(taken, basis_of(z)))
-    factors = factor(columns.permute(1, 2, 0))
-    return ExactVolume(taken.value, factors.log_volume, factors.deficient)
+        found = _first_derivative_of_volume(decode, z, taken)
+    else:
+        columns = event_rows(push_by_reverse(taken, basis_of(z)))
+        factors = factor(columns.permute(1, 2, 0))
+        found = ExactVolume(taken.value, factors.log_volume, factors.deficient)
+    # The graph that leads to the latents alone is our own.
+    return ExactVolume(*(part.detach() for part in found)) if taken.is_constant else found
 
 
 def _first_derivative_of_volume(decode: Map, z: Tensor, taken: Reverse) -> ExactVolume:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from typing import NamedTuple
 
@@ -78,18 +79,18 @@ def refuse_lower_dimension(latent_dim: int, data_dim: int) -> None:
         )
 
 
-def warn_if_deficient(deficient: Tensor, stacklevel: int) -> None:
+def warn_if_deficient(deficient: Tensor) -> None:
     """Warn if Jacobians are rank deficient to the precision they were computed in.
 
     Args:
         deficient: Which samples of the batch are, booleans of shape (B,).
-        stacklevel: Whom to blame, counted as in ``warnings.warn`` called in place of this.
 
     Warns:
-        NumericalWarning: With the number of them and the first index.
+        NumericalWarning: With the number of them and the first index, in the name of the line that
+            called the package.
 
     Examples:
-        >>> warn_if_deficient(torch.tensor([False, False]), stacklevel=2)
+        >>> warn_if_deficient(torch.tensor([False, False]))
     """
     if is_readable(deficient) and bool(deficient.any()):
         first = int(deficient.nonzero()[0])
@@ -99,8 +100,17 @@ def warn_if_deficient(deficient: Tensor, stacklevel: int) -> None:
             "digit. Check nfi.diagnostics.injectivity_report; use a smaller latent dimension, "
             "smooth activations, or float64.",
             NumericalWarning,
-            stacklevel=stacklevel + 1,
+            stacklevel=_level_of_caller(),
         )
+
+
+def _level_of_caller() -> int:
+    """The stack level of the first frame outside of the package, for a warning one frame above."""
+    package = __name__.partition(".")[0]
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(package):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 class Factors(NamedTuple):

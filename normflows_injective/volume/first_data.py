@@ -38,7 +38,7 @@ def meet_first_data(
 
     Examples:
         >>> import normflows as nf
-        >>> norm, x = nf.flows.ActNorm((2,)), torch.tensor([[1.0, 2.0], [3.0, 9e37]])
+        >>> norm, x = nf.flows.ActNorm((2,)), torch.tensor([[1.0, 2.0], [3.0, torch.nan]])
         >>> meet_first_data(norm, lambda norm: norm(x)[0]) is norm, is_cold(norm)
         (False, True)
     """

@@ -31,6 +31,7 @@ def carries_tangent(*tensors: Tensor | None) -> bool:
     """Whether a tensor has a tangent at the innermost open level.
 
     Examples:
+        >>> import torch
         >>> carries_tangent(torch.ones(1))
         False
     """
@@ -50,6 +51,7 @@ def refuse_tangents(what: str, *tensors: Tensor | None) -> None:
         ForwardModeError: If one has a tangent, or may have one that cannot be seen.
 
     Examples:
+        >>> import torch
         >>> refuse_tangents("The loss", torch.ones(1))
     """
     refuse_nested(what)

@@ -104,6 +104,8 @@ def jacobian(function: Map, point: Tensor, chunk_size: int | None = None) -> Val
         else:
             columns = push_by_reverse(taken, basis_of(point))
             found = ValueAndJacobian(taken.value, event_rows(columns).permute(1, 2, 0))
+        if taken.is_constant:
+            found = ValueAndJacobian(*(part.detach() for part in found))
     refuse_tangents("A Jacobian", point, found.value)
     return found
 

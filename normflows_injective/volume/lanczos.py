@@ -155,7 +155,7 @@ def lanczos_log_volume(
         bidiagonal = Bidiagonal(*(torch.cat(part) for part in zip(*parts, strict=True)))
         estimate, singular_values = _estimate(bidiagonal, dimension)
     extremes = singular_values.amin(2), singular_values.amax(2)
-    warn_if_deficient((extremes[0] <= tolerance * extremes[1]).any(0), stacklevel=4)
+    warn_if_deficient((extremes[0] <= tolerance * extremes[1]).any(0))
     return EstimatedVolume(*(term.to(kept) for term in estimate))
 
 

@@ -157,7 +157,7 @@ def decode_and_log_volume(
             f"decode must give one row for each of {z.shape[0]} latents, got {found.x.shape[0]}. "
             "It must act on each sample alone."
         )
-    warn_if_deficient(found.deficient, stacklevel=3)
+    warn_if_deficient(found.deficient)
     kept = torch.promote_types(found.x.dtype, torch.float32)
     return DecodedVolume(found.x, found.log_volume.to(kept))
 
@@ -183,5 +183,5 @@ def matrix_log_volume(matrix: Tensor) -> Tensor:
         tensor([5.0000], dtype=torch.float64)
     """
     factors = factor(matrix)
-    warn_if_deficient(factors.deficient, stacklevel=3)
+    warn_if_deficient(factors.deficient)
     return factors.log_volume

@@ -96,7 +96,7 @@ def draw_probes(kind: str, n_probes: int, z: Tensor) -> Tensor:
         (torch.Size([2, 5, 3]), True)
     """
     check_choice(kind, PROBES, "probes")
-    check_rows(z, "z")
+    check_rows(z.unsqueeze(-1) if z.dim() == 1 else z, "z")
     dimension = z[0].numel()
     if not 1 <= n_probes <= dimension:
         raise OptionError(

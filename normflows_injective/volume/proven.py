@@ -27,6 +27,8 @@ __all__ = [
     "ONCE",
     "TANGENTS",
     "WRONG_TWICE",
+    "depends_on_others",
+    "depends_on_others",
     "has_proven_tangent",
     "nodes_behind",
     "unproven_nodes",
@@ -258,6 +260,18 @@ def nodes_behind(value: Tensor) -> set[Any]:
             seen.add(node)
             stack.extend(following for following, _ in node.next_functions)
     return seen - {None}
+
+
+def depends_on_others(value: Tensor, leaf: Tensor) -> bool:
+    """Whether a value depends on a tensor with gradients other than one leaf.
+
+    Examples:
+        >>> x, y = torch.ones(2, requires_grad=True)[:1], torch.ones(1, requires_grad=True)
+        >>> depends_on_others(y.sin(), y), depends_on_others(x * y, y)
+        (False, True)
+    """
+    ends = (node.variable for node in nodes_behind(value) if hasattr(node, "variable"))
+    return any(end is not leaf for end in ends)
 
 
 def _is_ours(node: Any) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import NotInjectiveError, UnsupportedLayerError
 from .modules import holds_script
-from .proven import unproven_nodes
+from .proven import depends_on_others, unproven_nodes
 from .pulling import DETACHED, first_derivative_only, pull_each, pull_together
 from .recording import point_at, record
 from .settings import differentiable_attention
@@ -36,11 +36,14 @@ class Reverse(NamedTuple):
         pull: :math:`u \mapsto u^\top f'(x)` of tensors (K, B, *), on a graph. Products through
             unproven functions can be differentiated once.
         unproven: Names of what has no proved derivatives beyond the second.
+        is_constant: Whether nobody can differentiate the value, because neither the point nor what
+            the map holds has gradients.
     """
 
     value: Tensor
     pull: Callable[[Tensor], Tensor]
     unproven: frozenset[str]
+    is_constant: bool = False
 
 
 def reverse(function: Map, point: Tensor) -> Reverse:
@@ -84,13 +87,12 @@ def push_by_reverse(taken: Reverse, tangents: Tensor) -> Tensor:
     """
     # The product is linear in u, so that any u will do but zero, of which torch's derivative of
     # logcumsumexp takes the logarithm.
-    u = torch.ones_like(taken.value.detach())
+    u = torch.ones_like(taken.value.detach(), requires_grad=not open_transforms())
     if open_transforms():
         vjp: Any = torch.func.vjp
         pulled, push = vjp(lambda v: taken.pull(v.unsqueeze(0))[0], u)
         products: Tensor = torch.func.vmap(push)(tangents.to(pulled.dtype))[0]
         return products
-    u.requires_grad_()
     (found,) = pull_together(taken.pull(u.unsqueeze(0))[0], [u], tangents, create_graph=True)
     if found is None:
         raise NotInjectiveError(DETACHED)
@@ -114,7 +116,8 @@ def _by_graph(function: Map, point: Tensor) -> Reverse:
             raise NotInjectiveError(DETACHED)
         return found
 
-    return Reverse(value, pull, unproven)
+    is_constant = not (point.requires_grad or depends_on_others(value, leaf))
+    return Reverse(value, pull, unproven, is_constant)
 
 
 def _by_transform(function: Map, point: Tensor) -> Reverse:

@@ -35,6 +35,8 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 def test_oracle_01_value_and_gradients_by_dense_jacobians(name, num_probes, device, dtype):
     """Value and gradient for every parameter are those of the formula with the same probes."""
     encoder, decoder = tanh_pair(5, 3, device, dtype)
+    # So that f'g' lies on both sides of one, by which the conditional estimators switch.
+    decoder[-1].weight.data.mul_(6)
     x = 2 * torch.randn(40, 5, dtype=torch.float64).to(device, dtype)
     probes = 0.8 * torch.randn(num_probes, 40, 3, dtype=torch.float64).to(device, dtype)
     weights = torch.linspace(0.5, 2, 40, dtype=dtype, device=device)

@@ -65,6 +65,8 @@ def trace_of_jacobian(
         value, directions = taken.value, basis_of(m) if probes is None else probes
         terms = (taken.pull(directions) * directions).sum(2)
         trace = terms.T if probes is not None else terms.sum(0).unsqueeze(1)
+        if taken.is_constant:
+            value, trace = value.detach(), trace.detach()
     elif probes is not None:
         value, products = jvp(function, m, probes)
         trace = (products * probes).sum(2).T
