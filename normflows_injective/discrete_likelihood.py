@@ -53,7 +53,7 @@ __all__ = ["DIVERGED", "DiscreteLogProb", "importance_log_prob"]
 DIVERGED = "The network has diverged, or the steps are too long for it. Train at a lower rate."
 
 _LOG_TWO_PI = math.log(2 * math.pi)
-# Of so many draws for a row of labels one is followed again, in other steps.
+# One draw in this many for a row of labels is followed again, in other steps.
 _DRAWS_PER_CHECK = 16
 # Error of the steps, in nats, above which a warning comes.
 _LARGEST_ERROR = 0.05

@@ -9,9 +9,9 @@ from torch import Tensor
 
 __all__ = ["ParticleGuard"]
 
-# Norms above so many times the usual largest one are cut down to that.
+# Norms above this multiple of the usual largest one are cut down to it.
 _FACTOR = 10.0
-# The reference forgets within about so many steps.
+# The reference forgets within about this many steps.
 _MEMORY = 50
 # So many draws in a row may be without a finite gradient before that is passed on.
 _PATIENCE = 20

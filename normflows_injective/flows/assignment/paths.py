@@ -255,9 +255,9 @@ class AssignmentPath(nn.Module):
     def times(self, steps: Times | None = None) -> list[float]:
         r"""Times of the steps of a solver, from zero to the end of the horizon.
 
-        By default the steps follow the horizon. They are equal, at least 50, and so many that no
-        step moves a corner by more than half a deviation of the noise, nor shrinks what is left
-        of the noise by more than a third:
+        By default the steps follow the horizon. They are equal, and at least 50. No step moves
+        a corner by more than half a deviation of the noise, nor shrinks the remaining noise by
+        more than a third:
 
         .. math:: N \ge 2 T \max\Big(\max_i \rho_i \sqrt{\frac{c_i}{2 (c_i - 1)}},\
                   \frac{\sigma}{1 - \sigma T}\Big).
