@@ -1,7 +1,8 @@
 """Values and gradients of layers, gauges and laws where coordinates vanish, agree or are extreme.
 
 Random points never meet a pole, an axis or a corner, but data do, and one row of NaN makes every
-parameter NaN. At each point a component gives finite values and gradients, or a named error.
+parameter NaN. At each point a component gives finite values and gradients, or a named error or
+warning.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import nn
 
 import normflows_injective as nfi
 from normflows_injective import distributions
-from normflows_injective.errors import InjectiveFlowError
+from normflows_injective.errors import InjectiveFlowError, NumericalWarning
 from normflows_injective.flows import GraphSurface, SimplexFromOrthant, SimplexStickBreaking
 from normflows_injective.flows.angular_spline import AngularSpline
 from normflows_injective.flows.gauges import LpGauge
@@ -95,7 +96,7 @@ def fault(call, x, parameters):
     x = x.clone().requires_grad_()
     try:
         values = call(x)
-    except InjectiveFlowError:
+    except (InjectiveFlowError, NumericalWarning):
         return None
     if not all(bool(value.isfinite().all()) for value in values):
         return "a value"
