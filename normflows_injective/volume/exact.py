@@ -28,7 +28,7 @@ from .transforms import open_transforms
 
 __all__ = ["ExactVolume", "exact_volume"]
 
-_JACOBIAN_BYTES = 2**27
+_JACOBIAN_BYTES = 2**25
 # The Jacobians as they come, in the dtype of the factorisation, and what that makes of them.
 _COPIES = 4
 
@@ -155,11 +155,11 @@ def _without_graph(
     try:
         return _of_rows(whole, z, chunk_size, at_most)
     except TooLarge as error:
-        num_rows = error.num_rows
+        num_rows, expected = error.num_rows, error.value
     # A callable may hold what belongs to the rows of this batch, and then serves no other.
     try:
         found = _in_pieces(decode, z, chunk_size, context, num_rows)
-        if _is_close(found.x, whole(z.clone())):
+        if _is_close(found.x, expected):
             return found
     except torch.cuda.OutOfMemoryError:
         raise
@@ -177,11 +177,16 @@ def _in_pieces(
 ) -> ExactVolume:
     pieces = z.split(num_rows)
     contexts = [None] * len(pieces) if context is None else context.split(num_rows)
-    found = [
-        _of_rows(_with_rows(decode, rows), piece, chunk_size, None)
-        for piece, rows in zip(pieces, contexts, strict=True)
-    ]
-    return ExactVolume(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+    # Results that outlived their piece would lie between the large arrays of the next ones, and an
+    # allocator could not give the same room to each piece.
+    results: list[Tensor] = []
+    for i, (piece, rows) in enumerate(zip(pieces, contexts, strict=True)):
+        found = _of_rows(_with_rows(decode, rows), piece, chunk_size, None)
+        results = results or [part.new_empty(len(z), *part.shape[1:]) for part in found]
+        for result, part in zip(results, found, strict=True):
+            result.narrow(0, i * num_rows, len(piece)).copy_(part)
+        del found, part
+    return ExactVolume(*results)
 
 
 def _of_rows(

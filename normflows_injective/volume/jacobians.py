@@ -47,11 +47,13 @@ class TooLarge(Exception):
 
     Args:
         num_rows: Number of samples whose Jacobians fit.
+        value: The map at the whole batch.
     """
 
-    def __init__(self, num_rows: int) -> None:
+    def __init__(self, num_rows: int, value: Tensor) -> None:
         super().__init__(num_rows)
         self.num_rows = num_rows
+        self.value = value
 
 
 @as_written
@@ -225,7 +227,7 @@ def _jacobian_by_columns(
     while len(basis) > 0:
         value, products = jvp(watched, point, basis[:size])
         if at_most is not None and len(point) > 1 and value.numel() * point[0].numel() > at_most:
-            raise TooLarge(max(1, at_most // (value[0].numel() * point[0].numel())))
+            raise TooLarge(max(1, at_most // (value[0].numel() * point[0].numel())), value)
         columns.append(event_rows(products))
         basis = basis[size:]
         size = chunk_size or _chunk_within_bound(measured.num_bytes)
