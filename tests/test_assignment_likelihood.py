@@ -76,7 +76,7 @@ def test_the_exact_field_gives_the_law(name, horizon, parametrisation, features,
     close(found.log_prob, law.probabilities.log(), STEPS[horizon])
     close(found.log_prob.exp().sum(), 1.0, STEPS[horizon])
     assert bool((found.effective_sample_size > 0.99).all())
-    assert bool((found.standard_error < 5 * STEPS[horizon]).all())
+    assert bool((found.standard_error < 0.02).all())
 
 
 def test_the_exact_field_gives_the_law_to_four_digits():
@@ -187,7 +187,7 @@ def test_the_closed_divergence_agrees_with_the_exact_one(horizon):
         manual_seed(3)
         net = LeaveOneOutField(3, 3, (6,), 6).double()
         for parameter in net.parameters():
-            parameter.data.mul_(2)
+            parameter.data.mul_(1.5)
         net.leave_one_out = leave_one_out
         flow = nfi.AssignmentFlow(net, 3, [3, 2, 3], horizon)
         assert flow.field.knows_divergence == leave_one_out
