@@ -103,10 +103,11 @@ def test_the_class_conditional_example_of_the_page_on_stacking():
     names["model"].forward_kld(torch.randn(6, 4), torch.arange(6)).backward()
 
 
-def test_the_examples_of_the_page_on_training():
-    compiled, half, large = [
+def test_the_examples_of_the_page_on_training(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    compiled, half, large, files, exported = [
         code for code in blocks("docs/training.md") if "ForwardKLD" not in code
-    ][:3]
+    ]
     names: dict = {}
     # Traced as by default, without minutes of code generation.
     code = compiled.replace("compile=True", 'compile={"backend": "aot_eager"}')
@@ -114,6 +115,9 @@ def test_the_examples_of_the_page_on_training():
     exec(half, names)
     exec(large, names)
     assert names["volume"].shape == names["standard_error"].shape == (32,)
+    exec(files, names)
+    exec(exported, names)
+    assert names["z"].shape == (100, 2)
 
 
 def test_the_injection_of_the_contributing_page():
