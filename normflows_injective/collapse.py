@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterator
 from typing import Any, NamedTuple, final
 
 import normflows as nf
@@ -46,6 +47,18 @@ _PIECEWISE_LINEAR = (
     nn.Hardshrink,
     nn.Softshrink,
 )
+# Nodes of a graph by which the same functions are differentiated when no module calls them.
+_KINKED_NODES = (
+    "Relu",
+    "LeakyRelu",
+    "PreluKernel",
+    "RreluWithNoise",
+    "Threshold",
+    "Hardtanh",
+    "Hardsigmoid",
+    "Hardshrink",
+    "Softshrink",
+)
 
 
 class _Means(NamedTuple):
@@ -71,12 +84,13 @@ class CollapseWatch:
         self._steps: list[Tensor] = []
         self._windows: list[_Means] = []
 
-    def begin(self, module: nn.Module, x: Tensor) -> None:
+    def begin(self, module: nn.Module, x: Tensor, error: Tensor) -> None:
         """Look once at the data and the networks with which a training begins.
 
         Args:
             module: Module that is trained.
             x: Its first data (B, *).
+            error: Their reconstruction errors (B,), with the graph that leads to the networks.
 
         Warns:
             ScaleWarning: If columns of the data have very different scales.
@@ -90,7 +104,8 @@ class CollapseWatch:
             # Of the injections alone those of free form have networks by these names.
             networks = {name: getattr(part, name, None) for name in ("encoder", "decoder")}
             if isinstance(part, nf.flows.Flow):
-                warn_of_kinks({k: v for k, v in networks.items() if isinstance(v, nn.Module)})
+                found = {k: v for k, v in networks.items() if isinstance(v, nn.Module)}
+                warn_of_kinks(found, error)
 
     @torch.no_grad()
     def look(self, x: Tensor, error: Tensor, surrogate: Tensor, latent_dim: int) -> None:
@@ -191,11 +206,13 @@ def warn_of_scales(x: Tensor) -> None:
         )
 
 
-def warn_of_kinks(networks: dict[str, nn.Module]) -> None:
+def warn_of_kinks(networks: dict[str, nn.Module], result: Tensor | None = None) -> None:
     """Warn if encoder or decoder contain piecewise linear activations.
 
     Args:
         networks: The networks by name.
+        result: A tensor that was computed with them. Its graph shows the functions that they call
+            without a module, such as ``torch.nn.functional.relu``.
 
     Warns:
         SmoothnessWarning: Naming the first of them.
@@ -206,12 +223,47 @@ def warn_of_kinks(networks: dict[str, nn.Module]) -> None:
     for name, network in networks.items():
         for path, module in network.named_modules():
             if isinstance(module, _PIECEWISE_LINEAR):
-                warnings.warn(
-                    f"The {name} should be smooth, got a piecewise linear {type(module).__name__}"
-                    f"{f' ({path})' if path else ''}. The surrogate learns curvature by second "
-                    "derivatives, which vanish for it, and the density of the manifold jumps at "
-                    "its kinks. Use a smooth activation, such as nn.SiLU in place of nn.ReLU.",
-                    SmoothnessWarning,
-                    stacklevel=2,
-                )
+                _warn_of_kink(name, f"{type(module).__name__}{f' ({path})' if path else ''}")
                 return
+    owners = {id(p): name for name, network in networks.items() for p in network.parameters()}
+    for kind, parameter in _kinked_functions(result):
+        if id(parameter) in owners:
+            _warn_of_kink(owners[id(parameter)], f"function ({kind})")
+            return
+
+
+def _warn_of_kink(name: str, kind: str) -> None:
+    warnings.warn(
+        f"The {name} should be smooth, got a piecewise linear {kind}. The surrogate learns "
+        "curvature by second derivatives, which vanish for it, and the density of the manifold "
+        "jumps at its kinks. Use a smooth activation, such as nn.SiLU in place of nn.ReLU.",
+        SmoothnessWarning,
+        stacklevel=2,
+    )
+
+
+def _kinked_functions(result: Tensor | None) -> Iterator[tuple[str, Any]]:
+    """Piecewise linear functions in a graph, each with a parameter of the layer in front of it."""
+    seen, open_nodes = set(), [getattr(result, "grad_fn", None)]
+    while open_nodes:
+        node = open_nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        kind = node.name().partition("Backward")[0]
+        if kind in _KINKED_NODES:
+            yield kind, _nearest_parameter(node)
+        open_nodes += [before for before, _ in node.next_functions]
+
+
+def _nearest_parameter(node: Any) -> Any:
+    """The first leaf on the way back from a node, in order of distance, or None."""
+    seen, level = {node}, [node]
+    while level:
+        for leaf in level:
+            if hasattr(leaf, "variable"):
+                return leaf.variable
+        level = [before for n in level for before, _ in n.next_functions if before is not None]
+        level = [before for before in dict.fromkeys(level) if before not in seen]
+        seen.update(level)
+    return None

@@ -267,7 +267,7 @@ class SurrogateLikelihood(nn.Module):
         """
         if not (self.training and torch.is_grad_enabled()):
             return
-        self._watch.begin(module, x)
+        self._watch.begin(module, x, terms.reconstruction_error)
         # Only these surrogates have the value -d at a consistent pair, for probes of fixed length.
         is_telling = isinstance(estimator_from(self.estimator), (Encoder, OnManifold))
         if is_telling and self.probes != "gaussian" and self.likelihood_weight() == 1:

@@ -12,6 +12,7 @@ import torch
 from models import base, coupling, mlp_injection, model
 from seeds import manual_seed
 from torch import nn
+from torch.nn import functional as F
 
 import normflows_injective as nfi
 from normflows_injective.collapse import CollapseWatch, warn_of_scales
@@ -164,6 +165,32 @@ def test_piecewise_linear_networks_are_told_at_the_first_step(kind, place):
     network = getattr(ours.flows[0], place)
     setattr(ours.flows[0], place, nn.Sequential(network, nn.Sequential(kind())))
     with pytest.warns(SmoothnessWarning, match=rf"The {place} should .* {kind.__name__} \(1.0\)"):
+        ours.forward_kld(torch.randn(8, 5))
+    ours.forward_kld(torch.randn(8, 5))
+
+
+class Calling(nn.Module):
+    """A network with a function of its own behind it."""
+
+    def __init__(self, network, function):
+        super().__init__()
+        self.network, self.function = network, function
+
+    def forward(self, x):
+        return self.function(self.network(x))
+
+
+FUNCTIONS = [F.relu, torch.relu, F.leaky_relu, F.hardtanh, F.relu6, F.softshrink, F.hardshrink]
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("place", ["encoder", "decoder"])
+@pytest.mark.parametrize("estimator", ["encoder", "decoder"])
+def test_piecewise_linear_functions_are_told_at_the_first_step(function, place, estimator):
+    likelihood = nfi.SurrogateLikelihood(estimator=estimator)
+    ours = nfi.InjectiveNormalizingFlow(base(2), [mlp_injection(), coupling()], likelihood)
+    setattr(ours.flows[0], place, Calling(getattr(ours.flows[0], place), function))
+    with pytest.warns(SmoothnessWarning, match=rf"The {place} should .* function \("):
         ours.forward_kld(torch.randn(8, 5))
     ours.forward_kld(torch.randn(8, 5))
 
