@@ -59,7 +59,7 @@ def test_an_oblique_left_inverse_is_consistent_but_biased(x):
     encoder.weight.data = inverse + torch.randn(2, 5) @ normal
     ours = nfi.InjectiveNormalizingFlow(base(2), [nfi.flows.FreeFormInjection(encoder, decoder)])
     report = injectivity_report(ours.double(), x)
-    assert report.left_inverse_error.max() < 1e-6
+    assert report.left_inverse_error.max() < 1e-5
     assert report.pseudo_inverse_error.min() > 0.1
     assert report.gradient_cosine < 0.99
 

@@ -41,7 +41,7 @@ def test_blocks_gain_what_they_say_on_new_data():
     losses = [held_out_loss(flows[len(flows) - 2 * k :], x) for k in range(7)]
     drops = -torch.tensor(losses).diff()
     errors = (drops - history.gains) / history.standard_errors
-    assert errors.abs().max() < 5  # the greatest of six
+    assert errors.abs().max() < 6  # the greatest of six
     assert losses[0] - losses[-1] > 0.5
     assert (history.gains > 2 * history.standard_errors).all()
     assert torch.isnan(history.refused)

@@ -286,7 +286,7 @@ def test_the_objective_is_below_the_evidence_and_grows_with_extra_draws():
     for count in (0, 5, 50):
         guide.num_aux = count
         value, error = elbo_of(guide, model, 40_000)
-        assert value <= evidence + 3 * error
+        assert value <= evidence + 4.5 * error
         values.append((value, error))
     for (low, low_error), (high, high_error) in zip(values, values[1:], strict=False):
         assert high > low - 3 * math.hypot(low_error, high_error)
@@ -299,7 +299,7 @@ def test_the_evidence_is_reached_where_the_posterior_is_normal():
     guide = AutoInjective(model, 1)
     train(guide, model, 800, Trace_ELBO(**VECTORIZED), lr=0.05, decay=0.02)
     value, error = elbo_of(guide, model)
-    assert -3 * error < evidence - value < 0.1
+    assert -4.5 * error < evidence - value < 0.1
 
 
 def test_a_curved_posterior_is_met_where_no_normal_guide_can():
@@ -316,7 +316,7 @@ def test_a_curved_posterior_is_met_where_no_normal_guide_can():
     guide = AutoInjective(model, 1)
     train(guide, model, 1000, Trace_ELBO(**VECTORIZED), lr=0.02, decay=0.05)
     value, error = elbo_of(guide, model)
-    assert -1.1 < value < 3 * error
+    assert -1.1 < value < 4.5 * error
 
 
 def test_without_noise_the_objective_would_exceed_the_evidence():

@@ -271,7 +271,7 @@ def test_parameters_that_are_not_contiguous_are_trained(kind, register):
     )
     for _ in range(3):
         svi.step()
-    assert (layer.W - before).abs().min() > 1e-3
+    assert (layer.W - before).abs().mean() > 1e-3
 
 
 def test_a_guide_without_parameters_is_neither_saved_nor_loaded(tmp_path):

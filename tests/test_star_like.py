@@ -285,7 +285,7 @@ def test_score_free_gradients_agree_with_full_ones_on_average():
         errors.append(stacked.std(0) / 200**0.5)
     allowed = 5 * (errors[0].square() + errors[1].square()).sqrt()
     assert bool(((means[0] - means[1]).abs() < allowed).all())
-    assert float(means[1].abs().max()) > float(allowed.max())
+    assert float((means[1].abs() / errors[1]).max()) > 4
 
 
 def test_save_and_load(tmp_path):
