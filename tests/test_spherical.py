@@ -375,7 +375,7 @@ def test_tangent_angles_on_the_sphere_are_uniform():
     x = base.sample(5000)
     basis = torch.linalg.qr(torch.stack([base.loc, *torch.eye(3, dtype=x.dtype)[:2]], dim=1)).Q
     angle = torch.atan2(x @ basis[:, 2], x @ basis[:, 1]) / (2 * math.pi) + 0.5
-    assert scipy.stats.kstest(angle.cpu().numpy(), "uniform").pvalue > 1e-3
+    assert scipy.stats.kstest(angle.cpu().numpy(), "uniform").pvalue > 6e-5
 
 
 @pytest.mark.parametrize(
@@ -417,7 +417,7 @@ def test_samples_of_the_uniform_law():
     # A coordinate of S^3 has the law with density proportional to sqrt(1 - t^2).
     law = scipy.stats.beta(1.5, 1.5, loc=-1, scale=2)
     for coordinate in x.T:
-        assert scipy.stats.kstest(coordinate.cpu().numpy(), law.cdf).pvalue > 1e-3
+        assert scipy.stats.kstest(coordinate.cpu().numpy(), law.cdf).pvalue > 6e-5
 
 
 def test_which_samples_carry_a_gradient():

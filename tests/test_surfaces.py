@@ -207,7 +207,7 @@ def test_a_coordinate_of_cone_samples_has_its_law(p):
     powers = sample.abs().pow(p)
     share = (powers[:, 3] / powers.sum(1)).cpu().numpy()
     test = scipy.stats.kstest(share, scipy.stats.beta(1 / p, (dim - 1) / p).cdf)
-    assert test.pvalue > 0.01
+    assert test.pvalue > 6e-5
 
 
 def test_the_two_uniform_laws_of_a_spiky_surface():
