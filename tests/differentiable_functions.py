@@ -141,7 +141,7 @@ ELEMENTWISE: dict[str, Rowwise] = {
     "sinc": torch.sinc,
     "sinh": torch.sinh,
     "special.bessel-free entr": lambda h: torch.special.entr(_positive(h)),
-    "special.erfcx": torch.special.erfcx,
+    "special.erfcx": lambda h: torch.special.erfcx(_unit(h)),
     "special.i0e": torch.special.i0e,
     "special.i1": torch.special.i1,
     "special.i1e": torch.special.i1e,

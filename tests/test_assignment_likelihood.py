@@ -48,6 +48,7 @@ def channel(law, horizon, reading, num=200_000):
     return each.mean(1), each.std(1) / math.sqrt(num)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LAWS)
 @pytest.mark.parametrize(
     ("horizon", "parametrisation", "features", "leave_one_out"),
@@ -79,6 +80,7 @@ def test_the_exact_field_gives_the_law(name, horizon, parametrisation, features,
     assert bool((found.standard_error < 0.02).all())
 
 
+@pytest.mark.slow
 def test_the_exact_field_gives_the_law_to_four_digits():
     law = coupled()
     flow = exact_flow(law, leave_one_out=True)
@@ -86,6 +88,7 @@ def test_the_exact_field_gives_the_law_to_four_digits():
     close(found, law.probabilities.log(), 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reading", ["rounding", "mixture"])
 @pytest.mark.parametrize(
     "horizon", ["infinite", "finite", InfiniteHorizon(end=4.0), FiniteHorizon(end=0.5)], ids=str
@@ -107,6 +110,7 @@ def test_readings_of_the_exact_field(name, horizon, reading):
     assert bool((found.effective_sample_size > (0.99 if decided else 0.1)).all())
 
 
+@pytest.mark.slow
 def test_the_mixture_counts_labels_that_are_read_off_other_corners():
     # At the end of the finite horizon a weight of .0085 is left for the other class, so that
     # rare labels gain .45 * 2 * .0085 from the frequent ones.
@@ -121,6 +125,7 @@ def test_the_mixture_counts_labels_that_are_read_off_other_corners():
     close(found.log_prob, torch.full((2,), math.log(expected)), 0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", [0.99, 0.999])
 def test_the_end_of_the_finite_horizon_costs_no_accuracy(end):
     law = coupled()
@@ -138,6 +143,7 @@ FAST = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("horizon", FAST, ids=str)
 @pytest.mark.parametrize("name", LAWS)
 def test_the_default_number_of_steps_follows_the_horizon(name, horizon):
@@ -147,6 +153,7 @@ def test_the_default_number_of_steps_follows_the_horizon(name, horizon):
     assert bool((found.standard_error < 2e-2).all())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("divergence", "closed"), [("exact", True), ("hutchinson", False)])
 @pytest.mark.parametrize(("solver", "steps"), [("rk4", 22), ("midpoint", 40), ("euler", 250)])
 def test_the_stated_error_holds_that_of_the_steps(solver, steps, divergence, closed):
@@ -164,6 +171,7 @@ def test_the_stated_error_holds_that_of_the_steps(solver, steps, divergence, clo
     assert bool((found.effective_sample_size <= fewer + 1e-6).all())
 
 
+@pytest.mark.slow
 def test_a_coarse_horizon_is_not_silent():
     law = coupled()
     flow = exact_flow(law, InfiniteHorizon(scale=10.0), leave_one_out=True)
@@ -174,12 +182,14 @@ def test_a_coarse_horizon_is_not_silent():
     assert bool((found.effective_sample_size < 0.2).any())
 
 
+@pytest.mark.slow
 def test_a_single_variable():
     law = Law((4,), [0.1, 0.2, 0.3, 0.4])
     found = exact_flow(law, leave_one_out=True).log_prob(law.states, 8, steps=30)
     close(found.log_prob, law.probabilities.log(), 1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("horizon", ["infinite", "finite"])
 def test_the_closed_divergence_agrees_with_the_exact_one(horizon):
     results = []
@@ -197,6 +207,7 @@ def test_the_closed_divergence_agrees_with_the_exact_one(horizon):
         close(closed, exact, 1e-8)
 
 
+@pytest.mark.slow
 def test_the_bias_of_hutchinsons_noise_is_taken_off():
     # Noise of known variance in the logarithm of equal weights.
     law = ising(0.4)
@@ -212,6 +223,7 @@ def test_the_bias_of_hutchinsons_noise_is_taken_off():
     assert float(one.log_prob - exact[1]) > 0
 
 
+@pytest.mark.slow
 def test_errors_are_honest_for_a_wrong_field():
     # The same labels over and over: the spread of estimates is what the errors say.
     flow = wrong_flow()
@@ -226,6 +238,7 @@ def test_errors_are_honest_for_a_wrong_field():
     assert 0.75 < spread / stated < 1.25
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reading", ["rounding", "mixture"])
 @pytest.mark.parametrize("name", LAWS)
 def test_a_wrong_field_is_another_law_of_which_these_are_the_probabilities(name, reading):
@@ -241,6 +254,7 @@ def test_a_wrong_field_is_another_law_of_which_these_are_the_probabilities(name,
     assert abs(p.sum() - 1) < 4.5 * float((p * found.standard_error).square().sum().sqrt()) + 1e-3
 
 
+@pytest.mark.slow
 def test_probabilities_of_a_random_network_are_those_of_its_samples():
     net = DenseField(2, 3, hidden=(8,)).double()
     for parameter in net.parameters():
@@ -255,6 +269,7 @@ def test_probabilities_of_a_random_network_are_those_of_its_samples():
     assert bool(((p - shares).abs() < 5 * error + 2e-3).all())
 
 
+@pytest.mark.slow
 def test_probabilities_by_context():
     laws = [coupled(), Law((2, 2), [0.1, 0.5, 0.3, 0.1])]
     both = Law((2, 2), torch.stack([law.probabilities for law in laws]))
@@ -264,6 +279,7 @@ def test_probabilities_by_context():
     close(found.log_prob, torch.cat([law.probabilities for law in laws]).log(), 1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reading", ["rounding", "mixture"])
 @pytest.mark.parametrize("leave_one_out", [True, False])
 def test_probabilities_of_observed_variables_are_marginal(leave_one_out, reading):
@@ -281,6 +297,7 @@ def test_probabilities_of_observed_variables_are_marginal(leave_one_out, reading
     assert abs(float(found.log_prob[3])) < 1e-9
 
 
+@pytest.mark.slow
 def test_draws_in_parts_are_the_same_estimate():
     law = coupled()
     flow = wrong_flow()
@@ -323,6 +340,7 @@ def test_summaries_of_random_weights_state_their_errors():
     assert float(found.log_prob.exp().mean()) == pytest.approx(math.exp(0.5), rel=0.01)
 
 
+@pytest.mark.slow
 def test_no_graph_is_kept_and_modes_stay():
     net = nn.Sequential()
     flow = nfi.AssignmentFlow(DenseField(2, 2, (4,)), 2, 2)

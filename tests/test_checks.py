@@ -131,6 +131,7 @@ def test_long_values_are_named_by_their_type():
     assert checks.describe(object()) == "object"
 
 
+@pytest.mark.slow
 def test_a_count_is_checked_while_a_graph_is_exported():
     class Scaled(nn.Module):
         def forward(self, x):

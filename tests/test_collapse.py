@@ -103,6 +103,7 @@ def train(pair, x, steps, rate):
         optimizer.step()
 
 
+@pytest.mark.slow
 def test_a_training_that_cannot_find_a_direction_is_told():
     """The second of two directions, with a third of the variance, is out of reach.
 

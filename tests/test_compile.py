@@ -80,23 +80,27 @@ STACKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STACKS)
 def test_compiled_and_eager_steps_agree(name):
     eager, compiled = pair_of_models(STACKS[name]())
     assert_same_step(eager, compiled, torch.randn(6, 4, dtype=torch.float64))
 
 
+@pytest.mark.slow
 def test_several_probes_and_the_latent_cycle():
     eager, compiled = pair_of_models([injection()], n_probes=2, latent_cycle=0.5)
     assert_same_step(eager, compiled, torch.randn(6, 4, dtype=torch.float64))
 
 
+@pytest.mark.slow
 def test_images():
     flows = [nfi.flows.FreeFormInjection(*nfi.nets.conv_autoencoder((1, 8, 8), 3, (8, 16)))]
     eager, compiled = pair_of_models(flows, n_probes=1)
     assert_same_step(eager, compiled, torch.randn(3, 1, 8, 8, dtype=torch.float64))
 
 
+@pytest.mark.slow
 def test_a_context_reaches_the_compiled_networks():
     eager, compiled = pair_of_models([injection(context_dim=2)])
     x = torch.randn(6, 4, dtype=torch.float64)
@@ -105,12 +109,14 @@ def test_a_context_reaches_the_compiled_networks():
         assert_same_step(eager, compiled, x, context=context)
 
 
+@pytest.mark.slow
 def test_another_batch_size_is_compiled_anew_and_many_fall_back_to_the_eager_form():
     eager, compiled = pair_of_models([injection()])
     for size in range(2, 12):
         assert_same_step(eager, compiled, torch.randn(size, 4, dtype=torch.float64))
 
 
+@pytest.mark.slow
 def test_weights_that_changed_are_seen():
     eager, compiled = pair_of_models([injection()])
     x = torch.randn(6, 4, dtype=torch.float64)
@@ -121,6 +127,7 @@ def test_weights_that_changed_are_seen():
     assert_same_step(eager, compiled, x)
 
 
+@pytest.mark.slow
 def test_more_compilations_than_torch_allows_fall_back_to_the_eager_form():
     eager, compiled = pair_of_models([injection()])
     for n_probes in (1, 2):
@@ -147,6 +154,7 @@ def normalising(fan_in, fan_out):
     return nn.Sequential(nn.Linear(fan_in, 8), *norms, nn.SiLU(), nn.Linear(8, fan_out))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [Heads, normalising])
 @pytest.mark.parametrize("n_probes", [1, 2])
 def test_attention_and_normalisations(build, n_probes):
@@ -186,6 +194,7 @@ def test_functions_whose_second_derivative_would_be_dropped_are_refused(side):
         likelihood(torch.randn(6, 4), encoder, decoder)
 
 
+@pytest.mark.slow
 def test_the_graph_is_compiled_once_for_a_training_loop():
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     _, compiled = pair_of_models([injection()], {"backend": counter})
@@ -197,6 +206,7 @@ def test_the_graph_is_compiled_once_for_a_training_loop():
     assert counter.frame_count == 1
 
 
+@pytest.mark.slow
 def test_warm_up_and_evaluation_are_not_compiled():
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     _, compiled = pair_of_models([injection()], {"backend": counter}, warmup_steps=(1, 1))
@@ -211,6 +221,7 @@ def test_warm_up_and_evaluation_are_not_compiled():
     assert counter.frame_count == 1
 
 
+@pytest.mark.slow
 def test_the_latents_come_in_the_precision_of_the_data_under_autocast():
     eager, compiled = pair_of_models([injection()])
     eager, compiled = eager.float(), compiled.float()
@@ -223,6 +234,7 @@ def test_the_latents_come_in_the_precision_of_the_data_under_autocast():
         assert float((a - b).norm()) <= 0.03 * float(b.norm()) + 1e-6
 
 
+@pytest.mark.slow
 def test_the_zero_product_is_not_traced():
     """Per layer: encoder value, pull, and their backward; decoder value, tangent, backward."""
     graphs = []
@@ -243,6 +255,7 @@ def test_the_zero_product_is_not_traced():
     assert len(products) == 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flow", [nf.flows.ActNorm((4,)), nf.flows.LULinearPermute(4)])
 def test_layers_that_torch_cannot_trace_are_refused(flow):
     """One branches on its data, the other indexes with arrays of numpy."""
@@ -293,6 +306,7 @@ def test_networks_that_the_user_compiled_are_refused_with_advice(how, compile):
         likelihood(torch.randn(3, 4), encoder, decoder)
 
 
+@pytest.mark.slow
 def test_copies_and_files_carry_the_option_and_not_the_code(tmp_path):
     eager, compiled = pair_of_models([injection()])
     x = torch.randn(6, 4, dtype=torch.float64)

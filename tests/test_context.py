@@ -67,6 +67,7 @@ def test_every_method_takes_a_context_and_uses_it(model, x, context):
         assert not torch.allclose(result, other), name
 
 
+@pytest.mark.slow
 def test_log_det_against_the_dense_jacobian(model, x, context):
     z = model.inverse(x, context)
     for row in range(len(z)):

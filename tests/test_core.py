@@ -167,6 +167,7 @@ def test_inputs_are_neither_mutated_nor_marked(x):
     assert not z.requires_grad
 
 
+@pytest.mark.slow
 def test_gradient_with_respect_to_the_data_is_not_cut(x):
     """Layers in front of the model must learn through the loss."""
     ours = model(likelihood=nfi.SurrogateLikelihood(n_probes=2)).double()
@@ -174,6 +175,7 @@ def test_gradient_with_respect_to_the_data_is_not_cut(x):
     assert torch.autograd.gradcheck(lambda s: ours.loss_terms(s).loss, (x,))
 
 
+@pytest.mark.slow
 def test_log_prob_is_differentiable(x):
     ours = model().double()
     assert torch.autograd.gradcheck(ours.log_prob, (x.double().requires_grad_(),))

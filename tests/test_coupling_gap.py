@@ -74,6 +74,7 @@ def test_partial_step_changes_the_loss_by_its_formula():
         assert float(moved[0]) == pytest.approx(shift)
 
 
+@pytest.mark.slow
 def test_gaussian_in_four_dimensions():
     mixing = torch.eye(4).double() + 0.4 * normal(4, 4, seed=1)
     mean = torch.tensor([0.3, -0.2, 0.1, 0.4]).double()
@@ -92,6 +93,7 @@ def test_gaussian_in_four_dimensions():
     assert abs(float(result.rest)) < 0.002
 
 
+@pytest.mark.slow
 def test_circle():
     angle = 2 * math.pi * torch.rand(16_000, 1, generator=seeded_generator(3)).double()
     z = 1.3 * torch.cat([angle.cos(), angle.sin()], dim=1)
@@ -105,6 +107,7 @@ def test_circle():
     assert float(result.whitening) == pytest.approx(whitening, abs=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dim", "scale", "count"), [(2, 1.0, 40_000), (6, 1.0, 20_000), (6, 0.6**0.5, 20_000)]
 )
@@ -126,6 +129,7 @@ def test_student(dim, scale, count):
         assert float(result.rest) > 0.1
 
 
+@pytest.mark.slow
 def test_standard_normal_has_no_gap_where_the_training_rows_see_one():
     """On the rows of a fit the linear model alone gains parameters / 2N; cross-fitted, nothing."""
     count, dim, active = 2_000, 6, 3
@@ -149,6 +153,7 @@ def test_standard_normal_has_no_gap_where_the_training_rows_see_one():
     )
 
 
+@pytest.mark.slow
 def test_a_network_judged_on_its_training_rows_sees_a_gap_that_is_not_there():
     b, a = normal(1_000, 2, seed=4).split(1, dim=1)
     seen, fresh = (b[:100], a[:100]), (b[100:], a[100:])
@@ -169,6 +174,7 @@ def test_nothing_is_made_worse_where_validation_sees_no_gain():
     assert torch.equal(step_gains(fit.moments, b, a), torch.zeros(200).double())
 
 
+@pytest.mark.slow
 def test_result_is_a_function_of_the_generator_and_leaves_the_rest_alone():
     z = normal(400, 3, seed=7).float().requires_grad_()
     options = MomentRegression((8,), steps=20)
@@ -189,6 +195,7 @@ def test_result_is_a_function_of_the_generator_and_leaves_the_rest_alone():
     assert torch.equal(inference.gap, first.gap)
 
 
+@pytest.mark.slow
 def test_number_of_active_coordinates_and_shapes():
     z = torch.tensor([2.0, 1.0, 1.0]).double() * normal(600, 3)
     options = MomentRegression((8,), steps=20)
@@ -201,6 +208,7 @@ def test_number_of_active_coordinates_and_shapes():
     torch.testing.assert_close(result.rest, result.gap - result.whitening)
 
 
+@pytest.mark.slow
 def test_constant_and_discrete_coordinates_are_finite():
     rotation = random_rotation(4, seeded_generator(0))
     discrete = (normal(300, 4) > 0).double()
@@ -210,6 +218,7 @@ def test_constant_and_discrete_coordinates_are_finite():
         assert all(torch.isfinite(value).all() for value in coupling_gap(z, 2, regression=options))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "dim"), [(1_000, 64), (400, 20)])
 def test_mean_is_found_where_least_squares_drown_in_noise(count, dim):
     """Slopes of all given coordinates would lose more than there is to win."""
@@ -224,6 +233,7 @@ def test_mean_is_found_where_least_squares_drown_in_noise(count, dim):
     assert float(result.whitening) == pytest.approx(float(result.gap))
 
 
+@pytest.mark.slow
 def test_few_slopes_are_found_by_a_ridge():
     b, noise = normal(300, 100, seed=1), normal(300, 100, seed=2)
     a = 0.5 * b + noise * 0.75**0.5

@@ -138,6 +138,7 @@ def test_transform_is_the_identity_at_zero_parameters(transform):
         close(log_det, 0.0, 1e-13)
 
 
+@pytest.mark.slow
 def test_transform_has_gradients_and_tangents(transform):
     x = torch.randn(1, 2).requires_grad_()
     parameters = torch.randn(1, 2, transform.num_parameters).requires_grad_()
@@ -540,6 +541,7 @@ def test_a_trial_pass_leaves_the_normalisation_to_the_data():
 # --- in models -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "build",
     [
@@ -600,6 +602,7 @@ def test_ensembles_go_through_vmap(name):
                 close(actual[index], wanted, 1e-12)
 
 
+@pytest.mark.slow
 def test_behind_an_injection_the_compiled_training_term_is_the_eager_one():
     def build(compile):
         manual_seed(1)
@@ -682,6 +685,7 @@ def test_options_are_shown():
 # --- in Pyro -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_guide_of_couplings_in_pyro():
     pyro = pytest.importorskip("pyro")
     from normflows_injective import pyro as nfp

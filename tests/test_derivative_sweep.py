@@ -196,6 +196,7 @@ def nodes_of(value):
     return {node.name() for node in seen}
 
 
+@pytest.mark.slow
 def test_all_that_is_trusted_has_been_swept():
     z, weight, _ = draw()
     names, nodes = set(), set()

@@ -90,6 +90,7 @@ def test_report_is_readable(x):
     assert max(map(len, text.splitlines())) < 80
 
 
+@pytest.mark.slow
 def test_plot_without_touching_pyplot(x, tmp_path):
     pytest.importorskip("matplotlib", reason="plots need the extra [plot]")
     figure = injectivity_report(model().double(), x).plot()

@@ -182,6 +182,7 @@ def ddp_worker(rank, folder):
         assert_same(other.log_prob(x), inner.log_prob(x))
 
 
+@pytest.mark.slow
 @gloo
 def test_ddp_trains_as_one_process(tmp_path):
     spawn(ddp_worker, tmp_path)
@@ -242,6 +243,7 @@ def fsdp_worker(rank, folder):
     assert_same(gradients(loss), gradients(single))
 
 
+@pytest.mark.slow
 @gloo
 @pytest.mark.skipif(
     torch.__version__ < (2, 6), reason="fully_shard is public in torch 2.6 and later"
@@ -301,6 +303,7 @@ def test_the_loss_as_a_module_of_models_with_a_context():
     torch.testing.assert_close(nfi.ForwardKLD(plain)(x), plain.forward_kld(x))
 
 
+@pytest.mark.slow
 def test_the_same_probes_on_all_ranks_keep_their_noise():
     """The variance of the volume's gradient, averaged over four ranks.
 

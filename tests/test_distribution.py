@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 LINK = re.compile(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"")
 
 
+@pytest.mark.slow
 def test_the_source_distribution_holds_what_its_tests_need(tmp_path):
     if importlib.util.find_spec("setuptools") is None:
         pytest.skip("setuptools is not installed")
@@ -65,6 +66,7 @@ assert "torch._decomp.decompositions_for_jvp" in sys.modules
 """
 
 
+@pytest.mark.slow
 def test_the_first_forward_mode_of_a_process_brings_no_warning():
     """Users who make errors of warnings would crash, and filters belong to the whole process."""
     code = FIRST_USES.format(call="model.forward_kld(torch.randn(6, 5)).backward()")

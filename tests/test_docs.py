@@ -40,6 +40,7 @@ def pyro_in(tmp_path, monkeypatch):
     pyro.clear_param_store()
 
 
+@pytest.mark.slow
 def test_the_pyro_section_of_the_readme(pyro_in):
     code = blocks("README.md")[2]
     assert len([line for line in code.splitlines() if line]) == 12
@@ -68,6 +69,7 @@ def test_the_examples_of_the_page_on_surfaces():
     assert names["model"].sample(3)[0].shape == (3, 10)
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_page_on_couplings(capsys):
     names: dict = {}
     for code in blocks("docs/couplings.md"):
@@ -79,6 +81,7 @@ def test_the_examples_of_the_page_on_couplings(capsys):
     assert "nats" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_page_on_assignment_flows(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     manual_seed(0)
@@ -103,6 +106,7 @@ def test_the_class_conditional_example_of_the_page_on_stacking():
     names["model"].forward_kld(torch.randn(6, 4), torch.arange(6)).backward()
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_page_on_training(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     compiled, half, large, files, exported = [
@@ -144,6 +148,7 @@ def one_process(tmp_path, monkeypatch):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_the_example_of_several_processes(one_process):
     """In one, whose group is already there; tests/test_distributed.py has two."""
     wrapped, sharded = (code for code in blocks("docs/training.md") if "ForwardKLD" in code)

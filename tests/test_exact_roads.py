@@ -188,6 +188,7 @@ class Field(nn.Module):
         return self.output(self.instance(h).sin())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("divergence", ["exact", "hutchinson"])
 def test_gradients_of_assignment_layers_with_normalisations(divergence):
     flow = nfi.AssignmentFlow(Field().double(), num_variables=3, num_classes=3)
@@ -233,6 +234,7 @@ def without_float64(monkeypatch):
         yield
 
 
+@pytest.mark.slow
 def test_no_float64_on_a_device_that_has_none(without_float64):
     injection = nfi.flows.FreeFormInjection(*nfi.nets.mlp_autoencoder(5, 2, (8,)))
     model = nfi.InjectiveNormalizingFlow(

@@ -114,6 +114,7 @@ def test_mnist_is_halved(data, tmp_path):
     assert found.tolist() == [[1, 0], [1, 0], [1, 1]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "file"), [("mnist", "mnist"), ("table", "uci_regression")])
 def test_missing_data_are_named(tmp_path, kind, file):
     done = run(kind, "--data", tmp_path)

@@ -64,6 +64,7 @@ def test_repeated_points_do_not_break_the_fit(mixtures):
     assert fit.validation_nll == pytest.approx(-top, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_missing_data_are_named(tmp_path):
     done = run("--quick", "--data", tmp_path)
     assert done.returncode != 0

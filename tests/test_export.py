@@ -62,6 +62,7 @@ def networks():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", networks())
 def test_networks(kind):
     pair, shapes, context = networks()[kind]
@@ -76,6 +77,7 @@ def a_model(context_dim=0):
     return nfi.InjectiveNormalizingFlow(base(2), flows).eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("context_dim", [0, 2])
 def test_methods_of_a_model(name, context_dim):
@@ -89,6 +91,7 @@ def test_methods_of_a_model(name, context_dim):
     torch.testing.assert_close(program(*seven), Calling(model, name)(*seven))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in LAYERS],
@@ -170,6 +173,7 @@ CALLS = {
 RESUMED = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 
 
+@pytest.mark.slow
 @RESUMED
 @pytest.mark.parametrize("name", CALLS)
 def test_what_a_user_compiles_gives_the_same(name, fresh_compiler):
@@ -185,6 +189,7 @@ def test_what_a_user_compiles_gives_the_same(name, fresh_compiler):
     torch.testing.assert_close(results[1], results[0])
 
 
+@pytest.mark.slow
 @RESUMED
 def test_a_compiled_loss_trains_and_names_bad_data(fresh_compiler):
     model = a_model().train()
@@ -202,6 +207,7 @@ def test_a_compiled_loss_trains_and_names_bad_data(fresh_compiler):
         compiled(x)
 
 
+@pytest.mark.slow
 def test_projections_are_one_graph(fresh_compiler):
     model = a_model()
     x = torch.randn(6, 5)

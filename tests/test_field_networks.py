@@ -57,6 +57,7 @@ def test_shapes_dtypes_and_independence_of_samples(case):
         torch.testing.assert_close(alone[0], out[row].double(), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_every_parameter_gets_a_gradient(case):
     num, build = case
     net = build(context_dim=2, missing=True)
@@ -131,6 +132,7 @@ def test_weights_of_masked_layers_beyond_the_mask_have_no_part():
     assert torch.equal(net(x, t), before)
 
 
+@pytest.mark.slow
 def test_gradcheck_of_leave_one_out():
     net = LeaveOneOutField(3, 2, (3,), 3, context_dim=1).double()
     x, t = batch(3, 2, 2)

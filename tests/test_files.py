@@ -187,6 +187,7 @@ def test_damaged_tables(path, name):
     refused(nn.Linear(3, 2), path, "is not a readable safetensors file")
 
 
+@pytest.mark.slow
 def test_any_byte_may_be_wrong(path):
     module = nn.Sequential(nn.Linear(2, 3), nn.Softplus(2.0), nn.Linear(3, 1))
     save_checkpoint(module, path)
@@ -300,6 +301,7 @@ print((saved - before) / size, (peak() - before) / size)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory as Linux states it")
 def test_peak_memory_is_one_copy_of_the_model(path):
     """Saving copies one tensor at a time, and loading holds the bytes of the file once."""
@@ -337,6 +339,7 @@ def test_a_file_that_is_cut_while_it_is_used(path):
     refused(module, path, "is not a readable safetensors file")
 
 
+@pytest.mark.slow
 def test_reading_beside_a_writer_finds_one_of_its_models(path):
     first, second, reader = (nn.Linear(3, 2) for _ in range(3))
     save_checkpoint(first, path)
@@ -486,6 +489,7 @@ save_checkpoint(nn.Linear(2, 1), sys.argv[1])
 """
 
 
+@pytest.mark.slow
 @POSIX
 def test_what_killed_writers_left_is_removed_by_the_next_save(path):
     done = subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False)

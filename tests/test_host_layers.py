@@ -108,6 +108,7 @@ def test_surrogate_gradient_equals_the_dense_one_for_every_parameter(model):
     assert_surrogate_gradients_equal_the_dense_ones(model, data(model) + 0.01)
 
 
+@pytest.mark.slow
 def test_surrogate_gradient_through_a_residual_flow():
     """The host's fixed point and its series leave its log-det inexact, not its Jacobian."""
     flows = [mlp_injection(4, 2), residual()]

@@ -48,6 +48,7 @@ def curved(dimension: int):
     return decode
 
 
+@pytest.mark.slow
 def test_standardised_errors_follow_the_t_distribution():
     """200 samples, 8 probes: errors over stated errors against Student's t with 7 degrees.
 
@@ -66,6 +67,7 @@ def test_standardised_errors_follow_the_t_distribution():
     assert abs(ratio.item() - 1) < 5 * math.sqrt(2 / 200 + 2 / 7 / 200)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_probes", [2, 12])
 def test_the_stated_variance_is_unbiased_for_few_probes_and_for_most(n_probes):
     """At 12 of 16 probes the stated variance would be four times too large without 1 - K/d."""
@@ -129,6 +131,7 @@ def test_the_truncated_rule_lies_within_its_stated_error(name, condition):
     assert standardised.abs().max() < 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("condition", [1e2, 1e3, 1e4])
 def test_with_all_probes_only_the_truncation_is_left_and_it_is_covered(condition):
     """Without statistical error: the rule lies above, the corrected one within its allowance."""
@@ -197,6 +200,7 @@ class LargestTensor(TorchDispatchMode):
         return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("chunk_size", "probes"), [(None, 8), (2, 2)])
 def test_memory_at_a_thousand_dimensions(chunk_size, probes):
     def decode(z):

@@ -81,6 +81,7 @@ def test_inverse_returns_minus_the_log_volume_at_the_encoded_point(layer, z, con
     torch.testing.assert_close(log_det, expected, atol=tolerance, rtol=tolerance)
 
 
+@pytest.mark.slow
 def test_gradients_of_value_and_log_volume(layer, z, context):
     layer, z = layer.double(), z.double().requires_grad_()
     context = None if context is None else context.double()

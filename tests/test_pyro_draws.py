@@ -190,6 +190,7 @@ def differences(function, parameter, step=1e-5):
     return gradients
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_graph", [False, True])
 def test_scores_of_draws_have_the_gradient_of_finite_differences(name, with_graph):
     module = build(name).double()

@@ -246,6 +246,7 @@ def test_layers_that_start_by_data_start_right_in_a_guide(name):
     assert other["transform"].rsample((20,)).isfinite().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reverse", [True, False])
 @pytest.mark.parametrize("reduce_memory", [True, False])
 def test_residual_flows_estimate_the_score_and_its_gradient(reverse, reduce_memory):

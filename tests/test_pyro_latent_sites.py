@@ -170,6 +170,7 @@ def test_masks_that_leave_the_latents_alone_are_taken(make, model):
     assert set(make(model)()) == {"w"}
 
 
+@pytest.mark.slow
 def test_a_mask_on_observed_sites_leaves_the_objective_a_bound(make):
     """Of a normal model, whose evidence without the masked row is known."""
 

@@ -58,6 +58,7 @@ def test_registered_charts_have_the_volume_of_the_gram_determinant(name, dim):
         assert residual.max() < 1e-11
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GAUGES)
 def test_charts_cover_the_surface_once(name):
     """Uniform laws have mass one, by quadrature over the coordinates of a chart."""
@@ -94,6 +95,7 @@ def test_pyros_own_constraints_are_left_alone():
     assert isinstance(stick_breaking, torch.distributions.transforms.StickBreakingTransform)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache_size", [0, 1])
 def test_parameters_on_a_surface(cache_size):
     octahedron = nfp.StarLikeConstraint(LpGauge(1.0), dim=3)

@@ -130,6 +130,7 @@ def test_a_guide_survives_a_draw_of_infinite_gradient(make):
     assert all(p.isfinite().all() for p in guide.parameters())
 
 
+@pytest.mark.slow
 def test_the_objective_of_a_tame_model_has_its_own_gradient(monkeypatch):
     def model():
         pyro.sample("x", dist.Normal(torch.zeros(3), 1.0).to_event(1))

@@ -97,6 +97,7 @@ def test_without_permutations_the_first_half_is_left_alone(dim):
     assert "Permute" not in kinds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("permute", [True, False])
 def test_training_moves_what_permutations_reach(permute):
     """A law of four skewed variables; what no coupling reaches keeps a normal marginal."""

@@ -189,6 +189,7 @@ def test_store_into_a_model_without_buffers_is_silent_and_right(silence, stored)
     torch.testing.assert_close(scores(first), scores(second))
 
 
+@pytest.mark.slow
 def test_store_that_is_not_taken_over_warns(stored):
     first, second = shuffled(1), shuffled(2)
     stored(first)
@@ -311,6 +312,7 @@ def make(request):
     return GUIDES[request.param]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared", [False, True])
 def test_the_next_guide_trains_when_the_last_is_gone(make, shared, silence):
     """A cell of a notebook that is run again, with the optimiser in it or in another."""
@@ -325,6 +327,7 @@ def test_the_next_guide_trains_when_the_last_is_gone(make, shared, silence):
     assert {id(v) for n, v in store._params.items() if "digest" not in n} == own
 
 
+@pytest.mark.slow
 def test_a_guide_beside_a_living_one_is_refused_in_training(make):
     first, second = make(), make()
     fit(first)
@@ -339,6 +342,7 @@ def test_a_guide_beside_a_living_one_is_refused_in_training(make):
         fit(first)
 
 
+@pytest.mark.slow
 def test_guides_that_were_trained_in_turn_are_compared_in_silence(make, silence):
     guides = []
     for _ in range(2):
@@ -350,6 +354,7 @@ def test_guides_that_were_trained_in_turn_are_compared_in_silence(make, silence)
         infer.Predictive(three_numbers, guide=guide, num_samples=2)()
 
 
+@pytest.mark.slow
 def test_an_untrained_guide_beside_a_living_one_warns_where_it_draws(make):
     first, second = make(), make()
     fit(first)
@@ -360,6 +365,7 @@ def test_an_untrained_guide_beside_a_living_one_warns_where_it_draws(make):
         make()()
 
 
+@pytest.mark.slow
 def test_a_store_from_a_file_is_not_overwritten_by_a_guide(make, tmp_path):
     fit(make())
     pyro.get_param_store().save(tmp_path / "store")
@@ -388,6 +394,7 @@ def test_copies_of_a_guide_take_over_when_the_original_is_gone(make, duplicate, 
     assert fit(copied) > 0
 
 
+@pytest.mark.slow
 def test_guides_in_lists_and_modules(silence):
     """Names of parts start with those of the whole."""
 
@@ -424,6 +431,7 @@ def test_the_next_module_trains_when_the_last_is_gone(silence):
     assert moved[0] == moved[1] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trains", [train, train_by_pyro])
 def test_a_module_beside_a_living_one_is_refused_in_training(trains):
     first, second = shuffled(1), shuffled(2)

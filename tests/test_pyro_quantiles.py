@@ -75,6 +75,7 @@ def test_quantiles_where_components_hang_together_are_those_of_the_draws(name):
     assert (found.diff(dim=0) >= 0).all()
 
 
+@pytest.mark.slow
 def test_many_components():
     """More elements than torch.quantile takes at once."""
     draws = torch.linspace(0, 1, 1000).unsqueeze(1).expand(1000, 17_000)

@@ -40,6 +40,7 @@ def one_number():
     pyro.sample("y", dist.Normal(x, 1.0), obs=torch.tensor(1.0))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("rate", [0.003, 0.01])
 @pytest.mark.parametrize("elbo", [infer.Trace_ELBO, infer.JitTrace_ELBO])
@@ -55,6 +56,7 @@ def test_the_default_flow_bears_large_learning_rates_and_the_jit(elbo, rate):
     assert losses[50:].max() < 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_default_flow_of_one_latent_does_not_shrink_to_a_spike(seed):
     pyro.set_rng_seed(shifted(seed))
@@ -69,6 +71,7 @@ def test_the_default_flow_of_one_latent_does_not_shrink_to_a_spike(seed):
     assert float(x.mean()) == pytest.approx(0.5, abs=0.3)
 
 
+@pytest.mark.slow
 def test_nuts_reaches_a_corner_of_a_simplex():
     """Where coordinates of the chart overflow, parts are the least number, not zero."""
     prior = nfp.UniformOnSurface(SIMPLEX)

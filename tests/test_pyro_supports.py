@@ -237,6 +237,7 @@ def test_charts_lead_from_all_of_space_to_the_support(name):
     torch.testing.assert_close(found, torch.linalg.slogdet(dense).logabsdet, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_density_integrates_to_one():
     """Over the support, by the midpoint rule on a grid that covers it."""
     flow = nf.NormalizingFlow(normal(), [nf.transforms.Logit(alpha=0.0), affine(), coupling(2)])
@@ -358,6 +359,7 @@ def test_codomains_and_domains_of_transforms():
 # Use.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["logit, then affine", "angles", "uniform base", "logit twice"])
 def test_guides_and_samplers_reach_a_bounded_prior(name):
     layers, make_base, _, _ = CASES[name]

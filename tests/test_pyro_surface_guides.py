@@ -185,6 +185,7 @@ def share_of_one_mode(guide):
     return float((x @ AXIS > 0).double().mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [
@@ -210,6 +211,7 @@ def test_every_guide_takes_batches_of_points(make):
     torch.testing.assert_close(draws.norm(dim=-1), torch.ones(draws.shape[:-1]))
 
 
+@pytest.mark.slow
 def test_neutra_on_a_sphere():
     guide = small_flow(von_mises_fisher)
     svi = infer.SVI(von_mises_fisher, guide, pyro.optim.Adam({"lr": 0.02}), infer.Trace_ELBO())

@@ -71,6 +71,7 @@ def test_laws_that_are_no_densities_on_a_surface_are_refused():
         )
 
 
+@pytest.mark.slow
 def test_as_a_prior_it_gives_the_evidence():
     """Pyro's importance sampling beside quadrature on the circle, within four standard errors."""
     prior = nfp.SurfaceDistribution(nfi.distributions.UniformSphere(2))

@@ -322,6 +322,7 @@ def test_random_tables_of_another_seed_do_not_load_in_silence(tmp_path):
         load_checkpoint(Shuffle(), tmp_path / "model")
 
 
+@pytest.mark.slow
 def test_a_skeleton_takes_the_file_of_what_was_fitted(tmp_path):
     regression = nfi.diagnostics.MomentRegression((8,), steps=10)
 

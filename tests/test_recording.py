@@ -788,6 +788,7 @@ def step(model, x, context):
     return loss, {name: g for (name, _), g in zip(named, found, strict=True)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PAIRS)
 @pytest.mark.parametrize("estimator", [e for e in ESTIMATORS if e != "conjugate_gradient"])
 @pytest.mark.parametrize("count", [1, 4])
@@ -806,6 +807,7 @@ def test_autocast_leaves_every_gradient_its_direction(name, estimator, count):
             assert cosine > (0.85 if "conditional" in estimator else 0.95), parameter
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::normflows_injective.errors.NumericalWarning")
 @pytest.mark.parametrize("name", PAIRS)
 @pytest.mark.parametrize("count", [1, 4])

@@ -73,11 +73,13 @@ def _quiet():
         yield
 
 
+@pytest.mark.slow
 def test_some_hundreds_of_spoilt_calls_end_in_named_errors():
     findings = fuzz(400, seed=int(torch.randint(2**31, ())))
     assert not findings, "\n".join(map(str, findings))
 
 
+@pytest.mark.slow
 def test_the_fuzzer_finds_what_it_looks_for():
     def make(answer, **arguments):
         return Call(lambda: (lambda x, n=1: answer(x), {"x": torch.randn(4, 3), **arguments}), "x")
@@ -102,6 +104,7 @@ def test_the_fuzzer_finds_what_it_looks_for():
     assert set(answers) == set(KINDS)
 
 
+@pytest.mark.slow
 def test_every_public_name_has_a_call():
     named = {name.partition(".")[0].partition(" ")[0] for name in all_calls()}
     for space in NAMESPACES:

@@ -76,6 +76,7 @@ def test_the_offset_shifts_all_kinds_of_seeds(monkeypatch):
     assert plain[2] != moved[2]
 
 
+@pytest.mark.slow
 def test_the_option_reaches_workers_and_their_processes(tmp_path):
     test = """
 import os, random, subprocess, sys

@@ -140,6 +140,7 @@ def test_layers_at_special_latents(case, layer, device, dtype):
     assert not faults(lambda z: layer(z, context), points, layer.parameters())
 
 
+@pytest.mark.slow
 def test_layers_at_special_data(case, layer, device, dtype):
     dim = math.prod(case.data_shape)
     points = torch.cat([special_vectors(dim), special_directions(dim), special_parts(dim)])

@@ -238,6 +238,7 @@ def test_angular_gaussian_by_its_formula_and_up_to_scale():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dim", [2, 3, 6])
 def test_densities_are_differentiable_twice_in_points_and_parameters(dim):
     x = on_sphere(3, dim).requires_grad_()
@@ -461,6 +462,7 @@ def test_the_score_of_the_angular_gaussian_has_mean_zero():
 # --- precision, types and state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dim", [2, 3, 1000])
 def test_single_precision(dim):
     scale = torch.eye(dim) + 0.4 * torch.randn(dim, dim) / math.sqrt(dim)

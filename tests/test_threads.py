@@ -125,6 +125,7 @@ def test_the_mass_of_a_surface_draws_nothing_of_the_callers(build):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::normflows_injective.errors.NumericalWarning")
 def test_sampling_and_scoring_an_assignment_flow_changes_nothing_meanwhile():
     seen = Seen()
@@ -331,6 +332,7 @@ def touched(source):
                 yield target.attr if named else None
 
 
+@pytest.mark.slow
 def test_the_package_sets_no_modes_flags_or_global_random_states():
     for path in sorted(PACKAGE.rglob("*.py")):
         name = path.relative_to(PACKAGE).as_posix()

@@ -192,6 +192,7 @@ def test_default_knots_enclose_the_radii_of_a_normal(dim):
     assert int((radii > knots[-1]).sum()) <= 72
 
 
+@pytest.mark.slow
 def test_radial_flow_lets_a_disc_be_uniform():
     """A radial layer makes the base any radial law: here that of a uniform disc, exactly."""
     manual_seed(1)
@@ -234,7 +235,7 @@ def test_random_rotations_are_uniform():
     draws = torch.stack([random_rotation(3, generator) for _ in range(4000)])
     # Standard errors: of a mean (1/3 / 4000)^0.5 = .009, of a mean square .005.
     assert draws.mean(0).abs().max() < 0.036
-    assert (draws.square().mean(0) - 1 / 3).abs().max() < 0.02
+    assert (draws.square().mean(0) - 1 / 3).abs().max() < 0.025
 
 
 def test_rotation_stays_orthogonal_in_another_dtype():

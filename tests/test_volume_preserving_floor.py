@@ -49,6 +49,7 @@ BOXES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BOXES)
 def test_table_by_quadrature(name):
     log_prob, half, floor, entropy = BOXES[name]
@@ -98,6 +99,7 @@ def test_scale_of_the_best_base():
     assert float(result.scale) == pytest.approx(1.5, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_gaussians_have_no_floor():
     covariance = torch.tensor([[2.0, 0.9], [0.9, 0.5]], dtype=torch.float64)
     normal = torch.distributions.MultivariateNormal(torch.ones(2).double(), covariance)
@@ -115,12 +117,14 @@ def test_gaussians_in_ten_dimensions():
     assert float(result.scale) == pytest.approx(3.0, rel=0.01)
 
 
+@pytest.mark.slow
 def test_separated_equal_gaussians_have_no_floor():
     log_prob, _ = mixture([[-20.0, 0.0], [0.0, 0.0], [20.0, 0.0]], [1.0, 1.0, 1.0])
     result = volume_preserving_floor_on_box(log_prob, [-28, -8], [28, 8], 1600)
     assert abs(float(result.floor)) < 1e-4
 
 
+@pytest.mark.slow
 def test_standard_error_is_that_of_repetitions():
     log_prob, sample = UNEQUAL
     results = [volume_preserving_floor(log_prob(sample(2000)), 2) for _ in range(200)]

@@ -57,6 +57,7 @@ def alignment(estimator: Estimator, pairs: LinearPairs) -> Tensor:
     return sum((s * r).sum((1, 2)) for s, r in zip(surrogate, reconstruction, strict=True))
 
 
+@pytest.mark.slow
 @seeded(210)
 def test_oracle_21_inner_products_in_closed_form():
     """With R = I - f'g': 2 v'g''g'Rv for S_E, -2 v'Rf'f''v for S_D."""

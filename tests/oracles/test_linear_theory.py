@@ -49,6 +49,7 @@ def linear_model(estimator: str, beta: float, w: list[float], a: list[float]):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", ["encoder", "on_manifold"])
 @pytest.mark.parametrize(("w", "a"), [([1.0, 0.05], [1.0, 0.05]), ([-0.5, -0.4], [0.3, -0.8])])
 def test_oracle_11_training_recovers_the_principal_direction(estimator, w, a):
@@ -187,6 +188,7 @@ def pull_on_decoder(name: str, beta: float) -> list[float]:
     return pulls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAIVE)
 def test_oracle_11_naive_collapse(name):
     """Without beta l > 2 descent shrinks the decoder from everywhere, towards -infinity."""

@@ -177,6 +177,7 @@ def test_oracle_10_collapsing_circle(estimator, radius):
     assert radius_gradient(estimator, 3.0, radius, x) == pytest.approx(expected, rel=1e-10)
 
 
+@pytest.mark.slow
 @seeded(9)
 def test_oracle_10_which_radii_attract():
     """Free-form loss: r = m. Naive loss: no minimum but r = 0 unless beta exceeds 2 / m^2."""
