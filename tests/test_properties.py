@@ -51,7 +51,7 @@ def test_a_finite_answer_or_a_documented_error(model, method, x):
     before = x.clone()
     try:
         result = getattr(model, method)(x)
-    except nfi.errors.InjectiveFlowError:
+    except (nfi.errors.InjectiveFlowError, nfi.errors.NumericalWarning):
         pass
     else:
         assert x.shape[1:] == (5,)

@@ -174,7 +174,7 @@ def test_training_as_a_likelihood_with_one_tensor_and_one_law(name):
 # Gradients.
 
 
-def differences(function, parameter, step=1e-5):
+def differences(function, parameter, step=1e-6):
     """Central differences of a number by a few entries of a parameter."""
     flat, gradients = parameter.data.view(-1), {}
     for index in range(0, len(flat), max(1, len(flat) // 3)):

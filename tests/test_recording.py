@@ -425,7 +425,9 @@ class Attentive(nn.Module):
         if kind == "multihead":
             self.layer = nn.MultiheadAttention(4, 2, batch_first=True)
         elif kind == "transformer":
-            self.layer = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True)
+            self.layer = nn.TransformerEncoderLayer(
+                4, 2, 8, dropout=0.0, activation="gelu", batch_first=True
+            )
 
     def forward(self, x):
         h = self.input(x).view(-1, 3, 4)
