@@ -81,7 +81,7 @@ def check_derivatives(volume, weight, direction, second, value=None):
         close(found.detach(), value, 1e-7)
     differences = Differences(value_and_slope(volume, direction), weight, direction)
     slope = slope_along(found, leaf, direction, create_graph=True)
-    close(slope.detach(), differences.expected(slope.detach(), OF_VALUES, 1e-5), 1e-5)
+    close(slope.detach(), differences.expected(slope.detach(), OF_VALUES, 1e-5), 5e-5)
     if second is None:
         return
     if not second:
@@ -89,7 +89,7 @@ def check_derivatives(volume, weight, direction, second, value=None):
             torch.autograd.grad(slope, leaf)
         return
     curvature = slope_along(slope, leaf, direction, create_graph=False)
-    close(curvature, differences.expected(curvature, OF_SLOPES, 1e-4), 1e-4)
+    close(curvature, differences.expected(curvature, OF_SLOPES, 1e-4), 5e-4)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

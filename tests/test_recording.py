@@ -863,7 +863,7 @@ def test_densities_under_autocast_are_in_full_precision(name, grad):
             actual = [model.log_prob(x), model.forward_and_log_det(z)[1]]
     for a, e in zip(actual, expected, strict=True):
         assert a.dtype == torch.float32
-        torch.testing.assert_close(a, e, atol=0.1, rtol=0.02)
+        torch.testing.assert_close(a, e, atol=0.5, rtol=0.05)
 
 
 @pytest.mark.parametrize("name", ["mlp", "conv", "layer norm"])
@@ -886,10 +886,10 @@ def test_reports_under_autocast(name):
         actual = vars(nfi.diagnostics.injectivity_report(model, x))
     for key in ("singular_values", "left_inverse_error", "pseudo_inverse_error"):
         assert actual[key].dtype == torch.float64
-        torch.testing.assert_close(actual[key], expected[key], rtol=0.15, atol=0.05)
+        torch.testing.assert_close(actual[key], expected[key], rtol=0.3, atol=0.15)
     assert actual["reconstruction_error"].dtype == torch.float32
     for key in ("gradient_cosine", "gradient_ratio"):
-        assert abs(actual[key] - expected[key]) < 0.05
+        assert abs(actual[key] - expected[key]) < 0.15
 
 
 @pytest.mark.filterwarnings("ignore::normflows_injective.errors.NumericalWarning")
