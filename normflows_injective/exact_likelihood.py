@@ -8,8 +8,9 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from .checks import check_not_negative, checks_arguments_of
-from .likelihoods import SurrogateTerms
+from .checks import check_event_shape, check_not_negative, checks_arguments_of
+from .errors import ShapeError
+from .loss_terms import SurrogateTerms, check_log_prob
 from .volume.log_volume import DecodedVolume
 from .volume.products import Map
 
@@ -70,14 +71,27 @@ class ExactLikelihood(nn.Module):
 
         Returns:
             :class:`SurrogateTerms`, whose ``volume`` is here the log-volume itself.
+
+        Raises:
+            DtypeError: If the latents are no tensor.
+            ShapeError: If the reconstruction has not the shape of the data, or the log-volume not
+                one value per sample.
         """
         z = encode(x)
+        check_event_shape(z, None, "what encode returns")
         reconstruction, volume = decode(z)
+        if reconstruction.shape != x.shape or volume.shape != x.shape[:1]:
+            raise ShapeError(
+                f"decode must return a reconstruction {tuple(x.shape)} as the data and a "
+                f"log-volume {tuple(x.shape[:1])}, one per sample, got tensors of shapes "
+                f"{tuple(reconstruction.shape)} and {tuple(volume.shape)}."
+            )
         error = (x - reconstruction).flatten(1).square().sum(1)
         return SurrogateTerms(z, reconstruction, volume, error, torch.zeros_like(volume))
 
     def loss(self, terms: SurrogateTerms, log_prob: Tensor) -> Tensor:
         r"""Loss per sample, shape :math:`(B,)`, from the terms and :math:`\log p_Z` in nats."""
+        check_log_prob(log_prob, terms)
         loss = terms.volume - log_prob
         return loss + self.beta * terms.reconstruction_error if self.beta > 0 else loss
 

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checks import check_choice, check_count, check_not_negative, checks_arguments_of
+from .checks import check_choice, check_not_negative, check_same_rows, checks_arguments_of
 from .collapse import CollapseWatch
 from .context import read_while_tracing
-from .errors import OptionError, ShapeError
-from .loss_terms import LossTerms, SurrogateTerms
+from .errors import OptionError
+from .loss_terms import LossTerms, SurrogateTerms, check_log_prob
 from .steps import StepCounter, check_window, trainable
 from .volume.compiled import CompiledSurrogate
 from .volume.estimators import Encoder, NoVolume, OnManifold, estimator_from
@@ -101,8 +101,10 @@ class SurrogateLikelihood(nn.Module):
         compile: bool | Mapping[str, Any] = False,
     ) -> None:
         super().__init__()
+        if isinstance(beta, type):
+            raise OptionError(f"beta must be a number or a function, got {beta}. Build one first.")
         self.beta = beta if callable(beta) else check_not_negative(beta, "beta")
-        self.n_probes = check_count(n_probes, "n_probes")
+        self.n_probes = n_probes
         self.estimator = estimator_from(estimator)
         if compile is not False:
             _check_compilable(self.estimator)
@@ -134,14 +136,14 @@ class SurrogateLikelihood(nn.Module):
 
         Raises:
             OptionError: If there are more probes than latent dimensions, or the prior is missing.
-            ShapeError: If the decoder does not return the shape of the data.
+            ShapeError: If the decoder does not return the shape of x, or the prior has other rows.
             NotInjectiveError: If the latents are wider than the data.
             UnsupportedLayerError: If a layer makes the gradient silently wrong.
         """
         if self.training and self.input_noise > 0:
             x = x + self.input_noise * torch.randn_like(x)
         draw = partial(draw_probes, self.probes, self.n_probes)
-        prior = self._checked_prior(prior)
+        prior = self._checked_prior(prior, x)
         surrogate, reconstruction_error, cycle_error = self._pass(x, encode, decode, draw, prior)
         return SurrogateTerms(
             *surrogate,
@@ -167,11 +169,7 @@ class SurrogateLikelihood(nn.Module):
         Raises:
             ShapeError: If the log-density has another shape.
         """
-        if log_prob.shape != terms.volume.shape:
-            raise ShapeError(
-                f"log_prob must have one value per sample, shape {tuple(terms.volume.shape)}, got "
-                f"{tuple(log_prob.shape)}."
-            )
+        check_log_prob(log_prob, terms)
         loss = self._effective_beta() * terms.reconstruction_error
         if self.latent_cycle > 0:
             loss = loss + self.latent_cycle * terms.latent_cycle_error
@@ -317,7 +315,7 @@ class SurrogateLikelihood(nn.Module):
             return False
         return not self._counter.is_known_to_reach(self.step, self.warmup_steps[1] + 1)
 
-    def _checked_prior(self, prior: Tensor | None) -> Tensor | None:
+    def _checked_prior(self, prior: Tensor | None, x: Tensor) -> Tensor | None:
         if self.latent_cycle == 0:
             return None
         if prior is None:
@@ -325,6 +323,7 @@ class SurrogateLikelihood(nn.Module):
                 "latent_cycle needs prior samples: pass prior=, latents of shape (B, ...). "
                 "InjectiveNormalizingFlow does so by itself."
             )
+        check_same_rows(x=x, prior=prior)
         return prior
 
 

@@ -6,7 +6,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-__all__ = ["LossTerms", "SurrogateTerms"]
+from .errors import ShapeError
+
+__all__ = ["LossTerms", "SurrogateTerms", "check_log_prob"]
 
 
 class SurrogateTerms(NamedTuple):
@@ -49,3 +51,24 @@ class LossTerms(NamedTuple):
     surrogate: Tensor
     reconstruction_error: Tensor
     loss: Tensor
+
+
+def check_log_prob(log_prob: Tensor, terms: SurrogateTerms) -> None:
+    """Raise unless log-densities have one value for every sample of the terms.
+
+    Args:
+        log_prob: Log-densities (B,) of the encoded data.
+        terms: The terms that they are added to.
+
+    Raises:
+        ShapeError: If they have another shape, which would be broadcast.
+
+    Examples:
+        >>> import torch
+        >>> check_log_prob(torch.zeros(3), SurrogateTerms(*torch.ones(5, 3)))
+    """
+    if log_prob.shape != terms.volume.shape:
+        raise ShapeError(
+            f"log_prob must have one value per sample, shape {tuple(terms.volume.shape)}, got "
+            f"{tuple(log_prob.shape)}."
+        )

@@ -15,6 +15,7 @@ from .batches import (
     check_finite,
     check_loss,
     check_rows,
+    check_same_rows,
     is_readable,
 )
 from .numbers import (
@@ -58,6 +59,7 @@ __all__ = [
     "check_probability",
     "check_real",
     "check_rows",
+    "check_same_rows",
     "check_shape",
     "checks_arguments",
     "checks_arguments_of",

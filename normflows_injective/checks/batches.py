@@ -19,6 +19,7 @@ __all__ = [
     "check_finite",
     "check_loss",
     "check_rows",
+    "check_same_rows",
     "is_readable",
 ]
 
@@ -219,5 +220,32 @@ def check_event_shape(tensor: Tensor, shape: Sequence[int] | None, name: str) ->
     check_type(tensor, name)
     if shape is None or tuple(tensor.shape[1:]) == tuple(shape):
         return
-    expected = ", ".join(["B", *map(str, shape)])
+    expected = ", ".join(["B", *map(str, shape)]) if shape else "B,"
     raise ShapeError(f"{name} must have shape ({expected}), got {tuple(tensor.shape)}.")
+
+
+def check_same_rows(**tensors: Tensor) -> None:
+    """Raise unless batches have as many rows as the first of them, so that none is broadcast.
+
+    Args:
+        **tensors: Batches of shape :math:`(B, *)` by the names of the arguments.
+
+    Raises:
+        ShapeError: If one has another number of rows, or is a single number.
+
+    Examples:
+        >>> check_same_rows(v=torch.zeros(4, 2), t=torch.zeros(1))
+        Traceback (most recent call last):
+            ...
+        normflows_injective.errors.ShapeError: t must have one row for every sample, 4 as v has, \
+got shape (1,). Repeat a row that all samples share.
+    """
+    first = next(iter(tensors))
+    rows = tensors[first].shape[:1]
+    for name, tensor in tensors.items():
+        if not rows or tensor.shape[:1] != rows:
+            many = f", {rows[0]} as {first} has" if rows else ""
+            raise ShapeError(
+                f"{name} must have one row for every sample{many}, got shape "
+                f"{tuple(tensor.shape)}. Repeat a row that all samples share."
+            )

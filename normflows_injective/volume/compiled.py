@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import UnsupportedLayerError
+from ..checks import describe
+from ..errors import OptionError, UnsupportedLayerError
 from .estimators import Encoder
 from .first_data import warm_up
 from .forward_mode import in_forward_mode
@@ -45,6 +46,9 @@ class CompiledSurrogate:
     Args:
         options: Keyword arguments for ``torch.compile``, such as ``mode`` or ``backend``.
 
+    Raises:
+        OptionError: If ``torch.compile`` has no such argument.
+
     Examples:
         >>> surrogate = CompiledSurrogate({"backend": "eager"})
         >>> encode, decode = (lambda x: x[:, :1] / 2), (lambda z: torch.cat([2 * z, 0 * z], 1))
@@ -56,6 +60,12 @@ class CompiledSurrogate:
 
     def __init__(self, options: Mapping[str, Any] | None = None) -> None:
         self.options = dict(options or {})
+        known = set(signature(torch.compile).parameters) - {"model"}
+        if unknown := set(self.options) - known:
+            raise OptionError(
+                "compile must hold keyword arguments of torch.compile, which are "
+                f"{', '.join(sorted(known))}, got {', '.join(map(describe, unknown))}."
+            )
         self._forget()
 
     def __call__(

@@ -15,6 +15,7 @@ from ...random_numbers import OwnRandomNumbers
 from ...volume.replicas import on_trial
 from .parametrisation import Classifier, Parametrisation
 from .paths import AssignmentPath
+from .simplices import check_shapes
 
 __all__ = ["FEATURES", "AssignmentField"]
 
@@ -174,6 +175,8 @@ class AssignmentField(nn.Module):
         mask: Tensor | None = None,
     ) -> Tensor:
         """What the network says (B, n, c) at logits (B, n, c) and times (B,)."""
+        given = {} if mask is None else {"mask": mask}
+        check_shapes(self.path.simplices, v=v, t=t, **given)
         features = FEATURES[self.features](self.path, v, t)
         if self.missing:
             if mask is None:

@@ -12,16 +12,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ...checks import check_choice, check_count, is_number
+from ...checks import check_choice, check_count, describe, is_number
 from ...errors import OptionError
 
-__all__ = ["ORDERS", "SOLVERS", "Times", "check_solver", "integrate", "time_grid"]
+__all__ = ["ORDERS", "SOLVERS", "Times", "as_times", "check_solver", "integrate", "time_grid"]
 
 Rate = Callable[[Tensor, float], Tensor]
 Times = int | Sequence[float] | Tensor
@@ -66,6 +68,38 @@ def check_solver(solver: str) -> None:
     check_choice(solver, SOLVERS, "solver")
 
 
+def as_times(values: Any, name: str) -> list[float]:
+    """Times as plain numbers.
+
+    Args:
+        values: Candidate: a list, an array or a tensor of one axis.
+        name: How the message calls it.
+
+    Raises:
+        OptionError: If it is none, or holds something that is no finite number.
+
+    Examples:
+        >>> as_times(torch.tensor([0.0, 1.5]), "times")
+        [0.0, 1.5]
+    """
+    # Our own need no tensor, which a device or a graph under construction would catch.
+    if isinstance(values, list) and all(map(_is_plain_time, values)):
+        return values
+    times: Any = None
+    if not isinstance(values, str | bytes | dict | set):
+        with suppress(TypeError, ValueError, RuntimeError):
+            times = torch.as_tensor(values, dtype=torch.float64).tolist()
+    if not (isinstance(times, list) and all(map(_is_plain_time, times))):
+        kind = "an integer or a list of times" if name == "steps" else "a list of times"
+        raise OptionError(f"{name} must be {kind}, got {describe(values)}. Give finite numbers.")
+    found: list[float] = times
+    return found
+
+
+def _is_plain_time(value: object) -> bool:
+    return isinstance(value, float) and math.isfinite(value)
+
+
 def time_grid(steps: Times, end: float) -> list[float]:
     """Times of the steps, from zero to the end.
 
@@ -85,12 +119,7 @@ def time_grid(steps: Times, end: float) -> list[float]:
     if is_number(steps) or isinstance(steps, bool):
         steps = check_count(steps, "steps")
         return [end * k / steps for k in range(steps + 1)]
-    try:
-        times = torch.as_tensor(steps, dtype=torch.float64).tolist()
-    except (TypeError, ValueError, RuntimeError):
-        times = None
-    if not isinstance(times, list) or any(isinstance(t, list) for t in times):
-        raise OptionError(f"steps must be an integer or a list of times, got {steps!r}.")
+    times = as_times(steps, "steps")
     rises = len(times) > 1 and all(a < b for a, b in pairwise(times))
     if not rises or times[0] != 0 or not math.isclose(times[-1], end, rel_tol=1e-6):
         raise OptionError(

@@ -9,14 +9,15 @@ from typing import final
 import torch
 from torch import Tensor
 
-from ...checks import check_count, check_event_shape
+from ...checks import check_count, check_event_shape, check_same_rows
+from ...errors import OptionError, ShapeError
 from ...volume.modules import refuse_unsupported
 from ...volume.probes import draw_probes
 from ...volume.settings import differentiable_attention
 from ..layer import Layer
 from .divergence import check_divergence, trace_of_jacobian
 from .field import AssignmentField
-from .integration import Times, check_solver, integrate
+from .integration import Times, as_times, check_solver, integrate
 
 __all__ = ["AssignmentLayer"]
 
@@ -130,6 +131,19 @@ class AssignmentLayer(Layer):
                 it has no Jacobian of each sample, such as dropout in training mode.
         """
         check_event_shape(m, self.latent_shape, "coordinates")
+        times = as_times(times, "times")
+        if not times:
+            raise OptionError(
+                "times must hold the first time at least, got []. Give two for a step."
+            )
+        if mask is not None:
+            check_event_shape(mask, (self.field.path.simplices.num_variables,), "mask")
+            check_same_rows(m=m, mask=mask)
+        if probes is not None and probes.shape[1:] != m.shape:
+            raise ShapeError(
+                f"probes must have shape (K, {m.shape[0]}, {m.shape[1]}), some for every "
+                f"coordinate, got {tuple(probes.shape)}."
+            )
         simplices, dim = self.field.path.simplices, m.shape[1]
         num_integrals = self.num_probes if self.estimates else 1
         if not self.field.knows_divergence:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...checks import checks_arguments_of
 from .paths import AssignmentPath
+from .simplices import check_shapes
 
 __all__ = ["PARAMETRISATIONS", "Classifier", "Parametrisation", "Velocity"]
 
@@ -53,6 +54,7 @@ class Velocity(Parametrisation):
 
     def field(self, output: Tensor, v: Tensor, t: Tensor, path: AssignmentPath) -> Tensor:
         """The output without its row means."""
+        check_shapes(path.simplices, v=v, output=output, t=t)
         return path.simplices.mean_free(output)
 
     def loss(
@@ -65,6 +67,7 @@ class Velocity(Parametrisation):
         path: AssignmentPath,
     ) -> Tensor:
         """Variances of the error of the velocity, (B, n)."""
+        check_shapes(path.simplices, v=v, output=output, labels=labels, start=start, t=t)
         weights = path.simplices.weights(v)
         # Without its mean first: a variance loses digits under a large constant.
         error = path.simplices.mean_free(output) - path.velocity(labels, start)
@@ -90,6 +93,7 @@ class Classifier(Parametrisation):
 
     def field(self, output: Tensor, v: Tensor, t: Tensor, path: AssignmentPath) -> Tensor:
         """The marginal field of the posteriors."""
+        check_shapes(path.simplices, v=v, output=output, t=t)
         posterior = path.simplices.weights(path.evidence(v, t) + output)
         return path.marginal_field(posterior, v, t)
 
@@ -103,6 +107,7 @@ class Classifier(Parametrisation):
         path: AssignmentPath,
     ) -> Tensor:
         """Negative log-posteriors of the classes, (B, n), in nats."""
+        check_shapes(path.simplices, v=v, output=output, labels=labels, start=start, t=t)
         log_posterior = path.simplices.log_weights(path.evidence(v, t) + output)
         return -log_posterior.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
 

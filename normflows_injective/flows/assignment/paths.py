@@ -32,9 +32,10 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from ...checks import check_event_shape, check_positive, check_probability, checks_arguments_of
+from ...checks import check_positive, check_probability, checks_arguments_of
+from ...errors import ShapeError
 from .integration import Times, time_grid
-from .simplices import Simplices
+from .simplices import Simplices, check_shapes
 
 __all__ = ["HORIZONS", "AssignmentPath", "FiniteHorizon", "Horizon", "InfiniteHorizon"]
 
@@ -73,7 +74,7 @@ class Horizon(ABC):
 
     @abstractmethod
     def scaled(self, v: Tensor, t: Tensor) -> Tensor:
-        """Logits brought to a scale that hardly depends on the time."""
+        """Logits (B, n, c) at times (B, 1, 1), on a scale that hardly depends on the time."""
 
 
 @final
@@ -122,7 +123,9 @@ class InfiniteHorizon(Horizon):
 
     def speeds(self, counts: Tensor) -> Tensor:
         r""":math:`\kappa` for every simplex."""
-        return torch.full_like(counts, self.scale)
+        # Counts may be integers, into which a speed would be rounded.
+        floating = counts.dtype if counts.is_floating_point() else torch.get_default_dtype()
+        return torch.full_like(counts, self.scale, dtype=floating)
 
     def draw_times(self, num: int, like: Tensor) -> Tensor:
         """Gamma-distributed times, (num,)."""
@@ -133,7 +136,8 @@ class InfiniteHorizon(Horizon):
         return law.sample().to(like.dtype)
 
     def scaled(self, v: Tensor, t: Tensor) -> Tensor:
-        """Logits divided by 1 + t."""
+        """Logits (B, n, c) divided by 1 + t, at times (B, 1, 1)."""
+        _check_spread(v, t)
         return v / (1 + t)
 
 
@@ -185,7 +189,8 @@ class FiniteHorizon(Horizon):
         return self.end * torch.rand(num, dtype=like.dtype, device=like.device)
 
     def scaled(self, v: Tensor, t: Tensor) -> Tensor:
-        """Logits as they are, which never are large."""
+        """Logits (B, n, c) as they are, which never are large, at times (B, 1, 1)."""
+        _check_spread(v, t)
         return v
 
 
@@ -222,14 +227,14 @@ class AssignmentPath(nn.Module):
 
     def logits(self, labels: Tensor, start: Tensor, t: Tensor) -> Tensor:
         """Where paths from noise (B, n, c) to labels (B, n) are at times (B,)."""
-        self._check(labels, start)
+        check_shapes(self.simplices, start=start, labels=labels, t=t)
         t = _spread(t)
         corners = self.simplices.corners(labels, start)
         return (1 - self.horizon.contraction * t) * start + t * self.speeds(start) * corners
 
     def velocity(self, labels: Tensor, start: Tensor) -> Tensor:
         """The constant velocities (B, n, c) of these paths."""
-        self._check(labels, start)
+        check_shapes(self.simplices, start=start, labels=labels)
         corners = self.simplices.corners(labels, start)
         return self.speeds(start) * corners - self.horizon.contraction * start
 
@@ -239,11 +244,13 @@ class AssignmentPath(nn.Module):
 
     def evidence_scale(self, v: Tensor, t: Tensor) -> Tensor:
         r"""The factor :math:`t \rho / s^2`, (B, n, 1)."""
+        check_shapes(self.simplices, v=v, t=t)
         t = _spread(t)
         return t * self.speeds(v) / (1 - self.horizon.contraction * t).square()
 
     def marginal_field(self, posterior: Tensor, v: Tensor, t: Tensor) -> Tensor:
         """The field (B, n, c) that belongs to posteriors (B, n, c) of the classes."""
+        check_shapes(self.simplices, v=v, posterior=posterior, t=t)
         contraction = self.horizon.contraction
         towards = self.speeds(v) * self.simplices.mean_corner(posterior)
         return (towards - contraction * v) / (1 - contraction * _spread(t))
@@ -286,10 +293,13 @@ class AssignmentPath(nn.Module):
         """Options as shown by ``print(model)``."""
         return str(self.horizon)
 
-    def _check(self, labels: Tensor, start: Tensor) -> None:
-        num_variables, max_classes = self.simplices.num_variables, self.simplices.max_classes
-        check_event_shape(labels, (num_variables,), "labels")
-        check_event_shape(start, (num_variables, max_classes), "start")
+
+def _check_spread(v: Tensor, t: Tensor) -> None:
+    if t.shape != (*v.shape[:1], *[1] * (v.dim() - 1)) or not v.dim():
+        raise ShapeError(
+            f"t must have one row for every row of v {tuple(v.shape)} and one column, as "
+            f"t.view(-1, 1, 1), got {tuple(t.shape)}."
+        )
 
 
 def _spread(t: Tensor) -> Tensor:

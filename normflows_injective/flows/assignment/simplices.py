@@ -14,11 +14,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot, pad
 
-from ...checks import check_count, check_counts, check_event_shape, checks_arguments_of, is_number
+from ...checks import (
+    check_count,
+    check_counts,
+    check_event_shape,
+    check_same_rows,
+    checks_arguments_of,
+    is_number,
+)
 from ...errors import DtypeError, OptionError, ShapeError
 from ..simplex_coordinates import isometric_coordinates, isometric_logits
 
-__all__ = ["Simplices", "class_counts"]
+__all__ = ["Simplices", "check_shapes", "class_counts"]
 
 
 @checks_arguments_of
@@ -78,6 +85,7 @@ class Simplices(nn.Module):
 
     def mean_free(self, v: Tensor) -> Tensor:
         """Subtract from rows (*, n, c) their means over the classes, and clear what is behind."""
+        self._check_classes(v)
         if not self.is_ragged:
             return v - v.mean(-1, keepdim=True)
         # Not by a product, which would leave what is infinite or NaN behind the classes.
@@ -94,6 +102,12 @@ class Simplices(nn.Module):
 
     def replicator(self, weights: Tensor, v: Tensor) -> Tensor:
         r"""The derivative of the softmax, :math:`R_W[V] = W \odot (V - \langle W, V\rangle)`."""
+        self._check_classes(v)
+        if weights.shape != v.shape:
+            raise ShapeError(
+                f"weights must have the shape {tuple(v.shape)} of v, got {tuple(weights.shape)}. "
+                "Repeat weights or vectors that all samples share."
+            )
         return weights * (v - (weights * v).sum(-1, keepdim=True))
 
     def corner_norms(self, like: Tensor) -> Tensor:
@@ -102,6 +116,11 @@ class Simplices(nn.Module):
 
     def corners(self, labels: Tensor, like: Tensor) -> Tensor:
         r"""Unit vectors :math:`u_\beta = \Pi e_\beta / \lVert \Pi e_\beta \rVert`, (*, n, c)."""
+        if labels.shape[-1:] != (self.num_variables,):
+            raise ShapeError(
+                f"labels must have shape (*, {self.num_variables}), one for every variable, got "
+                f"{tuple(labels.shape)}."
+            )
         return self.mean_corner(one_hot(labels, self.max_classes).to(like))
 
     def mean_corner(self, weights: Tensor) -> Tensor:
@@ -114,6 +133,7 @@ class Simplices(nn.Module):
 
     def to_coordinates(self, v: Tensor) -> Tensor:
         r"""Coordinates :math:`Q^\top V`, (B, d), of logits (B, n, c)."""
+        check_event_shape(v, self.valid.shape, "v")
         if self.is_ragged:
             v = v * self.valid
         rows = isometric_coordinates(v, self._exponents.to(v.dtype)).flatten(1)
@@ -121,6 +141,7 @@ class Simplices(nn.Module):
 
     def from_coordinates(self, m: Tensor) -> Tensor:
         r"""Logits :math:`Q m`, (B, n, c), of coordinates (B, d)."""
+        check_event_shape(m, (self.dim,), "m")
         if not self.is_ragged:
             rows = m.view(m.shape[0], self.num_variables, self.max_classes - 1)
             return isometric_logits(rows, self._exponents.to(m.dtype))
@@ -129,6 +150,7 @@ class Simplices(nn.Module):
 
     def coordinate_mask(self, mask: Tensor) -> Tensor:
         """Which coordinates (B, d) belong to variables of a mask (B, n)."""
+        check_event_shape(mask, (self.num_variables,), "mask")
         rows = mask.unsqueeze(-1).expand(-1, -1, self.max_classes - 1).flatten(1)
         return rows[:, self._positions]
 
@@ -179,8 +201,37 @@ class Simplices(nn.Module):
         counts = self.class_counts if self.is_ragged else self.max_classes
         return f"num_variables={self.num_variables}, num_classes={counts}"
 
+    def _check_classes(self, v: Tensor) -> None:
+        if v.shape[-2:] != self.valid.shape:
+            raise ShapeError(
+                f"Tensors of classes must have shape (*, {self.num_variables}, {self.max_classes})"
+                f", one number for every class of every variable, got {tuple(v.shape)}."
+            )
+
     def _restricted(self, v: Tensor) -> Tensor:
+        self._check_classes(v)
         return v.masked_fill(~self.valid, -torch.inf) if self.is_ragged else v
+
+
+def check_shapes(simplices: Simplices, **batches: Tensor) -> None:
+    """Raise unless batches have the same B, and the shapes that belong to their names.
+
+    Times ``t`` are (B,), ``labels`` and ``mask`` are (B, n), and all others (B, n, c).
+
+    Args:
+        simplices: Their product.
+        **batches: Tensors by the names of the arguments.
+
+    Raises:
+        ShapeError: If one has another shape.
+
+    Examples:
+        >>> check_shapes(Simplices(2, 3), v=torch.zeros(4, 2, 3), t=torch.ones(4))
+    """
+    for name, batch in batches.items():
+        axes = {"t": 0, "labels": 1, "mask": 1}.get(name, 2)
+        check_event_shape(batch, simplices.valid.shape[:axes], name)
+    check_same_rows(**batches)
 
 
 def class_counts(num_variables: int, num_classes: int | Sequence[int]) -> tuple[int, ...]:
@@ -216,9 +267,6 @@ def class_counts(num_variables: int, num_classes: int | Sequence[int]) -> tuple[
 
 
 def _check_mask(mask: Tensor, labels: Tensor) -> None:
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-        raise DtypeError(f"mask must be a tensor of booleans, true where observed, got {kind}.")
     if mask.shape != labels.shape:
         raise ShapeError(
             f"mask must have the shape {tuple(labels.shape)} of the labels, got "

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ...checks import check_count
+from ...checks import check_count, check_event_shape, check_same_rows
 from ...context import expect_context
 from ...errors import ShapeError
 from ..joining import ContextNetwork
@@ -49,7 +49,7 @@ class FieldNetwork(ContextNetwork):
 
     Raises:
         OptionError: If a number is not positive.
-        ShapeError: In :meth:`conditions`, if the features have another shape.
+        ShapeError: In :meth:`conditions`, if features or times have another shape.
         ContextError: In :meth:`conditions`, if a context is missing, superfluous or too wide.
     """
 
@@ -71,6 +71,8 @@ class FieldNetwork(ContextNetwork):
                 f"{self.num_features}), got {tuple(features.shape)}. Give it the num_variables "
                 "and num_classes of the model, and missing=True if the model has it."
             )
+        check_event_shape(t, (), "t")
+        check_same_rows(features=features, t=t)
         expect_context(context, features.shape[0], self.context_dim, type(self).__name__)
         times = time_features(t)
         return times if context is None else torch.cat([times, context.to(times.dtype)], 1)
