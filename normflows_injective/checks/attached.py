@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from .annotations import check_class, check_of
-from .explaining import explain
-from .tensors import check_kind, check_level, check_type
+from .explaining import explain, refuse_without_values
+from .tensors import check_kind, check_level, check_mask, check_type
 
 __all__ = ["checks_arguments", "checks_arguments_of", "looks_first"]
 
@@ -27,6 +27,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 Class = TypeVar("Class", bound=type)
 
 _MISSING = object()
+# Checks of values that are tensors: these too explain an error of torch.
+_OF_TENSORS = (check_level, check_mask)
 
 
 class _Argument(NamedTuple):
@@ -87,6 +89,8 @@ an integer, for instance 1.
             if isinstance(value, Tensor):
                 if not _is_plain(value):
                     check_kind(value, name)
+                    if value.is_meta:
+                        refuse_without_values(value, name, args, kwargs)
             elif not (value is _MISSING or (value is None and optional)):
                 check_type(value, name)
         if values:
@@ -94,7 +98,7 @@ an integer, for instance 1.
         try:
             return function(*args, **kwargs)
         except Exception as error:
-            given = [*tensors, *(value for value in values if value.check is check_level)]
+            given = [*tensors, *(value for value in values if value.check in _OF_TENSORS)]
             explain(function, args, kwargs, [argument[:2] for argument in given], error)
             raise
 
@@ -121,6 +125,8 @@ def checks_arguments_of(kind: Class) -> Class:
         public = not name.startswith("_") or name == "__call__" or (is_ours and name == "__init__")
         if isinstance(member, staticmethod) and public:
             setattr(kind, name, staticmethod(checks_arguments(member.__func__)))
+        elif isinstance(member, classmethod) and public:
+            setattr(kind, name, classmethod(checks_arguments(member.__func__)))
         elif public and callable(member) and not isinstance(member, type):
             setattr(kind, name, checks_arguments(member))
     return kind
@@ -158,12 +164,14 @@ def _preceded(function: Callable[..., Any], look: Callable[..., None]) -> Callab
 
 
 def _is_plain(value: Tensor) -> bool:
-    """Whether a tensor is dense, real and floating point."""
+    """Whether a tensor has values, and is dense, real and floating point."""
     if torch._C._len_torch_function_stack():
         # Every property goes through all modes that watch what a network calls.
         with torch._C.DisableTorchFunction():
-            return value.layout is torch.strided and value.dtype.is_floating_point
-    return value.layout is torch.strided and value.dtype.is_floating_point
+            dense = value.layout is torch.strided and value.dtype.is_floating_point
+            return dense and not value.is_meta
+    dense = value.layout is torch.strided and value.dtype.is_floating_point
+    return dense and not value.is_meta
 
 
 def _plan_of(function: Callable[..., Any]) -> _Plan:
@@ -179,6 +187,8 @@ def _plan_of(function: Callable[..., Any]) -> _Plan:
         text = kind.__name__ if isinstance(kind, type) else str(kind).replace("torch.", "")
         if name == "level" and text == "Tensor":
             values.append(_Argument(name, place, False, check_level))
+        elif name == "mask" and text.startswith("Tensor"):
+            values.append(_Argument(name, place, text != "Tensor", check_mask))
         elif text in ("Tensor", "Tensor | None"):
             tensors.append(_Argument(name, place, text != "Tensor"))
         else:

@@ -16,7 +16,7 @@ from ..errors import DeviceError, DtypeError, OptionError, ShapeError
 from .tensors import NOT_REAL
 from .wording import describe
 
-__all__ = ["explain"]
+__all__ = ["explain", "refuse_without_values"]
 
 _SHAPE_WORDS = re.compile(
     r"shape|size|class values|dimension|broadcast|expand|numel|elements|indices|index|channels|"
@@ -26,6 +26,8 @@ _SHAPE_WORDS = re.compile(
 # Subclasses are named errors already, or signals such as that of exhausted memory.
 _OF_SHAPES = (RuntimeError, IndexError, ValueError)
 _OF_TYPES = (TypeError, AttributeError)
+_TYPE_WORDS = re.compile(r"to unpack|non-Tensor")
+_DTYPE_WORDS = re.compile(r"same dtype|not implemented for '")
 _LIBRARIES = ("normflows_injective", "torch", "normflows")
 
 
@@ -56,22 +58,70 @@ def explain(
     is_ours = type(error).__module__.partition(".")[0] == __name__.partition(".")[0]
     if isinstance(error, RuntimeError) and not is_ours:
         _explain_tensors(args, tensors, error)
-        _explain_values(tensors, error)
-    if type(error) in _OF_SHAPES:
+        _explain_values({**_named(function, args, kwargs), **tensors}, error)
+        _explain_dtypes(function, tensors, error)
+    if type(error) in _OF_SHAPES and not _is_of_types(error):
         if tensors and _SHAPE_WORDS.search(str(error)):
             shapes = ", ".join(f"{name} of shape {tuple(v.shape)}" for name, v in tensors.items())
             raise ShapeError(
                 f"{function.__qualname__} cannot take {shapes}{_known_shapes(args)}. Compare the "
                 f"shapes with its documentation. The cause: {error}"
             ) from error
-    elif type(error) in _OF_TYPES and _is_from_libraries(error.__traceback__):
+    elif _is_of_types(error) and _is_from_libraries(error.__traceback__):
         _explain_parts(function, args, kwargs, error)
 
 
-def _explain_values(tensors: dict[str, Tensor], error: Exception) -> None:
+def _is_of_types(error: Exception) -> bool:
+    """Whether Python or a vmap met something of another type, or a tuple of another length."""
+    of_values = type(error) is ValueError and _TYPE_WORDS.search(str(error)) is not None
+    return of_values or type(error) in _OF_TYPES
+
+
+def refuse_without_values(
+    value: Tensor, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    """Raise if a tensor is on the meta device and others of a call are not.
+
+    Some operations of torch then read memory at random instead of failing.
+
+    Args:
+        value: A tensor on the meta device.
+        name: How the call calls it.
+        args: The arguments by place, the owner of a method among them.
+        kwargs: Those by name.
+
+    Raises:
+        DeviceError: If parameters or other arguments are elsewhere.
+    """
+    others = (other for other in (*args, *kwargs.values()) if isinstance(other, Tensor))
+    for other in chain(_held(args), others):
+        if not other.is_meta:
+            raise DeviceError(_elsewhere(name, value, other.device))
+
+
+def _elsewhere(name: str, value: Tensor, device: torch.device) -> str:
+    return (
+        f"{name} must be on {device}, where the parameters and other arguments are, got "
+        f"{value.device}. Move it with {name}.to({str(device)!r})."
+    )
+
+
+def _explain_dtypes(
+    function: Callable[..., Any], tensors: dict[str, Tensor], error: Exception
+) -> None:
+    """Raise if torch complains about a dtype, of which there may be several."""
+    if tensors and _DTYPE_WORDS.search(str(error)):
+        dtypes = ", ".join(f"{name} of {value.dtype}" for name, value in tensors.items())
+        raise DtypeError(
+            f"{function.__qualname__} cannot take {dtypes}. Convert tensors and networks to one "
+            f"dtype, float32 or float64. The cause: {error}"
+        ) from error
+
+
+def _explain_values(given: dict[str, Any], error: Exception) -> None:
     """Raise if a tensor has no values, and they were needed."""
-    for name, value in tensors.items():
-        if value.is_meta:
+    for name, value in given.items():
+        if isinstance(value, Tensor) and value.is_meta:
             raise DeviceError(
                 f"{name} must have values to be looked at, got a tensor on the meta device. Move "
                 "the module and its arguments to a device."
@@ -85,10 +135,7 @@ def _explain_tensors(args: tuple[Any, ...], tensors: dict[str, Tensor], error: E
     for name, value in tensors.items():
         device = held[0].device
         if value.device != device:
-            raise DeviceError(
-                f"{name} must be on {device}, where the parameters and other arguments are, got "
-                f"{value.device}. Move it with {name}.to({str(device)!r})."
-            ) from error
+            raise DeviceError(_elsewhere(name, value, device)) from error
         free = name in NOT_REAL or _is_autocast(value.device.type)
         if like is not None and value.dtype != like.dtype and not free:
             raise DtypeError(
@@ -101,12 +148,7 @@ def _explain_parts(
     function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception
 ) -> None:
     """Raise if functions or networks were handed in, for one of them broke its contract."""
-    try:
-        bound = signature(function).bind(*args, **kwargs).arguments
-    except TypeError:  # A wrong number or name of arguments, which Python itself explains.
-        return
-    owner = ("self", "cls")
-    parts = {name: value for name, value in bound.items() if name not in owner}
+    parts = _named(function, args, kwargs)
     if not parts:
         return
     shown = ", ".join(f"{name}={describe(value)}" for name, value in parts.items())
@@ -114,6 +156,17 @@ def _explain_parts(
         f"{function.__qualname__} cannot work with {shown}. Compare the arguments, and what "
         f"functions and networks among them return, with its documentation. The cause: {error}"
     ) from error
+
+
+def _named(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """All arguments by name but the owner; none if Python itself refuses their number or names."""
+    try:
+        bound = signature(function).bind(*args, **kwargs).arguments
+    except TypeError:
+        return {}
+    return {name: value for name, value in bound.items() if name not in ("self", "cls")}
 
 
 def _is_from_libraries(place: TracebackType | None) -> bool:

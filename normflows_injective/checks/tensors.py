@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ..errors import ContextError, DtypeError
 from .numbers import check_positive
 
-__all__ = ["NOT_REAL", "check_dense", "check_kind", "check_level", "check_type"]
+__all__ = ["NOT_REAL", "check_dense", "check_kind", "check_level", "check_mask", "check_type"]
 
 # Arguments that may hold integers or booleans; all others are real numbers.
 NOT_REAL = ("labels", "mask", "context", "counts", "pixels", "y")
@@ -95,6 +97,31 @@ def check_kind(value: Tensor, name: str) -> None:
             f"{name} must be real floating point, got {value.dtype}. Convert integers with "
             f"{name}.float(); pixels also want scaling and a little noise (dequantisation)."
         )
+
+
+def check_mask(value: Any, name: str) -> Tensor:
+    """A mask of what is observed, which is no tensor of numbers.
+
+    Args:
+        value: What came.
+        name: The argument.
+
+    Raises:
+        DtypeError: If it is no dense tensor of booleans.
+
+    Examples:
+        >>> check_mask(torch.tensor([True]), "mask")
+        tensor([True])
+    """
+    check_type(value, name)
+    check_dense(value, name)
+    if value.dtype != torch.bool:
+        raise DtypeError(
+            f"{name} must be a tensor of booleans, true where observed, got {value.dtype}. "
+            f"Convert it with {name}.bool()."
+        )
+    mask: Tensor = value
+    return mask
 
 
 def check_level(value: object, name: str) -> Tensor:
