@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_count, check_not_negative, check_positive
+from ..checks import check_count, check_counts, check_not_negative, check_positive
 from ..errors import OptionError
 from ..flows.moment_block import ConditionalMoments, Moments, partial_step
 
@@ -307,8 +307,8 @@ def _shuffled(count: int, generator: torch.Generator, device: torch.device) -> T
     return torch.randperm(count, generator=generator, device=generator.device).to(device)
 
 
-def check_regression(options: MomentRegression) -> None:
-    """Raise unless every option of a regression is in range.
+def check_regression(options: MomentRegression) -> MomentRegression:
+    """The options of a regression in plain numbers, each of which is in range.
 
     Args:
         options: Candidate.
@@ -317,22 +317,19 @@ def check_regression(options: MomentRegression) -> None:
         OptionError: If it is no :class:`MomentRegression`, or one of its numbers is out of range.
 
     Examples:
-        >>> check_regression(MomentRegression())
+        >>> check_regression(MomentRegression(hidden=[8], steps=10)).hidden
+        (8,)
     """
     if not isinstance(options, MomentRegression):
         raise OptionError(
             f"regression must be a MomentRegression, got {type(options).__name__}. Give "
             "nfi.diagnostics.MomentRegression(...), or None for the defaults."
         )
-    if not isinstance(options.hidden, tuple | list) or not options.hidden:
-        raise OptionError(
-            "hidden must be a tuple of the widths of one hidden layer or more, as (32, 32), got "
-            f"{options.hidden!r}."
-        )
-    for width in options.hidden:
-        check_count(width, "each width of hidden")
-    check_count(options.steps, "steps")
-    check_count(options.batch_size, "batch_size")
-    for name in ("learning_rate", "max_log_ratio", "weight_decay"):
-        check = check_not_negative if name == "weight_decay" else check_positive
-        check(getattr(options, name), name)
+    return MomentRegression(
+        hidden=check_counts(options.hidden, "hidden", example="(32, 32)"),
+        steps=check_count(options.steps, "steps"),
+        batch_size=check_count(options.batch_size, "batch_size"),
+        learning_rate=check_positive(options.learning_rate, "learning_rate"),
+        weight_decay=check_not_negative(options.weight_decay, "weight_decay"),
+        max_log_ratio=check_positive(options.max_log_ratio, "max_log_ratio"),
+    )

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..checks import check_batch, check_count, checks_arguments
+from ..checks import check_batch, check_count, check_finite, checks_arguments
 from ..errors import DtypeError, OptionError, ShapeError
 from ..flows.volume_preserving.rotation import random_rotation
 from .conditional_moments import (
@@ -118,8 +118,7 @@ def coupling_gap(
     active = math.ceil(dim / 2) if num_active is None else num_active
     if not 0 < active < dim:
         raise OptionError(f"num_active must lie in 1 to {dim - 1}, got {num_active!r}.")
-    options = MomentRegression() if regression is None else regression
-    check_regression(options)
+    options = check_regression(MomentRegression() if regression is None else regression)
     generator = new_generator(0) if generator is None else generator
     with torch.inference_mode(False), torch.no_grad():
         # Autograd refuses tensors of inference mode; a clone outside of it is an ordinary one.
@@ -138,7 +137,7 @@ def check_latents(z: Tensor, least: int, name: str) -> None:
         ShapeError: If it is not a matrix, or has one column.
         DtypeError: If it is neither float32 nor float64.
         OptionError: If there are too few rows.
-        NonFiniteError: If it holds NaN or infinity.
+        NonFiniteError: If it holds NaN or infinity, or numbers whose squares overflow.
 
     Examples:
         >>> check_latents(torch.zeros(100, 2), 100, "coupling_gap")
@@ -164,6 +163,8 @@ def check_latents(z: Tensor, least: int, name: str) -> None:
             f"{name} needs at least {least} samples, so that each part can judge another, got "
             f"{len(z)}. Draw more."
         )
+    advice = "Standardise the columns: of numbers as large, no variance can be taken."
+    check_finite(z.square().sum(0), "the sum of squares of z over the samples", advice)
 
 
 def _measure(

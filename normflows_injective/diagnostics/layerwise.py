@@ -150,12 +150,8 @@ class LayerwiseTrainer:
         self.dim, self.step_size, self.candidates = dim, step_size, candidates
         self.max_layers, self.stop_errors, self.patience = max_layers, stop_errors, patience
         # Small networks and ratios: what a block leaves, the next ones can take.
-        self.regression = (
-            MomentRegression((32,), 160, learning_rate=1e-2, max_log_ratio=2.0)
-            if regression is None
-            else regression
-        )
-        check_regression(self.regression)
+        small = MomentRegression((32,), 160, learning_rate=1e-2, max_log_ratio=2.0)
+        self.regression = check_regression(small if regression is None else regression)
         self.generator = new_generator(0) if generator is None else generator
 
     def fit(self, x: Tensor, given: Sequence[nf.flows.Flow] = ()) -> LayerwiseFit:

@@ -8,7 +8,7 @@ import normflows as nf
 import torch
 from torch import nn
 
-from ..checks import checks_arguments
+from ..checks import check_choice, checks_arguments
 from ..errors import OptionError
 from .angular_spline import AngularSpline
 from .composite import InjectiveComposite
@@ -16,6 +16,7 @@ from .gauges.gauge import Gauge
 from .gauges.hyperplane import HyperplaneGauge
 from .radial import FromContext, RadialSurface
 from .sphere import InChart, SphereChart, SphereLinear
+from .sphere_coordinates import COORDINATES
 from .surface import SurfaceMap
 
 if TYPE_CHECKING:
@@ -99,7 +100,8 @@ def star_like_flow(
     if gauge is not None:
         surface = [RadialSurface(gauge, level, measure, level_from_context, off_manifold)]
     domain = surface[0].domain if surface else "sphere"
-    kind = chart or ("orthant" if domain == "orthant" else "cot")
+    kind = ("orthant" if domain == "orthant" else "cot") if chart is None else chart
+    check_choice(kind, COORDINATES, "chart")
     if (kind == "orthant") != (domain == "orthant") or kind == "angles":
         raise OptionError(
             f"chart={kind!r} does not fit a surface over the {domain}. Leave chart out; 'cot' and "

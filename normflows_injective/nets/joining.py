@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..checks import checks_arguments_of
 from ..context import expect_context
+from ..errors import ShapeError
 
 __all__ = ["ContextNetwork"]
 
@@ -21,6 +22,7 @@ class ContextNetwork(nn.Module):
 
     Raises:
         ContextError: In :meth:`join`, if a context is missing, superfluous or too wide.
+        ShapeError: In :meth:`join`, if the features have another number of axes.
     """
 
     def __init_subclass__(cls) -> None:
@@ -45,9 +47,19 @@ class ContextNetwork(nn.Module):
 
     def join(self, features: Tensor, context: Tensor | None) -> Tensor:
         """Concatenate a context (B, C) to features (B, F, *), broadcast over further axes."""
+        self._check_axes(features)
         expect_context(context, features.shape[0], self.context_dim, type(self).__name__)
         if context is None:
             return features
         context = context.to(features.dtype)
         context = context.view(*context.shape, *[1] * (features.dim() - 2))
         return torch.cat([features, context.expand(-1, -1, *features.shape[2:])], dim=1)
+
+    def _check_axes(self, features: Tensor) -> None:
+        """Raise if axes are missing or too many, which linear layers would overlook."""
+        if features.dim() != 1 + len(self.input_shape):
+            expected = ", ".join(["B", *map(str, self.input_shape)])
+            raise ShapeError(
+                f"{type(self).__name__} takes a batch of shape ({expected}), got one of shape "
+                f"{tuple(features.shape)}. Give one row for every sample."
+            )

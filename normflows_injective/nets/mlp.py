@@ -101,6 +101,7 @@ class ResidualMLP(ContextNetwork):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Map (B, in_features), with an optional context (B, C), to (B, out_features)."""
+        self._check_axes(x)
         h = self.input(x)
         for block in self.blocks:
             h = h + block(self.join(h, context))

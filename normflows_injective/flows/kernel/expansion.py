@@ -8,7 +8,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from ...checks import check_count, check_finite
+from ...checks import check_count, check_event_shape, check_finite
 from ...errors import ShapeError
 from ...nets.joining import ContextNetwork
 from ...volume.factoring import as_factored
@@ -133,6 +133,8 @@ class KernelExpansion(ContextNetwork):
 
     def kernel_matrix(self, first: Tensor, second: Tensor) -> Tensor:
         """Kernel values (num_scales, B, N) between joined inputs (B, F) and (N, F)."""
+        for name, rows in (("first", first), ("second", second)):
+            check_event_shape(rows, self.points.shape[1:], name)
         scales = self.length_scales.unsqueeze(1)
         return self._kernel(squared_distances(first / scales, second / scales))
 
