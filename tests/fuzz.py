@@ -24,10 +24,12 @@ import time
 import traceback
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from fuzz_calls import Call, all_calls
+from fuzz_calls import Call
+from fuzz_methods import all_calls
 from fuzz_values import Value, in_place_of, pick, tensors_in
 
 from normflows_injective.errors import InjectiveFlowError
@@ -56,10 +58,15 @@ class Finding(NamedTuple):
     text: str
 
 
+def made(call: Call) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """The function of a call and its arguments, which fit those of the same seed."""
+    torch.manual_seed(0)
+    return call.make()
+
+
 def spoil(call: Call, rng: random.Random) -> tuple[Any, dict[str, Any], dict[str, Value]]:
     """The function of a call, its arguments with one or two replaced, and those by name."""
-    torch.manual_seed(0)
-    function, arguments = call.make()
+    function, arguments = made(call)
     parameters = inspect.signature(function).parameters
     names = rng.sample(sorted(arguments), min(len(arguments), 2 if rng.random() < 0.2 else 1))
     changed = {}
@@ -109,8 +116,7 @@ def _judge(
             len(batch) if batch.dim() else -1
         )  # A single number has no rows: any answer is wrong.
         if name not in valid:
-            torch.manual_seed(0)
-            function, fresh = call.make()
+            function, fresh = made(call)
             valid[name] = [tensor.dim() for tensor in tensors_in(function(**fresh))]
         found = [tuple(tensor.shape) for tensor in tensors_in(result)]
         if [len(shape) for shape in found] != valid[name] or any(s[0] != rows for s in found):

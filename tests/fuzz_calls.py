@@ -35,22 +35,6 @@ class Call:
     rows: str | None = None
     kinds: dict[str, str] = field(default_factory=dict)
     finite: bool = False
-    use: Callable[[Any], Any] | None = None
-
-
-def _use(built: Any) -> Any:
-    """Ask a layer or a network that knows its shape for one batch."""
-    if isinstance(built, nets.Autoencoder):
-        return built.decoder(_use(built.encoder))
-    if isinstance(built, list):
-        return None
-    shape = getattr(built, "latent_shape", None) or getattr(built, "input_shape", None)
-    width = getattr(built, "context_dim", 0) or 0
-    if shape is None or isinstance(built, nfi.nets.fields.DenseField):
-        return None
-    context = torch.randn(ROWS, width) if width else None
-    shaped = torch.rand(ROWS, *shape)
-    return built(shaped, context) if width else built(shaped)
 
 
 def building(kind: Callable[..., Any], /, **arguments: Any) -> Call:
@@ -85,7 +69,7 @@ def _injection() -> nn.Module:
     return flows.FreeFormInjection(*_pair())
 
 
-def _model(**options: Any) -> nfi.InjectiveNormalizingFlow:
+def injective_model(**options: Any) -> nfi.InjectiveNormalizingFlow:
     return nfi.InjectiveNormalizingFlow(_base(), [_injection()], **options)
 
 
@@ -106,20 +90,20 @@ def _flow(**options: Any) -> nfi.AssignmentFlow:
     return nfi.AssignmentFlow(_field(), 2, 3, **options)
 
 
-def _path() -> assignment.AssignmentPath:
+def assignment_path() -> assignment.AssignmentPath:
     return assignment.AssignmentPath(assignment.Simplices(2, 3), assignment.InfiniteHorizon())
 
 
-def _assignment_field() -> assignment.AssignmentField:
-    return assignment.AssignmentField(_field(), _path(), assignment.Classifier())
+def assignment_field() -> assignment.AssignmentField:
+    return assignment.AssignmentField(_field(), assignment_path(), assignment.Classifier())
 
 
-def _decode(z: Tensor) -> Tensor:
+def decode(z: Tensor) -> Tensor:
     return torch.cat([z, z.square()], 1)
 
 
-def _encode(x: Tensor) -> Tensor:
-    return x[:, :2]
+def encode(x: Tensor) -> Tensor:
+    return x.flatten(1)[:, :2]
 
 
 def _one_probe(z: Tensor) -> Tensor:
@@ -194,7 +178,7 @@ BUILDERS: dict[str, Call] = {
         data_shape=(5,),
     ),
     "GraphSurface": building(
-        flows.GraphSurface, f=_decode, off_manifold="reject", measure="hausdorff"
+        flows.GraphSurface, f=decode, off_manifold="reject", measure="hausdorff"
     ),
     "InChart": building(
         flows.InChart,
@@ -216,7 +200,9 @@ BUILDERS: dict[str, Call] = {
         off_manifold="reject",
     ),
     "RadialSurface in context": building(
-        flows.RadialSurface, gauge=Fresh(lambda: gauges.LpGauge(1.0)), level_from_context=1
+        flows.RadialSurface,
+        gauge=Fresh(lambda: gauges.LpGauge(1.0)),
+        level_from_context=Fresh(lambda: 1, "column"),
     ),
     "Reshape": building(flows.Reshape, latent_shape=(4,), data_shape=(1, 2, 2)),
     "SimplexFromOrthant": building(
@@ -430,14 +416,14 @@ BUILDERS: dict[str, Call] = {
     "AssignmentField": building(
         assignment.AssignmentField,
         net=Fresh(_field),
-        path=Fresh(_path, "anything"),
+        path=Fresh(assignment_path, "anything"),
         parametrisation=Fresh(assignment.Classifier),
         features="posterior",
         missing=False,
     ),
     "AssignmentLayer": building(
         assignment.AssignmentLayer,
-        field=Fresh(_assignment_field, "anything"),
+        field=Fresh(assignment_field, "anything"),
         steps=3,
         solver="rk4",
         divergence="exact",
@@ -511,7 +497,7 @@ BUILDERS: dict[str, Call] = {
     "ConjugateGradient": building(volume.ConjugateGradient, max_iterations=3, tolerance=1e-6),
     "SurrogateLikelihood": building(
         nfi.SurrogateLikelihood,
-        beta=10.0,
+        beta=Fresh(lambda: 10.0, "schedule"),
         n_probes=1,
         estimator="encoder",
         probes="orthonormal",
@@ -521,7 +507,7 @@ BUILDERS: dict[str, Call] = {
         compile=False,
     ),
     "ExactLikelihood": building(nfi.ExactLikelihood, beta=1.0),
-    "ForwardKLD": building(nfi.ForwardKLD, model=Fresh(_model)),
+    "ForwardKLD": building(nfi.ForwardKLD, model=Fresh(injective_model)),
     "InjectiveNormalizingFlow": building(
         nfi.InjectiveNormalizingFlow,
         q0=Fresh(_base),
@@ -575,11 +561,11 @@ def function(
     return Call(build, rows, {}, finite)
 
 
-def _normal(*shape: int) -> Fresh:
+def normal(*shape: int) -> Fresh:
     return Fresh(lambda: torch.randn(ROWS, *shape, generator=torch.Generator().manual_seed(1)))
 
 
-def _directions(dim: int) -> Fresh:
+def directions(dim: int) -> Fresh:
     return Fresh(lambda: nn.functional.normalize(torch.rand(ROWS, dim) + 0.1, dim=1))
 
 
@@ -589,7 +575,7 @@ NO_CONTEXT = Fresh(lambda: None)
 
 def _of_models() -> dict[str, Call]:
     calls = {}
-    x, z = _normal(5), _normal(2)
+    x, z = normal(5), normal(2)
     options: dict[str, Any] = {"finite": True, "kinds": CONTEXT, "context": NO_CONTEXT}
     for name in (
         "encode",
@@ -600,17 +586,19 @@ def _of_models() -> dict[str, Call]:
         "reconstruction_error",
         "loss_terms",
     ):
-        calls[f"model.{name}"] = method(_model, name, "x", x=x, **options)
+        calls[f"model.{name}"] = method(injective_model, name, "x", x=x, **options)
     for name in ("decode", "forward", "forward_and_log_det"):
-        calls[f"model.{name}"] = method(_model, name, "z", z=z, **options)
-    calls["model.forward_kld"] = method(_model, "forward_kld", x=x, **options)
-    given = {**options, "context": _normal(3)}
+        calls[f"model.{name}"] = method(injective_model, name, "z", z=z, **options)
+    calls["model.forward_kld"] = method(injective_model, "forward_kld", x=x, **options)
+    given = {**options, "context": normal(3)}
     for name in ("log_prob", "forward_kld", "encode"):
         calls[f"conditional.{name}"] = method(_conditional, name, x=x, **given)
     calls["conditional.sample"] = method(_conditional, "sample", num_samples=ROWS, **given)
-    calls["model.sample"] = method(_model, "sample", num_samples=3, log_prob=True, **options)
+    calls["model.sample"] = method(
+        injective_model, "sample", num_samples=3, log_prob=True, **options
+    )
     calls["ForwardKLD.forward"] = method(
-        lambda: nfi.ForwardKLD(_model()), "forward", x=x, **options
+        lambda: nfi.ForwardKLD(injective_model()), "forward", x=x, **options
     )
     calls["star_like.reverse_kld"] = method(
         _on_sphere, "reverse_kld", num_samples=3, beta=1.0, score_fn=True
@@ -619,7 +607,7 @@ def _of_models() -> dict[str, Call]:
         _on_sphere, "reverse_alpha_div", num_samples=3, alpha=0.5, dreg=False, beta=1.0
     )
     likelihood = functools.partial(nfi.SurrogateLikelihood, latent_cycle=0.1)
-    arguments = {"x": _normal(4), "encode": _encode, "decode": _decode, "prior": z}
+    arguments = {"x": normal(4), "encode": encode, "decode": decode, "prior": z}
     calls["SurrogateLikelihood.forward"] = method(likelihood, "forward", "x", **arguments)
     labels = Fresh(lambda: torch.randint(3, (ROWS, 2)))
     for name in ("flow_matching_loss", "loss_terms", "forward"):
@@ -669,7 +657,7 @@ def _of_models() -> dict[str, Call]:
 def _of_layers() -> dict[str, Call]:
     calls = {}
     for name, case in LAYERS.items():
-        context = _normal(case.context_dim) if case.context_dim else NO_CONTEXT
+        context = normal(case.context_dim) if case.context_dim else NO_CONTEXT
         z = Fresh(lambda case=case: case.latents(torch.randn(ROWS, *case.latent_shape)))
         built = case.build
         sides: list[tuple[str, str, Fresh]] = [("forward", "z", z)]
@@ -694,7 +682,7 @@ def _of_gauges() -> dict[str, Call]:
     level = Fresh(lambda: torch.tensor(2.0))
     for name, case in GAUGES.items():
         make = functools.partial(case.build, 3)
-        u, gauge = _directions(3), make()
+        u, gauge = directions(3), make()
         options: dict[str, Any] = {"kinds": CONTEXT, "context": NO_CONTEXT}
         for called in ("log_radius", "radius_and_secant"):
             calls[f"{name}.{called}"] = method(make, called, "u", u=u, level=level, **options)
@@ -719,29 +707,29 @@ def _of_laws() -> dict[str, Call]:
     }
     calls = {}
     for name, make in laws.items():
-        calls[f"{name}.log_prob"] = method(make, "log_prob", "x", x=_directions(3))
+        calls[f"{name}.log_prob"] = method(make, "log_prob", "x", x=directions(3))
         calls[f"{name}.forward"] = method(make, "forward", num_samples=3)
         calls[f"{name}.sample"] = method(make, "sample", num_samples=3)
     pullback = functools.partial(
         distributions.Pullback, distributions.UniformSphere(3), flows.SphereChart(3)
     )
-    calls["Pullback.log_prob"] = method(pullback, "log_prob", "z", z=_normal(2))
+    calls["Pullback.log_prob"] = method(pullback, "log_prob", "z", z=normal(2))
     calls["Pullback.forward"] = method(pullback, "forward", num_samples=3)
     return calls
 
 
 def _of_networks() -> dict[str, Call]:
     makes: dict[str, tuple[Callable[[], nn.Module], str, Fresh, int]] = {
-        "SmoothMLP": (lambda: nets.SmoothMLP(3, 2, (4,)), "x", _normal(3), 0),
-        "SmoothMLP in context": (lambda: nets.SmoothMLP(3, 2, (4,), 2), "x", _normal(3), 2),
-        "ResidualMLP": (lambda: nets.ResidualMLP(3, 2, 4, 1, 2), "x", _normal(3), 2),
-        "ConvEncoder": (lambda: nets.ConvEncoder((1, 4, 4), 2, (4,)), "x", _normal(1, 4, 4), 0),
-        "ConvDecoder": (lambda: nets.ConvDecoder((1, 4, 4), 2, (4,), 2), "z", _normal(2), 2),
-        "KernelExpansion": (lambda: kernel.KernelExpansion(2, 3, 5), "x", _normal(2), 0),
+        "SmoothMLP": (lambda: nets.SmoothMLP(3, 2, (4,)), "x", normal(3), 0),
+        "SmoothMLP in context": (lambda: nets.SmoothMLP(3, 2, (4,), 2), "x", normal(3), 2),
+        "ResidualMLP": (lambda: nets.ResidualMLP(3, 2, 4, 1, 2), "x", normal(3), 2),
+        "ConvEncoder": (lambda: nets.ConvEncoder((1, 4, 4), 2, (4,)), "x", normal(1, 4, 4), 0),
+        "ConvDecoder": (lambda: nets.ConvDecoder((1, 4, 4), 2, (4,), 2), "z", normal(2), 2),
+        "KernelExpansion": (lambda: kernel.KernelExpansion(2, 3, 5), "x", normal(2), 0),
     }
     calls = {}
     for name, (make, argument, batch, width) in makes.items():
-        context = _normal(width) if width else NO_CONTEXT
+        context = normal(width) if width else NO_CONTEXT
         calls[f"{name}.forward"] = method(
             make, "forward", argument, kinds=CONTEXT, context=context, **{argument: batch}
         )
@@ -757,14 +745,14 @@ def _of_networks() -> dict[str, Call]:
             "forward",
             "features",
             kinds=CONTEXT,
-            features=_normal(4, 3),
+            features=normal(4, 3),
             t=times,
             context=NO_CONTEXT,
         )
     for name, kind in (("Additive", 1), ("Affine", 2), ("CentredAffine", 2), ("Spline", 11)):
         make = {"Spline": lambda: coupling.Spline(4)}.get(name, getattr(coupling, name))
         for called, argument in (("forward", "z"), ("inverse", "x")):
-            arguments = {argument: _normal(3), "parameters": _normal(3, kind)}
+            arguments = {argument: normal(3), "parameters": normal(3, kind)}
             calls[f"{name}.{called}"] = method(make, called, argument, **arguments)
     return calls
 
@@ -772,26 +760,32 @@ def _of_networks() -> dict[str, Call]:
 def _of_assignment() -> dict[str, Call]:
     simplices = functools.partial(assignment.Simplices, 2, 3)
     labels = Fresh(lambda: torch.randint(3, (ROWS, 2)))
-    v, t = _normal(2, 3), Fresh(lambda: torch.rand(ROWS))
+    v, t = normal(2, 3), Fresh(lambda: torch.rand(ROWS))
     calls = {
         "Simplices.check_labels": method(
             simplices, "check_labels", labels=labels, mask=Fresh(lambda: torch.rand(ROWS, 2) > 0.5)
         ),
         "Simplices.corners": method(simplices, "corners", labels=labels, like=v),
-        "Simplices.from_coordinates": method(simplices, "from_coordinates", "m", m=_normal(4)),
+        "Simplices.from_coordinates": method(simplices, "from_coordinates", "m", m=normal(4)),
         "Simplices.mean_corner": method(simplices, "mean_corner", weights=v),
         "Simplices.replicator": method(simplices, "replicator", weights=v, v=v),
-        "AssignmentPath.draw_start": method(_path, "draw_start", num=3, like=v),
-        "AssignmentPath.logits": method(_path, "logits", "labels", labels=labels, start=v, t=t),
-        "AssignmentPath.velocity": method(_path, "velocity", "labels", labels=labels, start=v),
-        "AssignmentPath.evidence": method(_path, "evidence", v=v, t=t),
-        "AssignmentPath.marginal_field": method(
-            _path, "marginal_field", "v", posterior=v, v=v, t=t
+        "AssignmentPath.draw_start": method(assignment_path, "draw_start", num=3, like=v),
+        "AssignmentPath.logits": method(
+            assignment_path, "logits", "labels", labels=labels, start=v, t=t
         ),
-        "AssignmentField.forward": method(_assignment_field, "forward", "v", v=v, t=t),
+        "AssignmentPath.velocity": method(
+            assignment_path, "velocity", "labels", labels=labels, start=v
+        ),
+        "AssignmentPath.evidence": method(assignment_path, "evidence", "v", v=v, t=t),
+        "AssignmentPath.marginal_field": method(
+            assignment_path, "marginal_field", "v", posterior=v, v=v, t=t
+        ),
+        "AssignmentField.forward": method(assignment_field, "forward", "v", v=v, t=t),
         "AssignmentField.field_and_divergence": method(
             lambda: assignment.AssignmentField(
-                nets.fields.LeaveOneOutField(2, 3, (4,), 4), _path(), assignment.Classifier()
+                nets.fields.LeaveOneOutField(2, 3, (4,), 4),
+                assignment_path(),
+                assignment.Classifier(),
             ),
             "field_and_divergence",
             "v",
@@ -799,24 +793,33 @@ def _of_assignment() -> dict[str, Call]:
             t=t,
         ),
         "AssignmentField.loss": method(
-            _assignment_field, "loss", "labels", labels=labels, start=v, t=t
+            assignment_field, "loss", "labels", labels=labels, start=v, t=t
         ),
         "InfiniteHorizon.draw_times": method(
             assignment.InfiniteHorizon, "draw_times", num=3, like=v
         ),
-        "FiniteHorizon.scaled": method(assignment.FiniteHorizon, "scaled", v=v, t=t),
     }
+    column = Fresh(lambda: torch.rand(ROWS, 1, 1))
+    for kind in (assignment.FiniteHorizon, assignment.InfiniteHorizon):
+        calls[f"{kind.__name__}.scaled"] = method(kind, "scaled", "v", v=v, t=column)
     for name in ("weights", "log_weights", "mean_free", "round"):
         calls[f"Simplices.{name}"] = method(simplices, name, v=v)
     calls["Simplices.to_coordinates"] = method(simplices, "to_coordinates", "v", v=v)
-    layer = functools.partial(assignment.AssignmentLayer, _assignment_field(), steps=2)
-    calls["AssignmentLayer.forward"] = method(layer, "forward", "z", z=_normal(4))
-    calls["AssignmentLayer.inverse"] = method(layer, "inverse", "x", x=_normal(4))
+    layer = functools.partial(assignment.AssignmentLayer, assignment_field(), steps=2)
+    calls["AssignmentLayer.forward"] = method(layer, "forward", "z", z=normal(4))
+    calls["AssignmentLayer.inverse"] = method(layer, "inverse", "x", x=normal(4))
     return calls
 
 
+def _gains_of_blocks(**arguments: Any) -> Tensor:
+    """What the blocks of a short construction gain; a refusal that never came is NaN."""
+    regression = diagnostics.MomentRegression((4,), 2, 64)
+    trainer = diagnostics.LayerwiseTrainer(2, candidates=1, max_layers=1, regression=regression)
+    return trainer.fit(**arguments).history.gains
+
+
 def _of_functions() -> dict[str, Call]:
-    z, x = _normal(2), _normal(4)
+    z, x = normal(2), normal(4)
     regression = Fresh(lambda: diagnostics.MomentRegression((4,), 2, 64))
     calls = {
         "conjugate_gradient": function(
@@ -827,15 +830,15 @@ def _of_functions() -> dict[str, Call]:
             tolerance=1e-6,
         ),
         "decode_and_log_volume": function(
-            volume.decode_and_log_volume, "z", decode=_decode, z=z, chunk_size=2
+            volume.decode_and_log_volume, "z", decode=decode, z=z, chunk_size=2
         ),
         "draw_probes": function(volume.draw_probes, kind="orthonormal", n_probes=1, z=z),
-        "jacobian": function(volume.jacobian, "point", function=_decode, point=z, chunk_size=2),
-        "log_volume": function(volume.log_volume, "z", decode=_decode, z=z, method="exact"),
+        "jacobian": function(volume.jacobian, "point", function=decode, point=z, chunk_size=2),
+        "log_volume": function(volume.log_volume, "z", decode=decode, z=z, method="exact"),
         "log_volume by Lanczos": function(
             volume.log_volume,
             "z",
-            decode=_decode,
+            decode=decode,
             z=z,
             chunk_size=2,
             method="lanczos",
@@ -855,14 +858,14 @@ def _of_functions() -> dict[str, Call]:
         "frechet_distance": function(
             diagnostics.frechet_distance,
             finite=True,
-            samples=_normal(2),
+            samples=normal(2),
             reference=Fresh(lambda: torch.randn(6, 2)),
         ),
         "injectivity_report": function(
             diagnostics.injectivity_report,
             finite=True,
-            model=Fresh(_model),
-            x=_normal(5),
+            model=Fresh(injective_model),
+            x=normal(5),
             num_gradient_samples=1,
         ),
         "volume_preserving_floor": function(
@@ -879,11 +882,8 @@ def _of_functions() -> dict[str, Call]:
             high=(3.0, 3.0),
             num_cells=8,
         ),
-        "LayerwiseTrainer.fit": method(
-            lambda: diagnostics.LayerwiseTrainer(
-                2, candidates=1, max_layers=1, regression=diagnostics.MomentRegression((4,), 2, 64)
-            ),
-            "fit",
+        "LayerwiseTrainer.fit": function(
+            _gains_of_blocks,
             finite=True,
             x=Fresh(lambda: torch.randn(200, 2)),
             given=Fresh(lambda: [nf.flows.LULinearPermute(2)]),
@@ -891,13 +891,13 @@ def _of_functions() -> dict[str, Call]:
     }
     estimators = {"Conditional": volume.Conditional, "ConjugateGradient": volume.ConjugateGradient}
     for name, kind in estimators.items():
-        arguments = {"x": x, "encode": _encode, "decode": _decode, "draw_probes": _one_probe}
+        arguments = {"x": x, "encode": encode, "decode": decode, "draw_probes": _one_probe}
         calls[f"{name}.call"] = method(kind, "__call__", "x", **arguments)
     return calls
 
 
-def all_calls() -> dict[str, Call]:
-    """Every call by its name."""
+def main_calls() -> dict[str, Call]:
+    """These calls by their name."""
     torch.manual_seed(0)
     return {
         **BUILDERS,

@@ -86,6 +86,16 @@ def _count(valid: int) -> list[Value]:
     ]
 
 
+def _column(valid: int) -> list[Value]:
+    """In place of the index of a column; a module is a function of the context."""
+    return [value for value in _count(valid) if value.label != "module"]
+
+
+def _schedule(valid: float) -> list[Value]:
+    """In place of a number for all steps; a module is a function of the step."""
+    return [*(value for value in _real(valid) if value.label != "module"), *_bad(a_class=Opaque)]
+
+
 def _real(valid: float) -> list[Value]:
     return [
         *_bad(text="1", list=[1.0], bool=True, nan=np.nan, vector=torch.ones(2)),
@@ -266,7 +276,9 @@ def _good(**values: Any) -> list[Value]:
 
 BY_KIND = {
     "count": _count,
+    "column": _column,
     "real": _real,
+    "schedule": _schedule,
     "level": _level,
     "flag": _flag,
     "choice": _choice,

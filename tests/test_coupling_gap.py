@@ -250,9 +250,9 @@ def test_few_slopes_are_found_by_a_ridge():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"hidden": None}, "hidden must be a tuple"),
-        ({"hidden": ()}, "hidden must be a tuple"),
-        ({"hidden": (8, 0)}, "each width of hidden must be a positive integer"),
+        ({"hidden": None}, "hidden must be a sequence of positive integers"),
+        ({"hidden": ()}, "hidden must be a sequence of positive integers"),
+        ({"hidden": (8, 0)}, r"hidden\[1\] must be a positive integer"),
         ({"steps": 0}, "steps must be a positive integer"),
         ({"batch_size": 2.5}, "batch_size must be a positive integer"),
         ({"learning_rate": -1.0}, "learning_rate must be a positive number"),

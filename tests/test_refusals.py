@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import random
 import warnings
@@ -10,8 +11,10 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from fuzz import KINDS, fuzz, run
-from fuzz_calls import Call, all_calls
+from fuzz import KINDS, fuzz, made, run
+from fuzz_calls import Call
+from fuzz_methods import all_calls
+from fuzz_values import tensors_in
 from registry import GAUGES, LAYERS
 from seeds import shifted
 from torch import Tensor, nn
@@ -112,6 +115,51 @@ def test_every_public_name_has_a_call():
             kind = getattr(space, name)
             is_result = inspect.isclass(kind) and issubclass(kind, tuple)
             assert inspect.ismodule(kind) or is_result or name in named, name
+
+
+# Sets that are compared, each of any size, and tensors of which dtype and device count.
+OF_ANY_LENGTH = {
+    ("KernelExpansion.kernel_matrix", "first"),
+    ("KernelExpansion.kernel_matrix", "second"),
+    ("Simplices.corners", "like"),
+    ("Simplices.corners", "labels"),
+    ("frechet_distance", "samples"),
+    ("frechet_distance", "reference"),
+}
+
+
+def batches_of(arguments):
+    return [name for name, value in arguments.items() if isinstance(value, Tensor) and value.dim()]
+
+
+def test_no_batch_is_broadcast_to_the_length_of_another():
+    for name, call in all_calls().items():
+        batches = batches_of(call.make()[1])
+        for batch in batches if len(batches) > 1 else ():
+            function, arguments = made(call)
+            arguments[batch] = arguments[batch][:1]
+            if (name, batch) in OF_ANY_LENGTH:
+                function(**arguments)
+                continue
+            with contextlib.suppress(InjectiveFlowError):
+                pytest.fail(f"{name} takes one row of {batch}: {function(**arguments)}")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64, "meta"])
+def test_other_dtypes_and_devices_are_served_or_refused_by_name(dtype):
+    for name, call in all_calls().items():
+        for batch in batches_of(call.make()[1]):
+            function, arguments = made(call)
+            if dtype == "meta" or arguments[batch].is_floating_point():
+                arguments[batch] = arguments[batch].to(dtype)
+            try:
+                found = tensors_in(function(**arguments))
+            except InjectiveFlowError:
+                continue
+            except Exception as error:
+                pytest.fail(f"{name} with {batch} of {dtype}: {error!r}")
+            # Operations of torch that overlook the meta device read memory at random.
+            assert dtype != "meta" or all(tensor.is_meta for tensor in found), (name, batch)
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -269,3 +317,142 @@ def test_builders_of_networks_say_which_argument_is_wrong():
         nfi.nets.mlp_autoencoder(20, 8, 64)
     with pytest.raises(OptionError, match="in_features"):
         nfi.nets.SmoothMLP(0, 2)
+
+
+def test_masks_are_booleans():
+    simplices = assignment.Simplices(2, 3)
+    for mask in (torch.ones(4, 2), torch.ones(4, 2).long()):
+        with pytest.raises(DtypeError, match="mask must be a tensor of booleans.*mask.bool"):
+            simplices.coordinate_mask(mask)
+    for mask in (torch.ones(4, 3).bool(), torch.ones(4).bool()):
+        with pytest.raises(ShapeError, match=r"mask must have shape \(B, 2\)"):
+            simplices.coordinate_mask(mask)
+
+
+def test_times_of_a_field_are_one_for_every_row():
+    path = assignment.AssignmentPath(assignment.Simplices(2, 3), assignment.FiniteHorizon())
+    v = torch.zeros(4, 2, 3)
+    for t in (torch.ones(1), torch.ones(())):
+        with pytest.raises(ShapeError, match="t must have one row for every sample, 4 as v has"):
+            path.evidence(v, t)
+    with pytest.raises(ShapeError, match=r"t must have shape \(B,\), got \(4, 1\)"):
+        path.evidence(v, torch.ones(4, 1))
+    for horizon in (path.horizon, assignment.InfiniteHorizon()):
+        with pytest.raises(ShapeError, match=r"t.view\(-1, 1, 1\), got \(1, 1, 1\)"):
+            horizon.scaled(v, torch.ones(1, 1, 1))
+        assert horizon.scaled(v, torch.ones(4, 1, 1)).shape == v.shape
+    for field in (nfi.nets.fields.ConvField(2, 1, 3, 8), nfi.nets.fields.DenseField(2, 3, (4,))):
+        with pytest.raises(ShapeError, match="t must have one row for every sample"):
+            field(v, torch.ones(1))
+
+
+@pytest.mark.parametrize("times", [[0.0, np.nan], [0.0, 2j], {0: 1.0}, b"ab", 3, "01"])
+def test_times_of_a_layer_are_numbers(times):
+    flow = nfi.AssignmentFlow(nfi.nets.fields.DenseField(2, 3, (4,)), 2, 3)
+    with pytest.raises(OptionError, match="times must be a list of times"):
+        flow.layer(steps=2).transport(torch.zeros(4, 4), times)
+
+
+def test_no_times_are_no_way():
+    flow = nfi.AssignmentFlow(nfi.nets.fields.DenseField(2, 3, (4,)), 2, 3)
+    with pytest.raises(OptionError, match="times must hold the first time"):
+        flow.layer(steps=2).transport(torch.zeros(4, 4), [])
+
+
+def test_speeds_of_integer_counts_are_not_rounded():
+    counts = torch.tensor([[2], [3]])
+    for horizon in (assignment.InfiniteHorizon(), assignment.FiniteHorizon()):
+        assert torch.equal(horizon.speeds(counts), horizon.speeds(counts.float()))
+
+
+def test_tensors_of_classes_have_one_number_for_every_class():
+    simplices = assignment.Simplices(2, 3)
+    for method in (simplices.weights, simplices.log_weights, simplices.round, simplices.mean_free):
+        for v in (torch.zeros(4, 2, 4), torch.zeros(4, 3), torch.zeros(())):
+            with pytest.raises(ShapeError, match=r"shape \(\*, 2, 3\)"):
+                method(v)
+    for ragged in (simplices, assignment.Simplices(2, [2, 3])):
+        with pytest.raises(ShapeError, match=f"m must have shape .B, {ragged.dim}."):
+            ragged.from_coordinates(torch.zeros(4, 5))
+
+
+@pytest.mark.parametrize("build", [nfi.nets.SmoothMLP, nfi.nets.ResidualMLP])
+def test_perceptrons_take_rows(build):
+    net = build(3, 2, *([(4,)] if build is nfi.nets.SmoothMLP else [4, 0]))
+    for x in (torch.zeros(3), torch.zeros(4, 1, 3)):
+        with pytest.raises(ShapeError, match=r"takes a batch of shape \(B, 3\)"):
+            net(x)
+
+
+def test_exact_likelihood_compares_what_is_decoded():
+    likelihood, x = nfi.ExactLikelihood(), torch.zeros(4, 3)
+    answers = (lambda z: (z, z[:1, 0]), lambda z: (z[:1], z[:, 0]), lambda z: (z[:, :1], z[:, 0]))
+    for decode in answers:
+        with pytest.raises(ShapeError, match="decode must return a reconstruction"):
+            likelihood(x, lambda x: x, decode)
+    with pytest.raises(DtypeError, match="what encode returns must be a torch.Tensor, got list"):
+        likelihood(x, lambda x: [x], lambda z: (z.sum(), z))
+    with pytest.raises(OptionError, match="The cause: too many values to unpack"):
+        likelihood(x, lambda x: x, lambda z: z)
+    terms = likelihood(x, lambda x: x, lambda z: (z, z[:, 0]))
+    with pytest.raises(ShapeError, match="log_prob must have one value per sample"):
+        likelihood.loss(terms, torch.zeros(1))
+
+
+def test_prior_samples_are_as_many_as_the_data():
+    encoder, decoder = nfi.nets.mlp_autoencoder(5, 2, (4,))
+    likelihood = nfi.SurrogateLikelihood(latent_cycle=0.1)
+    with pytest.raises(ShapeError, match="prior must have one row for every sample, 4 as x has"):
+        likelihood(torch.randn(4, 5), encoder, decoder, torch.randn(1, 2))
+
+
+def test_dtypes_that_torch_does_not_serve_are_named():
+    layer = flows.SimplexStickBreaking(3)
+    with pytest.raises(DtypeError, match="cannot take z of torch.float16.*float32 or float64"):
+        layer(torch.zeros(4, 2).half())
+
+
+def test_constructors_of_classes_are_checked_as_well():
+    with pytest.raises(DtypeError, match="z must be a torch.Tensor, got list"):
+        preserving.RadialFlow1D.from_data([[1.0, 2.0]])
+    with pytest.raises(DeviceError, match="z must have values"):
+        preserving.RadialFlow1D.from_data(torch.zeros(4, 2, device="meta"))
+
+
+def test_no_name_is_no_chart():
+    with pytest.raises(OptionError, match="chart must be one of .*, got ''"):
+        flows.star_like_flow(3, num_layers=1, chart="")
+
+
+def test_options_of_compilation_are_those_of_torch():
+    with pytest.raises(
+        OptionError, match="keyword arguments of torch.compile.*backend.*got 'back'"
+    ):
+        nfi.SurrogateLikelihood(compile={"back": "eager"})
+
+
+def test_a_class_is_no_schedule():
+    with pytest.raises(OptionError, match="beta must be a number or a function"):
+        nfi.SurrogateLikelihood(beta=float)
+
+
+def test_probes_that_are_no_tensors_are_named():
+    x, estimator = torch.randn(4, 4), nfi.volume.Conditional()
+    with pytest.raises(OptionError, match="draw_probes=.*The cause: .*non-Tensor"):
+        estimator(x, lambda x: x[:, :2], lambda z: torch.cat([z, z], 1), lambda z: "ab")
+
+
+def test_latents_whose_variance_overflows_are_named():
+    z = 1e30 * torch.randn(200, 2)
+    for measure in (nfi.diagnostics.coupling_gap, nfi.diagnostics.LayerwiseTrainer(2).fit):
+        with pytest.raises(nfi.errors.NonFiniteError, match="sum of squares of z"):
+            measure(z)
+
+
+def test_options_of_a_regression_become_plain():
+    given = {"hidden": np.array([4]), "steps": torch.tensor(2), "batch_size": np.int64(64)}
+    trainer = nfi.diagnostics.LayerwiseTrainer(
+        2, regression=nfi.diagnostics.MomentRegression(**given)
+    )
+    assert trainer.regression[:3] == ((4,), 2, 64)
+    assert type(trainer.regression.steps) is int
