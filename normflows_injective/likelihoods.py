@@ -10,7 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checks import check_choice, check_not_negative, check_same_rows, checks_arguments_of
+from .checks import (
+    check_choice,
+    check_flag,
+    check_not_negative,
+    check_same_rows,
+    checks_arguments_of,
+)
 from .collapse import CollapseWatch
 from .context import read_while_tracing
 from .errors import OptionError
@@ -106,13 +112,13 @@ class SurrogateLikelihood(nn.Module):
         self.beta = beta if callable(beta) else check_not_negative(beta, "beta")
         self.n_probes = n_probes
         self.estimator = estimator_from(estimator)
-        if compile is not False:
+        options = _options(compile)
+        if options is not None:
             _check_compilable(self.estimator)
         self.probes = check_choice(probes, PROBES, "probes")
         self.warmup_steps = check_window(warmup_steps)
         self.input_noise = check_not_negative(input_noise, "input_noise")
         self.latent_cycle = check_not_negative(latent_cycle, "latent_cycle")
-        options = _options(compile)
         self._compiled = None if options is None else CompiledSurrogate(options)
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
         self._counter, self._watch = StepCounter(), CollapseWatch()
@@ -336,12 +342,7 @@ def _check_compilable(estimator: Estimator) -> None:
 
 
 def _options(compile: bool | Mapping[str, Any]) -> Mapping[str, Any] | None:
-    if not isinstance(compile, bool | Mapping):
-        raise OptionError(
-            "compile must be True, False or a dictionary of keyword arguments for torch.compile, "
-            f"got {compile!r}."
-        )
-    if compile is False:
-        return None
-    read_while_tracing()
-    return {} if isinstance(compile, bool) else compile
+    if isinstance(compile, Mapping) or check_flag(compile, "compile, no dictionary of options,"):
+        read_while_tracing()
+        return compile if isinstance(compile, Mapping) else {}
+    return None

@@ -137,6 +137,11 @@ def _counts(valid: Any) -> list[Value]:
     ]
 
 
+def _window(valid: Any) -> list[Value]:
+    """In place of the first and the last step of a window, which may begin at once."""
+    return [value for value in _counts(valid) if value.label != "zero"]
+
+
 def _reals(valid: Any) -> list[Value]:
     first = tuple(valid)[1:]
     return [
@@ -211,12 +216,17 @@ def _context(x: Tensor | None) -> list[Value]:
     ]
 
 
+def _sum(x: Any, *args: Any, **kwargs: Any) -> Any:
+    """A scalar whatever comes: what a function of the caller raises by itself comes through."""
+    return x.sum() if isinstance(x, Tensor) else torch.ones(())
+
+
 def _function(valid: Any) -> list[Value]:
     return [
         *_bad(text="ab", number=1.0, bool=True, list=[valid], a_class=Opaque),
         *_may(gives_none=lambda *a, **k: None, gives_text=lambda *a, **k: "ab"),
         *_may(gives_number=lambda *a, **k: 1.0, gives_less=lambda x, *a, **k: x[:0]),
-        *_may(gives_scalar=lambda x, *a, **k: x.sum(), gives_same=lambda x, *a, **k: x),
+        *_may(gives_scalar=_sum, gives_same=lambda x, *a, **k: x),
         *_may(gives_list=lambda x, *a, **k: [x], no_arguments=lambda: None),
     ]
 
@@ -283,6 +293,7 @@ BY_KIND = {
     "flag": _flag,
     "choice": _choice,
     "counts": _counts,
+    "window": _window,
     "reals": _reals,
     "batch": _batch,
     "labels": _labels,

@@ -286,7 +286,9 @@ def test_other_estimators_are_refused(compile):
 
 
 def test_options_are_checked():
-    with pytest.raises(nfi.errors.OptionError, match="compile must be True, False or a dict"):
+    with pytest.raises(
+        nfi.errors.OptionError, match="compile, no dictionary of options, must be True or"
+    ):
         nfi.SurrogateLikelihood(compile="reduce-overhead")
 
 

@@ -429,6 +429,8 @@ def test_options_of_compilation_are_those_of_torch():
         OptionError, match="keyword arguments of torch.compile.*backend.*got 'back'"
     ):
         nfi.SurrogateLikelihood(compile={"back": "eager"})
+    for none in (np.False_, torch.tensor(False)):
+        assert "compile=False" in str(nfi.SurrogateLikelihood(compile=none))
 
 
 def test_a_class_is_no_schedule():
