@@ -132,6 +132,7 @@ def batches_of(arguments):
     return [name for name, value in arguments.items() if isinstance(value, Tensor) and value.dim()]
 
 
+@pytest.mark.slow
 def test_no_batch_is_broadcast_to_the_length_of_another():
     for name, call in all_calls().items():
         batches = batches_of(call.make()[1])
@@ -145,6 +146,7 @@ def test_no_batch_is_broadcast_to_the_length_of_another():
                 pytest.fail(f"{name} takes one row of {batch}: {function(**arguments)}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64, "meta"])
 def test_other_dtypes_and_devices_are_served_or_refused_by_name(dtype):
     for name, call in all_calls().items():
