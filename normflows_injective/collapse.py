@@ -81,6 +81,7 @@ class CollapseWatch:
 
     def __init__(self, has_warned: bool = False, has_begun: bool = False) -> None:
         self.has_warned, self._has_begun = has_warned, has_begun
+        # Three numbers of every step.
         self._steps: list[Tensor] = []
         self._windows: list[_Means] = []
 
@@ -122,13 +123,16 @@ class CollapseWatch:
         """
         if self.has_warned or not is_readable(x, error, surrogate):
             return
-        deviation = (surrogate / latent_dim + 1).square()
-        self._steps.append(torch.stack((error, deviation)).mean(1))
-        if len(self._steps) < _WINDOW:
+        # The mean square of a deviation is the variance and the square of the mean.
+        scatter, mean = torch.var_mean(surrogate, correction=0)
+        self._steps += (error.mean(), scatter, mean)
+        if len(self._steps) < 3 * _WINDOW:
             return
-        means = torch.stack(self._steps).mean(0)
-        spread = x.flatten(1).var(0).sum().to(means)
-        error_mean, deviation_mean, variance = torch.stack((*means, spread)).tolist()
+        errors, scatters, means = torch.stack(self._steps).view(-1, 3).unbind(1)
+        deviation = scatters / latent_dim**2 + (means / latent_dim + 1).square()
+        spread = x.flatten(1).var(0).sum().to(errors)
+        found = torch.stack((errors.mean(), deviation.mean(), spread)).tolist()
+        error_mean, deviation_mean, variance = found
         self._steps = []
         self._windows.append(_Means(error_mean, deviation_mean))
         if self._is_lost(variance):

@@ -11,7 +11,7 @@ import normflows as nf
 import torch
 from torch import Tensor, nn
 
-from . import divergences, training_loss
+from . import divergences, stack, training_loss
 from .bases import base_log_prob, sample_base
 from .checkpoints import load_checkpoint, save_checkpoint
 from .checks import check_batch, check_count, check_event_shape, checks_arguments_of
@@ -27,7 +27,6 @@ from .flows.composite import (
     summed_inverse,
 )
 from .loss_terms import LossTerms
-from .stack import Likelihood, check_parts, first_pass, model_dtype, trial_pass
 from .volume.first_data import meet_first_data
 from .volume.modules import refuse_single_sample
 from .volume.settings import as_written
@@ -91,14 +90,14 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
         self,
         q0: nn.Module,
         flows: Sequence[nf.flows.Flow],
-        likelihood: Likelihood | None = None,
+        likelihood: stack.Likelihood | None = None,
         p: Any = None,
     ) -> None:
-        num_latent, likelihood = check_parts(q0, flows, likelihood)
+        num_latent, likelihood = stack.check_parts(q0, flows, likelihood)
         super().__init__(q0, list(flows), p)
         self.likelihood, self._num_latent = likelihood, num_latent
         self._conditional = [part for part in (q0, *flows) if takes_context(part)]
-        self._shapes = trial_pass(self.q0, self.flows, self._num_latent)
+        self._shapes = stack.trial_pass(self.q0, self.flows, self._num_latent)
 
     @property
     def latent_block(self) -> list[nf.flows.Flow]:
@@ -203,7 +202,8 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
         """
         check_count(num_samples, "num_samples")
         self._check_call(context, num_samples)
-        z, log_q = sample_base(self.q0, num_samples, context, model_dtype(self.q0, self.flows))
+        dtype = stack.model_dtype(self.q0, self.flows)
+        z, log_q = sample_base(self.q0, num_samples, context, dtype)
         if not log_prob:
             return self.forward(z, context), None
         x, log_det = self.forward_and_log_det(z, context)
@@ -231,7 +231,7 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
             NonFiniteError: If the data, a weight or a term of the loss is not finite.
             OptionError: If a weight is negative, or all are zero.
         """
-        return training_loss.forward_kld(self._check_data(x, context), x, context, weights)
+        return training_loss.forward_kld(*self._check_data(x, context), x, context, weights)
 
     @as_written
     @names_diverged
@@ -247,7 +247,7 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
         Returns:
             :class:`LossTerms` ``(log_prob_latent, surrogate, reconstruction_error, loss)``.
         """
-        return training_loss.loss_terms(self._check_data(x, context), x, context)
+        return training_loss.loss_terms(*self._check_data(x, context), x, context)
 
     @names_diverged
     def project(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -312,13 +312,14 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
 
     save, load = save_checkpoint, load_checkpoint
 
-    def _check_data(self, x: Tensor, context: Tensor | None) -> InjectiveNormalizingFlow:
+    def _check_data(
+        self, x: Tensor, context: Tensor | None
+    ) -> tuple[InjectiveNormalizingFlow, stack.Parts]:
         """Check data for training; layers keep what they take if the whole loss is finite."""
-
-        def first(model: InjectiveNormalizingFlow) -> Tensor:
-            return training_loss.terms(model, x, context).loss.mean()
-
-        return self._check(x, "x", "data", context, first)
+        parts = stack.look_into(self)
+        first = partial(training_loss.first_loss, x, context)
+        model = self._check(x, "x", "data", context, first, parts)
+        return model, parts if model is self else stack.look_into(model)
 
     def _check(
         self,
@@ -327,14 +328,16 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
         space: str,
         context: Tensor | None,
         first: Callable[[InjectiveNormalizingFlow], Tensor] | None = None,
+        parts: stack.Parts | None = None,
     ) -> InjectiveNormalizingFlow:
         """Check the arguments, and give what to go on with: see :func:`meet_first_data`."""
-        check_batch(batch, name, model_dtype(self.q0, self.flows))
+        parts = parts or stack.look_into(self)
+        check_batch(batch, name, stack.dtype_of(parts.flows, parts.base))
         self._check_call(context, batch.shape[0])
         check_event_shape(batch, self._shapes and getattr(self._shapes, space), name)
-        refuse_single_sample(self.modules(), batch)
-        first = first or partial(first_pass, batch, space, context)
-        return meet_first_data(self, first, on_samples=space != "data")
+        refuse_single_sample(parts.every, batch)
+        first = first or partial(stack.first_pass, batch, space, context)
+        return meet_first_data(self, first, space != "data", parts.every)
 
     def _check_call(self, context: Tensor | None, length: int) -> None:
         check_context(self._conditional, context, length)
@@ -342,4 +345,4 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
             # What could not be tried at construction for want of a context.
             two = context[:2] if length > 1 else torch.cat([context, context])
             with suppress(ContextError):  # which the call itself will raise, with its own shape
-                self._shapes = trial_pass(self.q0, self.flows, self._num_latent, two)
+                self._shapes = stack.trial_pass(self.q0, self.flows, self._num_latent, two)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -101,7 +101,9 @@ class ExactLikelihood(nn.Module):
     def watch(self, module: nn.Module, x: Tensor, terms: SurrogateTerms) -> None:
         """Nothing to watch: the surface is known."""
 
-    def training_loss(self, module: nn.Module) -> AbstractContextManager[None]:
+    def training_loss(
+        self, module: nn.Module, modules: Sequence[nn.Module] | None = None
+    ) -> AbstractContextManager[None]:
         """Put a loss together inside; there are no steps to count."""
         return nullcontext()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -122,8 +122,6 @@ class SurrogateLikelihood(nn.Module):
         self._compiled = None if options is None else CompiledSurrogate(options)
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
         self._counter, self._watch = StepCounter(), CollapseWatch()
-        # Minus one while a loss belongs to the step that was counted last.
-        self._offset = 0
 
     def forward(
         self, x: Tensor, encode: Map, decode: Map, prior: Tensor | None = None
@@ -150,14 +148,10 @@ class SurrogateLikelihood(nn.Module):
             x = x + self.input_noise * torch.randn_like(x)
         draw = partial(draw_probes, self.probes, self.n_probes)
         prior = self._checked_prior(prior, x)
-        surrogate, reconstruction_error, cycle_error = self._pass(x, encode, decode, draw, prior)
-        return SurrogateTerms(
-            *surrogate,
-            reconstruction_error=reconstruction_error,
-            latent_cycle_error=torch.zeros_like(surrogate.volume)
-            if cycle_error is None
-            else cycle_error,
-        )
+        surrogate, error, cycle_error = self._pass(x, encode, decode, draw, prior)
+        if cycle_error is None:
+            cycle_error = torch.zeros_like(surrogate.volume)
+        return SurrogateTerms(*surrogate, error, cycle_error)
 
     def loss(self, terms: SurrogateTerms, log_prob: Tensor) -> Tensor:
         r"""Put the training loss together.
@@ -181,7 +175,10 @@ class SurrogateLikelihood(nn.Module):
             loss = loss + self.latent_cycle * terms.latent_cycle_error
         weight = self._effective_weight()
         # Left out rather than multiplied by zero: an infinite log-density would give NaN.
-        return loss + weight * (terms.volume - log_prob) if weight > 0 else loss
+        if weight == 0:
+            return loss
+        term = terms.volume - log_prob
+        return loss + (term if weight == 1 else weight * term)
 
     def current_beta(self) -> float:
         """Weight of the reconstruction error in the next training loss.
@@ -227,7 +224,9 @@ class SurrogateLikelihood(nn.Module):
         self._counter.add(self.step, self._counter.hand_over())
 
     @contextmanager
-    def training_loss(self, module: nn.Module) -> Iterator[None]:
+    def training_loss(
+        self, module: nn.Module, modules: Sequence[nn.Module] | None = None
+    ) -> Iterator[None]:
         """Put a loss together inside; it is counted as (part of) a training step if it is one.
 
         The models of this package do so by themselves. A loss begins a step if parameters have
@@ -236,20 +235,21 @@ class SurrogateLikelihood(nn.Module):
 
         Args:
             module: Module whose parameters the loss trains.
+            modules: It and all modules in it, where the caller has looked already.
         """
         if not self.training:
             yield
             return
-        parameters = trainable(module)
+        parameters = trainable(module, modules)
         begins = self._counter.begins(parameters)
         if not isinstance(begins, bool) and self._depends_on_step():
             begins = bool(begins)
         is_part = not self._counter.by_hand and begins is False
-        self._offset = -1 if is_part else 0
+        self._counter.offset = -1 if is_part else 0
         try:
             yield
         finally:
-            self._offset = 0
+            self._counter.offset = 0
         if torch.is_grad_enabled():
             self._counter.add(self.step, begins)
             self._counter.end_loss(parameters)
@@ -312,7 +312,7 @@ class SurrogateLikelihood(nn.Module):
         return check_not_negative(self.beta(step) if callable(self.beta) else self.beta, "beta")
 
     def _current_step(self) -> int:
-        return max(0, self._counter.value(self.step) + self._offset)
+        return max(0, self._counter.value(self.step) + self._counter.offset)
 
     def _depends_on_step(self) -> bool:
         if callable(self.beta):

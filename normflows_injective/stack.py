@@ -27,14 +27,17 @@ from .flows.shapes import check_raises_dimension
 from .flows.surface import check_surfaces
 from .likelihoods import SurrogateLikelihood
 from .random_numbers import OwnRandomNumbers
-from .volume.modules import modules_of
+from .volume.modules import Behind, look_behind, modules_of
 from .volume.replicas import on_trial
 
 __all__ = [
     "Likelihood",
+    "Parts",
     "StackShapes",
     "check_parts",
+    "dtype_of",
     "first_pass",
+    "look_into",
     "model_dtype",
     "trial_pass",
 ]
@@ -62,22 +65,61 @@ def model_dtype(q0: nn.Module, flows: nn.Module) -> torch.dtype:
         >>> model_dtype(nf.distributions.DiagGaussian(2), nn.Linear(2, 2).double())
         torch.float64
     """
+    return dtype_of(modules_of(flows), modules_of(q0))
+
+
+def dtype_of(flows: Sequence[nn.Module], base: Sequence[nn.Module]) -> torch.dtype:
+    """As :func:`model_dtype`, of all modules in the flows and in the base.
+
+    Examples:
+        >>> dtype_of([nn.Linear(2, 2).double()], [])
+        torch.float64
+    """
     # By the modules: parameters() puts together names that nobody reads, at every call.
-    modules, bases = list(modules_of(flows)), list(modules_of(q0))
-    for tensors in (
-        (tensor for module in modules for tensor in module._parameters.values()),
-        (tensor for module in modules for tensor in module._buffers.values()),
-        (tensor for module in bases for tensor in module._parameters.values()),
-        (tensor for module in bases for tensor in module._buffers.values()),
-    ):
-        count: dict[torch.dtype, int] = {}
-        for tensor in tensors:
-            if tensor is not None and tensor.is_floating_point():
-                count[tensor.dtype] = count.get(tensor.dtype, 0) + tensor.numel()
-        if count:
-            largest = max(count.values())
-            return next(dtype for dtype, number in count.items() if number == largest)
+    for modules in (flows, base):
+        for held in (
+            [module._parameters for module in modules if module._parameters],
+            [module._buffers for module in modules if module._buffers],
+        ):
+            count: dict[torch.dtype, int] = {}
+            for tensors in held:
+                for tensor in tensors.values():
+                    if tensor is not None and tensor.is_floating_point():
+                        count[tensor.dtype] = count.get(tensor.dtype, 0) + tensor.numel()
+            if count:
+                return max(count, key=lambda dtype: count[dtype])
     return torch.get_default_dtype()
+
+
+class Parts(NamedTuple):
+    """The modules of a model at one call, each found once.
+
+    Attributes:
+        latent_block: The layers before the first injection.
+        composite: Those from it on.
+        behind: The modules in the composite.
+        flows: Those in all layers.
+        base: Those in the base and in no layer.
+        every: All of the model, itself included.
+    """
+
+    latent_block: list[nf.flows.Flow]
+    composite: list[nf.flows.Flow]
+    behind: Behind
+    flows: list[nn.Module]
+    base: list[nn.Module]
+    every: list[nn.Module]
+
+
+def look_into(model: Any) -> Parts:
+    """Look once at all modules of a model, an injective flow."""
+    seen: set[int] = set()
+    latent_block, composite = model.latent_block, model.composite
+    behind = look_behind(composite, seen)
+    flows = behind.modules + look_behind(latent_block, seen).modules
+    base = look_behind([model.q0], seen).modules
+    every = flows + base + look_behind([model], seen).modules
+    return Parts(latent_block, composite, behind, flows, base, every)
 
 
 def check_parts(q0: object, flows: object, likelihood: object) -> tuple[int, Likelihood]:

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from operator import attrgetter
 from types import FrameType
 from typing import Any, NamedTuple, final
 
@@ -27,10 +28,13 @@ from torch._C import _functorch
 from .checks import check_count
 from .errors import OptionError
 from .volume.modules import modules_of
+from .volume.transforms import open_transforms
 
 __all__ = ["StepCounter", "check_window", "trainable"]
 
 _SAMPLE = 8
+_IS_META = attrgetter("is_meta")
+_IS_WRAPPED: Callable[[Tensor], bool] = _functorch.is_functorch_wrapped_tensor
 
 
 class _Mirror(NamedTuple):
@@ -66,6 +70,8 @@ class StepCounter:
         self._versions: list[tuple[int, int]] | None = None
         self._sample: Tensor | None = None
         self._closures = _Closures()
+        # Minus one while a loss belongs to the step that was counted last.
+        self.offset = 0
 
     def hand_over(self) -> bool:
         """Leave counting to the user; whether the step that ends now is still to be counted."""
@@ -202,11 +208,12 @@ def _running_optimizer() -> torch.optim.Optimizer | None:
     return None
 
 
-def trainable(module: nn.Module) -> list[Tensor]:
+def trainable(module: nn.Module, modules: Sequence[nn.Module] | None = None) -> list[Tensor]:
     """The parameters of a module that take gradients.
 
     Args:
         module: Any module.
+        modules: It and all modules in it, where the caller has looked already.
 
     Examples:
         >>> len(trainable(nn.Linear(1, 1)))
@@ -215,7 +222,7 @@ def trainable(module: nn.Module) -> list[Tensor]:
     # By the modules: parameters() puts together names that nobody reads, at every call.
     return [
         parameter
-        for part in modules_of(module)
+        for part in (modules_of(module) if modules is None else modules)
         for parameter in part._parameters.values()
         if parameter is not None and parameter.requires_grad
     ]
@@ -223,10 +230,10 @@ def trainable(module: nn.Module) -> list[Tensor]:
 
 def _outlive_the_call(parameters: list[Tensor]) -> bool:
     """Whether there are parameters that can be compared with those of the next loss."""
+    if not parameters or torch.compiler.is_compiling() or any(map(_IS_META, parameters)):
+        return False
     # Those of a functional transform are gone after it, and new ones come with every call.
-    wrapped: Any = _functorch.is_functorch_wrapped_tensor
-    fleeting = any(parameter.is_meta or wrapped(parameter) for parameter in parameters)
-    return bool(parameters) and not fleeting and not torch.compiler.is_compiling()
+    return not (open_transforms() and any(map(_IS_WRAPPED, parameters)))
 
 
 def _version(tensor: Tensor) -> int:
@@ -234,7 +241,7 @@ def _version(tensor: Tensor) -> int:
 
 
 def _versions(parameters: Iterable[Tensor]) -> list[tuple[int, int]]:
-    return [(id(parameter), _version(parameter)) for parameter in parameters]
+    return [(id(p), 0 if p.is_inference() else p._version) for p in parameters]
 
 
 @torch.no_grad()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,24 +19,30 @@ from .flows.composite import (
     summed_inverse,
 )
 from .loss_terms import LossTerms, SurrogateTerms
-from .stack import model_dtype
+from .stack import Parts, look_into, model_dtype
 from .volume.first_data import warm_up
 from .volume.gradients import out_of_inference
+from .volume.modules import Opened
 from .weights import mean_loss
 
 if TYPE_CHECKING:
     from .core import InjectiveNormalizingFlow
 
-__all__ = ["forward_kld", "loss_terms", "prior_samples", "terms"]
+__all__ = ["first_loss", "forward_kld", "loss_terms", "prior_samples", "terms"]
 
 
 def forward_kld(
-    model: InjectiveNormalizingFlow, x: Tensor, context: Tensor | None, weights: Tensor | None
+    model: InjectiveNormalizingFlow,
+    parts: Parts,
+    x: Tensor,
+    context: Tensor | None,
+    weights: Tensor | None,
 ) -> Tensor:
     """Mean of the losses of single samples, weighted if there are weights.
 
     Args:
         model: Model whose loss it is.
+        parts: Its modules.
         x: Data of shape :math:`(B, *)`, checked.
         context: One row per sample, or None.
         weights: Weights of the samples, (B,), or None.
@@ -46,26 +53,29 @@ def forward_kld(
     Raises:
         NonFiniteError: If it is not finite; then no training step is counted.
     """
-    with model.likelihood.training_loss(model):
-        parts = terms(model, x, context)
-        loss = mean_loss(parts.loss, weights)
-        check_loss(loss, parts._asdict())
+    with model.likelihood.training_loss(model, parts.every):
+        found = terms(model, parts, x, context)
+        loss = mean_loss(found.loss, weights)
+        check_loss(loss, found._asdict())
     return loss
 
 
-def loss_terms(model: InjectiveNormalizingFlow, x: Tensor, context: Tensor | None) -> LossTerms:
+def loss_terms(
+    model: InjectiveNormalizingFlow, parts: Parts, x: Tensor, context: Tensor | None
+) -> LossTerms:
     """Parts of the loss per sample.
 
     Args:
         model: Model whose loss it is.
+        parts: Its modules.
         x: Data of shape :math:`(B, *)`, checked.
         context: One row per sample, or None.
 
     Returns:
         :class:`~normflows_injective.LossTerms`.
     """
-    with model.likelihood.training_loss(model):
-        return terms(model, x, context)
+    with model.likelihood.training_loss(model, parts.every):
+        return terms(model, parts, x, context)
 
 
 def prior_samples(
@@ -91,30 +101,45 @@ def prior_samples(
         return joint_decode(model.latent_block, z, context)
 
 
-def terms(model: InjectiveNormalizingFlow, x: Tensor, context: Tensor | None) -> LossTerms:
+def first_loss(x: Tensor, context: Tensor | None, model: InjectiveNormalizingFlow) -> Tensor:
+    """The loss of a model whose layers meet data (B, *) for the first time."""
+    return terms(model, look_into(model), x, context).loss.mean()
+
+
+def terms(
+    model: InjectiveNormalizingFlow, parts: Parts, x: Tensor, context: Tensor | None
+) -> LossTerms:
     """Parts of the loss per sample, without counting a step.
 
     Args:
         model: Model whose loss it is.
+        parts: Its modules.
         x: Data of shape :math:`(B, *)`, checked.
         context: One row per sample, or None.
     """
     # The surrogate's products need autograd, which refuses tensors of inference mode.
     context = None if context is None else out_of_inference(context)
-    exact = isinstance(model.likelihood, ExactLikelihood)
+    likelihood = model.likelihood
+    exact = isinstance(likelihood, ExactLikelihood)
     decode = joint_decode_and_log_volume if exact else joint_decode
-    passed: SurrogateTerms = model.likelihood(
+    passed: SurrogateTerms = likelihood(
         x,
-        partial(joint_encode, model.composite, context=context),
-        partial(decode, model.composite, context=context),
+        _opened(joint_encode, parts, context),
+        _opened(decode, parts, context),
         prior_samples(model, x, context),
     )
-    z, log_det = summed_inverse(model.latent_block, passed.z, context)
+    z, log_det = summed_inverse(parts.latent_block, passed.z, context)
     log_prob = base_log_prob(model.q0, z, context) + log_det
-    model.likelihood.watch(model, x, passed)
+    likelihood.watch(model, x, passed)
     return LossTerms(
         log_prob_latent=log_prob,
         surrogate=passed.volume,
         reconstruction_error=passed.reconstruction_error,
-        loss=model.likelihood.loss(passed, log_prob),
+        loss=likelihood.loss(passed, log_prob),
     )
+
+
+def _opened(function: Callable[..., Any], parts: Parts, context: Tensor | None) -> Opened:
+    call = Opened(function, parts.composite, context=context)
+    call.behind = parts.behind
+    return call

@@ -448,3 +448,54 @@ def test_a_model_of_the_host_has_no_weights():
     loss = nfi.ForwardKLD(nf.NormalizingFlow(base(2), []))
     with pytest.raises(nfi.errors.OptionError, match="takes no weights"):
         loss(torch.zeros(3, 2), weights=torch.ones(3))
+
+
+class Watched(torch.nn.Module):
+    """A network that counts how often somebody looks for the modules in it."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.looks = 0
+        self.net = net
+
+    @property
+    def _modules(self):
+        self.__dict__["looks"] = self.__dict__.get("looks", 0) + 1
+        return self.__dict__["_modules"]
+
+    @_modules.setter
+    def _modules(self, modules):
+        self.__dict__["_modules"] = modules
+
+    def forward(self, x):
+        return self.net(x)
+
+
+def watched_model():
+    encoder, decoder = Watched(torch.nn.Linear(3, 2)), Watched(torch.nn.Linear(2, 3))
+    flows = [nfi.flows.FreeFormInjection(encoder, decoder)]
+    return nfi.InjectiveNormalizingFlow(base(2), flows), encoder, decoder
+
+
+def test_a_training_step_looks_once_behind_every_module():
+    ours, encoder, decoder = watched_model()
+    x = torch.randn(8, 3)
+    ours.forward_kld(x).backward()
+    encoder.looks = decoder.looks = 0
+    ours.forward_kld(x).backward()
+    assert (encoder.looks, decoder.looks) == (1, 1)
+
+
+def test_what_a_user_changes_between_two_steps_is_seen():
+    ours, encoder, _ = watched_model()
+    x = torch.randn(8, 3)
+    ours.forward_kld(x)
+    encoder.net = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+    with pytest.raises(nfi.errors.UnsupportedLayerError, match="BatchNorm1d"):
+        ours.forward_kld(x)
+    encoder.net[1].eval()
+    ours.forward_kld(x)
+    ours.double()
+    with pytest.raises(nfi.errors.DtypeError, match="float64"):
+        ours.forward_kld(x)
+    assert torch.isfinite(ours.forward_kld(x.double()))

@@ -27,6 +27,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 Class = TypeVar("Class", bound=type)
 
 _MISSING = object()
+_OWNER = {"self", "cls"}
 # Checks of values that are tensors: these too explain an error of torch.
 _OF_TENSORS = (check_level, check_mask)
 
@@ -72,7 +73,8 @@ with torch.as_tensor.
         normflows_injective.errors.OptionError: power must be a positive integer, got True. Give \
 an integer, for instance 1.
     """
-    if hasattr(function, "_checks_arguments") or not signature(function).parameters:
+    # Without arguments there is nothing to check, and none can explain an error.
+    if hasattr(function, "_checks_arguments") or signature(function).parameters.keys() <= _OWNER:
         return function
     plans: list[_Plan] = []
 
@@ -86,12 +88,14 @@ an integer, for instance 1.
         count = len(args)
         for name, place, optional, _ in tensors:
             value = args[place] if place < count else kwargs.get(name, _MISSING)
+            if value is None and optional:
+                continue
             if isinstance(value, Tensor):
                 if not _is_plain(value):
                     check_kind(value, name)
                     if value.is_meta:
                         refuse_without_values(value, name, args, kwargs)
-            elif not (value is _MISSING or (value is None and optional)):
+            elif value is not _MISSING:
                 check_type(value, name)
         if values:
             args, kwargs = _replaced(values, args, kwargs)
@@ -203,12 +207,16 @@ def _replaced(
     values: list[_Argument], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments with every value that has a check in its plain form."""
-    places = list(args)
-    named = dict(kwargs)
+    count = len(args)
     for name, place, optional, check in values:
-        if place < len(places):
-            if not (optional and places[place] is None):
-                places[place] = check(places[place], name)
-        elif name in named and not (optional and named[name] is None):
-            named[name] = check(named[name], name)
-    return tuple(places), named
+        value = args[place] if place < count else kwargs.get(name, _MISSING)
+        if value is _MISSING or (optional and value is None):
+            continue
+        plain = check(value, name)
+        if plain is value:
+            continue
+        if place < count:
+            args = (*args[:place], plain, *args[place + 1 :])
+        else:
+            kwargs = {**kwargs, name: plain}
+    return args, kwargs

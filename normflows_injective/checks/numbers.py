@@ -55,6 +55,8 @@ def _integer(value: object) -> Any:
 
 def _real(value: object) -> float | int | None:
     """The value as an int or a float, or None if it is no real number."""
+    if type(value) in (float, int):
+        return value  # type: ignore[return-value]
     value = _plain(value)
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         return None

@@ -27,6 +27,7 @@ from .surrogate import (
     decode_recorded,
     decode_with_tangents,
     mean_inner,
+    mean_over_probes,
     push_tangents,
 )
 
@@ -68,7 +69,7 @@ class Encoder(Estimator):
     def _surrogate(self, encoded: Recorded, encode: Map, decode: Map, probes: Tensor) -> Surrogate:
         z, x = encoded.value, encoded.point
         reconstruction, pushed = decode_with_tangents(decode, z, probes, x)
-        return Surrogate(z, reconstruction, -encoded.contract(probes, pushed).mean(0))
+        return Surrogate(z, reconstruction, -mean_over_probes(encoded.contract(probes, pushed)))
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class OnManifold(Estimator):
         z, x = encoded.value, encoded.point
         reconstruction, pushed = decode_with_tangents(decode, z, probes, x)
         again = record(encode, reconstruction)
-        return Surrogate(z, reconstruction, -again.contract(probes, pushed).mean(0))
+        return Surrogate(z, reconstruction, -mean_over_probes(again.contract(probes, pushed)))
 
 
 @dataclass(frozen=True)

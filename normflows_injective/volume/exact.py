@@ -64,7 +64,7 @@ def exact_volume(
     """
     if chunk_size is not None and chunk_size < 1:
         raise OptionError(f"chunk_size must be at least 1 or None, got {chunk_size}.")
-    modules = list(modules_of(decode))
+    modules = modules_of(decode)
     refuse_unsupported(modules)
     whole = _with_rows(decode, context)
     if any(map(is_cold, modules)):

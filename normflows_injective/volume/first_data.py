@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from threading import Lock
 from typing import Any, TypeVar
 
@@ -20,7 +20,10 @@ _WRITING = Lock()
 
 
 def meet_first_data(
-    source: Source, run: Callable[[Source], Tensor], on_samples: bool = False
+    source: Source,
+    run: Callable[[Source], Tensor],
+    on_samples: bool = False,
+    modules: Sequence[nn.Module] | None = None,
 ) -> Source:
     """Let layers that have yet to meet data take it, if all that follows from it is finite.
 
@@ -32,6 +35,7 @@ def meet_first_data(
         run: Calls it, or a copy of it, on the data, and gives what must be finite.
         on_samples: Whether the batch was drawn rather than observed. Then layers of this package
             take nothing from it, but those of normflows do.
+        modules: Those behind the source, where the caller has looked already.
 
     Returns:
         What the caller should go on with: the source, or the copy if the result is not finite.
@@ -42,8 +46,9 @@ def meet_first_data(
         >>> meet_first_data(norm, lambda norm: norm(x)[0]) is norm, is_cold(norm)
         (False, True)
     """
-    modules = list(modules_of(source))
-    if not any(_awaits(module, on_samples) for module in modules):
+    modules = modules_of(source) if modules is None else modules
+    cold = filter(is_cold, modules)
+    if not any(_awaits(module, on_samples) for module in cold):
         return source
     with torch.inference_mode(False), torch.no_grad():
         copy, twin_of = replica_of(source)
@@ -76,11 +81,12 @@ def warm_up(function: Callable[[Tensor], Tensor], z: Tensor) -> None:
         ShapeError: If the batch has one sample, whose standard deviation does not exist.
         NonFiniteError: If what follows from the batch is not finite; then no layer is changed.
     """
-    modules = list(modules_of(function))
+    modules = modules_of(function)
     if not any(is_cold(module) for module in modules):
         return
     refuse_single_sample(modules, z)
-    if meet_first_data(function, lambda copy: copy(z.detach().clone())) is not function:
+    met = meet_first_data(function, lambda copy: copy(z.detach().clone()), modules=modules)
+    if met is not function:
         raise NonFiniteError(
             "The first batch, from which a layer (ActNorm) initialises itself, leads to values "
             "that are NaN or infinite. Clean or standardise the data; no layer was changed."
@@ -88,9 +94,7 @@ def warm_up(function: Callable[[Tensor], Tensor], z: Tensor) -> None:
 
 
 def _awaits(module: nn.Module, on_samples: bool) -> bool:
-    """Whether a module would take something from a batch."""
-    if not is_cold(module):
-        return False
+    """Whether a module that is cold would take something from a batch."""
     if not hasattr(module, "initialise"):
         return True
     # Our own layers leave frozen parameters alone.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from functools import partial
 from types import CellType, FunctionType, MethodType
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import normflows as nf
@@ -19,9 +19,12 @@ from ..checks import is_readable
 from ..errors import ShapeError, UnsupportedLayerError
 
 __all__ = [
+    "Behind",
+    "Opened",
     "holds_script",
     "is_cold",
     "is_filled",
+    "look_behind",
     "modules_of",
     "refuse_single_sample",
     "refuse_unsupported",
@@ -31,19 +34,64 @@ __all__ = [
 _FLAG = "data_dep_init_done"
 # Flags that were read and found set, with their versions.
 _WARM: WeakKeyDictionary[nn.Module, tuple[Tensor, int]] = WeakKeyDictionary()
+# Layers that call nothing which they are given, and that nothing speaks against.
+_PLAIN: frozenset[type] = frozenset(
+    {
+        nn.Conv1d,
+        nn.Conv2d,
+        nn.ELU,
+        nn.Flatten,
+        nn.GELU,
+        nn.GroupNorm,
+        nn.Identity,
+        nn.LayerNorm,
+        nn.Linear,
+        nn.ModuleDict,
+        nn.ModuleList,
+        nn.Sequential,
+        nn.SiLU,
+        nn.Sigmoid,
+        nn.Softplus,
+        nn.Tanh,
+    }
+)
 _COMPILED = (
     "was compiled by torch.compile and has no double backward, which the surrogate needs. Pass "
     "the network uncompiled; SurrogateLikelihood(compile=True) compiles it with its derivatives."
 )
 
 
-def modules_of(*sources: Any) -> Iterator[nn.Module]:
+class Behind(NamedTuple):
+    """What one look finds behind modules and callables.
+
+    Attributes:
+        modules: Every module once, submodules included.
+        scripts: Functions of TorchScript.
+    """
+
+    modules: list[nn.Module]
+    scripts: list[Any]
+
+
+class Opened(partial[Any]):
+    """A call with what stands behind it, so that nobody need look a second time.
+
+    It serves one call of this package, because users change their modules between two.
+
+    Attributes:
+        behind: What was found.
+    """
+
+    behind: Behind
+
+
+def modules_of(*sources: Any) -> list[nn.Module]:
     """All modules that can be found behind modules, bound methods, partials and closures.
 
     Args:
         *sources: Modules, callables, or lists and tuples of them.
 
-    Yields:
+    Returns:
         Every module once, submodules included.
 
     Raises:
@@ -54,7 +102,7 @@ def modules_of(*sources: Any) -> Iterator[nn.Module]:
         >>> [type(m).__name__ for m in modules_of(net.forward)]
         ['Sequential', 'Linear']
     """
-    return (source for source in _behind(sources) if isinstance(source, nn.Module))
+    return look_behind(sources).modules
 
 
 def holds_script(*sources: Any) -> bool:
@@ -67,31 +115,70 @@ def holds_script(*sources: Any) -> bool:
         >>> holds_script(nn.Linear(1, 1))
         False
     """
-    for source in _behind(sources):
-        if isinstance(source, nn.Module):
-            kept = map(type, source.__dict__.values())
-            if isinstance(source, torch.jit.ScriptModule) or torch.jit.ScriptFunction in kept:
-                return True
-        elif isinstance(source, torch.jit.ScriptFunction):
-            return True
-    return False
+    modules, scripts = look_behind(sources)
+    return bool(scripts) or any(
+        _is_script(module) or torch.jit.ScriptFunction in map(type, module.__dict__.values())
+        for module in modules
+        if not _is_plain(module)
+    )
 
 
-def _behind(sources: Iterable[Any]) -> Iterator[Any]:
-    """Everything that can be found behind sources, once, the sources included."""
-    seen: set[int] = set()
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a module is one of torch's layers as torch made it, which spares a longer look."""
+    held = module.__dict__
+    return type(module) in _PLAIN and "forward" not in held and "_compiled_call_impl" not in held
+
+
+def look_behind(
+    sources: Sequence[Any], seen: set[int] | None = None, into_scripts: bool = True
+) -> Behind:
+    """Look for modules and scripts behind sources, which are among what is found.
+
+    Args:
+        sources: Modules, callables, or lists and tuples of them.
+        seen: By their ``id``, what an earlier look has found, which is left out and added to.
+        into_scripts: Whether to look for the parts of a scripted module too.
+
+    Returns:
+        :class:`Behind`.
+
+    Raises:
+        UnsupportedLayerError: If a function compiled by torch.compile is met.
+
+    Examples:
+        >>> net, seen = nn.Sequential(nn.Linear(1, 1)), set()
+        >>> len(look_behind([net[0]], seen).modules), len(look_behind([net], seen).modules)
+        (1, 1)
+    """
+    known = [source.behind for source in sources if isinstance(source, Opened)]
+    if seen is None and known and len(known) == len(sources) == known.count(known[0]):
+        return known[0]
+    seen = set() if seen is None else seen
+    modules: list[nn.Module] = []
+    scripts: list[Any] = []
     stack = list(sources)
     while stack:
         source = stack.pop()
         if id(source) in seen:
             continue
         seen.add(id(source))
-        yield source
         if isinstance(source, nn.Module):
-            # Not by children(), which puts names together.
-            stack.extend(part for part in source._modules.values() if part is not None)
+            modules.append(source)
+            # Not by children(), which puts names together. Parts that are None lead nowhere.
+            parts = source._modules
+            if parts and (into_scripts or not _is_script(source)):
+                stack.extend(parts.values())
+        elif isinstance(source, Opened):
+            stack.append(source.behind)
+        elif isinstance(source, Behind):
+            new = [module for module in source.modules if id(module) not in seen]
+            seen.update(map(id, new))
+            modules.extend(new)
+            scripts.extend(source.scripts)
         elif isinstance(source, (list, tuple)):
             stack.extend(source)
+        elif isinstance(source, torch.jit.ScriptFunction):
+            scripts.append(source)
         elif isinstance(source, partial):
             stack.extend([source.func, *source.args, *source.keywords.values()])
         elif isinstance(source, MethodType):
@@ -102,6 +189,11 @@ def _behind(sources: Iterable[Any]) -> Iterator[Any]:
             stack.extend(_modules_named_in(source))
         elif callable(source) and hasattr(source, "__dict__"):
             stack.extend(v for v in vars(source).values() if isinstance(v, nn.Module))
+    return Behind(modules, scripts)
+
+
+def _is_script(module: nn.Module) -> bool:
+    return isinstance(module, torch.jit.ScriptModule)
 
 
 def is_cold(module: nn.Module) -> bool:
@@ -151,9 +243,10 @@ def refuse_single_sample(modules: Iterable[nn.Module], batch: Tensor) -> None:
     Examples:
         >>> refuse_single_sample([nf.flows.ActNorm((2,))], torch.zeros(2, 2))
     """
+    if batch.shape[0] != 1:
+        return
     # Our own layers initialise themselves on data alone, not on samples, and check them.
-    cold = (module for module in modules if is_cold(module) and not hasattr(module, "initialise"))
-    if batch.shape[0] == 1 and any(True for _ in cold):
+    if any(is_cold(module) and not hasattr(module, "initialise") for module in modules):
         raise ShapeError(
             "A layer that initialises itself on its first batch (ActNorm) got a batch of one "
             "sample, which has no standard deviation. Start with a larger batch."
@@ -175,7 +268,7 @@ def refuse_unsupported(modules: Iterable[nn.Module]) -> None:
         >>> refuse_unsupported(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).eval().modules())
     """
     for module in modules:
-        reason = _reason_against(module)
+        reason = None if _is_plain(module) else _reason_against(module)
         if reason is not None:
             raise UnsupportedLayerError(f"{type(module).__name__} {reason}")
 

@@ -97,7 +97,7 @@ def draw_probes(kind: str, n_probes: int, z: Tensor) -> Tensor:
     """
     check_choice(kind, PROBES, "probes")
     check_rows(z.unsqueeze(-1) if z.dim() == 1 else z, "z")
-    dimension = z[0].numel()
+    dimension = z.shape[1:].numel()
     if not 1 <= n_probes <= dimension:
         raise OptionError(
             f"n_probes must be between 1 and the latent dimension {dimension}, got {n_probes}. "

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.autograd.graph import get_gradient_edge
 
 from .transforms import Function
 
@@ -218,24 +217,44 @@ def unproven_nodes(value: Tensor, ends: Iterable[Any]) -> frozenset[str]:
         >>> unproven_nodes(x.sin(), [x]), unproven_nodes(torch.cdist(x, x), [x])
         (frozenset(), frozenset({'CdistBackward0'}))
     """
-    # Only what depends on an end is differentiated more than once, not the weights' own history.
-    reaches: dict[Any, bool] = {None: False}
-    for end in ends:
-        edge = get_gradient_edge(end) if isinstance(end, Tensor) else end
-        reaches[edge.node] = True
-    stack: list[tuple[Any, bool]] = [(value.grad_fn, False)]
-    found: set[str] = set()
+    leaves = [end for end in ends if isinstance(end, Tensor) and end.grad_fn is None]
+    reached = {_node_of(end) for end in ends} - {None}
+    # Every node with those whose derivatives go on to it.
+    before: dict[Any, list[Any]] = {None: []}
+    stack: list[Any] = [] if value.grad_fn is None else [value.grad_fn]
     while stack:
-        node, seen = stack.pop()
-        if seen:
-            reaches[node] = any(reaches[following] for following, _ in node.next_functions)
-            if reaches[node] and node.name() not in DERIVATIVES and not _is_ours(node):
-                found.add(f"{node.name()} with {ONCE}" if _is_once(node) else node.name())
-        elif node not in reaches:
-            reaches[node] = False
-            stack.append((node, True))
-            stack.extend((following, False) for following, _ in node.next_functions)
+        node = stack.pop()
+        following = node.next_functions
+        if not following and leaves:
+            variable = getattr(node, "variable", None)
+            if any(variable is leaf for leaf in leaves):
+                reached.add(node)
+        if node in reached:
+            continue
+        for after, _ in following:
+            if after not in before:
+                before[after] = []
+                stack.append(after)
+            before[after].append(node)
+    # Only what depends on an end is differentiated more than once, not the weights' own history.
+    found: set[str] = set()
+    stack = [node for end in reached for node in before.get(end, ())]
+    seen = set(reached)
+    while stack:
+        node = stack.pop()
+        if node not in seen:
+            seen.add(node)
+            stack.extend(before.get(node, ()))
+            name = node.name()
+            if name not in DERIVATIVES and not _is_ours(node):
+                found.add(f"{name} with {ONCE}" if _is_once(node) else name)
     return frozenset(found)
+
+
+def _node_of(end: Any) -> Any:
+    """The node of an edge, or of a tensor that a function gave; None for a leaf."""
+    # Not by get_gradient_edge, which makes a view of a leaf to find the node of it.
+    return end.grad_fn if isinstance(end, Tensor) else end.node
 
 
 def _is_once(node: Any) -> bool:

@@ -73,13 +73,15 @@ def pull_each(value: Tensor, ends: list[Any], cotangents: Tensor, create_graph: 
     cotangents = cotangents.to(value.dtype)
     pulled = [
         torch.autograd.grad(
-            value, ends, cotangent, create_graph=create_graph, retain_graph=True, allow_unused=True
+            value, ends, one, create_graph=create_graph, retain_graph=True, allow_unused=True
         )
-        for cotangent in cotangents
+        for one in (cotangents if len(cotangents) > 1 else [cotangents[0]])
     ]
-    return [
-        None if parts[0] is None else torch.stack(parts) for parts in zip(*pulled, strict=True)
-    ]
+    return [None if parts[0] is None else _stacked(parts) for parts in zip(*pulled, strict=True)]
+
+
+def _stacked(parts: tuple[Tensor, ...]) -> Tensor:
+    return torch.stack(parts) if len(parts) > 1 else parts[0].unsqueeze(0)
 
 
 def pull_together(

@@ -7,7 +7,7 @@ it, and two threads that overlap leave the setting of one of them for good.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from copy import copy as shallow_copy
 from copy import deepcopy
 from functools import partial
@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .modules import is_cold, is_filled, modules_of
+from .modules import is_cold, is_filled, look_behind, modules_of
 
 __all__ = ["in_evaluation", "on_trial", "replica_of"]
 
@@ -103,7 +103,7 @@ def replica_of(source: Source) -> tuple[Source, Callable[[nn.Module], nn.Module]
         >>> twin_of(net).weight is net.weight
         True
     """
-    found = _replicate(list(modules_of(source)), _cloned_if_kept)
+    found = _replicate(modules_of(source), _cloned_if_kept)
     copy: Source = _mapped(source, found)
     return copy, lambda module: found[id(module)]
 
@@ -116,7 +116,8 @@ def _replicate(
     They are found by the ``id`` of what they stand for. The mode is that of the modules if it is
     not given.
     """
-    modules = list(_registered(roots))
+    # Scripted modules are copied as a whole.
+    modules = look_behind([*roots], into_scripts=False).modules
     found: dict[int, Any] = {}
     for module in modules:
         scripted = isinstance(module, torch.jit.ScriptModule)
@@ -140,20 +141,6 @@ def _replicate(
 
 def _is_compiled(module: nn.Module) -> bool:
     return type(module).__name__ == "OptimizedModule"
-
-
-def _registered(roots: Iterable[nn.Module]) -> Iterator[nn.Module]:
-    """All modules in some others, taking scripted ones as a whole."""
-    seen: set[int] = set()
-    waiting = list(roots)
-    while waiting:
-        module = waiting.pop()
-        if id(module) in seen:
-            continue
-        seen.add(id(module))
-        yield module
-        if not isinstance(module, torch.jit.ScriptModule):
-            waiting.extend(child for child in module._modules.values() if child is not None)
 
 
 def _fill(

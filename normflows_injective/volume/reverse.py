@@ -62,7 +62,7 @@ def reverse(function: Map, point: Tensor) -> Reverse:
 
     Examples:
         >>> reverse(torch.square, torch.ones(1, 2)).pull(torch.ones(1, 1, 2))
-        tensor([[[2., 2.]]], grad_fn=<StackBackward0>)
+        tensor([[[2., 2.]]], grad_fn=<UnsqueezeBackward0>)
     """
     with differentiable_attention():
         return _by_transform(function, point) if open_transforms() else _by_graph(function, point)

@@ -27,6 +27,7 @@ __all__ = [
     "decode_with_tangents",
     "lifted",
     "mean_inner",
+    "mean_over_probes",
     "push_tangents",
     "with_errors",
 ]
@@ -82,7 +83,7 @@ class Estimator(ABC):
             UnsupportedLayerError: If a layer makes the products silently wrong.
             ForwardModeError: If a caller takes a forward-mode derivative.
         """
-        modules = list(modules_of(encode, decode))
+        modules = modules_of(encode, decode)
         refuse_unsupported(modules)
         _refuse_forward_mode(x, encode, decode)
         recording = torch.is_grad_enabled()
@@ -153,7 +154,12 @@ def with_errors(
 
 def mean_inner(a: Tensor, b: Tensor) -> Tensor:
     """Inner products averaged over the probes, (B,), of tensors (K, B, *)."""
-    return inner(a, b).mean(0)
+    return mean_over_probes(inner(a, b))
+
+
+def mean_over_probes(values: Tensor) -> Tensor:
+    """Means (B,) of values (K, B)."""
+    return values.mean(0) if values.shape[0] > 1 else values.squeeze(0)
 
 
 def _squared_error(a: Tensor, b: Tensor) -> Tensor:
@@ -182,10 +188,11 @@ def _check_latent(z: Tensor, x: Tensor) -> None:
         raise ShapeError(
             f"The encoder took a batch of {len(x)} samples to {len(z)}: it must keep the batch."
         )
-    if z[0].numel() > x[0].numel():
+    latent, data = z.shape[1:].numel(), x.shape[1:].numel()
+    if latent > data:
         raise NotInjectiveError(
-            f"The latent space has {z[0].numel()} dimensions and the data {x[0].numel()}: a map "
-            "from latents to data cannot be injective. Use fewer latent dimensions."
+            f"The latent space has {latent} dimensions and the data {data}: a map from latents to "
+            "data cannot be injective. Use fewer latent dimensions."
         )
 
 

@@ -20,6 +20,7 @@ __all__ = [
 ]
 
 Function = Callable[..., Any]
+_TOP_HOOKS = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
 
 
 class Interception(TorchFunctionMode):
@@ -52,10 +53,9 @@ def number_open(kind: TransformType) -> int:
 
 def saving_hooks() -> Any:
     """The innermost hooks on saved tensors, as checkpointing sets them, or None."""
-    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
-    if top is None or torch.compiler.is_compiling():
+    if _TOP_HOOKS is None or torch.compiler.is_compiling():
         return None
-    hooks = top(True)
+    hooks = _TOP_HOOKS(True)
     return None if hooks is None else hooks[0]
 
 
