@@ -335,6 +335,22 @@ def test_scripts_inside_functional_transforms_are_refused_by_name(hold):
         torch.func.jvp(volume, (z,), (torch.ones_like(z),))
 
 
+def test_hidden_scripts_inside_functional_transforms_are_refused_once_they_are_optimised():
+    script = torch.jit.script(torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.SiLU()).double())
+    hidden, z = {"net": script}, draw().z
+
+    def volume(s):
+        return log_volume(lambda point: hidden["net"](point), s)
+
+    for _ in range(4):
+        script(z.clone().requires_grad_()).sum().backward()
+        torch.func.grad(lambda s: script(s).square().sum())(z)
+    with pytest.raises(UnsupportedLayerError, match="holds TorchScript"):
+        torch.func.grad(lambda s: volume(s).sum())(z)
+    with pytest.raises(UnsupportedLayerError, match="holds TorchScript"):
+        torch.func.jvp(volume, (z,), (torch.ones_like(z),))
+
+
 def test_the_decoded_batch_has_its_forward_derivative_too():
     z, weight, _ = draw()
     decode = Decoder(FUNCTIONS["cholesky_inverse"], weight)

@@ -63,7 +63,9 @@ def log_volume(
     With ``"exact"`` the Jacobian comes from :math:`d` Jacobian-vector products of the batch and is
     factored by QR in float64. The Gram matrix :math:`J^\top J`, whose condition number is squared,
     is never formed. Differentiable where gradients are enabled; evaluate under
-    ``torch.no_grad()``, where the memory is bounded whatever the batch.
+    ``torch.no_grad()``, where the memory is bounded whatever the batch. Register a network of
+    TorchScript as a module: through one that hides in a list, a dictionary or an object, forward
+    mode, which is taken without gradients, may lose tangents in silence.
 
     With ``"lanczos"`` the Jacobian is not formed either. The value is estimated from
     ``2 * n_probes * num_steps`` products and comes with a standard error, as

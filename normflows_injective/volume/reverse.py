@@ -27,6 +27,9 @@ _SCRIPTED = (
     "torch.autograd.grad or backward(), or put in the network from which the script was made."
 )
 
+# The node of the graph in which TorchScript hides what it has optimised.
+_OPTIMISED = "DifferentiableGraphBackward"
+
 
 class Reverse(NamedTuple):
     r"""Value of a map and its products.
@@ -129,7 +132,12 @@ def _by_transform(function: Map, point: Tensor) -> Reverse:
         value = record(function, x).value
         if not value.requires_grad:
             raise NotInjectiveError(DETACHED)
-        names.append(unproven_nodes(value, [x]))
+        unproven = unproven_nodes(value, [x])
+        # A script that no look found. Until TorchScript optimises it, its nodes are torch's own,
+        # and their derivatives are right.
+        if any(_OPTIMISED in name for name in unproven):
+            raise UnsupportedLayerError(_SCRIPTED)
+        names.append(unproven)
         return value
 
     vjp: Any = torch.func.vjp
