@@ -42,7 +42,7 @@ def chain(model, draws=250, warmup=100, seed=0):
 def assert_mean(values, expected, errors=4):
     """Means over the first dimension, within so many standard errors."""
     count = stats.effective_sample_size(values.unsqueeze(0)).clamp(max=len(values))
-    assert (count > 10).all()
+    assert (count > 4).all()
     error = values.std(0) / count.sqrt()
     assert ((values.mean(0) - expected).abs() < errors * error).all()
     assert (error < 0.2).all()

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import DeviceError, DtypeError, OptionError, ShapeError
+from ..errors import DeviceError, DtypeError, OptionError, ShapeError, UnsupportedLayerError
 from .tensors import NOT_REAL
 from .wording import describe
 
@@ -23,6 +23,7 @@ _SHAPE_WORDS = re.compile(
     r"\dD|rank|axis",
     re.IGNORECASE,
 )
+_NO_DERIVATIVE = re.compile(r"derivative for \S+ is not implemented")
 # Subclasses are named errors already, or signals such as that of exhausted memory.
 _OF_SHAPES = (RuntimeError, IndexError, ValueError)
 _OF_TYPES = (TypeError, AttributeError)
@@ -52,6 +53,7 @@ def explain(
         DtypeError: If one is of another dtype.
         ShapeError: If torch complains about a shape.
         OptionError: If something that was handed in cannot be called, or gave what is no tensor.
+        UnsupportedLayerError: If torch has no derivative of a layer.
     """
     given = {n: args[p] if p < len(args) else kwargs.get(n) for n, p in places}
     tensors = {name: value for name, value in given.items() if isinstance(value, Tensor)}
@@ -61,6 +63,11 @@ def explain(
         _explain_values({**_named(function, args, kwargs), **tensors}, error)
         _explain_dtypes(function, tensors, error)
     if type(error) in _OF_SHAPES and not _is_of_types(error):
+        if _NO_DERIVATIVE.search(str(error)):
+            raise UnsupportedLayerError(
+                f"{function.__qualname__} needs a derivative of a layer that this torch does not "
+                f"have. Replace the layer, or take a newer torch. The cause: {error}"
+            ) from error
         if tensors and _SHAPE_WORDS.search(str(error)):
             shapes = ", ".join(f"{name} of shape {tuple(v.shape)}" for name, v in tensors.items())
             raise ShapeError(

@@ -225,6 +225,8 @@ def _gradient_agreement(
     parameters = [p for flow in model.composite for p in flow.parameters() if p.requires_grad]
     if not parameters:
         return float("nan"), float("nan")
+    # Under autocast, torch before 2.9 takes casts of weights that were made without gradients.
+    torch.clear_autocast_cache()
     with torch.enable_grad():
         surrogate = Encoder()(x.detach(), encode, decode, all_probes).volume.sum()
         encoder_jacobian = jacobian_by_rows(encode, x, create_graph=True).jacobian
