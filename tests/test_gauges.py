@@ -314,7 +314,7 @@ def test_total_masses_against_uniform_directions(setting):
         pairs.append((surface, gauge.log_area(dim, level)))
     for log_weights, known in pairs:
         estimate, error = log_mean(log_weights)
-        assert error < 0.12
+        assert error < 0.25
         difference = estimate + log_area_of_directions(setting) - float(known.detach())
         assert abs(difference) < SIGMAS * error + 1e-12, (difference, error)
 
@@ -388,7 +388,7 @@ def test_samples_follow_the_cone_measure(setting):
         # The delta method for a ratio of means.
         variance = (weights * (values - mean)).square().sum() + drawn.var() / PROPOSALS
         error = float(variance.sqrt())
-        assert error < 0.03
+        assert error < 0.06
         difference = float(drawn.mean() - mean)
         assert abs(difference) < SIGMAS * error, (name, difference, error)
 
