@@ -426,6 +426,13 @@ def test_no_name_is_no_chart():
         flows.star_like_flow(3, num_layers=1, chart="")
 
 
+def test_the_map_of_a_jacobian_keeps_the_batch():
+    z = torch.randn(4, 2)
+    for enabled in (True, False):
+        with torch.set_grad_enabled(enabled), pytest.raises(ShapeError, match="keep the batch"):
+            nfi.volume.jacobian(lambda z: z[:0], z)
+
+
 def test_options_of_compilation_are_those_of_torch():
     with pytest.raises(
         OptionError, match="keyword arguments of torch.compile.*backend.*got 'back'"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_rows, checks_arguments
-from ..errors import OptionError
+from ..errors import OptionError, ShapeError
 from .first_data import warm_up
 from .forward_mode import refuse_tangents
 from .gradients import out_of_inference
@@ -86,6 +86,7 @@ def jacobian(function: Map, point: Tensor, chunk_size: int | None = None) -> Val
         ForwardModeError: If a caller takes a forward-mode derivative.
         NotInjectiveError: If the value does not depend on the point.
         OptionError: If ``chunk_size`` is less than 1.
+        ShapeError: If the map returns another number of samples.
 
     Examples:
         >>> jacobian(lambda z: torch.cat([z, z**2], 1), torch.full((1, 1), 3.0)).jacobian
@@ -108,6 +109,11 @@ def jacobian(function: Map, point: Tensor, chunk_size: int | None = None) -> Val
             found = ValueAndJacobian(taken.value, event_rows(columns).permute(1, 2, 0))
         if taken.is_constant:
             found = ValueAndJacobian(*(part.detach() for part in found))
+    if len(found.value) != len(point):
+        raise ShapeError(
+            f"The map took a batch of {len(point)} samples to {len(found.value)}: it must keep "
+            "the batch."
+        )
     refuse_tangents("A Jacobian", point, found.value)
     return found
 
