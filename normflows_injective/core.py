@@ -16,7 +16,7 @@ from .bases import base_log_prob, sample_base
 from .checkpoints import load_checkpoint, save_checkpoint
 from .checks import check_batch, check_count, check_event_shape, checks_arguments_of
 from .context import check_context, takes_context
-from .diverged import names_diverged
+from .diverged import check_results, names_diverged
 from .errors import ContextError
 from .flows.composite import (
     joint_decode,
@@ -204,6 +204,7 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
         self._check_call(context, num_samples)
         dtype = stack.model_dtype(self.q0, self.flows)
         z, log_q = sample_base(self.q0, num_samples, context, dtype)
+        check_results(self, (z,))
         if not log_prob:
             return self.forward(z, context), None
         x, log_det = self.forward_and_log_det(z, context)

@@ -30,6 +30,8 @@ from .volume.surrogate import DrawProbes, Estimator, SurrogateAndErrors, with_er
 
 __all__ = ["LossTerms", "SurrogateLikelihood", "SurrogateTerms"]
 
+_OF_BETA = "Give a number, for instance 10.0; without a reconstruction the manifold collapses."
+
 
 @checks_arguments_of
 class SurrogateLikelihood(nn.Module):
@@ -109,7 +111,7 @@ class SurrogateLikelihood(nn.Module):
         super().__init__()
         if isinstance(beta, type):
             raise OptionError(f"beta must be a number or a function, got {beta}. Build one first.")
-        self.beta = beta if callable(beta) else check_not_negative(beta, "beta")
+        self.beta = beta if callable(beta) else check_not_negative(beta, "beta", _OF_BETA)
         self.n_probes = n_probes
         self.estimator = estimator_from(estimator)
         options = _options(compile)

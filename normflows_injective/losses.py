@@ -8,6 +8,7 @@ from typing import Any, final
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from .assignment import AssignmentFlow
 from .checks import checks_arguments_of
 from .errors import OptionError, UnsupportedLayerError
 from .volume.modules import is_cold
@@ -63,6 +64,8 @@ class ForwardKLD(nn.Module):
                 f"model must be a module with a method forward_kld, got {type(model).__name__}. "
                 "Use nfi.InjectiveNormalizingFlow or a model of normflows."
             )
+        if isinstance(model, AssignmentFlow):
+            model.forward_kld()
         self.model: Any = model
 
     def forward(

@@ -276,5 +276,6 @@ def check_window(steps: Any) -> tuple[int, int] | None:
                 return start, end
     raise OptionError(
         "warmup_steps must be (start, end) with finite whole numbers 0 <= start <= end, got "
-        f"{steps!r}. Multiply fractions by the number of training steps."
+        f"{steps!r}. Give (0, 300) for a ramp over 300 training steps, or None for none. Multiply "
+        "fractions by the number of training steps."
     )

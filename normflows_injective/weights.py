@@ -53,8 +53,9 @@ def _checked(weights: Tensor, losses: Tensor) -> Tensor:
     weights = weights.to(losses.dtype)
     if not is_readable(weights):
         return weights
+    seen = weights.detach()
     # One comparison that NaN fails as well, so that good weights are read once.
-    total = torch.where(weights >= 0, weights, -torch.inf).sum()
+    total = torch.where(seen >= 0, seen, -torch.inf).sum()
     if 0 < float(total) < torch.inf:
         return weights
     finite = torch.isfinite(weights)

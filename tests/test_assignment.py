@@ -517,6 +517,7 @@ def test_samples_are_reproducible():
     assert not torch.equal(_seeded(flow, steps=3), _seeded(flow, 4, steps=3))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The . steps of the solver are too few")
 @pytest.mark.parametrize(("solver", "cost"), [("euler", 1), ("midpoint", 2), ("rk4", 4)])
 def test_evaluations_of_the_network(solver, cost):
@@ -708,6 +709,7 @@ def test_linear_field(counts):
     close(back, m, 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("divergence", ["exact", "hutchinson"])
 def test_the_divergence_is_taken_at_its_time(divergence):
     # f = a(t) v has the divergence d a(t), for every probe too: here the integral of a is

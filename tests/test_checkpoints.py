@@ -33,6 +33,7 @@ def unchanged(ours, path, text):
         assert torch.equal(tensor, before[key]), key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", stacks())
 def test_round_trip(name, path):
     x = torch.randn(4, 5)
@@ -84,6 +85,7 @@ def test_the_header_is_json_with_classes_sizes_and_version(path):
     assert header["shapes"]["flows.0.encoder.layers.0.weight"] == [16, 5]
 
 
+@pytest.mark.slow
 def test_no_pickle_is_read(path):
     class Bomb:
         def __reduce__(self):
@@ -112,6 +114,7 @@ def test_altered(path):
     unchanged(model(), path, "has been altered")
 
 
+@pytest.mark.slow
 def test_of_another_model(path):
     model().save(path)
     other = nfi.InjectiveNormalizingFlow(base(2), stacks()["latent"])

@@ -43,6 +43,7 @@ def context():
     return torch.randn(4, 3, dtype=torch.float64)
 
 
+@pytest.mark.slow
 def test_every_method_takes_a_context_and_uses_it(model, x, context):
     z = model.inverse(x, context=context)
     results = {
@@ -77,6 +78,7 @@ def test_log_det_against_the_dense_jacobian(model, x, context):
         torch.testing.assert_close(actual, expected)
 
 
+@pytest.mark.slow
 def test_training_and_sampling(model, x, context):
     model.likelihood = nfi.SurrogateLikelihood(n_probes=2)  # as many as dimensions: no noise
     loss = model.forward_kld(x, context)
@@ -229,6 +231,7 @@ def test_foreign_networks_by_their_signature(x, context):
         ours.forward_kld(x)
 
 
+@pytest.mark.slow
 def test_context_gradient_and_inference_mode(model, x, context):
     context.requires_grad_()
     model.forward_kld(x, context).backward()

@@ -49,6 +49,7 @@ def test_forward_and_log_det_against_the_dense_jacobian(stacked, tolerance, devi
     close(log_det.double(), dense_log_volume(stacked.forward, z), tolerance)
 
 
+@pytest.mark.slow
 def test_inverse_and_log_det_are_those_of_the_projection(stacked, x, tolerance):
     z, log_det = stacked.inverse_and_log_det(x)
     close(z, stacked.inverse(x), tolerance)
@@ -56,6 +57,7 @@ def test_inverse_and_log_det_are_those_of_the_projection(stacked, x, tolerance):
     close(log_det.double(), -dense_log_volume(stacked.forward, z), 100 * tolerance)
 
 
+@pytest.mark.slow
 def test_log_prob_is_base_plus_log_det_and_equals_that_of_samples(stacked, x, tolerance):
     z, log_det = stacked.inverse_and_log_det(x)
     close(stacked.log_prob(x), stacked.q0.log_prob(z) + log_det, tolerance)
@@ -74,6 +76,7 @@ def test_encode_and_decode_leave_the_latent_block_out(stacked, x, tolerance):
     close(stacked.reconstruction_error(x), error, tolerance)
 
 
+@pytest.mark.slow
 def test_loss_terms_against_dense_jacobians(stacked, x, tolerance):
     stacked.likelihood = nfi.SurrogateLikelihood(beta=7.0, n_probes=2)
     terms = stacked.loss_terms(x)
@@ -105,6 +108,7 @@ def test_one_step_of_the_hosts_loop_reaches_every_parameter(stacked, x):
     assert any(not torch.equal(v, before[k]) for k, v in stacked.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [torch.float32, torch.float64])
 def test_everything_keeps_dtype_and_device(stacked, x, kept):
     stacked, x = stacked.to(kept), x.to(kept)
@@ -218,6 +222,7 @@ def test_ambient_scaling_costs_latent_dimensions_only():
     torch.testing.assert_close(wrong, torch.full_like(wrong, 5 * 0.3), atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_images_with_reshape_and_host_image_layers():
     flows = [
         nfi.flows.FreeFormInjection(*nfi.nets.conv_autoencoder((4, 4, 4), 3, (8,))),
@@ -289,6 +294,7 @@ def test_reverse_divergences_refuse_a_density_on_the_data_space():
         ours.reverse_kld(4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("score_fn", [True, False])
 def test_reverse_kld_of_the_model_with_itself_is_zero(score_fn):
     ours = exact_model().double()

@@ -165,6 +165,7 @@ def test_a_network_judged_on_its_training_rows_sees_a_gap_that_is_not_there():
     assert float(step_gains(greedy.moments, *fresh).mean()) < 0.002
 
 
+@pytest.mark.slow
 def test_nothing_is_made_worse_where_validation_sees_no_gain():
     b, a = normal(200, 1, seed=5), normal(200, 1, seed=6)
     # The rows of the fit ask for a scale above one, those that judge for one below.

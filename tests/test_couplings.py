@@ -190,6 +190,7 @@ def test_spline_is_that_of_the_host(inverse, num_bins):
         close(actual, wanted, 1e-11)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1.0, 5.0, 20.0])
 def test_spline_is_inverted_to_the_last_digits_in_single_precision(size):
     spline = Spline(8)

@@ -44,6 +44,7 @@ def parameters_used(call):
     return [name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_every_method_names_the_parameter(call, value):

@@ -20,6 +20,7 @@ def blocks(page: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
 
 
+@pytest.mark.slow
 def test_the_example_of_the_readme():
     code, on_the_sphere, _ = blocks("README.md")
     names: dict = {}
@@ -50,6 +51,7 @@ def test_the_pyro_section_of_the_readme(pyro_in):
     torch.testing.assert_close(weights.abs().sum(-1), torch.ones(100))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:torch.lu is deprecated")
 def test_the_examples_of_the_page_on_pyro(pyro_in, capsys):
     names: dict = {}
@@ -61,6 +63,7 @@ def test_the_examples_of_the_page_on_pyro(pyro_in, capsys):
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_page_on_surfaces():
     names: dict = {"nfi": nfi}
     for code in blocks("docs/surfaces.md"):

@@ -113,6 +113,7 @@ def test_every_layer(name):
     torch.testing.assert_close(program(*seven), calling(*seven), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_layer_that_waits_for_data_is_not_exported_as_if_it_had_met_some():
     layer = nfi.flows.coupling.ActNorm(3)
     with pytest.raises(UnsupportedLayerError, match="first batch"):

@@ -82,6 +82,7 @@ def test_output_depends_on_time_and_context(case):
     net(x, t, torch.eye(4, 2).long())
 
 
+@pytest.mark.slow
 def test_a_new_network_is_sensitive_to_its_features():
     for num, build in NETWORKS.values():
         net = build().double()

@@ -544,6 +544,7 @@ def test_a_system_without_locks(path, monkeypatch):
     assert names(path.parent) == [path.name]
 
 
+@pytest.mark.slow
 def test_many_writers_of_one_name(path):
     modules = [nn.Linear(20, 20) for _ in range(4)]
 

@@ -209,6 +209,7 @@ def for_parameters(layer, required):
         parameter.requires_grad_(required)
 
 
+@pytest.mark.slow
 def test_forward_mode_and_vmap_of_it(setting):
     z = coordinates(setting, smooth_directions(setting, 2))
     layer, _ = layers(setting)

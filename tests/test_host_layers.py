@@ -80,6 +80,7 @@ def model(request):
     return model
 
 
+@pytest.mark.slow
 def test_joint_log_volume_against_the_dense_jacobian(model):
     z = 0.3 * torch.randn(5, 2, dtype=torch.float64)
     expected = dense_log_volume(model.forward, z)
@@ -103,6 +104,7 @@ def assert_surrogate_gradients_equal_the_dense_ones(model, x):
         torch.testing.assert_close(a, e, atol=1e-8, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_surrogate_gradient_equals_the_dense_one_for_every_parameter(model):
     model.likelihood = nfi.SurrogateLikelihood(n_probes=2)
     assert_surrogate_gradients_equal_the_dense_ones(model, data(model) + 0.01)
@@ -117,6 +119,7 @@ def test_surrogate_gradient_through_a_residual_flow():
     assert_surrogate_gradients_equal_the_dense_ones(model, data(model) + 0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VECTOR_FLOWS)
 def test_every_layer_serves_in_the_latent_block(name):
     if name.startswith("Periodic"):
@@ -157,12 +160,14 @@ def latents():
     return 0.3 * torch.randn(3, 3, dtype=torch.float64)
 
 
+@pytest.mark.slow
 def test_log_volume_of_image_layers_behind_an_injection(image_model):
     z = latents()
     expected = dense_log_volume(image_model.forward, z)
     torch.testing.assert_close(image_model.forward_and_log_det(z)[1].detach(), expected)
 
 
+@pytest.mark.slow
 def test_surrogate_gradient_of_image_layers_behind_an_injection(image_model):
     with torch.no_grad():
         x = image_model.forward(latents()) + 0.01
@@ -187,6 +192,7 @@ def test_a_cold_layer_and_a_batch_of_one():
     assert all(bool(torch.isfinite(p).all()) for p in model.parameters())
 
 
+@pytest.mark.slow
 def test_residual_without_memory_reduction_trains_behind_an_injection():
     net = nf.nets.LipschitzMLP([4, 8, 4], init_zeros=False, lipschitz_const=0.8)
     flow = nf.flows.Residual(net, reduce_memory=False)

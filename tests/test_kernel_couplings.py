@@ -161,6 +161,7 @@ def test_order_of_the_auxiliary_points_does_not_matter():
     torch.testing.assert_close(other.inverse(x), coupling.inverse(x), atol=1e-14, rtol=1e-14)
 
 
+@pytest.mark.slow
 def test_numbers_of_parameters_of_the_paper():
     for dim, num_layers, expected in ((6, 12, 16_236), (8, 6, 10_824), (7, 3, 3 * 1653)):
         flows = ferumal_realnvp(dim, num_layers, 150)

@@ -115,6 +115,7 @@ SPECTRA = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("condition", [1e1, 1e2, 1e3, 1e4])
 @pytest.mark.parametrize("name", SPECTRA)
 def test_the_truncated_rule_lies_within_its_stated_error(name, condition):
@@ -224,6 +225,7 @@ def test_the_probe_does_see_a_jacobian():
     assert largest.elements >= 100 * 200
 
 
+@pytest.mark.slow
 def test_chunks_change_nothing_but_the_memory():
     decode, z = curved(12), torch.randn(3, 12, dtype=torch.float64)
     results = []

@@ -66,6 +66,7 @@ def test_result_is_an_ordinary_flow():
     torch.testing.assert_close(z, x, atol=1e-9, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_partial_step_on_a_gaussian():
     """The first gain of N(1, 4 I) is the closed form of a half step on the active coordinate."""
     z = 2 * torch.randn(40_000, 2, generator=seeded_generator(0)).double() + 1
@@ -99,6 +100,7 @@ def test_few_samples_end_early_and_do_no_harm():
     assert held_out_loss(flows, fresh) - entropy < 2
 
 
+@pytest.mark.slow
 def test_on_top_of_given_layers():
     x = ring(2_000, 5)
     given = [Rotation(2)]
@@ -108,6 +110,7 @@ def test_on_top_of_given_layers():
     assert held_out_loss(flows, x) < held_out_loss(given, x) - 0.1
 
 
+@pytest.mark.slow
 def test_given_layers_of_a_model_and_what_is_no_list_of_layers():
     x = ring(400, 5)
     trainer = LayerwiseTrainer(2, candidates=1, max_layers=1, regression=QUICK)
@@ -121,6 +124,7 @@ def test_given_layers_of_a_model_and_what_is_no_list_of_layers():
         trainer.fit(x, [model])
 
 
+@pytest.mark.slow
 def test_identity_that_is_refused_has_an_error():
     z = torch.randn(400, 4, generator=seeded_generator(11))
     seen = []

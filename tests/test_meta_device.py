@@ -79,6 +79,7 @@ STACKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STACKS)
 @pytest.mark.parametrize("estimator", ["encoder", "on_manifold", "decoder", "conditional"])
 def test_models(name, estimator):
@@ -99,6 +100,7 @@ def test_models(name, estimator):
     assert log_q.is_meta
 
 
+@pytest.mark.slow
 def test_models_of_known_surfaces():
     with torch.device("meta"):
         model = nfi.flows.star_like_flow(3, nfi.flows.gauges.LpGauge(1.5), num_layers=1, width=8)

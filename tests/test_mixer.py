@@ -116,6 +116,7 @@ def steps_of(flows):
 # --- log-dets ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shift", SHIFTS)
 @pytest.mark.parametrize("element", ELEMENTS)
 def test_log_det_is_that_of_the_dense_jacobian(element, shift):
@@ -123,6 +124,7 @@ def test_log_det_is_that_of_the_dense_jacobian(element, shift):
     assert_bijection(flows, torch.randn(2, 1, 6, 6))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "patch_size", "options"),
     [
@@ -535,6 +537,7 @@ def test_actnorm_of_the_host_pools_over_the_rows_too(mixing):
 # --- context -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("element", ELEMENTS)
 def test_context_in_the_hosts_conditional_model(element):
     shape = (1, 4, 4)

@@ -82,6 +82,7 @@ def test_a_correlated_normal_law_is_met(factory, lr, bound):
 # Parameters.
 
 
+@pytest.mark.slow
 def test_dtype_is_that_of_the_model():
     def model():
         pyro.sample("x", dist.Normal(torch.zeros(3, dtype=torch.float64), 1.0).to_event(1))

@@ -152,6 +152,7 @@ def marginal_log_prob(guide, value):
     return log_joint.logsumexp(1) + math.log(step) - guide.frame.scale.log().sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", NOISES)
 def test_scores_bound_the_marginal_density_from_both_sides(noise):
     """Drawn values from above, others from below, closer with more draws.
@@ -392,6 +393,7 @@ def test_scores_follow_parameters_that_change_after_the_draw():
     assert torch.allclose(after, fresh, atol=1e-10)  # exact for a linear guide, from either u
 
 
+@pytest.mark.slow
 def test_a_value_drawn_without_gradients_has_the_score_of_its_pair():
     """The gradient at a fixed value has mean zero, as that of any density has.
 
@@ -422,6 +424,7 @@ def test_a_value_drawn_without_gradients_has_the_score_of_its_pair():
 # Its life inside Pyro
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", NOISES)
 @pytest.mark.parametrize(
     "objective",
@@ -548,6 +551,7 @@ def test_copies_after_a_step_and_the_live_guide_keeps_its_model(duplicate):
     assert torch.equal(before, copied.frame.loc)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("noise", NOISES)
 @pytest.mark.parametrize("default", [torch.float32, torch.float64])

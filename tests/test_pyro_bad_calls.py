@@ -305,6 +305,7 @@ def clean():
     pyro.clear_param_store()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("name", "argument"), CASES)
 def test_wrong_arguments_are_refused_by_name(name, argument, tmp_path, monkeypatch):

@@ -51,6 +51,7 @@ def draws(law, draw, shape=()):
 # Shapes.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draw", ["rsample", "sample", "call"])
 @pytest.mark.parametrize("wrap", ["plain", "expand", "to_event", "mask"])
 def test_shapes_of_draws_and_scores(name, draw, wrap):
@@ -167,6 +168,7 @@ def test_as_prior_and_guide_under_every_objective(name, elbo, vectorized):
     assert any(moved) or not moved
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vectorized", [False, True])
 def test_objectives_agree_with_the_sum_of_log_densities(name, vectorized):
     model, guide, _ = programs(name)

@@ -72,6 +72,7 @@ def test_a_draw_is_scored_without_an_inverse(name, wrap, inverses):
     torch.testing.assert_close(score, again, rtol=5e-3, atol=5e-3)
 
 
+@pytest.mark.slow
 def test_a_learned_manifold_scores_its_draws_without_the_encoder(monkeypatch):
     model = build("learned")
     law = LAWS["learned"].law(model)
@@ -220,6 +221,7 @@ def test_scores_of_draws_have_the_gradient_of_finite_differences(name, with_grap
     assert checked >= 2
 
 
+@pytest.mark.slow
 def test_mixtures_with_trained_weights_use_the_score_function():
     """The gradient of E[(x - 1)^2] by the weights, beside its closed form."""
     manual_seed(0)

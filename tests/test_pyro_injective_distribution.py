@@ -448,6 +448,7 @@ def test_options_that_make_no_sense_are_refused(options, message):
         InjectiveDistribution(flow(), **options)
 
 
+@pytest.mark.slow
 def test_other_refusals():
     plain = nf.NormalizingFlow(nf.distributions.DiagGaussian(2), [nf.flows.Permute(2)])
     with pytest.raises(OptionError, match="must be an nfi.InjectiveNormalizingFlow, got Normal"):
@@ -635,6 +636,7 @@ def test_bias_on_given_points_in_images_and_with_a_context():
 # Contracts of Pyro
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("off_manifold", POLICIES)
 def test_shapes(off_manifold):
     distribution = law(flow(), off_manifold)

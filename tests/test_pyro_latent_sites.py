@@ -189,6 +189,7 @@ def test_a_mask_on_observed_sites_leaves_the_objective_a_bound(make):
     assert float(losses.mean()) > -log_z - 4 * float(losses.std()) / math.sqrt(20)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [0.1, 1.0, 3.0])
 def test_scaled_latents_are_scored_as_the_model_scales_them(scale):
     """By a power of the prior, whose integral a normal guide meets."""

@@ -37,6 +37,7 @@ def constraint(name, dim, level=1.3):
 # Charts.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dim", [2, 3, 7])
 @pytest.mark.parametrize("name", GAUGES)
 def test_registered_charts_have_the_volume_of_the_gram_determinant(name, dim):

@@ -32,6 +32,7 @@ def passed(guard, gradient):
     return leaf.grad
 
 
+@pytest.mark.slow
 def test_usual_gradients_pass_as_they_are():
     guard = ParticleGuard()
     for _ in range(50):
@@ -85,6 +86,7 @@ def test_weights_that_leave_the_gradient_to_one_draw_are_respected():
         assert torch.equal(passed(guard, gradient), gradient)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_gradients_that_are_not_finite_count_as_zero(bad):
     guard = ParticleGuard()
@@ -114,6 +116,7 @@ def test_second_derivatives_pass():
     torch.testing.assert_close(second, torch.full_like(second, 6.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [nfp.AutoFlow, lambda model: nfp.AutoInjective(model, 1)])
 def test_a_guide_survives_a_draw_of_infinite_gradient(make):
     def model():

@@ -63,6 +63,7 @@ def scaling(dim):
     return nf.flows.AffineConstFlow((dim,), shift=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dim", [2, 3, 4, 5, 6, 7])
 @pytest.mark.parametrize("factory", [couplings, masked])
 def test_no_coordinate_is_left_alone(factory, dim):

@@ -45,6 +45,7 @@ def pickled(thing):
     return pickle.loads(pickle.dumps(thing))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINED)
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, pickled])
 def test_copies_after_a_step(name, duplicate):
@@ -105,6 +106,7 @@ def scores(flow):
     return nfp.FlowDistribution(flow).log_prob(points)
 
 
+@pytest.mark.slow
 def test_whole_modules_in_a_file(tmp_path):
     first, second = shuffled(1), shuffled(2)
     assert not torch.allclose(scores(first), scores(second))
@@ -213,6 +215,7 @@ def train_by_pyro(flow, update=False):
     return [svi.step() for _ in range(2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_distribution_says_by_itself_that_the_store_has_lost_buffers(seed, tmp_path):
     first, second = shuffled(1), shuffled(seed)
@@ -230,6 +233,7 @@ def test_a_distribution_says_by_itself_that_the_store_has_lost_buffers(seed, tmp
     assert all("other buffers" in str(w.message) for w in lost)
 
 
+@pytest.mark.slow
 def test_a_module_that_takes_over_a_second_store_is_compared_again(tmp_path):
     first, second = shuffled(1), shuffled(2)
     train_by_pyro(first)
@@ -377,6 +381,7 @@ def test_a_store_from_a_file_is_not_overwritten_by_a_guide(make, tmp_path):
     assert all(torch.equal(v, before[n]) for n, v in pyro.get_param_store().items())
 
 
+@pytest.mark.slow
 def test_a_guide_goes_on_after_its_store_was_cleared(make, silence):
     guide = make()
     fit(guide)
@@ -384,6 +389,7 @@ def test_a_guide_goes_on_after_its_store_was_cleared(make, silence):
     assert fit(guide) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, pickled])
 def test_copies_of_a_guide_take_over_when_the_original_is_gone(make, duplicate, silence):
     guide = make()

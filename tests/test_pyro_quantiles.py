@@ -110,6 +110,7 @@ SHAPES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [nfp.AutoFlow, lambda model: nfp.AutoInjective(model, 2)])
 def test_of_all_sites_of_a_guide(make):
     guide = make(sites).build()
@@ -130,6 +131,7 @@ def test_of_all_sites_of_a_guide(make):
         assert (found[name].diff(dim=0) >= 0).all()
 
 
+@pytest.mark.slow
 def test_draws_of_all_sites_lie_in_their_supports():
     guide = nfp.AutoFlow(sites).build()
     trace = pyro.poutine.trace(sites).get_trace()

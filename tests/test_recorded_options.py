@@ -127,6 +127,7 @@ def test_floats_come_back_exactly():
     assert json.loads(json.dumps(options_of(Holder(option=values))[""].values))["option"] == values
 
 
+@pytest.mark.slow
 def test_a_record_does_not_fail_on_anything_that_a_module_may_hold():
     things = Holder(a=iter([]), b=torch.Generator(), c=open, d=threading.Lock())
     things.e = [np.array([None]), np.float64]
@@ -153,6 +154,7 @@ def test_what_torch_keeps_for_itself_is_no_option():
     assert not found(first, second)
 
 
+@pytest.mark.slow
 def test_flags_of_first_data_are_no_options(tmp_path):
     def build():
         norms = [nf.flows.ActNorm((5,)), nfi.flows.coupling.ActNorm(5)]

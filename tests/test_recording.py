@@ -588,6 +588,7 @@ def test_kernels_and_their_first_three_derivatives_against_formulas(name):
         torch.testing.assert_close(a, e, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KERNELS)
 def test_kernels_by_finite_differences(name):
     (ours, _), inputs = kernel_inputs(name)
@@ -824,6 +825,7 @@ def test_conjugate_gradients_under_autocast(name, count):
     }
 
 
+@pytest.mark.slow
 def test_autocast_inside_of_the_networks():
     """It has ended when the first layer's tangent is taken."""
 
@@ -866,6 +868,7 @@ def test_densities_under_autocast_are_in_full_precision(name, grad):
         torch.testing.assert_close(a, e, atol=0.5, rtol=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mlp", "conv", "layer norm"])
 def test_estimated_log_volumes_under_autocast(name):
     model, x = flow(name)
@@ -878,6 +881,7 @@ def test_estimated_log_volumes_under_autocast(name):
     torch.testing.assert_close(actual, expected, atol=0.2, rtol=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PAIRS)
 def test_reports_under_autocast(name):
     model, x = flow(name)
@@ -892,6 +896,7 @@ def test_reports_under_autocast(name):
         assert abs(actual[key] - expected[key]) < 0.15
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::normflows_injective.errors.NumericalWarning")
 @pytest.mark.parametrize("name", PAIRS)
 @pytest.mark.parametrize("estimator", ["encoder", "decoder", "conditional"])
@@ -939,6 +944,7 @@ def test_parameters_that_torch_would_refuse_are_refused(norm):
         record(norm, x.requires_grad_())
 
 
+@pytest.mark.slow
 def test_threads_leave_the_settings_of_the_process_as_they_were():
     """Each of them makes the setting and takes it back, at overlapping times."""
     backends = (torch.backends.cuda.flash_sdp_enabled, torch.backends.cuda.math_sdp_enabled)

@@ -24,6 +24,7 @@ RAW = re.compile(
 SEEDING = {"seeds.py", "fuzz.py", "fuzz_calls.py", Path(__file__).name}
 
 
+@pytest.mark.slow
 def test_every_seed_goes_through_the_module_that_shifts_it():
     found = [
         f"{path.name}: {line.strip()}"

@@ -270,6 +270,7 @@ def test_orthant_maps_stand_behind_a_chart_of_the_orthant_only():
 # --- derivatives ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_of_both_directions(kind):
     chart = SimplexStickBreaking(4, kind, "hausdorff", total=2.0)
@@ -607,6 +608,7 @@ def test_area_of_a_paraboloid_over_a_disc():
     close(area, math.pi / 6 * ((1 + 4 * 1.5**2) ** 1.5 - 1), 1e-10)
 
 
+@pytest.mark.slow
 def test_graph_gradients_by_points_and_by_parameters():
     surface = GraphSurface(Heights(2)).double()
     z = torch.randn(2, 2, dtype=DOUBLE, requires_grad=True)

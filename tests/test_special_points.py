@@ -149,6 +149,7 @@ def test_layers_at_special_data(case, layer, device, dtype):
     assert not faults(lambda x: layer.inverse(x, context), points, layer.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dim", [2, 3])
 @pytest.mark.parametrize("name", GAUGES)
 def test_surfaces_at_special_directions(name, dim, device, dtype):

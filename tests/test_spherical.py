@@ -298,6 +298,7 @@ def test_concentration_below_zero_is_that_of_the_antipode():
 # --- samples
 
 
+@pytest.mark.slow
 def test_samples_lie_on_the_sphere_with_their_log_density():
     for dim in (2, 3, 20):
         for distribution in distributions(dim, trainable=True):

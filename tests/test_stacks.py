@@ -76,6 +76,7 @@ def excess_nll(model):
     return difference.mean().item(), difference.std().item() / math.sqrt(TEST_SAMPLES), error
 
 
+@pytest.mark.slow
 def test_the_entropy_is_that_of_the_samples():
     """Quadrature against the sample mean of the closed-form NLL, within four standard errors."""
     z = torch.randn(200_000, 2, generator=seeded_generator(3)).double()

@@ -28,6 +28,7 @@ def perturbed(model, size=0.08, seed=1):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chart", ["cot", "stereographic"])
 @pytest.mark.parametrize("dim", [2, 3, 7])
 def test_a_fresh_model_is_the_uniform_law_of_directions(dim, chart):
@@ -187,6 +188,7 @@ def divergence(model, target, method):
     return -float(log_w.mean())
 
 
+@pytest.mark.slow
 def test_one_flow_for_a_path_of_levels():
     class Target:
         on_manifold = True
@@ -217,6 +219,7 @@ def test_one_flow_for_a_path_of_levels():
         model.sample(8, context - 1)
 
 
+@pytest.mark.slow
 def test_data_off_the_surface():
     on, off = torch.eye(3), 1.1 * torch.eye(3)
     model = nfi.flows.star_like_flow(3, width=8, num_layers=1)
@@ -292,6 +295,7 @@ def test_score_free_gradients_agree_with_full_ones_on_average():
     assert float((means[1].abs() / errors[1]).max()) > 4
 
 
+@pytest.mark.slow
 def test_save_and_load(tmp_path):
     model = perturbed(nfi.flows.star_like_flow(3, gauges.LpGauge(1.5), width=8))
     model.save(tmp_path / "model.safetensors")
@@ -414,6 +418,7 @@ def test_doubly_reparametrised_gradients_agree_on_average(alpha):
     assert float(means[1].abs().max()) > 5 * float(errors[1].max())
 
 
+@pytest.mark.slow
 def test_a_trained_layer_behind_a_known_surface_has_the_exact_gradient():
     behind = nf.flows.AffineConstFlow(3)
     model = nfi.InjectiveNormalizingFlow(

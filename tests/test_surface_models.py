@@ -57,6 +57,7 @@ def surface_model(gauge, dim=4, likelihood=None, **options):
 # Densities
 
 
+@pytest.mark.slow
 def test_density_is_that_of_the_base_and_the_closed_forms():
     gauge = LpGauge(1.3)
     model = surface_model(gauge, level=2.0)
@@ -93,6 +94,7 @@ def test_training_loss_is_minus_the_mean_log_density():
         torch.testing.assert_close(ours, expected.grad, **DOUBLE)
 
 
+@pytest.mark.slow
 def test_composites_and_lists_are_the_same_model():
     gauge, mixing = SlopeGauge(torch.tensor([2.0, 1.0, 0.5])), moved(3)
     layers = [SphereChart(3), SphereLinear(3, True), RadialSurface(gauge)]

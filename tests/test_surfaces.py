@@ -310,6 +310,7 @@ def test_a_normal_base_starts_near_the_uniform_law(dim, divergence):
     assert actual == pytest.approx(divergence, abs=5.1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dim", "divergence", "known"), [(3, 0.19, 0.01), (10, 0.12, 0.01), (100, 0.10, 0.01)]
 )
@@ -489,6 +490,7 @@ def test_areas_grow_with_the_level(gauge):
     assert grown / unit == pytest.approx(2.5**2, rel=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GAUGES)
 def test_densities_have_mass_one(name):
     """By quadrature over the surface, whose area element is found by finite differences."""
@@ -541,6 +543,7 @@ def tangent_gradients(gauge, count=100_000, measure="hausdorff"):
     return torch.linalg.vector_norm(gradient - (gradient * u).sum(1, keepdim=True) * u, dim=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("p", "median", "tail"), [(0.5, 24, 11_787), (0.75, 13, 5_210), (1.0, 6.9, 14), (1.5, 2.3, 4)]
 )
@@ -553,6 +556,7 @@ def test_how_gradients_grow_at_kinks(p, median, tail):
         assert float(norms.max()) < 21
 
 
+@pytest.mark.slow
 def test_smoothing_caps_gradients():
     gauge = LpGauge(0.5, eps=1e-2)
     norms = tangent_gradients(gauge)
@@ -563,6 +567,7 @@ def test_smoothing_caps_gradients():
     assert float(moved) == pytest.approx(0.008, abs=5e-4)
 
 
+@pytest.mark.slow
 def test_tails_of_gradients_by_measure():
     """Hill's estimate from the 1000 largest has a standard error of 3 % of the index."""
     for measure, index in (("hausdorff", 1.0), ("cone", 2.0)):

@@ -560,6 +560,7 @@ class Largest(TorchDispatchMode):
         return result
 
 
+@pytest.mark.slow
 def test_no_tensor_exceeds_the_bound(monkeypatch, dtype):
     net = nn.Sequential(nn.Linear(32, 2048), nn.SiLU(), nn.Linear(2048, 40)).to(dtype)
     z = torch.randn(50, 32, dtype=dtype)

@@ -194,6 +194,7 @@ def test_two_threads_that_sample_at_once_leave_the_mode():
     assert all(module.training for module in flow.modules())
 
 
+@pytest.mark.slow
 def test_building_models_repeats_no_numbers_of_another_thread():
     stop, draws = threading.Event(), []
 
@@ -262,6 +263,7 @@ def test_a_copy_in_evaluation_mode_reaches_all_that_is_registered():
     assert in_evaluation(net) is net
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*")
 def test_a_copy_of_what_torch_made_of_a_network():
     def net():

@@ -201,6 +201,8 @@ LOOPS = {
 }
 
 
+# torch 2.8's own, in its LBFGS.
+@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad:UserWarning")
 @pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS)
 def test_every_loop_counts_its_updates(loop):
     ours = model(likelihood=nfi.SurrogateLikelihood(warmup_steps=(1, 3)))
@@ -209,6 +211,7 @@ def test_every_loop_counts_its_updates(loop):
     assert ours.likelihood.likelihood_weight() == 1
 
 
+@pytest.mark.slow
 def test_all_losses_of_a_step_have_the_same_weights():
     betas = []
 
@@ -241,6 +244,7 @@ def test_an_optimiser_that_ran_a_closure_is_left_as_it_was():
     assert not optimizer._optimizer_step_post_hooks
 
 
+@pytest.mark.slow
 def test_a_closure_that_fails_ends_no_count():
     """A batch that is not finite stops one step, and the next steps are counted as ever."""
     ours, x = model(), data()
@@ -263,6 +267,7 @@ def test_a_closure_that_fails_ends_no_count():
     assert int(ours.likelihood.step) == 4 + STEPS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", [{}, {"warmup_steps": (2, 4)}, {"beta": lambda step: 10.0}])
 def test_counting_reads_no_value_beside_those_that_the_checks_read(schedule):
     ours, x = model(likelihood=nfi.SurrogateLikelihood(**schedule)), data()
@@ -304,6 +309,7 @@ def test_the_host_follows_a_step_that_is_loaded_or_written():
     assert int(other.likelihood.step) == 3 + STEPS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
 def test_a_copy_counts_for_itself(copied):
     ours = model(likelihood=nfi.SurrogateLikelihood(warmup_steps=(2, 4)))
@@ -341,6 +347,7 @@ class _Loss(torch.nn.Module):
         return self.model.forward_kld(x)
 
 
+@pytest.mark.slow
 def test_a_container_of_the_host_counts_as_well():
     likelihood = nfi.SurrogateLikelihood(lambda step: 10.0 + step)
     composite = nfi.flows.InjectiveComposite([mlp_injection()], likelihood)

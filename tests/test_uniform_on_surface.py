@@ -57,6 +57,7 @@ def test_areas_in_closed_form(gauge, dim, area, level):
     torch.testing.assert_close(law.log_prob(x), log_p)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("gauge", "dim", "area"),
     [
@@ -103,6 +104,7 @@ def test_cone_mass_is_d_times_the_volume_of_the_ball(p, dim):
     torch.testing.assert_close(log_p, torch.full((2,), expected))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("gauge", "dim"),
     [
@@ -146,6 +148,7 @@ def test_samples_follow_the_measure(gauge, dim, measure):
     law.surface.encode(x)  # raises where a sample is off the surface
 
 
+@pytest.mark.slow
 def test_area_and_cone_measure_differ_as_published():
     """E max|x_k| at D = 3, p = 1/2: 0.299 by cone measure, 0.3578 by area (star-like flows)."""
     u = uniform_directions(400_000, 3)

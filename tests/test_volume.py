@@ -27,6 +27,7 @@ def matrix_of_condition(condition: float, seed: int, rows: int = 50, columns: in
     return left @ torch.diag(spectrum) @ right
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("condition", [1e1, 1e3, 1e5])
 def test_float32_within_a_thousandth_of_a_nat_of_float64_svd(condition):
     """The Gram route loses 2 nats at condition number 1e5; see also the next test."""

@@ -50,6 +50,7 @@ def layer(request):
     return moved(LAYERS[request.param]())
 
 
+@pytest.mark.slow
 def test_forward_mode_and_double_backward_both_ways(layer):
     z = torch.randn(2, layer.shape[0], dtype=torch.float64)
     for function in (layer.forward, layer.inverse):
@@ -229,6 +230,7 @@ def test_radial_flow_from_data():
         RadialFlow1D.from_data(torch.ones(5, 2, 2))
 
 
+@pytest.mark.slow
 def test_random_rotations_are_uniform():
     """Entries of a Haar matrix have mean zero and variance 1/D; without the signs they do not."""
     generator = seeded_generator(0)

@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from .._version import __version__
 from ..errors import CheckpointError, CheckpointWarning
-from .files import read_file, replace_file
+from .files import name_of, read_file, replace_file
 from .format import dtype_code, parse, write_content
 from .options import Difference, differences, options_of
 
@@ -116,7 +116,7 @@ def load_checkpoint(
         normflows_injective.errors.CheckpointError: missing.safetensors does not exist.
     """
     _refuse_sharded(model, "Load the weights before fully_shard.")
-    name = os.fsdecode(path)
+    name = name_of(path)
     header, state = parse(read_file(path), name)
     own = _state_of(model)
     expected = _description(model, own)

@@ -16,17 +16,44 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import IO, Any
 
-from ..errors import CheckpointError
+from ..checks.wording import describe
+from ..errors import CheckpointError, OptionError
 
 fcntl: Any = None
 with suppress(ImportError):  # on Windows, where a file that is open cannot be removed anyhow
     fcntl = importlib.import_module("fcntl")
 
-__all__ = ["read_file", "replace_file"]
+__all__ = ["name_of", "read_file", "replace_file"]
 
 # A pipe would else block until somebody writes to it.
 _READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+
+
+def name_of(path: str | os.PathLike[str]) -> str:
+    """A path as a string.
+
+    Args:
+        path: File.
+
+    Raises:
+        CheckpointError: If it is empty.
+        OptionError: If it is no path.
+
+    Examples:
+        >>> name_of("model.safetensors")
+        'model.safetensors'
+    """
+    try:
+        name = os.fsdecode(path)
+    except TypeError as error:
+        raise OptionError(
+            f"path must be a string or a path, got {describe(path)}. Name the file, for instance "
+            '"model.safetensors".'
+        ) from error
+    if not name:
+        raise CheckpointError('The path is empty. Name a file, for instance "model.safetensors".')
+    return name
 
 
 def read_file(path: str | os.PathLike[str]) -> bytearray:
@@ -40,19 +67,19 @@ def read_file(path: str | os.PathLike[str]) -> bytearray:
     Raises:
         CheckpointError: If it is missing, no regular file, unreadable, or changes its length.
     """
-    name = os.fsdecode(path)
+    name = name_of(path)
     try:
         with open(name, "rb", buffering=0, opener=lambda n, flags: os.open(n, flags | _READ)) as f:
             status = os.fstat(f.fileno())
             if not stat.S_ISREG(status.st_mode):
-                raise CheckpointError(f"{name} is no file.")
+                raise CheckpointError(_not_a_file(name))
             content = bytearray(status.st_size)
             _fill(f, content, name)
     except FileNotFoundError as error:
         raise CheckpointError(f"{name} does not exist.") from error
     except OSError as error:
         if os.path.isdir(name):
-            raise CheckpointError(f"{name} is no file.") from error
+            raise CheckpointError(_not_a_file(name)) from error
         raise CheckpointError(f"{name} cannot be read: {_reason(error)}.") from error
     return content
 
@@ -70,7 +97,7 @@ def replace_file(path: str | os.PathLike[str], write: Callable[[IO[bytes]], None
         CheckpointError: If the name belongs to something that is no regular file, or if the
             system refuses; then what was there is as it was.
     """
-    name = os.fsdecode(path)
+    name = name_of(path)
     try:
         target = os.path.realpath(name)
         old = _status(target)
@@ -97,6 +124,12 @@ def _fill(file: IO[bytes], content: bytearray, name: str) -> None:
             f"{name} changed its length while it was read: another process is writing to it. "
             "Read it when that is done; save() replaces a file in one step."
         )
+
+
+def _not_a_file(name: str) -> str:
+    return (
+        f"{name} is no file, but a folder, pipe, socket or device. Name the file that was saved."
+    )
 
 
 def _status(target: str) -> os.stat_result | None:

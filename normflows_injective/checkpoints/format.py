@@ -150,7 +150,9 @@ def _table_bytes(header: Mapping[str, Any], table: dict[str, Any], checksum: str
 def _read_table(content: bytearray) -> tuple[dict[str, Any], int]:
     """The table of a file, and where its tensors start."""
     length = int.from_bytes(content[:8], "little")
-    if len(content) < 8 or length > len(content) - 8:
+    if len(content) < 8:
+        raise ValueError(f"it holds {len(content)} bytes, where a file begins with eight")
+    if length > len(content) - 8:
         raise ValueError(f"a table of {length} bytes does not fit into {len(content)}")
     table = json.loads(content[8 : 8 + length].decode())
     if not isinstance(table, dict):

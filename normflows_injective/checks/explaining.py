@@ -12,7 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import DeviceError, DtypeError, OptionError, ShapeError, UnsupportedLayerError
+from ..errors import (
+    DeviceError,
+    DtypeError,
+    OptionError,
+    ShapeError,
+    UnsupportedLayerError,
+    UnsupportedModelError,
+)
 from .tensors import NOT_REAL
 from .wording import describe
 
@@ -54,6 +61,7 @@ def explain(
         ShapeError: If torch complains about a shape.
         OptionError: If something that was handed in cannot be called, or gave what is no tensor.
         UnsupportedLayerError: If torch has no derivative of a layer.
+        UnsupportedModelError: If gradients are wanted where torch cannot record them.
     """
     given = {n: args[p] if p < len(args) else kwargs.get(n) for n, p in places}
     tensors = {name: value for name, value in given.items() if isinstance(value, Tensor)}
@@ -63,6 +71,18 @@ def explain(
         _explain_values({**_named(function, args, kwargs), **tensors}, error)
         _explain_dtypes(function, tensors, error)
     if type(error) in _OF_SHAPES and not _is_of_types(error):
+        if "transformed by a functorch transform" in str(error):
+            raise UnsupportedModelError(
+                f"{function.__qualname__} takes derivatives that cannot be taken inside "
+                "torch.func.grad, vjp or vmap. Call backward() or torch.autograd.grad on its "
+                f"result. The cause: {error}"
+            ) from error
+        if "Inference tensors cannot be saved" in str(error):
+            raise UnsupportedModelError(
+                f"{function.__qualname__} needs gradients, but parameters or arguments were made "
+                "under torch.inference_mode. Build the model and its data outside of it. The "
+                f"cause: {error}"
+            ) from error
         if _NO_DERIVATIVE.search(str(error)):
             raise UnsupportedLayerError(
                 f"{function.__qualname__} needs a derivative of a layer that this torch does not "

@@ -67,6 +67,11 @@ def check_dense(value: Tensor, name: str) -> None:
         normflows_injective.errors.DtypeError: x must be a dense tensor, got a sparse one of \
 layout torch.sparse_coo. Convert it with x.to_dense().
     """
+    if value.is_nested:
+        raise DtypeError(
+            f"{name} must be a dense tensor, got a nested one. Stack rows of one length, or fill "
+            f"them up with {name}.to_padded_tensor(0.0)."
+        )
     if value.layout is not torch.strided:
         raise DtypeError(
             f"{name} must be a dense tensor, got a sparse one of layout {value.layout}. Convert "

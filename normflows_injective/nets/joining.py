@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..checks import checks_arguments_of
+from ..checks import checks_arguments_of, is_readable
 from ..context import expect_context
 from ..errors import ShapeError
 
@@ -57,7 +57,8 @@ class ContextNetwork(nn.Module):
 
     def _check_axes(self, features: Tensor) -> None:
         """Raise if axes are missing or too many, which linear layers would overlook."""
-        if features.dim() != 1 + len(self.input_shape):
+        # A vmap over single rows hides the axis of the batch.
+        if features.dim() != 1 + len(self.input_shape) and is_readable(features):
             expected = ", ".join(["B", *map(str, self.input_shape)])
             raise ShapeError(
                 f"{type(self).__name__} takes a batch of shape ({expected}), got one of shape "

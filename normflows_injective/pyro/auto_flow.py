@@ -94,7 +94,8 @@ class AutoFlow(JointGuide):
         super().__init__(model, init_loc_fn=init_loc_fn)
         self._init_scale = float(check_positive(init_scale, "init_scale"))
         self._permutes = check_flag(permute, "permute")
-        if flow_factory is not None and not callable(flow_factory):
+        is_layer = isinstance(flow_factory, torch.nn.Module)
+        if flow_factory is not None and (is_layer or not callable(flow_factory)):
             raise OptionError(
                 "flow_factory must take the number of latent dimensions and give layers, got "
                 f"{describe(flow_factory)}. Write lambda dim: [...]."

@@ -58,8 +58,8 @@ def refuse_tangents(what: str, *tensors: Tensor | None) -> None:
     if carries_tangent(*tensors):
         raise ForwardModeError(
             f"{what} has no forward-mode derivative here, but a tangent came in, by dual numbers, "
-            "torch.func.jvp, jacfwd or hessian. Use reverse mode: backward(), torch.func.vjp, "
-            "torch.func.jacrev, or jacrev(grad(...)) for second derivatives."
+            "torch.func.jvp, jacfwd or hessian. Use reverse mode: backward() or "
+            "torch.autograd.grad, and for densities torch.func.vjp, jacrev, or jacrev(grad(...))."
         )
 
 

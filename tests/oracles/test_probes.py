@@ -87,6 +87,7 @@ def test_oracle_12_trace_order():
     assert abs(float(squares.mean()) - 0.8) < 4 * standard_error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_probes", [1, 3])
 @pytest.mark.parametrize("kind", PROBES)
 @seeded(123)

@@ -112,6 +112,7 @@ def test_oracle_02_one_dimension_is_exact_with_any_probe(probes, device):
     torch.testing.assert_close(volume, -trace[:, 0, 0], rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("manifold", TIED_PAIRS)
 @seeded(5)
 def test_oracle_03_consistent_pair(manifold):
