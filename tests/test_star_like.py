@@ -277,22 +277,26 @@ def test_a_target_that_broadcasts_is_refused():
 
 @pytest.mark.slow
 def test_score_free_gradients_agree_with_full_ones_on_average():
-    """Path and score gradients have one mean: 200 batches of 16, five standard errors."""
+    """Path and score gradients have one mean: 200 batches of 16, six standard errors.
+
+    One of hundreds of parameters exceeds that once in a million times.
+    """
     target = nfi.distributions.VonMisesFisher([0.0, 0.0, 1.0], 3.0)
     model = perturbed(nfi.flows.star_like_flow(3, width=4, num_layers=1, p=target), 0.1)
-    parameter = next(p for n, p in model.named_parameters() if n.endswith("log_diagonal"))
+    parameters = [p for p in model.parameters() if p.requires_grad]
     means, errors = [], []
     for score_fn in (True, False):
         gradients = []
         for _ in range(200):
-            (gradient,) = torch.autograd.grad(model.reverse_kld(16, score_fn=score_fn), parameter)
-            gradients.append(gradient)
+            loss = model.reverse_kld(16, score_fn=score_fn)
+            found = torch.autograd.grad(loss, parameters, materialize_grads=True)
+            gradients.append(torch.cat([g.flatten() for g in found]))
         stacked = torch.stack(gradients)
         means.append(stacked.mean(0))
         errors.append(stacked.std(0) / 200**0.5)
-    allowed = 5 * (errors[0].square() + errors[1].square()).sqrt()
-    assert bool(((means[0] - means[1]).abs() < allowed).all())
-    assert float((means[1].abs() / errors[1]).max()) > 4
+    allowed = 6 * (errors[0].square() + errors[1].square()).sqrt()
+    assert bool(((means[0] - means[1]).abs() <= allowed + 1e-6).all())
+    assert float((means[1].abs() / errors[1].clamp(min=1e-6)).max()) > 8
 
 
 @pytest.mark.slow
