@@ -169,6 +169,7 @@ def volume_by_surrogate(estimator, decode, z, matrix):
     return surrogate(x, lambda s: s @ matrix + offset, decode, lambda latents: probes).volume
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in FUNCTIONS if n not in WITHOUT_VALUE])
 def test_surrogates_with_as_many_probes_as_latents(name):
     """Values are those of the dense trace, and gradients those of its differentiated factor."""

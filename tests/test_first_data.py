@@ -98,6 +98,7 @@ def state_of(model):
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::normflows_injective.errors.NumericalWarning")
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 @pytest.mark.parametrize("place", PLACES)
@@ -127,6 +128,7 @@ def test_the_training_loss_refuses_the_outlier(place):
         model_with(place).forward_kld(with_outlier())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 @pytest.mark.parametrize("place", PLACES)
 def test_first_data_in_inference_mode_makes_ordinary_tensors(place, call):

@@ -90,6 +90,7 @@ def plain(tensors):
 # Geometry
 
 
+@pytest.mark.slow
 def test_log_volumes_in_both_measures_against_dense_jacobians(setting):
     z = coordinates(setting, directions(setting, 3))
     layer, gauge = layers(setting)
@@ -175,6 +176,7 @@ def test_closed_forms_equal_the_default_by_one_gradient(setting):
 # Derivatives
 
 
+@pytest.mark.slow
 def test_gradients_by_the_coordinates(setting):
     z = coordinates(setting, smooth_directions(setting, 1)).requires_grad_()
     layer, _ = layers(setting)
@@ -188,6 +190,7 @@ def test_gradients_by_the_coordinates(setting):
     assert gradgradcheck(log_volume, (z,), fast_mode=fast)
 
 
+@pytest.mark.slow
 def test_gradients_by_the_parameters(setting):
     layer, _ = layers(setting)
     names = [name for name, _ in layer.named_parameters()]
@@ -238,6 +241,7 @@ def test_forward_mode_and_vmap_of_it(setting):
 # Ways of calling
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [torch.float32, torch.float64])
 def test_dtype_is_kept(setting, kept):
     layer, gauge = layers(setting, dtype=kept)
@@ -248,6 +252,7 @@ def test_dtype_is_kept(setting, kept):
     assert sample is None or sample.dtype == kept
 
 
+@pytest.mark.slow
 def test_without_gradients_and_in_inference_mode(setting):
     layer, gauge = layers(setting)
     u = directions(setting, 3)
@@ -373,6 +378,7 @@ STATISTICS = {
 }
 
 
+@pytest.mark.slow
 def test_samples_follow_the_cone_measure(setting):
     if setting[0] not in KNOWN_MASS or setting == TOO_SPIKY:
         pytest.skip("it has no sampler, or uniform directions miss its spikes")
@@ -418,6 +424,7 @@ def test_single_precision_in_a_thousand_dimensions(name):
     torch.testing.assert_close(log_volume.double(), exact, atol=0.02, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_exact_zeros_give_no_nan(setting, dtype):
     name, dim = setting

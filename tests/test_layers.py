@@ -63,6 +63,7 @@ def test_round_trip(case, layer, z, context, tolerance):
     torch.testing.assert_close(inverse_log_det, -log_det, atol=tolerance, rtol=tolerance)
 
 
+@pytest.mark.slow
 def test_log_volume_against_the_dense_jacobian(case, layer, z, context, tolerance):
     for sample in range(BATCH):
         row = None if context is None else context[sample : sample + 1]

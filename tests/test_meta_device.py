@@ -53,6 +53,7 @@ def both_ways(layer, case):
     assert z.grad.is_meta
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LAYERS)
 def test_layers_moved_there(name):
     case = LAYERS[name]
@@ -61,6 +62,7 @@ def test_layers_moved_there(name):
     both_ways(layer, case)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(LAYERS) - set(BUILT_FROM_VALUES)))
 def test_layers_built_there(name):
     case = LAYERS[name]

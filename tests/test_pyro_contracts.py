@@ -145,6 +145,7 @@ def trained(module):
     return [(name, p) for name, p in module.named_parameters() if p.requires_grad]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vectorized", [False, True])
 @pytest.mark.parametrize("elbo", ELBOS)
 def test_as_prior_and_guide_under_every_objective(name, elbo, vectorized):
@@ -192,6 +193,7 @@ def test_objectives_agree_with_the_sum_of_log_densities(name, vectorized):
         assert value == pytest.approx(expected, rel=1e-4, abs=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vectorized", [False, True])
 @pytest.mark.parametrize("elbo", ELBOS)
 def test_as_a_likelihood(name, elbo, vectorized):

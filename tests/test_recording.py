@@ -201,6 +201,7 @@ def check_contraction(function, net, x, count, recorder=record_first_layers):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIRST_LAYERS)
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("recorder", [record, record_first_layers])

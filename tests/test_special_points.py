@@ -133,6 +133,7 @@ def context_of(case, like):
     return torch.zeros(1, case.context_dim).to(like)
 
 
+@pytest.mark.slow
 def test_layers_at_special_latents(case, layer, device, dtype):
     points = special_vectors(math.prod(case.latent_shape)).to(device=device, dtype=dtype)
     points = case.latents(points).view(-1, *case.latent_shape)
