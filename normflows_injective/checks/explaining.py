@@ -30,7 +30,27 @@ _SHAPE_WORDS = re.compile(
     r"\dD|rank|axis",
     re.IGNORECASE,
 )
-_NO_DERIVATIVE = re.compile(r"derivative for \S+ is not implemented")
+# What torch says, the named error, and its advice behind the name of the function.
+_DERIVATIVES = (
+    (
+        re.compile("transformed by a functorch transform"),
+        UnsupportedModelError,
+        "takes derivatives that cannot be taken inside torch.func.grad, vjp or vmap. Call "
+        "backward() or torch.autograd.grad on its result.",
+    ),
+    (
+        re.compile("Inference tensors cannot be saved"),
+        UnsupportedModelError,
+        "needs gradients, but parameters or arguments were made under torch.inference_mode. Build "
+        "the model and its data outside of it.",
+    ),
+    (
+        re.compile(r"derivative for \S+ is not implemented"),
+        UnsupportedLayerError,
+        "needs a derivative of a layer that this torch does not have. Replace the layer, or take "
+        "a newer torch.",
+    ),
+)
 # Subclasses are named errors already, or signals such as that of exhausted memory.
 _OF_SHAPES = (RuntimeError, IndexError, ValueError)
 _OF_TYPES = (TypeError, AttributeError)
@@ -71,23 +91,7 @@ def explain(
         _explain_values({**_named(function, args, kwargs), **tensors}, error)
         _explain_dtypes(function, tensors, error)
     if type(error) in _OF_SHAPES and not _is_of_types(error):
-        if "transformed by a functorch transform" in str(error):
-            raise UnsupportedModelError(
-                f"{function.__qualname__} takes derivatives that cannot be taken inside "
-                "torch.func.grad, vjp or vmap. Call backward() or torch.autograd.grad on its "
-                f"result. The cause: {error}"
-            ) from error
-        if "Inference tensors cannot be saved" in str(error):
-            raise UnsupportedModelError(
-                f"{function.__qualname__} needs gradients, but parameters or arguments were made "
-                "under torch.inference_mode. Build the model and its data outside of it. The "
-                f"cause: {error}"
-            ) from error
-        if _NO_DERIVATIVE.search(str(error)):
-            raise UnsupportedLayerError(
-                f"{function.__qualname__} needs a derivative of a layer that this torch does not "
-                f"have. Replace the layer, or take a newer torch. The cause: {error}"
-            ) from error
+        _explain_derivatives(function, error)
         if tensors and _SHAPE_WORDS.search(str(error)):
             shapes = ", ".join(f"{name} of shape {tuple(v.shape)}" for name, v in tensors.items())
             raise ShapeError(
@@ -96,6 +100,13 @@ def explain(
             ) from error
     elif _is_of_types(error) and _is_from_libraries(error.__traceback__):
         _explain_parts(function, args, kwargs, error)
+
+
+def _explain_derivatives(function: Callable[..., Any], error: Exception) -> None:
+    """Raise if torch has no derivative of a layer, or cannot record one where it was called."""
+    for said, kind, advice in _DERIVATIVES:
+        if said.search(str(error)):
+            raise kind(f"{function.__qualname__} {advice} The cause: {error}") from error
 
 
 def _is_of_types(error: Exception) -> bool:
