@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 import normflows_injective as nfi
 import normflows_injective.pyro as nfp
-from normflows_injective.pyro.auto_flow import spline_layers
+from normflows_injective.pyro.guides.auto_flow import spline_layers
 
 __all__ = ["GUIDES", "PARTICLES", "Fit", "fit"]
 

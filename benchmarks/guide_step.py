@@ -23,7 +23,7 @@ import torch
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoGuide, AutoLowRankMultivariateNormal
 
-from normflows_injective.pyro.auto_injective import AutoInjective
+from normflows_injective.pyro.guides.auto_injective import AutoInjective
 
 BURST, WARM_UP = 10, 20
 

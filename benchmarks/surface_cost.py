@@ -30,9 +30,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from normflows_injective.autodiff.gradients import value_and_gradient
 from normflows_injective.flows import InjectiveComposite, RadialSurface, SphereChart
 from normflows_injective.flows.gauges import Gauge, LpGauge, NetworkRadius
-from normflows_injective.volume.gradients import value_and_gradient
 
 OURS, SOLVES, CHOLESKY = "ours", "triangular solves", "Cholesky"
 ROUTES = (OURS, SOLVES, CHOLESKY)

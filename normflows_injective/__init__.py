@@ -10,11 +10,11 @@ from types import ModuleType as _ModuleType
 
 from . import diagnostics, distributions, errors, flows, nets, volume
 from ._version import __version__
-from .assignment import AssignmentFlow
-from .core import InjectiveNormalizingFlow
-from .exact_likelihood import ExactLikelihood
-from .likelihoods import LossTerms, SurrogateLikelihood, SurrogateTerms
-from .losses import ForwardKLD
+from .models.assignment import AssignmentFlow
+from .models.exact_likelihood import ExactLikelihood
+from .models.injective import InjectiveNormalizingFlow
+from .models.loss_module import ForwardKLD
+from .models.surrogate_likelihood import LossTerms, SurrogateLikelihood, SurrogateTerms
 from .registration import register
 
 __all__ = [

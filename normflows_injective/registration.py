@@ -5,12 +5,12 @@ from __future__ import annotations
 import normflows as nf
 
 from . import distributions, flows, nets
-from .assignment import AssignmentFlow
-from .core import InjectiveNormalizingFlow
 from .errors import RegistrationError
-from .exact_likelihood import ExactLikelihood
-from .likelihoods import SurrogateLikelihood
-from .losses import ForwardKLD
+from .models.assignment import AssignmentFlow
+from .models.exact_likelihood import ExactLikelihood
+from .models.injective import InjectiveNormalizingFlow
+from .models.loss_module import ForwardKLD
+from .models.surrogate_likelihood import SurrogateLikelihood
 
 __all__ = ["register"]
 

@@ -45,7 +45,6 @@ from normflows_injective.flows.mixer import (
     PatchShift,
     mixer_flow,
 )
-from normflows_injective.flows.moment_block import ConditionalMoments, MomentBlock
 from normflows_injective.flows.volume_preserving import (
     GINCoupling,
     GlobalScale,
@@ -53,6 +52,7 @@ from normflows_injective.flows.volume_preserving import (
     RadialFlow1D,
     Rotation,
 )
+from normflows_injective.layerwise.block import ConditionalMoments, MomentBlock
 
 
 @dataclass(frozen=True)

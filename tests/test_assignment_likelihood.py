@@ -11,9 +11,9 @@ from seeds import manual_seed
 from torch import nn
 
 import normflows_injective as nfi
-from normflows_injective.discrete_likelihood import summarise
 from normflows_injective.errors import NumericalWarning
 from normflows_injective.flows.assignment import FiniteHorizon, InfiniteHorizon
+from normflows_injective.models.likelihood_estimate import summarise
 from normflows_injective.nets.fields import DenseField, LeaveOneOutField
 
 LAWS = {"coupled": coupled(), "ragged": ragged()}

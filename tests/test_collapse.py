@@ -15,13 +15,13 @@ from torch import nn
 from torch.nn import functional as F
 
 import normflows_injective as nfi
-from normflows_injective.collapse import CollapseWatch, warn_of_scales
 from normflows_injective.errors import (
     CollapseWarning,
     ScaleWarning,
     SmoothnessWarning,
     StackingWarning,
 )
+from normflows_injective.models.collapse import CollapseWatch, warn_of_scales
 
 WINDOW = 50
 

@@ -11,7 +11,7 @@ from torch import nn
 
 import normflows_injective as nfi
 from normflows_injective import errors
-from normflows_injective.context import needs_context, takes_context
+from normflows_injective.host.context import needs_context, takes_context
 
 
 def conditional_base():

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import normflows_injective as nfi
-from normflows_injective.context import needs_context, takes_context, with_context
 from normflows_injective.errors import ContextError
+from normflows_injective.host.context import needs_context, takes_context, with_context
 
 
 def scaled(forward):

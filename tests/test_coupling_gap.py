@@ -9,13 +9,10 @@ import torch
 from seeds import default_generator, seeded_generator
 
 from normflows_injective.diagnostics import MomentRegression, coupling_gap
-from normflows_injective.diagnostics.conditional_moments import (
-    fit_moments,
-    step_gains,
-)
 from normflows_injective.errors import DtypeError, NonFiniteError, OptionError, ShapeError
-from normflows_injective.flows.moment_block import Moments, partial_step
 from normflows_injective.flows.volume_preserving import random_rotation
+from normflows_injective.layerwise.block import Moments, partial_step
+from normflows_injective.layerwise.regression import fit_moments, step_gains
 
 
 def normal(*shape, seed=0):

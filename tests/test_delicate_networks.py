@@ -12,7 +12,7 @@ from dense import dense_jacobian
 from torch import nn
 
 import normflows_injective as nfi
-from normflows_injective.volume.products import vjp
+from normflows_injective.autodiff.products import vjp
 
 LATENT, DATA, HIDDEN = 3, 5, 8
 

@@ -28,10 +28,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 import normflows_injective as nfi
+from normflows_injective.autodiff import proven, tangents
+from normflows_injective.autodiff.products import jvp
+from normflows_injective.autodiff.recording import record
 from normflows_injective.errors import ForwardModeError, UnsupportedLayerError
-from normflows_injective.volume import estimators, log_volume, proven, tangents
-from normflows_injective.volume.products import jvp
-from normflows_injective.volume.recording import record
+from normflows_injective.volume import estimators, log_volume
 
 # What torch has no second derivative of, so that the gradient is refused.
 WITHOUT_GRADIENT = {"conv_tbc", "hardsigmoid", "ldl", "weight_norm of the input"}

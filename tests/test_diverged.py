@@ -8,8 +8,8 @@ import torch
 from models import base, mlp_injection, spline
 
 import normflows_injective as nfi
-from normflows_injective.diverged import check_results
 from normflows_injective.errors import NonFiniteError
+from normflows_injective.modules.diverged import check_results
 
 CALLS = {
     "log_prob": lambda model, x, z: model.log_prob(x),

@@ -14,8 +14,8 @@ import normflows_injective as nfi
 from normflows_injective.errors import NonFiniteError
 from normflows_injective.flows.coupling import ActNorm
 from normflows_injective.flows.kernel import KernelCoupling
-from normflows_injective.volume.first_data import meet_first_data
-from normflows_injective.volume.modules import is_cold
+from normflows_injective.host.first_data import is_cold
+from normflows_injective.host.first_meeting import meet_first_data
 
 pyro = pytest.importorskip("pyro")
 

@@ -94,7 +94,7 @@ def test_an_isometry_times_a_constant_is_exact_after_one_step(factor, precision,
 
     def counted(*args):
         calls.append(len(args[2]))
-        return nfi.volume.products.jvp(*args)
+        return nfi.autodiff.products.jvp(*args)
 
     monkeypatch.setattr(lanczos, "jvp", counted)
     isometry = factor * with_spectrum(torch.ones(40, dtype=torch.float64), 60).to(precision)

@@ -180,7 +180,7 @@ def test_works_without_gradients(layer, z, context, tolerance):
 
 def test_context_matters_where_it_is_taken(case, layer, z, context):
     if context is None:
-        assert not nfi.context.needs_context(layer)
+        assert not nfi.host.context.needs_context(layer)
         return
     moved = layer(z, context + 1)[0]
     assert not torch.allclose(moved, layer(z, context)[0])

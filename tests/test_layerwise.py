@@ -11,8 +11,8 @@ from seeds import seeded_generator
 
 from normflows_injective.diagnostics import LayerwiseTrainer, MomentRegression
 from normflows_injective.errors import NonFiniteError, OptionError, ShapeError
-from normflows_injective.flows.moment_block import MomentBlock
 from normflows_injective.flows.volume_preserving import Rotation
+from normflows_injective.layerwise.block import MomentBlock
 
 QUICK = MomentRegression((16,), steps=120, max_log_ratio=2.0)
 

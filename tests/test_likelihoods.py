@@ -10,7 +10,7 @@ from seeds import manual_seed
 from torch import nn
 
 import normflows_injective as nfi
-from normflows_injective.training_loss import prior_samples
+from normflows_injective.models.training_loss import prior_samples
 
 
 @pytest.fixture

@@ -560,7 +560,7 @@ def test_context_in_the_hosts_conditional_model(element):
 
 def test_missing_and_wrong_context():
     layer = ChannelMixing((1, 4, 4), 2, [NetworkCoupling(4, context_dim=3)], 3)
-    assert nfi.context.takes_context(layer)
+    assert nfi.host.context.takes_context(layer)
     x = torch.randn(2, 1, 4, 4)
     message = r"ChannelMixing with context_dim=3 takes a context of shape \(2, 3\), got {}\. One-"
     with pytest.raises(ContextError, match=message.format("none")):
@@ -576,7 +576,7 @@ def test_layers_without_a_context_stand_beside_those_with_one():
     without = moved(
         mixer_flow(shape, 2, 1, (8,), shift="roll") + mixer_flow(shape, 2, 1, (8,), ELEMENTS[2])
     )
-    assert not any(nfi.context.takes_context(flow) for flow in without)
+    assert not any(nfi.host.context.takes_context(flow) for flow in without)
     x, context = torch.randn(5, *shape), torch.randn(5, 3)
     for flow in without:
         close(flow.inverse(x, context)[0], flow.inverse(x)[0], 0)

@@ -183,7 +183,7 @@ def values_of(module: nn.Module) -> list[Any]:
         return [module(points(2), torch.ones(4, 2))]
     if isinstance(module, nf.flows.Flow):
         z = points(*latent_shape(module))
-        if isinstance(module, nfi.flows.surface.SurfaceMap):
+        if isinstance(module, nfi.flows.SurfaceMap):
             z = unit(z)
         x, log_det = module(z, **context)
         return [x, log_det, *module.inverse(x, **context)]

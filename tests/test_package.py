@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from types import ModuleType
@@ -134,29 +135,36 @@ assert pyro is nfi.pyro
     assert done.returncode == 0, done.stderr
 
 
-def test_the_public_names_of_the_part_for_pyro():
-    nfp = pytest.importorskip("normflows_injective.pyro", reason="Pyro is not installed")
-    for name in nfp.__all__:
-        assert getattr(nfp, name).__doc__, name
-    assert len(nfp.__all__) <= 13
+# By namespace, with room for no more names than these.
+LIMITS = {
+    "": 11,
+    "diagnostics": 12,
+    "distributions": 6,
+    "errors": 26,
+    "flows": 19,
+    "flows.assignment": 13,
+    "flows.coupling": 12,
+    "flows.gauges": 11,
+    "flows.kernel": 5,
+    "flows.mixer": 10,
+    "flows.volume_preserving": 6,
+    "nets": 9,
+    "nets.fields": 3,
+    "pyro": 13,
+    "volume": 12,
+}
 
 
-def test_every_public_name_exists_and_is_documented():
-    spaces = (nfi, nfi.flows, nfi.nets, nfi.distributions, nfi.volume, nfi.diagnostics, nfi.errors)
-    for space in spaces:
-        for name in space.__all__:
-            thing = getattr(space, name)
-            if name != "__version__":
-                assert thing.__doc__, f"{space.__name__}.{name}"
-    # The errors are a vocabulary of their own, and namespaces no names.
-    things = [
-        getattr(space, name)
-        for space in spaces
-        if space is not nfi.errors
-        for name in space.__all__
-        if name != "__version__"
-    ]
-    assert sum(not isinstance(thing, ModuleType) for thing in things) < 60
+@pytest.mark.parametrize("name", LIMITS)
+def test_every_public_name_exists_and_is_documented(name):
+    if name == "pyro":
+        pytest.importorskip("pyro", reason="Pyro is not installed")
+    space = importlib.import_module(f"normflows_injective.{name}".rstrip("."))
+    public = [n for n in space.__all__ if n != "__version__"]
+    things = {n: getattr(space, n) for n in public}
+    assert all(thing.__doc__ for thing in things.values()), name
+    # Namespaces are no names.
+    assert sum(not isinstance(thing, ModuleType) for thing in things.values()) <= LIMITS[name]
 
 
 def test_errors_are_also_the_built_in_ones():

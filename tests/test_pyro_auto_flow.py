@@ -18,7 +18,7 @@ dist = pytest.importorskip("pyro.distributions")
 infer = pytest.importorskip("pyro.infer")
 autoguide = pytest.importorskip("pyro.infer.autoguide")
 nfp = pytest.importorskip("normflows_injective.pyro")
-auto_flow = pytest.importorskip("normflows_injective.pyro.auto_flow")
+auto_flow = pytest.importorskip("normflows_injective.pyro.guides.auto_flow")
 DIM = 4
 
 

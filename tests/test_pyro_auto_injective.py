@@ -30,8 +30,8 @@ from pyro.infer import (  # noqa: E402
 from pyro.infer.autoguide import AutoGuideList, AutoNormal  # noqa: E402
 from pyro.infer.reparam import NeuTraReparam  # noqa: E402
 
-from normflows_injective.pyro.auto_injective import AutoInjective  # noqa: E402
-from normflows_injective.pyro.thickened import Thickened  # noqa: E402
+from normflows_injective.pyro.guides.auto_injective import AutoInjective  # noqa: E402
+from normflows_injective.pyro.laws.thickened import Thickened  # noqa: E402
 
 NOISES = ["mvn", "diagonal", "low_rank"]
 VECTORIZED = {"num_particles": 5, "vectorize_particles": True, "max_plate_nesting": 0}

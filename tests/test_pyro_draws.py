@@ -18,6 +18,7 @@ pyro = pytest.importorskip("pyro", reason="Pyro is not installed")
 dist = pytest.importorskip("pyro.distributions")
 infer = pytest.importorskip("pyro.infer")
 nfp = pytest.importorskip("normflows_injective.pyro")
+LayerStack = pytest.importorskip("normflows_injective.flows.stack").LayerStack
 registry = pytest.importorskip("tests.pyro_registry")
 LAWS, build = registry.LAWS, registry.build
 
@@ -45,10 +46,8 @@ def move(module, size=0.1):
 @pytest.fixture
 def inverses(monkeypatch):
     """A list that grows with every inverse of a stack of layers."""
-    calls, pull = [], nfp.layers.LayerStack.pull
-    monkeypatch.setattr(
-        nfp.layers.LayerStack, "pull", lambda *args: calls.append(1) or pull(*args)
-    )
+    calls, pull = [], LayerStack.pull
+    monkeypatch.setattr(LayerStack, "pull", lambda *args: calls.append(1) or pull(*args))
     return calls
 
 

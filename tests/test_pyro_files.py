@@ -15,7 +15,7 @@ autoguide = pytest.importorskip("pyro.infer.autoguide")
 nfp = pytest.importorskip("normflows_injective.pyro")
 errors = pytest.importorskip("normflows_injective.errors")
 registry = pytest.importorskip("tests.pyro_registry")
-AngularSpline = pytest.importorskip("normflows_injective.flows.angular_spline").AngularSpline
+AngularSpline = pytest.importorskip("normflows_injective.flows").AngularSpline
 
 
 @pytest.fixture(autouse=True)

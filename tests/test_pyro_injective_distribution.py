@@ -30,7 +30,7 @@ from normflows_injective.errors import (
 pyro = pytest.importorskip("pyro", reason="Pyro is not installed")
 from pyro.infer import SVI, Predictive, RenyiELBO, Trace_ELBO  # noqa: E402
 
-from normflows_injective.pyro.injective_distribution import InjectiveDistribution  # noqa: E402
+from normflows_injective.pyro.laws.injective_distribution import InjectiveDistribution  # noqa: E402
 
 D, RANK = 5, 2
 POLICIES = {"reject": {"tol": 10.0}, "project": {}, "thicken": {"noise_scale": 0.3}}

@@ -13,7 +13,9 @@ from normflows_injective.flows.gauges import LpGauge
 pyro = pytest.importorskip("pyro", reason="Pyro is not installed")
 dist = pytest.importorskip("pyro.distributions")
 nfp = pytest.importorskip("normflows_injective.pyro")
-site_quantiles = pytest.importorskip("normflows_injective.pyro.site_quantiles").site_quantiles
+site_quantiles = pytest.importorskip(
+    "normflows_injective.pyro.guides.site_quantiles"
+).site_quantiles
 
 LEVELS = torch.tensor([0.05, 0.25, 0.5, 0.9])
 BY_COMPONENT = {

@@ -16,7 +16,7 @@ from normflows_injective.errors import (
     OptionError,
     UnsupportedModelError,
 )
-from normflows_injective.flows.angular_spline import AngularSpline
+from normflows_injective.flows.surfaces.angular_spline import AngularSpline
 from tests.models import coupling, spline
 
 pyro = pytest.importorskip("pyro", reason="Pyro is not installed")

@@ -18,16 +18,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import normflows_injective as nfi
-from normflows_injective.volume.activations import push_silu, silu
-from normflows_injective.volume.estimators import ESTIMATORS
-from normflows_injective.volume.lanczos import lanczos_log_volume
-from normflows_injective.volume.normalisation import (
+from normflows_injective.autodiff.activations import push_silu, silu
+from normflows_injective.autodiff.normalisation import (
     group_norm,
     layer_norm,
     push_group_norm,
     push_layer_norm,
 )
-from normflows_injective.volume.recording import record, record_first_layers
+from normflows_injective.autodiff.recording import record, record_first_layers
+from normflows_injective.volume.estimators import ESTIMATORS
+from normflows_injective.volume.lanczos import lanczos_log_volume
 
 # Contractions against dense Jacobians.
 
@@ -463,7 +463,7 @@ def test_attention_in_both_networks(kind, estimator, training):
     surrogate = ESTIMATORS[estimator](x, encoder, decoder, basis_probes)
     actual = all_gradients(surrogate.volume.sum(), ends)
     assert attention_backends() == before
-    with nfi.volume.settings.differentiable_attention():
+    with nfi.autodiff.settings.differentiable_attention():
         expected = all_gradients(dense_surrogate(x, encoder, decoder, estimator).sum(), ends)
     torch.testing.assert_close(actual, expected)
 
@@ -726,7 +726,7 @@ def test_empty_batches_where_torch_takes_them(count):
         cotangents = torch.zeros(count, *recorded.value.shape)
         product = recorded.contract(cotangents, torch.zeros(count, *x.shape))
         assert product.shape == (count, 0)
-        pushed = nfi.volume.products.jvp(net, x, torch.zeros(count, *x.shape))[1]
+        pushed = nfi.autodiff.products.jvp(net, x, torch.zeros(count, *x.shape))[1]
         assert pushed.shape == cotangents.shape
 
 

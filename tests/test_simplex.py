@@ -23,9 +23,10 @@ from normflows_injective.errors import (
     ShapeError,
     UnsupportedLayerError,
 )
-from normflows_injective.flows.graph_surface import GraphSurface
-from normflows_injective.flows.simplex import SimplexFromOrthant, SimplexStickBreaking
-from normflows_injective.flows.surface import Chart, check_surfaces, is_exact
+from normflows_injective.flows.stacking import check_surfaces
+from normflows_injective.flows.surfaces.graph_surface import GraphSurface
+from normflows_injective.flows.surfaces.simplex import SimplexFromOrthant, SimplexStickBreaking
+from normflows_injective.flows.surfaces.surface import Chart, is_exact
 from normflows_injective.nets import SmoothMLP
 
 DOUBLE = torch.float64

@@ -18,8 +18,8 @@ import normflows_injective as nfi
 from normflows_injective import distributions
 from normflows_injective.errors import InjectiveFlowError, NumericalWarning
 from normflows_injective.flows import GraphSurface, SimplexFromOrthant, SimplexStickBreaking
-from normflows_injective.flows.angular_spline import AngularSpline
 from normflows_injective.flows.gauges import LpGauge
+from normflows_injective.flows.surfaces.angular_spline import AngularSpline
 
 SIMPLEX = ("normal", "logit", "ilr", "alr", "uniform_box")
 CASES = {

@@ -13,7 +13,7 @@ from seeds import manual_seed, seeded_generator
 import normflows_injective as nfi
 from normflows_injective.errors import ContextError, OffManifoldError, OptionError, ShapeError
 from normflows_injective.flows import gauges
-from normflows_injective.flows.angular_spline import AngularSpline
+from normflows_injective.flows.surfaces.angular_spline import AngularSpline
 
 
 def log_area(dim):

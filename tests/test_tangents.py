@@ -16,9 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import normflows_injective as nfi
-from normflows_injective.volume import jacobian, jacobians, settings
-from normflows_injective.volume.products import jvp
-from normflows_injective.volume.tangents import SkipZeroProducts, TangentsWithoutGraph
+from normflows_injective.autodiff import jacobians, settings
+from normflows_injective.autodiff.products import jvp
+from normflows_injective.autodiff.tangents import SkipZeroProducts, TangentsWithoutGraph
+from normflows_injective.volume import jacobian
 
 MODES = [SkipZeroProducts, TangentsWithoutGraph]
 

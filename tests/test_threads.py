@@ -15,9 +15,9 @@ from seeds import seeded_generator
 from torch import nn
 
 import normflows_injective as nfi
+from normflows_injective.host.copies import in_evaluation, on_trial
+from normflows_injective.modules.random_numbers import OwnRandomNumbers
 from normflows_injective.nets.fields import DenseField
-from normflows_injective.random_numbers import OwnRandomNumbers
-from normflows_injective.volume.replicas import in_evaluation, on_trial
 
 PACKAGE = Path(nfi.__file__).parent
 

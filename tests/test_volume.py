@@ -13,9 +13,9 @@ from seeds import seeded_generator
 from torch import nn
 
 import normflows_injective as nfi
+from normflows_injective.autodiff.products import jvp, vjp
 from normflows_injective.volume import decode_and_log_volume, jacobian, log_volume
-from normflows_injective.volume.log_volume import matrix_log_volume
-from normflows_injective.volume.products import jvp, vjp
+from normflows_injective.volume.log_volumes import matrix_log_volume
 
 
 def matrix_of_condition(condition: float, seed: int, rows: int = 50, columns: int = 8):

@@ -13,7 +13,6 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import normflows_injective as nfi
 from normflows_injective.errors import OptionError, ReducedLayerWarning, ShapeError
-from normflows_injective.flows.moment_block import ConditionalMoments, MomentBlock
 from normflows_injective.flows.volume_preserving import (
     GINCoupling,
     GlobalScale,
@@ -22,6 +21,7 @@ from normflows_injective.flows.volume_preserving import (
     Rotation,
     random_rotation,
 )
+from normflows_injective.layerwise.block import ConditionalMoments, MomentBlock
 
 
 def moved(layer, scale=0.5):

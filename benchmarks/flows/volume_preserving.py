@@ -26,10 +26,7 @@ from records import Record, read, run_once, with_error
 from torch import Tensor, nn
 
 from normflows_injective.diagnostics import volume_preserving_floor_on_box
-from normflows_injective.diagnostics.volume_preserving_floor import (
-    VolumePreservingFloor,
-    uniform_floor,
-)
+from normflows_injective.diagnostics.floors import VolumePreservingFloor, uniform_floor
 from normflows_injective.flows.coupling import Affine, NetworkCoupling
 from normflows_injective.flows.volume_preserving import (
     GINCoupling,

@@ -42,7 +42,7 @@ from torch import Tensor
 
 import normflows_injective as nfi
 import normflows_injective.pyro as nfp
-from normflows_injective.pyro.auto_flow import spline_layers
+from normflows_injective.pyro.guides.auto_flow import spline_layers
 
 K, NUM_DATA, CONCENTRATION, PARTICLES = 5, 60, 0.8, 16
 LOCATIONS = torch.tensor([-2.0, -0.6, 0.0, 0.6, 2.5])

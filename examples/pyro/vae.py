@@ -35,7 +35,7 @@ import normflows_injective as nfi
 
 # isort: off
 # Ours comes first, because it says what to install where Pyro is missing.
-from normflows_injective.pyro.injective_distribution import InjectiveDistribution
+from normflows_injective.pyro.laws.injective_distribution import InjectiveDistribution
 import pyro
 import pyro.distributions as dist
 from pyro.infer import SVI, Trace_ELBO

@@ -1,11 +1,11 @@
 """Measurements on trained models."""
 
-from .conditional_moments import MomentRegression
-from .coupling_gap import CouplingGap, coupling_gap
+from ..layerwise.regression import MomentRegression
+from ..layerwise.trainer import LayerwiseTrainer
 from .distances import frechet_distance
+from .floors import volume_preserving_floor, volume_preserving_floor_on_box
+from .gaps import CouplingGap, coupling_gap
 from .injectivity import InjectivityReport, injectivity_report
-from .layerwise import LayerwiseTrainer
-from .volume_preserving_floor import volume_preserving_floor, volume_preserving_floor_on_box
 
 __all__ = [
     "CouplingGap",

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..checks import check_batch, checks_arguments
 from ..errors import ShapeError
-from ..volume.factoring import as_factored
+from ..modules.precision import as_factored
 
 __all__ = ["frechet_distance"]
 

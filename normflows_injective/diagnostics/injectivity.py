@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..autodiff.jacobians import basis_of, jacobian, jacobian_by_rows
 from ..checks import check_count, check_finite, checks_arguments
-from ..core import InjectiveNormalizingFlow
 from ..errors import OptionError
-from ..flows.composite import joint_decode, joint_encode, summed_inverse
+from ..flows.joint import joint_decode, joint_encode
+from ..host.calls import summed_inverse
+from ..models.injective import InjectiveNormalizingFlow
+from ..modules.precision import as_factored
 from ..volume.estimators import Encoder
-from ..volume.factoring import as_factored
-from ..volume.jacobians import basis_of, jacobian, jacobian_by_rows
-from ..volume.log_volume import matrix_log_volume
+from ..volume.log_volumes import matrix_log_volume
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

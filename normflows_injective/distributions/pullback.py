@@ -7,9 +7,9 @@ from typing import Any, final
 from torch import Tensor
 
 from ..checks import describe
-from ..context import needs_context, takes_context, with_context
 from ..errors import OptionError
 from ..flows.injection import Injection
+from ..host.context import needs_context, takes_context, with_context
 from .law import Law
 
 __all__ = ["Pullback"]

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from ..checks import as_floating, check_count, check_event_shape
 from ..errors import OptionError, ShapeError
-from ..flows.on_sphere import check_policy, unit_vectors
-from ..volume.factoring import factored_dtype
+from ..flows.surfaces.on_sphere import check_policy, unit_vectors
+from ..modules.precision import factored_dtype
 from .law import Law
 
 __all__ = ["AngularCentralGaussian", "UniformSphere", "directions", "log_sphere_area"]
@@ -211,7 +211,7 @@ def directions(x: Tensor, shape: Sequence[int], off_manifold: str) -> Tensor:
     Args:
         x: Points of shape (B, D).
         shape: The event shape (D,) that they must have.
-        off_manifold: Policy, as in :func:`~normflows_injective.flows.on_sphere.unit_vectors`.
+        off_manifold: Policy, as in :func:`unit_vectors`.
 
     Returns:
         Unit vectors of shape (B, D), in float64 where the device has it.

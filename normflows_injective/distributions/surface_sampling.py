@@ -23,8 +23,8 @@ from torch import Tensor
 
 from ..errors import NumericalWarning, OptionError
 from ..flows.gauges.gauge import Gauge, HomogeneousGauge
-from ..flows.radial import RadialSurface
-from ..random_numbers import OwnRandomNumbers
+from ..flows.surfaces.radial import RadialSurface
+from ..modules.random_numbers import OwnRandomNumbers
 from .spherical import log_sphere_area
 
 __all__ = ["Mass", "SurfaceSampler"]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..checks import check_count
 from ..errors import OptionError
 from ..flows.gauges.gauge import Gauge, HomogeneousGauge
-from ..flows.radial import FromContext, RadialSurface
+from ..flows.surfaces.radial import FromContext, RadialSurface
 from .law import Law
 from .surface_sampling import SurfaceSampler
 

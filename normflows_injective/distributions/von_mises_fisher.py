@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ..checks import as_floating, check_finite
 from ..errors import OptionError, ShapeError
-from ..flows.on_sphere import check_policy
-from ..volume.factoring import factored_dtype
+from ..flows.surfaces.on_sphere import check_policy
+from ..modules.precision import factored_dtype
 from .law import Law
 from .spherical import check_sphere_dim, directions, log_sphere_area
 

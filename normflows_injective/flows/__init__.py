@@ -1,20 +1,24 @@
 """Layers: every one is an ``nf.flows.Flow``."""
 
+from importlib import import_module as _import_module
+from typing import Any as _Any
+
 from . import assignment, coupling, gauges, kernel, mixer, volume_preserving
 from .assignment.lift import SimplexLift
 from .composite import InjectiveComposite
-from .exact import LinearInjection, Pad
 from .free_form import FreeFormInjection
-from .graph_surface import GraphSurface
 from .injection import Injection
-from .radial import RadialSurface
+from .linear_injection import LinearInjection, Pad
 from .shapes import Reshape
-from .simplex import SimplexFromOrthant, SimplexStickBreaking
-from .sphere import InChart, SphereChart, SphereLinear
-from .star_like import star_like_flow
-from .surface import Chart, SurfaceMap
+from .surfaces.angular_spline import AngularSpline
+from .surfaces.graph_surface import GraphSurface
+from .surfaces.radial import RadialSurface
+from .surfaces.simplex import SimplexFromOrthant, SimplexStickBreaking
+from .surfaces.sphere import InChart, SphereChart, SphereLinear
+from .surfaces.surface import Chart, SurfaceMap
 
 __all__ = [
+    "AngularSpline",
     "Chart",
     "FreeFormInjection",
     "GraphSurface",
@@ -39,3 +43,10 @@ __all__ = [
     "star_like_flow",
     "volume_preserving",
 ]
+
+
+def __getattr__(name: str) -> _Any:
+    """``star_like_flow``, which builds a whole model, and so stands above the layers."""
+    if name == "star_like_flow":
+        return _import_module("..models.star_like", __name__).star_like_flow
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

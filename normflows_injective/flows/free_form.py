@@ -8,7 +8,7 @@ from typing import Any, final
 from torch import Tensor, nn
 
 from ..checks import check_event_shape, check_module, check_shape
-from ..context import needs_context, takes_context, with_context
+from ..host.context import needs_context, takes_context, with_context
 from .injection import Injection
 from .shapes import check_raises_dimension
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..errors import StackingWarning, UnsupportedLayerError
-from ..keywords import context_keyword
-from ..volume.log_volume import DecodedVolume, decode_and_log_volume
+from ..host.keywords import context_keyword
+from ..volume.log_volumes import DecodedVolume, decode_and_log_volume
 from .layer import Layer
 
 __all__ = ["Injection"]

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import checks_arguments_of, is_readable
-from ..context import expect_context
 from ..errors import ShapeError
+from ..host.context import expect_context
 
 __all__ = ["ContextNetwork"]
 

@@ -11,15 +11,16 @@ except ImportError as error:
         "pip install normflows-injective[pyro]."
     ) from error
 
-from .auto_flow import AutoFlow
-from .auto_injective import AutoInjective
-from .constraints import StarLikeConstraint
-from .flow_distribution import FlowDistribution
+from . import charts as _charts  # noqa: F401
 from .flow_transform import FlowTransform
-from .injective_distribution import InjectiveDistribution
+from .guides.auto_flow import AutoFlow
+from .guides.auto_injective import AutoInjective
+from .laws.flow_distribution import FlowDistribution
+from .laws.injective_distribution import InjectiveDistribution
+from .laws.surface_distribution import OnSurface, SurfaceDistribution, UniformOnSurface
 from .manifold_reparam import ManifoldReparam
-from .persistence import load, module, save
-from .surface_distribution import OnSurface, SurfaceDistribution, UniformOnSurface
+from .memory.persistence import load, module, save
+from .supports.constraints import StarLikeConstraint
 
 __all__ = [
     "AutoFlow",

@@ -12,14 +12,14 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ..checks import check_count, checks_arguments
-from ..context import needs_context
+from ..checks.sizes import as_size
 from ..errors import ContextError, UnsupportedLayerError
-from .buffers import watch_buffers
-from .layers import LayerStack, flatten_events
-from .ranges import bounded_domain
-from .sample_cache import SampleCache, State, state_of
-from .sizes import as_size
-from .support import given_support, support_of
+from ..flows.stack import LayerStack, flatten_events
+from ..host.context import needs_context
+from ..modules.sample_cache import SampleCache, State, state_of
+from .memory.buffers import make_contiguous, watch_buffers
+from .supports.ranges import bounded_domain
+from .supports.support import given_support, support_of
 
 __all__ = ["FlowTransform"]
 
@@ -81,6 +81,7 @@ class FlowTransform(TransformModule):
         super().__init__(cache_size=check_count(cache_size, "cache_size", least=0, most=1))
         event_dim = check_count(event_dim, "event_dim")
         self.stack = flow if isinstance(flow, LayerStack) else LayerStack(flow)
+        make_contiguous(self.stack)
         _check_without_context(self.stack)
         self._events = event_dim
         real = constraints.independent(constraints.real, event_dim)

@@ -1,10 +1,10 @@
 """Pure functions on callables: log-volumes, surrogates, probes, Jacobian products."""
 
-from .conjugate_gradient import conjugate_gradient
+from ..autodiff.jacobians import jacobian
 from .estimators import Conditional, ConjugateGradient
-from .jacobians import jacobian
 from .lanczos import EstimatedVolume
-from .log_volume import DecodedVolume, decode_and_log_volume, log_volume
+from .log_volumes import DecodedVolume, decode_and_log_volume, log_volume
+from .normal_equations import conjugate_gradient
 from .probes import draw_probes
 from .surrogate import Estimator, Surrogate
 

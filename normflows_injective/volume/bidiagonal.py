@@ -24,7 +24,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .factoring import factored_dtype
+from ..modules.precision import factored_dtype
 
 __all__ = ["Bidiagonal", "bidiagonalise", "gauss_rule"]
 

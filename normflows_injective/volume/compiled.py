@@ -15,19 +15,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..autodiff.forward_mode import in_forward_mode
+from ..autodiff.products import Map
+from ..autodiff.recording import inner
+from ..autodiff.settings import differentiable_attention
+from ..autodiff.tangents import SkipZeroProducts
+from ..autodiff.transforms import Function
+from ..autodiff.written_out import group_norm, layer_norm
 from ..checks import describe
 from ..errors import OptionError, UnsupportedLayerError
+from ..host.first_meeting import warm_up
+from ..host.refusals import refuse_unsupported
+from ..modules.behind import modules_of
 from .estimators import Encoder
-from .first_data import warm_up
-from .forward_mode import in_forward_mode
-from .modules import modules_of, refuse_unsupported
-from .products import Map
-from .recording import inner
-from .settings import differentiable_attention
 from .surrogate import DrawProbes, Surrogate, SurrogateAndErrors, lifted, with_errors
-from .tangents import SkipZeroProducts
-from .transforms import Function
-from .written_out import group_norm, layer_norm
 
 __all__ = ["CompiledSurrogate"]
 

@@ -15,11 +15,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ..autodiff.products import Map, vjp
+from ..autodiff.recording import Recorded, inner, point_at, record, record_first_layers
 from ..checks import check_count, check_flag, check_positive, describe
 from ..errors import NumericalWarning, OptionError
-from .conjugate_gradient import conjugate_gradient
-from .products import Map, vjp
-from .recording import Recorded, inner, point_at, record, record_first_layers
+from .normal_equations import conjugate_gradient
 from .surrogate import (
     Estimator,
     Surrogate,

@@ -10,21 +10,18 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from ..autodiff.forward_mode import in_forward_mode, refuse_nested, refuse_tangents
+from ..autodiff.jacobians import TooLarge, basis_of, jacobian_by_reverse, jacobian_without_graph
+from ..autodiff.products import Map, event_rows
+from ..autodiff.reverse import Reverse, push_by_reverse, reverse
+from ..autodiff.transforms import open_transforms
 from ..errors import ContextError, OptionError, ShapeError
-from .factoring import factor, factored_dtype
-from .first_data import warm_up
-from .forward_mode import in_forward_mode, refuse_nested, refuse_tangents
-from .jacobians import (
-    TooLarge,
-    basis_of,
-    jacobian_by_reverse,
-    jacobian_without_graph,
-)
-from .modules import is_cold, modules_of, refuse_unsupported
-from .probes import event_rows
-from .products import Map
-from .reverse import Reverse, push_by_reverse, reverse
-from .transforms import open_transforms
+from ..host.first_data import is_cold
+from ..host.first_meeting import warm_up
+from ..host.refusals import refuse_unsupported
+from ..modules.behind import modules_of
+from ..modules.precision import factored_dtype
+from .factoring import factor
 
 __all__ = ["ExactVolume", "exact_volume"]
 

@@ -9,54 +9,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..autodiff.forward_mode import in_forward_mode
 from ..checks import is_readable
 from ..errors import NotInjectiveError, NumericalWarning
-from .forward_mode import in_forward_mode
+from ..modules.precision import as_factored
 
 __all__ = [
     "Factors",
-    "as_factored",
     "factor",
-    "factored_dtype",
     "refuse_lower_dimension",
     "warn_if_deficient",
 ]
-
-
-WITHOUT_FLOAT64 = frozenset({"mps"})
-"""Kinds of devices that have no float64."""
-
-
-def factored_dtype(device: torch.device) -> torch.dtype:
-    """The dtype to factor matrices in: float64 where the device has it, else float32.
-
-    Args:
-        device: Where the matrices are.
-
-    Returns:
-        The dtype.
-
-    Examples:
-        >>> factored_dtype(torch.device("cpu"))
-        torch.float64
-    """
-    return torch.float32 if device.type in WITHOUT_FLOAT64 else torch.float64
-
-
-def as_factored(tensor: Tensor) -> Tensor:
-    """A tensor in the dtype to factor matrices in on its device.
-
-    Args:
-        tensor: Any tensor.
-
-    Returns:
-        The tensor, in float64 where the device has it, else in float32.
-
-    Examples:
-        >>> as_factored(torch.ones(1)).dtype
-        torch.float64
-    """
-    return tensor.to(factored_dtype(tensor.device))
 
 
 def refuse_lower_dimension(latent_dim: int, data_dim: int) -> None:

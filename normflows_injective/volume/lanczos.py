@@ -44,15 +44,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..autodiff.products import Map, event_rows, jvp, vjp
+from ..autodiff.settings import as_written, differentiable_attention
 from ..checks import checks_arguments
 from ..errors import OptionError
+from ..host.first_meeting import warm_up
+from ..host.refusals import refuse_unsupported
+from ..modules.behind import modules_of
 from .bidiagonal import Bidiagonal, bidiagonalise, gauss_rule
 from .factoring import refuse_lower_dimension, warn_if_deficient
-from .first_data import warm_up
-from .modules import modules_of, refuse_unsupported
-from .probes import draw_probes, event_rows
-from .products import Map, jvp, vjp
-from .settings import as_written, differentiable_attention
+from .probes import draw_probes
 
 __all__ = ["EstimatedVolume", "lanczos_log_volume"]
 

@@ -19,20 +19,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..autodiff.products import event_rows
 from ..checks import check_choice, check_rows, checks_arguments
 from ..errors import OptionError
 
-__all__ = ["PROBES", "draw_probes", "event_rows"]
-
-
-def event_rows(batches: Tensor) -> Tensor:
-    """Tensors (K, B, *) as rows (K, B, n), also of batches (B,) of numbers.
-
-    Examples:
-        >>> event_rows(torch.zeros(4, 5)).shape
-        torch.Size([4, 5, 1])
-    """
-    return batches.unsqueeze(2) if batches.dim() == 2 else batches.flatten(2)
+__all__ = ["PROBES", "draw_probes"]
 
 
 def _gaussian(n_probes: int, z: Tensor) -> Tensor:

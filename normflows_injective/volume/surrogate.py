@@ -9,14 +9,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..autodiff.forward_mode import in_forward_mode, refuse_tangents
+from ..autodiff.products import Map, jvp
+from ..autodiff.recording import Recorded, inner, point_at, record
+from ..autodiff.settings import as_written, differentiable_attention
 from ..checks import checks_arguments, checks_arguments_of
 from ..errors import NotInjectiveError, ShapeError
-from .first_data import warm_up
-from .forward_mode import in_forward_mode, refuse_tangents
-from .modules import is_cold, modules_of, refuse_unsupported
-from .products import Map, jvp
-from .recording import Recorded, inner, point_at, record
-from .settings import as_written, differentiable_attention
+from ..host.first_data import is_cold
+from ..host.first_meeting import warm_up
+from ..host.refusals import refuse_unsupported
+from ..modules.behind import modules_of
 
 __all__ = [
     "Estimator",

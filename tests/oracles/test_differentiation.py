@@ -6,10 +6,10 @@ from dense import dense_jacobian
 from torch import Tensor, nn
 
 import normflows_injective as nfi
+from normflows_injective.autodiff.products import jvp, vjp
 from normflows_injective.errors import UnsupportedLayerError
 from normflows_injective.volume import ConjugateGradient, jacobian, log_volume
 from normflows_injective.volume.estimators import ESTIMATORS
-from normflows_injective.volume.products import jvp, vjp
 
 from .dense import EXACT, dense_surrogate
 from .geometry import (

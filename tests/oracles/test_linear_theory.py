@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import normflows_injective as nfi
 from normflows_injective.volume import jacobian, log_volume
-from normflows_injective.volume.log_volume import matrix_log_volume
+from normflows_injective.volume.log_volumes import matrix_log_volume
 
 from .geometry import gradients, seeded
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ...checks import check_choice, checks_arguments_of
-from ...context import needs_context, takes_context, with_context
 from ...errors import OptionError, ShapeError
-from ...random_numbers import OwnRandomNumbers
-from ...volume.replicas import on_trial
+from ...host.context import needs_context, takes_context, with_context
+from ...host.copies import on_trial
+from ...modules.random_numbers import OwnRandomNumbers
 from .parametrisation import Classifier, Parametrisation
 from .paths import AssignmentPath
 from .simplices import check_shapes

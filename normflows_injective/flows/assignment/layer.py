@@ -9,13 +9,13 @@ from typing import final
 import torch
 from torch import Tensor
 
+from ...autodiff.settings import differentiable_attention
+from ...autodiff.traces import check_divergence, trace_of_jacobian
 from ...checks import check_count, check_event_shape, check_same_rows
 from ...errors import OptionError, ShapeError
-from ...volume.modules import refuse_unsupported
+from ...host.refusals import refuse_unsupported
 from ...volume.probes import draw_probes
-from ...volume.settings import differentiable_attention
 from ..layer import Layer
-from .divergence import check_divergence, trace_of_jacobian
 from .field import AssignmentField
 from .integration import Times, as_times, check_solver, integrate
 

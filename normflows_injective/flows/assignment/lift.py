@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ...checks import check_event_shape
 from ...errors import NonFiniteError, OffManifoldError
-from ..on_simplex import closed_parts
-from ..on_sphere import check_policy
-from ..surface import Chart, check_measure
+from ..surfaces.on_simplex import closed_parts
+from ..surfaces.on_sphere import check_policy
+from ..surfaces.surface import Chart, check_measure
 from .simplices import Simplices
 
 __all__ = ["SimplexLift"]

@@ -23,7 +23,7 @@ from ...checks import (
     is_number,
 )
 from ...errors import DtypeError, OptionError, ShapeError
-from ..simplex_coordinates import isometric_coordinates, isometric_logits
+from ..surfaces.simplex_coordinates import isometric_coordinates, isometric_logits
 
 __all__ = ["Simplices", "check_shapes", "class_counts"]
 

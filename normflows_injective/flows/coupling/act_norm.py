@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from ...checks import check_count, check_event_shape, check_finite
 from ...errors import ShapeError
-from ..layer import Layer
-from .first_data import (
+from ...host.first_data import (
     FIRST_STATISTICS,
     awaits_first_data,
     expect_first_data,
     has_met_data,
     spread_of,
 )
+from ..layer import Layer
 
 __all__ = ["ActNorm"]
 

@@ -8,8 +8,8 @@ from normflows.nets.made import MADE
 from torch import Tensor, nn
 
 from ...checks import check_count, check_event_shape
-from ...context import expect_context
 from ...errors import OptionError
+from ...host.context import expect_context
 from ..layer import Layer
 from .transforms import Affine, ElementTransform, check_transform
 

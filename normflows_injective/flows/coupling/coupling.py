@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ...checks import check_count, check_counts, check_event_shape
-from ...context import needs_context, takes_context, with_context
 from ...errors import ShapeError
+from ...host.context import needs_context, takes_context, with_context
 from ...nets.mlp import SmoothMLP
 from ..layer import Layer
 from .transforms import Affine, ElementTransform, check_transform

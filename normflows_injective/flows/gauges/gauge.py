@@ -22,10 +22,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ...autodiff.gradients import out_of_inference, value_and_gradient
 from ...checks import check_event_shape, checks_arguments_of, looks_first
 from ...errors import ShapeError
-from ...volume.factoring import as_factored
-from ...volume.gradients import out_of_inference, value_and_gradient
+from ...modules.precision import as_factored
 
 __all__ = ["ConstantSlopeGauge", "Gauge", "HomogeneousGauge", "RadiusAndSecant"]
 

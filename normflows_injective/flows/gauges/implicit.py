@@ -8,10 +8,10 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from ...autodiff.gradients import out_of_inference, value_and_gradient
 from ...checks import check_interval, is_readable
-from ...context import needs_context, takes_context, with_context
 from ...errors import OffManifoldError, ShapeError
-from ...volume.gradients import out_of_inference, value_and_gradient
+from ...host.context import needs_context, takes_context, with_context
 from .gauge import Gauge, RadiusAndSecant
 
 __all__ = ["ImplicitGauge"]

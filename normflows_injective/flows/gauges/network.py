@@ -8,8 +8,8 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from ...context import needs_context, takes_context, with_context
 from ...errors import OptionError, ShapeError
+from ...host.context import needs_context, takes_context, with_context
 from .gauge import Gauge
 
 __all__ = ["NetworkRadius"]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...checks import as_floating, check_counts, check_not_negative, describe, is_readable
 from ...errors import OptionError, ShapeError
-from ...volume.factoring import as_factored
+from ...modules.precision import as_factored
 from .gauge import ConstantSlopeGauge, Gauge, RadiusAndSecant
 
 __all__ = ["ElasticNetGauge", "GroupLassoGauge", "SlopeGauge"]

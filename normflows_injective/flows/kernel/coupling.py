@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ...checks import check_count, check_modules
-from ...context import with_context
 from ...errors import OptionError
+from ...host.context import with_context
+from ...host.first_data import awaits_first_data
 from ..coupling.coupling import Coupling, coupling_sizes
-from ..coupling.first_data import awaits_first_data
 from ..coupling.transforms import Affine, ElementTransform, check_transform
 from .expansion import KernelExpansion
 

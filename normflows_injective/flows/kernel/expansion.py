@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from ...checks import check_count, check_event_shape, check_finite
 from ...errors import ShapeError
+from ...host.first_data import FIRST_STATISTICS, expect_first_data, has_met_data, spread_of
+from ...modules.precision import as_factored
 from ...nets.joining import ContextNetwork
-from ...volume.factoring import as_factored
-from ..coupling.first_data import FIRST_STATISTICS, expect_first_data, has_met_data, spread_of
 from .kernels import kernel_named, squared_distances
 
 __all__ = ["KernelExpansion"]

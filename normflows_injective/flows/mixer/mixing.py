@@ -13,10 +13,11 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ...checks import check_count, check_event_shape
-from ...context import expect_context, needs_context, takes_context
 from ...errors import OptionError, ShapeError
-from ..composite import check_invertible, summed_forward, summed_inverse
+from ...host.calls import summed_forward, summed_inverse
+from ...host.context import expect_context, needs_context, takes_context
 from ..layer import Layer
+from ..stacking import check_invertible
 from .patches import Patchify
 
 __all__ = ["ChannelMixing", "Mixing", "PatchMixing"]

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ...checks import check_event_shape
-from ...context import needs_context, takes_context
 from ...errors import OptionError
-from ..composite import summed_forward, summed_inverse
+from ...host.calls import summed_forward, summed_inverse
+from ...host.context import needs_context, takes_context
 from ..layer import Layer
 from .patches import patch_counts
 

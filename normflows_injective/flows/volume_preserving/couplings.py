@@ -24,7 +24,7 @@ class NICECoupling(Coupling):
     .. math:: u' = u, \qquad v' = v + t(u, c)
 
     A flow of such layers only moves the values of its base density about; what that costs is
-    :func:`~normflows_injective.diagnostics.volume_preserving_floor`.
+    :func:`~normflows_injective.diagnostics.floors`.
 
     Args:
         dim: Number of coordinates :math:`D`.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ...checks import check_batch, check_count, check_event_shape, check_interval
 from ...errors import ShapeError
-from ...volume.factoring import as_factored
+from ...modules.precision import as_factored
 from ..layer import Layer
 
 __all__ = ["RadialFlow1D"]

@@ -17,7 +17,7 @@ from ...checks import (
     is_readable,
 )
 from ...errors import OptionError, ShapeError
-from ...volume.factoring import factored_dtype
+from ...modules.precision import factored_dtype
 from ..layer import Layer
 
 __all__ = ["Rotation", "random_rotation"]

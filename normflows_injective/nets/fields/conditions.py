@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ...checks import check_count, check_event_shape, check_same_rows
-from ...context import expect_context
 from ...errors import ShapeError
+from ...host.context import expect_context
 from ..joining import ContextNetwork
 
 __all__ = ["NUM_TIME_FEATURES", "FieldNetwork", "time_features"]

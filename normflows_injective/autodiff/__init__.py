@@ -1,0 +1,1 @@
+"""Torch made to give Jacobian products of whole batches."""

@@ -1,0 +1,257 @@
+"""Dense Jacobians of whole batches, by products with basis vectors."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..checks import check_rows, checks_arguments
+from ..errors import OptionError, ShapeError
+from ..host.first_meeting import warm_up
+from ..host.refusals import refuse_unsupported
+from ..modules.behind import modules_of
+from .forward_mode import refuse_tangents
+from .gradients import out_of_inference
+from .products import Map, NoProductError, event_rows, jvp, jvp_by_reverse, vjp
+from .recording import point_at
+from .reverse import Reverse, push_by_reverse, reverse
+from .settings import as_written, differentiable_attention
+from .transforms import Function, Interception
+
+__all__ = [
+    "TooLarge",
+    "ValueAndJacobian",
+    "basis_of",
+    "jacobian",
+    "jacobian_by_reverse",
+    "jacobian_by_rows",
+    "jacobian_without_graph",
+]
+
+_TANGENT_BYTES = 2**28
+# Elements per sample of the widest layer, until the first chunk has shown what it is.
+_ASSUMED_WIDTH = 2**14
+
+
+class ValueAndJacobian(NamedTuple):
+    """Value of a map at a batch, and its Jacobians as matrices of shape (B, D, d)."""
+
+    value: Tensor
+    jacobian: Tensor
+
+
+class TooLarge(Exception):
+    """The Jacobians of a batch would take more memory than is allowed.
+
+    Args:
+        num_rows: Number of samples whose Jacobians fit.
+        value: The map at the whole batch.
+    """
+
+    def __init__(self, num_rows: int, value: Tensor) -> None:
+        super().__init__(num_rows)
+        self.num_rows = num_rows
+        self.value = value
+
+
+@as_written
+@checks_arguments
+def jacobian(function: Map, point: Tensor, chunk_size: int | None = None) -> ValueAndJacobian:
+    r"""Value and dense Jacobians of a map, by products with the basis vectors.
+
+    With gradients disabled this takes :math:`d` forward-mode products. With gradients enabled the
+    result stays on the graph, and comes from reverse mode alone, because torch gets the gradient
+    of a tangent wrong for many functions: as :math:`J v = \partial_u (u^\top J) v`, which takes
+    as many products, where all derivatives of the map are proved right (see ``proven.py``), and
+    else as :math:`D` rows, which can be differentiated once.
+
+    Without gradients the memory is bounded: the basis is taken in chunks whose widest tangent
+    keeps to 256 MiB, at the cost of one more evaluation of the map for every chunk.
+
+    Args:
+        function: Map of a batch :math:`(B, *)` with :math:`d` elements per sample to one with
+            :math:`D` elements.
+        point: Where to evaluate, shape :math:`(B, *)`.
+        chunk_size: Number of basis vectors per pass without gradients; None takes as many as the
+            bound allows. With gradients all are taken at once, because the graph keeps them.
+
+    Returns:
+        :class:`ValueAndJacobian` with matrices of shape :math:`(B, D, d)`.
+
+    Raises:
+        UnsupportedLayerError: If a layer behind the map has no per-sample Jacobian, or none that
+            can be differentiated.
+        ForwardModeError: If a caller takes a forward-mode derivative.
+        NotInjectiveError: If the value does not depend on the point.
+        OptionError: If ``chunk_size`` is less than 1.
+        ShapeError: If the map returns another number of samples.
+
+    Examples:
+        >>> jacobian(lambda z: torch.cat([z, z**2], 1), torch.full((1, 1), 3.0)).jacobian
+        tensor([[[1.],
+                 [6.]]])
+    """
+    check_rows(point, "the point of a Jacobian")
+    if chunk_size is not None and chunk_size < 1:
+        raise OptionError(f"chunk_size must be at least 1 or None, got {chunk_size}.")
+    refuse_unsupported(modules_of(function))
+    warm_up(function, point)
+    if not torch.is_grad_enabled():
+        found = jacobian_without_graph(function, point, chunk_size)
+    else:
+        taken = reverse(function, point)
+        if taken.unproven:
+            found = _rows(taken, point)
+        else:
+            columns = push_by_reverse(taken, basis_of(point))
+            found = ValueAndJacobian(taken.value, event_rows(columns).permute(1, 2, 0))
+        if taken.is_constant:
+            found = ValueAndJacobian(*(part.detach() for part in found))
+    if len(found.value) != len(point):
+        raise ShapeError(
+            f"The map took a batch of {len(point)} samples to {len(found.value)}: it must keep "
+            "the batch."
+        )
+    refuse_tangents("A Jacobian", point, found.value)
+    return found
+
+
+def jacobian_by_rows(function: Map, point: Tensor, create_graph: bool) -> ValueAndJacobian:
+    """Value and dense Jacobians (B, D, d) of a map by D reverse-mode products.
+
+    Args:
+        function: Map of a batch (B, *) with d elements per sample to one with D elements.
+        point: Where to evaluate, shape (B, *).
+        create_graph: Whether the Jacobians can be differentiated.
+
+    Returns:
+        :class:`ValueAndJacobian`; gradients must be enabled, and reach the point if it has some.
+
+    Raises:
+        NotInjectiveError: If the value does not depend on the point.
+        UnsupportedLayerError: If the Jacobians are to be differentiated and cannot.
+
+    Examples:
+        >>> jacobian_by_rows(lambda z: z**2, torch.full((1, 1), 3.0), create_graph=False).jacobian
+        tensor([[[6.]]])
+    """
+    if create_graph:
+        return _rows(reverse(function, point), point)
+    leaf = point_at(point)
+    with differentiable_attention():
+        value = function(leaf.clone())
+    rows = vjp(value, leaf, basis_of(value), create_graph=False)
+    return ValueAndJacobian(value, event_rows(rows).transpose(0, 1))
+
+
+def jacobian_without_graph(
+    function: Map, point: Tensor, chunk_size: int | None = None, at_most: int | None = None
+) -> ValueAndJacobian:
+    """Value and dense Jacobians (B, D, d) of a map without gradients.
+
+    Args:
+        function: As in :func:`jacobian`.
+        point: As in :func:`jacobian`.
+        chunk_size: As in :func:`jacobian`.
+        at_most: Number of elements that the Jacobians may have; None sets no bound.
+
+    Returns:
+        :class:`ValueAndJacobian`.
+
+    Raises:
+        TooLarge: If they would have more, for more than one sample.
+    """
+    try:
+        with differentiable_attention():
+            return _jacobian_by_columns(function, point, chunk_size, at_most)
+    except NoProductError:
+        return _rows_without_graph(function, point)
+
+
+def jacobian_by_reverse(function: Map, point: Tensor) -> Tensor:
+    """Dense Jacobians (B, D, d) of a map, without a graph, by reverse mode alone."""
+    with differentiable_attention():
+        try:
+            columns = jvp_by_reverse(function, point, basis_of(point))[1]
+        except NoProductError:
+            return _rows_without_graph(function, point).jacobian
+    return event_rows(columns).permute(1, 2, 0)
+
+
+def _rows_without_graph(function: Map, point: Tensor) -> ValueAndJacobian:
+    """By reverse mode once, for functions that have no second derivatives."""
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            value, matrix = jacobian_by_rows(function, out_of_inference(point), False)
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise NoProductError(
+            "A layer of the map has no derivative in torch, neither in forward nor in reverse "
+            f"mode, so its Jacobian does not exist. Replace the layer. torch says: {error}"
+        ) from error
+    return ValueAndJacobian(value.detach(), matrix.detach())
+
+
+def _rows(taken: Reverse, point: Tensor) -> ValueAndJacobian:
+    rows = taken.pull(basis_of(taken.value))
+    return ValueAndJacobian(taken.value, event_rows(rows).transpose(0, 1))
+
+
+def basis_of(batch: Tensor) -> Tensor:
+    """The standard basis of the event space of a batch (B, *), repeated over it: (d, B, *).
+
+    Args:
+        batch: Gives event shape, batch size, dtype and device.
+
+    Returns:
+        Tangents or cotangents, one basis vector for all samples in each of the d slices.
+
+    Examples:
+        >>> basis_of(torch.zeros(5, 2, 3)).shape
+        torch.Size([6, 5, 2, 3])
+    """
+    dimension = batch[0].numel()
+    basis = torch.eye(dimension, dtype=batch.dtype, device=batch.device)
+    return basis.view(dimension, 1, *batch.shape[1:]).expand(dimension, *batch.shape)
+
+
+def _jacobian_by_columns(
+    function: Map, point: Tensor, chunk_size: int | None, at_most: int | None
+) -> ValueAndJacobian:
+    basis = basis_of(point)
+    columns: list[Tensor] = []
+    measured = _WidestResult()
+
+    def watched(x: Tensor) -> Tensor:
+        with measured:
+            return function(x)
+
+    size = chunk_size or _chunk_within_bound(_ASSUMED_WIDTH * point.element_size() * len(point))
+    while len(basis) > 0:
+        value, products = jvp(watched, point, basis[:size])
+        if at_most is not None and len(point) > 1 and value.numel() * point[0].numel() > at_most:
+            raise TooLarge(max(1, at_most // (value[0].numel() * point[0].numel())), value)
+        columns.append(event_rows(products))
+        basis = basis[size:]
+        size = chunk_size or _chunk_within_bound(measured.num_bytes)
+    return ValueAndJacobian(value, torch.cat(columns).permute(1, 2, 0))
+
+
+def _chunk_within_bound(num_bytes: int) -> int:
+    # A layer needs the tangents of its input and of its output at once.
+    return max(1, _TANGENT_BYTES // (2 * max(1, num_bytes)))
+
+
+class _WidestResult(Interception):
+    """Notes the size of the largest tensor that a map computes, over one tangent."""
+
+    num_bytes = 0
+
+    def _intercept(self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = func(*args, **kwargs)
+        if isinstance(result, Tensor):
+            self.num_bytes = max(self.num_bytes, result.numel() * result.element_size())
+        return result

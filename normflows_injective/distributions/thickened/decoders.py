@@ -1,0 +1,159 @@
+r"""Decoders of the auxiliary variable of a guide, each with its Jacobian.
+
+All map rows (B, r) to rows (B, D).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, NamedTuple, final
+
+import torch
+from torch import Tensor, nn
+
+from ... import volume
+from ...errors import UnsupportedLayerError
+
+__all__ = ["CurvedDecoder", "Decoder", "DifferentiatedDecoder", "LinearDecoder", "Linearisation"]
+
+
+class Linearisation(NamedTuple):
+    """Values (B, D) of a decoder and its transposed Jacobians (B, r, D)."""
+
+    value: Tensor
+    tangents: Tensor
+
+
+class Decoder(nn.Module, ABC):
+    """A map h of rows (B, r) to rows (B, D) that gives its Jacobians."""
+
+    @abstractmethod
+    def forward(self, u: Tensor) -> Tensor:
+        """Values (B, D) at rows (B, r)."""
+
+    @abstractmethod
+    def linearise(self, u: Tensor) -> Linearisation:
+        """Values and transposed Jacobians at rows (B, r), both differentiable."""
+
+
+@final
+class LinearDecoder(Decoder):
+    r"""The linear map :math:`h(u) = A u`, which starts with variance about one.
+
+    Args:
+        rank: Width r of the input.
+        latent_dim: Width D of the output.
+
+    Examples:
+        >>> LinearDecoder(2, 5)(torch.ones(3, 2)).shape
+        torch.Size([3, 5])
+    """
+
+    def __init__(self, rank: int, latent_dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(rank, latent_dim) / math.sqrt(rank))
+
+    def forward(self, u: Tensor) -> Tensor:
+        """Values (B, D) at rows (B, r)."""
+        return u @ self.weight
+
+    def linearise(self, u: Tensor) -> Linearisation:
+        """Values and transposed Jacobians at rows (B, r)."""
+        return Linearisation(self(u), self.weight.expand(len(u), -1, -1))
+
+
+@final
+class CurvedDecoder(Decoder):
+    r"""A linear map plus a small smooth network, which starts close to the linear map.
+
+    .. math:: h(u) = A u + W_2\, \sigma(W_1\, \sigma(W_0 u + b_0) + b_1) + b_2
+
+    with :math:`\sigma(a) = a / (1 + e^{-a})`. Tangents are pushed through in closed form,
+    :math:`\sigma' = p + a\, p (1 - p)` with :math:`p = 1 / (1 + e^{-a})`, which is a few products
+    of matrices and can be differentiated and traced like any other function.
+
+    Args:
+        rank: Width r of the input.
+        latent_dim: Width D of the output.
+        width: Width of the hidden layers.
+
+    Examples:
+        >>> value, tangents = CurvedDecoder(2, 5).linearise(torch.ones(3, 2))
+        >>> value.shape, tangents.shape
+        (torch.Size([3, 5]), torch.Size([3, 2, 5]))
+    """
+
+    def __init__(self, rank: int, latent_dim: int, width: int = 64) -> None:
+        super().__init__()
+        self.linear = LinearDecoder(rank, latent_dim)
+        self.first = nn.Linear(rank, width)
+        self.second = nn.Linear(width, width)
+        self.output = nn.Linear(width, latent_dim)
+        nn.init.normal_(self.output.weight, std=0.01 / math.sqrt(width))
+        nn.init.zeros_(self.output.bias)
+
+    def forward(self, u: Tensor) -> Tensor:
+        """Values (B, D) at rows (B, r)."""
+        y = u
+        for layer in (self.first, self.second):
+            y = nn.functional.silu(layer(y))
+        return self.linear(u) + self.output(y)
+
+    def linearise(self, u: Tensor) -> Linearisation:
+        """Values and transposed Jacobians at rows (B, r)."""
+        y = u
+        tangents = torch.eye(u.shape[-1], dtype=u.dtype, device=u.device)
+        for layer in (self.first, self.second):
+            a = layer(y)
+            p = a.sigmoid()
+            y = a * p
+            slope = p + y * (1 - p)
+            tangents = (tangents @ layer.weight.mT) * slope.unsqueeze(-2)
+        value = self.linear(u) + self.output(y)
+        return Linearisation(value, self.linear.weight + tangents @ self.output.weight.mT)
+
+
+@final
+class DifferentiatedDecoder(Decoder):
+    r"""Any module, after any flows of normflows, differentiated by forward-mode products.
+
+    The flows reshape the auxiliary variable u before it is decoded. Their log-determinants are
+    not needed: u itself, before the flows, stays the variable that has the standard normal law
+    and that the reverse model gives back, so no density is ever transported.
+
+    Args:
+        module: Maps (B, r) to (B, D).
+        flows: Flows of normflows on r coordinates, applied first, in the order given.
+
+    Raises:
+        UnsupportedLayerError: If it is traced by torch.jit, or a layer has no derivative.
+
+    Examples:
+        >>> DifferentiatedDecoder(nn.Linear(2, 5)).linearise(torch.ones(3, 2)).tangents.shape
+        torch.Size([3, 2, 5])
+    """
+
+    def __init__(self, module: nn.Module, flows: Sequence[Any] = ()) -> None:
+        super().__init__()
+        self.flows = nn.ModuleList(flows)
+        self.module = module
+
+    def forward(self, u: Tensor) -> Tensor:
+        """Values (B, D) at rows (B, r)."""
+        for flow in self.flows:
+            u, _ = flow(u)
+        x: Tensor = self.module(u)
+        return x
+
+    def linearise(self, u: Tensor) -> Linearisation:
+        """Values and transposed Jacobians at rows (B, r)."""
+        if torch._C._get_tracing_state() is not None:
+            raise UnsupportedLayerError(
+                "A decoder module or latent flows are differentiated by torch's functional "
+                "transforms, which torch.jit cannot trace. Use Trace_ELBO in place of "
+                "JitTrace_ELBO, or the decoders of the house, None or 'linear', without flows."
+            )
+        value, jacobian = volume.jacobian(self, u)
+        return Linearisation(value, jacobian.mT)

@@ -1,0 +1,195 @@
+r"""Shapes of the Gaussian noise that thickens a low-dimensional guide."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from ...checks import check_count
+from ...errors import OptionError
+
+__all__ = ["DiagonalNoise", "LowRankNoise", "Noise", "TriangularNoise", "make_noise"]
+
+
+class Noise(nn.Module, ABC):
+    r"""Gaussian noise :math:`N(0, \Psi)` in D dimensions, of variance about one at the start."""
+
+    @abstractmethod
+    def rsample(self, shape: torch.Size) -> Tensor:
+        """Draw noise (*shape, D) that carries gradients."""
+
+    @abstractmethod
+    def log_volume(self) -> Tensor:
+        r"""The number :math:`\tfrac12 \log\det \Psi`."""
+
+    @abstractmethod
+    def gram(self, rows: Tensor) -> Tensor:
+        r"""Products :math:`X \Psi^{-1} X^\top` (*, m, m) of the rows of matrices X (*, m, D)."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density (*) of values (*, D), in nats."""
+        square = self.gram(value.unsqueeze(-2))[..., 0, 0]
+        return -0.5 * (square + value.shape[-1] * math.log(2 * math.pi)) - self.log_volume()
+
+
+@final
+class DiagonalNoise(Noise):
+    r"""Noise that is independent in every coordinate, :math:`\Psi = \operatorname{diag}(s^2)`.
+
+    Args:
+        like: Any tensor (D,), for width, dtype and device.
+
+    Examples:
+        >>> noise = DiagonalNoise(torch.zeros(2))
+        >>> noise.gram(torch.tensor([[3.0, 4.0]]))
+        tensor([[25.]], grad_fn=<MmBackward0>)
+    """
+
+    def __init__(self, like: Tensor) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.zeros_like(like))
+
+    def rsample(self, shape: torch.Size) -> Tensor:
+        """Draw noise (*shape, D) that carries gradients."""
+        return self.log_scale.exp() * _normal(shape, self.log_scale)
+
+    def log_volume(self) -> Tensor:
+        """The sum of the logarithms of the scales."""
+        return self.log_scale.sum()
+
+    def gram(self, rows: Tensor) -> Tensor:
+        """Products (*, m, m) of the rows of matrices (*, m, D)."""
+        whitened = rows * (-self.log_scale).exp()
+        return whitened @ whitened.mT
+
+
+@final
+class TriangularNoise(Noise):
+    r"""Noise of any covariance, :math:`\Psi = L L^\top`, :math:`L = \operatorname{diag}(s) U`.
+
+    U is lower triangular with a unit diagonal. Storage is :math:`D^2` numbers, a draw costs as
+    many operations.
+
+    Args:
+        like: Any tensor (D,), for width, dtype and device.
+
+    Examples:
+        >>> noise = TriangularNoise(torch.zeros(2))
+        >>> noise.log_prob(torch.zeros(2)).item()  # - log(2 pi)
+        -1.8378770351409912
+    """
+
+    def __init__(self, like: Tensor) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.zeros_like(like))
+        self.below = nn.Parameter(like.new_zeros(len(like), len(like)))
+
+    def rsample(self, shape: torch.Size) -> Tensor:
+        """Draw noise (*shape, D) that carries gradients."""
+        return _normal(shape, self.log_scale) @ self._factor().mT
+
+    def log_volume(self) -> Tensor:
+        """The sum of the logarithms of the diagonal of L."""
+        return self.log_scale.sum()
+
+    def gram(self, rows: Tensor) -> Tensor:
+        """Products (*, m, m) of the rows of matrices (*, m, D)."""
+        columns = rows.reshape(-1, rows.shape[-1]).mT
+        solved = torch.linalg.solve_triangular(self._factor(), columns, upper=False)
+        whitened = solved.mT.reshape(rows.shape)
+        return whitened @ whitened.mT
+
+    def _factor(self) -> Tensor:
+        unit = torch.ones_like(self.log_scale).diag()
+        return self.log_scale.exp().unsqueeze(-1) * (self.below.tril(-1) + unit)
+
+
+@final
+class LowRankNoise(Noise):
+    r"""Noise of a diagonal plus a low-rank covariance.
+
+    .. math:: \Psi = S\,(I + W W^\top) S, \qquad S = \operatorname{diag}(s)
+
+    By Woodbury's identity, with :math:`C = I + W^\top W = R R^\top` and whitened rows
+    :math:`Y = X S^{-1}`,
+
+    .. math::
+
+        X \Psi^{-1} X^\top = Y Y^\top - (Y W R^{-\top})(Y W R^{-\top})^\top, \qquad
+        \tfrac12 \log\det\Psi = \sum \log s + \log\det R,
+
+    so that all costs are linear in D.
+
+    Args:
+        like: Any tensor (D,), for width, dtype and device.
+        rank: Number k of columns of W, at least 1.
+
+    Raises:
+        OptionError: If the rank is no positive integer.
+
+    Examples:
+        >>> noise = LowRankNoise(torch.zeros(1000), rank=3)
+        >>> noise.gram(torch.ones(7, 2, 1000)).shape
+        torch.Size([7, 2, 2])
+    """
+
+    def __init__(self, like: Tensor, rank: int) -> None:
+        super().__init__()
+        check_count(rank, "noise_rank")
+        # Half of the variance from either part. At W = 0 its gradient would vanish.
+        self.log_scale = nn.Parameter(torch.full_like(like, -0.5 * math.log(2.0)))
+        # Contiguous: the parameter store trains a copy of any other, and the module never sees it.
+        self.factor = nn.Parameter(like.new_empty(len(like), rank).normal_(0, rank**-0.5))
+
+    def rsample(self, shape: torch.Size) -> Tensor:
+        """Draw noise (*shape, D) that carries gradients."""
+        common = _normal(shape, self.factor[0]) @ self.factor.mT
+        return self.log_scale.exp() * (_normal(shape, self.log_scale) + common)
+
+    def log_volume(self) -> Tensor:
+        """Half of the log-determinant of the covariance."""
+        return self.log_scale.sum() + self._root().diagonal().log().sum()
+
+    def gram(self, rows: Tensor) -> Tensor:
+        """Products (*, m, m) of the rows of matrices (*, m, D)."""
+        whitened = rows * (-self.log_scale).exp()
+        seen = (whitened @ self.factor).reshape(-1, self.factor.shape[1])
+        solved = torch.linalg.solve_triangular(self._root(), seen.mT, upper=False).mT
+        common = solved.reshape(*rows.shape[:-1], -1)
+        return whitened @ whitened.mT - common @ common.mT
+
+    def _root(self) -> Tensor:
+        unit = torch.ones_like(self.factor[0]).diag()
+        return torch.linalg.cholesky(self.factor.mT @ self.factor + unit)
+
+
+def make_noise(kind: str, like: Tensor, rank: int | None = None) -> Noise:
+    r"""The noise of a name.
+
+    Args:
+        kind: ``"mvn"``, ``"diagonal"`` or ``"low_rank"``.
+        like: Any tensor (D,), for width, dtype and device.
+        rank: Rank of the low-rank part; None takes :math:`\sqrt D`, rounded.
+
+    Raises:
+        OptionError: If the name is unknown.
+
+    Examples:
+        >>> make_noise("diagonal", torch.zeros(3))
+        DiagonalNoise()
+    """
+    if kind == "low_rank":
+        return LowRankNoise(like, max(1, round(len(like) ** 0.5)) if rank is None else rank)
+    if kind == "mvn":
+        return TriangularNoise(like)
+    if kind == "diagonal":
+        return DiagonalNoise(like)
+    raise OptionError(f"noise must be 'mvn', 'diagonal' or 'low_rank', got {kind!r}.")
+
+
+def _normal(shape: torch.Size, like: Tensor) -> Tensor:
+    return torch.randn(*shape, *like.shape, dtype=like.dtype, device=like.device)

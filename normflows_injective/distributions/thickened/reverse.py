@@ -1,0 +1,129 @@
+r"""Reverse models: which auxiliary variable may have led to a value of the guide."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import NamedTuple, final
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import ShapeError
+from .decoders import Decoder
+from .noise import Noise
+
+__all__ = ["LaplaceReverse", "LearnedReverse", "Reverse", "ReverseLaw"]
+
+
+class ReverseLaw(NamedTuple):
+    r"""Gaussian laws :math:`N(m, (R R^\top)^{-1})` of the auxiliary variable, one for each value.
+
+    Args:
+        mean: m of shape (B, r).
+        root: Lower triangular R of shape (B, r, r), with a positive diagonal.
+    """
+
+    mean: Tensor
+    root: Tensor
+
+    def rsample(self, count: int) -> Tensor:
+        """Draw (count, B, r) that carry gradients."""
+        normal = torch.randn_like(self.mean.expand(count, *self.mean.shape))
+        # Of the covariance R^-T R^-1.
+        spread = torch.linalg.solve_triangular(self.root.mT, normal.unsqueeze(-1), upper=True)
+        return self.mean + spread.squeeze(-1)
+
+    def log_prob(self, u: Tensor) -> Tensor:
+        """Log-density (*, B) of auxiliary variables (*, B, r), in nats."""
+        whitened = ((u - self.mean).unsqueeze(-2) @ self.root).squeeze(-2)
+        log_det = self.root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        constant = 0.5 * u.shape[-1] * math.log(2 * math.pi)
+        return log_det - 0.5 * whitened.square().sum(-1) - constant
+
+
+class Reverse(nn.Module, ABC):
+    """A law of the auxiliary variable for every standardised value e."""
+
+    @abstractmethod
+    def forward(self, e: Tensor, decoder: Decoder, noise: Noise) -> ReverseLaw:
+        """The laws for standardised values (B, D), on the graph of all that they depend on.
+
+        Args:
+            e: Standardised values (B, D).
+            decoder: h, as it is now.
+            noise: Of covariance Psi, as it is now.
+        """
+
+
+@final
+class LaplaceReverse(Reverse):
+    r"""The exact law of the decoder linearised near the auxiliary variable, by one step.
+
+    From a linear start :math:`u_0 = B e + b`, which is learned, one Gauss-Newton step:
+
+    .. math::
+
+        J = h'(u_0), \quad P = I + J^\top \Psi^{-1} J, \quad
+        m = u_0 + P^{-1}\big(J^\top \Psi^{-1} (e - h(u_0)) - u_0\big), \quad
+        r(u \mid e) = N(m, P^{-1}) .
+
+    For a linear h this is the law of u given e whatever the start, as then
+    :math:`P m = J^\top \Psi^{-1} e`.
+
+    Args:
+        decoder: h, at which the start is chosen.
+        like: Any tensor (D,), for width, dtype and device.
+        rank: Width r of the auxiliary variable.
+    """
+
+    def __init__(self, decoder: Decoder, like: Tensor, rank: int) -> None:
+        super().__init__()
+        origin = like.new_zeros(1, rank)
+        with torch.no_grad():
+            value, tangents = decoder.linearise(origin)
+            # The same step from zero, for noise of covariance I, with which the guide starts.
+            precision = tangents[0] @ tangents[0].mT + origin[0].new_ones(rank).diag()
+            weight = torch.linalg.solve(precision, tangents[0])
+        self.start = nn.Parameter(weight.contiguous())
+        self.offset = nn.Parameter(-(weight @ value[0]))
+
+    def forward(self, e: Tensor, decoder: Decoder, noise: Noise) -> ReverseLaw:
+        """The laws for standardised values (B, D)."""
+        rank = len(self.start)
+        start = e @ self.start.mT + self.offset
+        value, tangents = decoder.linearise(start)
+        products = noise.gram(torch.cat([tangents, (e - value).unsqueeze(-2)], dim=-2))
+        precision = products[:, :rank, :rank] + torch.ones_like(self.offset).diag()
+        root = torch.linalg.cholesky(precision)
+        slope = products[:, :rank, rank] - start
+        step = torch.cholesky_solve(slope.unsqueeze(-1), root).squeeze(-1)
+        return ReverseLaw(start + step, root)
+
+
+@final
+class LearnedReverse(Reverse):
+    """A network that gives mean and log-scale of independent normals.
+
+    Args:
+        network: Maps standardised values (B, D) to (B, 2 r): mean, then logarithm of the scale.
+
+    Raises:
+        ShapeError: When called, if the network returns another shape.
+    """
+
+    def __init__(self, network: nn.Module, rank: int) -> None:
+        super().__init__()
+        self.network = network
+        self.rank = rank
+
+    def forward(self, e: Tensor, decoder: Decoder, noise: Noise) -> ReverseLaw:
+        """The laws for standardised values (B, D)."""
+        parts: Tensor = self.network(e)
+        if parts.shape != (len(e), 2 * self.rank):
+            raise ShapeError(
+                f"reverse must map {tuple(e.shape)} to {(len(e), 2 * self.rank)}, mean and "
+                f"log-scale, got {tuple(parts.shape)}. Change its last layer."
+            )
+        mean, log_scale = parts.chunk(2, dim=-1)
+        return ReverseLaw(mean, (-log_scale).exp().diag_embed())

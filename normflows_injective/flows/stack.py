@@ -1,0 +1,317 @@
+"""Layers of normflows as one map, with the log-det that belongs to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import normflows as nf
+import torch
+from torch import Tensor, nn
+
+from ..checks import describe
+from ..errors import OptionError, ShapeError, UnsupportedLayerError, UnsupportedModelError
+from ..host.calls import summed_forward, summed_inverse
+from ..host.copies import on_trial
+from ..host.first_data import refuse_single_sample
+from ..host.first_meeting import meet_first_data
+from ..modules.random_numbers import OwnRandomNumbers
+from .free_form import FreeFormInjection
+from .injection import Injection
+from .joint import (
+    joint_decode,
+    joint_decode_and_log_volume,
+    joint_encode,
+    joint_encode_and_log_volume,
+)
+from .shapes import Reshape
+from .stacking import check_composite
+from .surfaces.surface import is_exact
+
+__all__ = ["LayerStack", "context_rows", "context_shape", "flatten_events"]
+
+_STOCHASTIC = (nf.flows.MetropolisHastings, nf.flows.HamiltonianMonteCarlo, nf.flows.BatchNorm)
+
+
+class LayerStack(nn.Module):
+    """Layers from latent to data, split at their first injection.
+
+    Log-dets of the layers before it add; everything from it to the data is one map with one
+    log-volume. Layers without an inverse are allowed: they can draw, but not score what others
+    drew.
+
+    Args:
+        flows: A layer or several of them.
+
+    Raises:
+        OptionError: If there is none, or something is no layer.
+        UnsupportedLayerError: If a layer is stochastic, couples the samples of a batch, or stands
+            where it makes the density wrong.
+
+    Examples:
+        >>> stack = LayerStack([nf.flows.Permute(3, "swap")])
+        >>> stack.push(torch.tensor([[1.0, 2.0, 3.0]]), None)
+        (tensor([[2., 3., 1.]]), tensor([0.]))
+    """
+
+    def __init__(self, flows: nf.flows.Flow | Iterable[nf.flows.Flow]) -> None:
+        super().__init__()
+        self._shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
+        self._latents: tuple[int, ...] | None = None
+        self.flows = nn.ModuleList(_listed(flows))
+        for flow in self.flows:
+            _check_layer(flow)
+        first = [i for i, flow in enumerate(self.flows) if isinstance(flow, Injection)]
+        self.num_latent = first[0] if first else len(self.flows)
+        if first:
+            check_composite(self.composite)
+
+    @property
+    def composite(self) -> nn.ModuleList:
+        """The layers from the first injection on."""
+        return self.flows[self.num_latent :]
+
+    @property
+    def raises_dimension(self) -> bool:
+        """Whether there is an injection."""
+        return self.num_latent < len(self.flows)
+
+    @property
+    def is_learned(self) -> bool:
+        """Whether the manifold is one that only an encoder knows."""
+        behind = [module for flow in self.composite for module in flow.modules()]
+        return any(isinstance(module, FreeFormInjection) for module in behind)
+
+    @property
+    def is_closed_form(self) -> bool:
+        """Whether log-volumes need no Jacobian."""
+        return not self.raises_dimension or is_exact(self.composite)
+
+    def push(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Send latents (B, *) to the data, with the log-volume (B,) in nats.
+
+        Raises:
+            ShapeError: If a layer would initialise itself on one sample.
+        """
+        refuse_single_sample(self.modules(), z)
+        return self.after_samples(z, context)._push(z, context)
+
+    def after_samples(self, z: Tensor, context: Tensor | None) -> LayerStack:
+        """As :meth:`after_data`, for latents (B, *) that were drawn."""
+
+        def first(stack: LayerStack) -> Tensor:
+            x, log_volume = stack._push(z, context)
+            return x.flatten(1).sum(1) + log_volume
+
+        return meet_first_data(self, first, on_samples=True)
+
+    def _push(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        latents = self.flows[: self.num_latent]
+        z, log_det = summed_forward(latents, z, context)
+        if not self.raises_dimension:
+            return z, log_det
+        x, log_volume = joint_decode_and_log_volume(self.composite, z, context)
+        return x, log_det + log_volume
+
+    def pull(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Send data (B, *) to the latents, with the log-volume (B,) that :meth:`push` gives there.
+
+        Raises:
+            UnsupportedModelError: If a layer has no inverse.
+            ShapeError: If a layer would initialise itself on one sample.
+        """
+        refuse_single_sample(self.modules(), x)
+        return self.after_data(x, context)._pull(x, context)
+
+    def after_data(self, x: Tensor, context: Tensor | None) -> LayerStack:
+        """The layers, having met data (B, *) if they had yet to, or a copy if that went wrong."""
+
+        def first(stack: LayerStack) -> Tensor:
+            z, log_volume = stack._pull(x, context)
+            error = x - joint_decode(stack.flows, z.clone(), context)
+            return error.flatten(1).square().sum(1) + log_volume
+
+        return meet_first_data(self, first)
+
+    def _pull(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        log_volume = x.new_zeros(len(x))
+        if self.raises_dimension:
+            x, log_volume = joint_encode_and_log_volume(self.composite, x.clone(), context)
+        z, log_det = self._inverse(x, context)
+        return z, log_volume - log_det
+
+    def project(self, x: Tensor, context: Tensor | None) -> Tensor:
+        """Send data (B, *) to the points of the image that their coordinates lead to."""
+        stack = self.after_data(x, context)
+        z = joint_encode(stack.composite, x.clone(), context)
+        return joint_decode(stack.composite, z, context)
+
+    def shape_of_data(self, shape: Iterable[int], event_dim: int) -> torch.Size:
+        """Shape (*batch, *event') of data for latents (*batch, *event)."""
+        batch, event = _split(shape, event_dim)
+        return torch.Size((*batch, *self._event_shapes(event)[1]))
+
+    def shape_of_latents(self, shape: Iterable[int], event_dim: int) -> torch.Size:
+        """Shape (*batch, *event) of latents for data (*batch, *event').
+
+        Raises:
+            ShapeError: If the layers lead to other events, or declare no shape.
+        """
+        batch, event = _split(shape, event_dim)
+        if self.raises_dimension:
+            latent, data = self._event_shapes(self._latent_shape())
+            if data != event:
+                raise ShapeError(f"The layers lead to events of shape {data}, got {event}.")
+            return torch.Size((*batch, *latent))
+        if not self._reshapes():
+            return torch.Size((*batch, *event))
+        return torch.Size((*batch, *self._tried(LayerStack.pull, event)))
+
+    def _event_shapes(self, event: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        if not self.raises_dimension and not self._reshapes():
+            return event, event
+        # Distributions ask at every call; layers do not change their shapes.
+        if event not in self._shapes:
+            self._shapes[event] = self._tried(LayerStack.push, event)
+        return event, self._shapes[event]
+
+    def _latent_shape(self) -> tuple[int, ...]:
+        if self._latents is None:
+            self._latents = self._found_latent_shape()
+        return self._latents
+
+    def _found_latent_shape(self) -> tuple[int, ...]:
+        inner = getattr(self.composite[0], "latent_shape", None)
+        if inner is None:
+            raise ShapeError(
+                f"{type(self.composite[0]).__name__} does not declare its latent_shape, so the "
+                "shape of its latents is not known. Set the attribute latent_shape."
+            )
+        return self._tried(LayerStack._inverse, tuple(inner))
+
+    def _tried(self, method: Callable[..., Any], event: tuple[int, ...]) -> tuple[int, ...]:
+        """Event shape that a method makes of another, found out by a copy of the layers."""
+        with torch.no_grad(), OwnRandomNumbers():
+            value, _ = method(on_trial([self])[0], self._probe(event), None)
+        return tuple(value.shape[1:])
+
+    def _reshapes(self) -> bool:
+        changing = (Reshape, nf.flows.Squeeze)
+        return any(isinstance(module, changing) for module in self.modules())
+
+    def _probe(self, event: tuple[int, ...]) -> Tensor:
+        like = next(self.parameters(), torch.empty(0))
+        return torch.randn(2, *event, dtype=like.dtype, device=like.device)
+
+    def _inverse(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        log_det = x.new_zeros(len(x))
+        for flow in reversed(self.flows[: self.num_latent]):
+            try:
+                x, term = summed_inverse([flow], x, context)
+            except NotImplementedError as error:
+                raise UnsupportedModelError(
+                    f"{type(flow).__name__} has no inverse, so only values that were just drawn "
+                    "through it have a density: it serves in a guide, not as a likelihood or "
+                    "prior of given values. Use an invertible layer such as "
+                    "nf.flows.AffineCouplingBlock."
+                ) from error
+            log_det = log_det + term
+        return x, log_det
+
+
+def flatten_events(
+    function: Callable[..., tuple[Tensor, Tensor]],
+    value: Tensor,
+    event_dim: int,
+    context: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Apply a map of batches (B, *event) to a tensor of any batch shape.
+
+    Args:
+        function: Takes (B, *event) and a context, gives (B, *event') and (B,).
+        value: Of shape (*batch, *event).
+        event_dim: Number of dimensions of an event.
+        context: One row per sample, already flat.
+
+    Returns:
+        Tensors of shapes (*batch, *event') and (*batch).
+
+    Examples:
+        >>> doubled = lambda z, context: (2 * z, z.sum(1))
+        >>> x, total = flatten_events(doubled, torch.ones(4, 3, 2), 1)
+        >>> x.shape, total.shape
+        (torch.Size([4, 3, 2]), torch.Size([4, 3]))
+    """
+    if value.dim() < event_dim:
+        raise ShapeError(
+            f"Values need at least {event_dim} dimensions, got shape {tuple(value.shape)}. Add "
+            "those of an event, or lower event_dim."
+        )
+    batch_shape = value.shape[: value.dim() - event_dim]
+    event_shape = value.shape[value.dim() - event_dim :]
+    mapped, log_det = function(value.reshape(-1, *event_shape), context)
+    return mapped.view(*batch_shape, *mapped.shape[1:]), log_det.view(batch_shape)
+
+
+def _split(shape: Iterable[int], event_dim: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    shape = tuple(shape)
+    if len(shape) < event_dim:
+        raise ShapeError(f"Values need at least {event_dim} dimensions, got shape {shape}.")
+    return shape[: len(shape) - event_dim], shape[len(shape) - event_dim :]
+
+
+def context_shape(context: Tensor | None) -> torch.Size:
+    """Batch shape of a context: all but its last dimension, or all of one of class labels."""
+    if context is None:
+        return torch.Size()
+    return context.shape[:-1] if context.is_floating_point() else context.shape
+
+
+def context_rows(context: Tensor | None, batch_shape: Sequence[int]) -> Tensor | None:
+    """A context with one row for each sample of a batch.
+
+    Args:
+        context: Of shape (*batch, C), or labels (*batch), or None.
+        batch_shape: What its batch shape is expanded to.
+
+    Returns:
+        Of shape (B, C) or (B,), or None.
+
+    Examples:
+        >>> context_rows(torch.ones(3, 2), (4, 3)).shape
+        torch.Size([12, 2])
+    """
+    if context is None:
+        return None
+    row = context.shape[len(context_shape(context)) :]
+    return context.expand(*batch_shape, *row).reshape(-1, *row)
+
+
+def _listed(flows: Any) -> Sequence[nf.flows.Flow]:
+    listed = [flows] if isinstance(flows, nf.flows.Flow) else flows
+    if not isinstance(listed, Iterable) or isinstance(listed, str | bytes | Tensor):
+        raise OptionError(
+            f"flows must be a layer of normflows or a list of them, got {describe(flows)}. "
+            "A whole model goes into FlowDistribution."
+        )
+    listed = list(listed)
+    wrong = [type(flow).__name__ for flow in listed if not isinstance(flow, nf.flows.Flow)]
+    if wrong or not listed:
+        raise OptionError(
+            "flows must hold layers of normflows or nfi.flows, at least one, got "
+            f"{', '.join(wrong) or 'none'}."
+        )
+    # The host's container adds log-dets in float32.
+    while any(type(flow) is nf.flows.Composite for flow in listed):
+        parts = [f._flows if type(f) is nf.flows.Composite else [f] for f in listed]
+        listed = [flow for part in parts for flow in part]
+    return listed
+
+
+def _check_layer(flow: nf.flows.Flow) -> None:
+    for module in flow.modules():
+        if isinstance(module, _STOCHASTIC):
+            raise UnsupportedLayerError(
+                f"{type(module).__name__} is no map of each sample by itself, so it has no "
+                "density. Use nf.flows.ActNorm for normalisation, or Pyro's own samplers."
+            )

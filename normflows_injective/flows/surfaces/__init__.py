@@ -1,0 +1,1 @@
+"""Layers on known hypersurfaces: charts, and maps between surfaces."""

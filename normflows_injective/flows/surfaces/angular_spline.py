@@ -1,0 +1,174 @@
+"""Spline couplings of coordinates some of which are angles."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from ...checks import check_count, check_event_shape
+from ...nets.mlp import ResidualMLP
+from ..layer import Layer
+from ..splines import UNIT_DERIVATIVE, bounded_spline
+
+__all__ = ["AngularSpline"]
+
+
+@final
+class AngularSpline(Layer):
+    r"""Rational-quadratic spline coupling in which some coordinates are angles.
+
+    Half of the coordinates are transformed by monotone splines whose parameters a network finds
+    from the other half: angles by splines of the circle, the others by splines with linear tails
+    and then by a scale and a shift, without which the tails would be those of the base. The
+    network sees an angle as sines and cosines of its multiples, and another coordinate
+    :math:`z` as :math:`b = z / \sqrt{1 + z^2/9}`, which stays bounded towards the poles of a
+    chart, with sines and cosines of multiples of :math:`\pi b / 6` if there are several. It
+    starts as the identity.
+
+    The host's circular couplings send linear coordinates beyond the bound to zero, and show an
+    angle to the network by one number, which does not tell it from its reflection.
+
+    Args:
+        num_coordinates: Number of coordinates :math:`d`.
+        ind_circ: Indices of the coordinates that are angles, within :math:`[-\pi, \pi]`.
+        width: Width of the network.
+        num_blocks: Number of its residual blocks.
+        num_bins: Number of bins of a spline.
+        bound: Bound beyond which linear coordinates see the linear tails.
+        num_frequencies: Number of multiples. One serves smooth densities; many, such as 12, serve
+            data with fine structure, which a network of few inputs is slow to see.
+        context_dim: Number of context features; 0 for none.
+        reverse_mask: Whether the odd rather than the even coordinates are transformed.
+        max_log_scale: Bound of the logarithm of the scale; 0 for tails that stay as they are,
+            without scale and shift, which large learning rates cannot drive away.
+        gain: Factor of what the network says. Below 1, a step of an optimiser moves the splines
+            less, which bears large learning rates.
+
+    References:
+        Durkan et al., Neural spline flows, arXiv 1906.04032; on circles, arXiv 2002.02428.
+
+    Examples:
+        >>> spline = AngularSpline(3, [2])
+        >>> z = torch.tensor([[0.5, -9.0, 3.0]])
+        >>> [bool(torch.allclose(a, b, atol=1e-6)) for a, b in zip(spline(z), (z, torch.zeros(1)))]
+        [True, True]
+    """
+
+    def __init__(
+        self,
+        num_coordinates: int,
+        ind_circ: Collection[int] = (),
+        width: int = 64,
+        num_blocks: int = 2,
+        num_bins: int = 8,
+        bound: float = 4.0,
+        num_frequencies: int = 1,
+        context_dim: int = 0,
+        reverse_mask: bool = False,
+        max_log_scale: float = 3.0,
+        gain: float = 1.0,
+    ) -> None:
+        super().__init__()
+        moved = set(range(num_coordinates))
+        if num_coordinates > 1:
+            moved = {i for i in moved if i % 2 == int(reverse_mask)}
+        kept = set(range(num_coordinates)) - moved
+        angles = set(ind_circ)
+        groups = (moved - angles, moved & angles, kept - angles, kept & angles)
+        self.num_coordinates, self.ind_circ = num_coordinates, tuple(sorted(angles))
+        self.width, self.num_blocks, self.context_dim = width, num_blocks, context_dim
+        self.reverse_mask = reverse_mask
+        self.shape, self.num_bins, self.bound = (num_coordinates,), num_bins, bound
+        # Coordinates are sorted into these groups and, at the end, back.
+        order = torch.tensor([index for group in groups for index in sorted(group)])
+        self._order = nn.Buffer(order, persistent=False)
+        self._back = nn.Buffer(order.argsort(), persistent=False)
+        self._counts = [len(group) for group in groups]
+        num_linear, num_circular, seen_linear, seen_circular = self._counts
+        self._sizes = (num_linear * (3 * num_bins + 1), num_circular * 3 * num_bins)
+        check_count(num_frequencies, "num_frequencies")
+        self.num_frequencies = num_frequencies
+        seen = self._features(torch.ones(1, seen_linear), torch.ones(1, seen_circular))
+        self.max_log_scale, self.gain = max_log_scale, gain
+        self.net: nn.Module = _Constant(sum(self._sizes))
+        if num_coordinates > 1 or context_dim > 0:
+            net = ResidualMLP(seen.shape[1], sum(self._sizes), width, num_blocks, context_dim)
+            nn.init.zeros_(net.output.weight)
+            nn.init.zeros_(net.output.bias)
+            self.net = net
+        self.takes_context = self.needs_context = context_dim > 0
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Transform coordinates (B, d), with the log-det (B,)."""
+        return self._transform(z, context, inverse=False)
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Transform coordinates (B, d) back, with the log-det (B,)."""
+        return self._transform(z, context, inverse=True)
+
+    def _transform(
+        self, z: Tensor, context: Tensor | None, inverse: bool
+    ) -> tuple[Tensor, Tensor]:
+        check_event_shape(z, self.shape, "z")
+        linear, circular, *kept = z.index_select(1, self._order).split(self._counts, dim=1)
+        said = self.gain * self.net(self._features(*kept), context)
+        parameters = said.split(self._sizes, dim=1)
+        log_det = z.new_zeros(z.shape[0])
+        moved: list[Tensor] = []
+        for group, rows, transform in (
+            (linear, parameters[0], self._stretch),
+            (circular, parameters[1], self._turn),
+        ):
+            if group.shape[1]:
+                group, log_derivative = transform(group, rows.view(*group.shape, -1), inverse)
+                log_det = log_det + log_derivative.sum(1)
+            moved.append(group)
+        return torch.cat([*moved, *kept], dim=1).index_select(1, self._back), log_det
+
+    def _features(self, linear: Tensor, angles: Tensor) -> Tensor:
+        """What the network sees of the coordinates that are kept."""
+        bounded = linear / (1 + linear.square() / 9).sqrt()
+        waving = angles
+        if self.num_frequencies > 1:
+            waving = torch.cat([angles, bounded * (math.pi / 6)], dim=1)
+        phases = torch.cat([waving * k for k in range(1, self.num_frequencies + 1)], dim=1)
+        features = torch.cat([bounded, phases.sin(), phases.cos()], dim=1)
+        # With a context alone the network still wants something, and torch warns of nothing.
+        return features if features.shape[1] else linear.new_ones(linear.shape[0], 1)
+
+    def _turn(self, angles: Tensor, rows: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        derivatives = rows[..., 2 * self.num_bins :]
+        derivatives = torch.cat([derivatives, derivatives[..., :1]], dim=2)
+        return bounded_spline(angles, rows, derivatives + UNIT_DERIVATIVE, math.pi, inverse)
+
+    def _stretch(self, z: Tensor, rows: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        inner = rows[..., 2 * self.num_bins : -2]
+        derivatives = nn.functional.pad(inner, (1, 1)) + UNIT_DERIVATIVE
+        if self.max_log_scale == 0:
+            return bounded_spline(z, rows, derivatives, self.bound, inverse)
+        log_scale = self.max_log_scale * (rows[..., -2] / self.max_log_scale).tanh()
+        shift = rows[..., -1]
+        if inverse:
+            z = (z - shift) * (-log_scale).exp()
+            moved, log_derivative = bounded_spline(z, rows, derivatives, self.bound, inverse)
+            return moved, log_derivative - log_scale
+        moved, log_derivative = bounded_spline(z, rows, derivatives, self.bound, inverse)
+        return moved * log_scale.exp() + shift, log_derivative + log_scale
+
+
+class _Constant(nn.Module):
+    """The parameters of a spline that sees no other coordinate, as they are.
+
+    A network of a constant input would multiply every step of an optimiser by its width.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.values = nn.Parameter(torch.zeros(size))
+
+    def forward(self, features: Tensor, context: Tensor | None) -> Tensor:
+        return self.values.expand(features.shape[0], -1)

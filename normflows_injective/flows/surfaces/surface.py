@@ -1,0 +1,150 @@
+r"""The contracts of layers on known hypersurfaces, where log-dets add.
+
+A chart :math:`\varphi: \mathbb R^{D-1} \to \mathcal M_0` and maps :math:`a_i` between surfaces
+compose to a chart of the last surface. Each :math:`a_i` turns the surface measure of the one into
+that of the next by a scalar factor :math:`|a_i|`, so that
+
+.. math:: \tfrac12 \log\det J^\top J
+          = \tfrac12 \log\det \varphi'^\top \varphi' + \sum_i \log |a_i|,
+
+an exact sum, unlike for layers that know nothing of the surface that they act on.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import normflows as nf
+from torch import Tensor, nn
+
+from ...checks import check_choice
+from ...volume.log_volumes import DecodedVolume
+from ..injection import Injection
+from ..layer import Layer
+
+__all__ = ["Chart", "SurfaceMap", "check_measure", "is_exact"]
+
+
+class Chart(Injection):
+    r"""An injection onto a known surface, with an exact inverse and a closed-form log-volume.
+
+    A subclass gives :meth:`forward` and :meth:`inverse`, whose log-dets are opposite at matching
+    points. ``codomain`` says where it leads: ``"sphere"``, ``"orthant"`` (the part of the sphere
+    whose coordinates are positive) or ``"surface"``. ``measure`` says against what the log-volume
+    is taken.
+
+    Examples:
+        >>> import torch
+        >>> class Circle(Chart):
+        ...     codomain = "sphere"
+        ...     def forward(self, z, context=None):
+        ...         return torch.cat([z.cos(), z.sin()], dim=1), z.new_zeros(len(z))
+        ...     def inverse(self, x, context=None):
+        ...         return torch.atan2(x[:, 1:], x[:, :1]), x.new_zeros(len(x))
+        >>> Circle().decode(torch.zeros(1, 1))
+        tensor([[1., 0.]])
+    """
+
+    codomain: str = "surface"
+    measure: str = "hausdorff"
+    is_exact = True
+
+    @abstractmethod
+    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Coordinates (B, d) to points (B, D), with the log-volume (B,) in nats."""
+
+    @abstractmethod
+    def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Points (B, D) to coordinates (B, d), with minus the log-volume (B,) in nats."""
+
+    def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """Coordinates (B, d) to points (B, D)."""
+        return self.forward(z, context)[0]
+
+    def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Points (B, D) to coordinates (B, d)."""
+        return self.inverse(x, context)[0]
+
+    def decode_and_log_volume(self, z: Tensor, context: Tensor | None = None) -> DecodedVolume:
+        """Coordinates (B, d) to points (B, D), with the log-volume (B,) in nats."""
+        return DecodedVolume(*self.forward(z, context))
+
+
+class SurfaceMap(Layer, ABC):
+    r"""A bijection between two surfaces of one ambient space.
+
+    ``forward`` returns the logarithm of the factor by which it stretches surface measure, as
+    ``log_det``; ``inverse`` returns minus that. ``domain`` and ``codomain`` are as in
+    :class:`Chart`. It stands behind a chart or another map that leads to its domain.
+
+    Examples:
+        >>> import torch
+        >>> class Double(SurfaceMap):
+        ...     def decode(self, z, context=None):
+        ...         return 2 * z
+        ...     def encode(self, x, context=None):
+        ...         return x / 2
+        ...     def log_stretch(self, z, context=None):
+        ...         return z.new_full((len(z),), (z.shape[1] - 1) * torch.tensor(2.0).log())
+        >>> Double()(torch.tensor([[1.0, 0.0, 0.0]]))
+        (tensor([[2., 0., 0.]]), tensor([1.3863]))
+    """
+
+    domain: str = "sphere"
+    codomain: str = "surface"
+    measure: str = "hausdorff"
+    takes_context: bool = False
+    needs_context: bool = False
+    # Whether it maps its domain to itself whatever its parameters are.
+    keeps_surface: bool = False
+
+    @abstractmethod
+    def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """Points (B, D) of the domain to points (B, D) of the codomain."""
+
+    @abstractmethod
+    def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Points (B, D) of the codomain to points (B, D) of the domain."""
+
+    @abstractmethod
+    def log_stretch(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """Log-factor (B,) in nats by which measure is stretched at points (B, D) of the domain."""
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Points (B, D) of the domain to the codomain, with the log-factor (B,) in nats."""
+        return self.decode(z, context=context), self.log_stretch(z, context=context)
+
+    def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Points (B, D) of the codomain to the domain, with minus the log-factor (B,) in nats."""
+        z = self.encode(x, context=context)
+        return z, -self.log_stretch(z, context=context)
+
+
+def is_exact(flows: Sequence[nf.flows.Flow] | nn.ModuleList) -> bool:
+    """Whether layers are a chart followed by maps between surfaces, so that log-dets add.
+
+    Args:
+        flows: Layers from the first injection to the data.
+
+    Returns:
+        True if the log-volume is a sum of closed forms.
+    """
+    behind = list(flows)[1:]
+    return getattr(flows[0], "is_exact", False) and all(
+        isinstance(flow, SurfaceMap) for flow in behind
+    )
+
+
+def check_measure(measure: str, known: Sequence[str]) -> str:
+    """Return the measure if it is one of the known ones.
+
+    Args:
+        measure: What the caller asked for.
+        known: What the layer can do.
+
+    Raises:
+        OptionError: If it is unknown.
+    """
+    check_choice(measure, known, "measure")
+    return measure

@@ -1,0 +1,223 @@
+"""Which components take a context, and how it reaches them.
+
+The host hands a context to every flow or to none. Here one model serves both cases, so it must
+know which parts take one: those whose call has the keyword (``context``, or ``y`` in the host's
+class-conditional bases) *and* that were built for it. The host's splines and autoregressive flows
+have the keyword always; only those built with context features own a layer that reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..checks import check_finite
+from ..errors import ContextError
+from .keywords import (
+    context_keyword,
+    methods_without_keyword,
+    names_context,
+    read_while_tracing,
+    requires_keyword,
+)
+
+__all__ = [
+    "built_for_context",
+    "check_context",
+    "context_keyword",
+    "expect_context",
+    "needs_context",
+    "read_while_tracing",
+    "takes_context",
+    "with_context",
+]
+
+_BUILT_FOR_CONTEXT = ("context_features", "context_channels", "context_layer", "context_encoder")
+
+
+def takes_context(component: Any) -> bool:
+    """Whether a component can use a context.
+
+    Args:
+        component: A flow, network, base distribution or callable. A boolean attribute
+            ``takes_context`` of its own decides; otherwise its signature does, where
+            ``**options`` take everything, and for the host's classes also whether they were
+            built with context features.
+
+    Returns:
+        True if a context should be passed to it.
+
+    Raises:
+        ContextError: If it takes one, but one of its methods has no keyword by which it could
+            arrive.
+
+    Examples:
+        >>> import normflows as nf
+        >>> takes_context(nf.flows.CoupledRationalQuadraticSpline(2, 1, 8))
+        False
+        >>> takes_context(nf.flows.CoupledRationalQuadraticSpline(2, 1, 8, num_context_channels=3))
+        True
+    """
+    own = getattr(component, "takes_context", None)
+    takes = bool(own)
+    if own is None:
+        takes = names_context(component) or _hosts_and_built(component)
+    lacking = methods_without_keyword(component) if takes else ""
+    if lacking:
+        raise _no_keyword(component, lacking)
+    return takes
+
+
+def needs_context(component: Any) -> bool:
+    """Whether a component cannot answer without a context.
+
+    Args:
+        component: As in :func:`takes_context`; an attribute ``needs_context`` decides if present.
+
+    Returns:
+        True if calling it without a context is a mistake.
+
+    Examples:
+        >>> needs_context(lambda z, context: z), needs_context(lambda z, context=None: z)
+        (True, False)
+    """
+    own = getattr(component, "needs_context", None)
+    if own is not None:
+        return bool(own)
+    return requires_keyword(component) or _hosts_and_built(component)
+
+
+def with_context(
+    component: Any, context: Tensor | None, method: str = "forward"
+) -> dict[str, Tensor]:
+    """Keyword arguments that hand a context to a component, empty if it takes none.
+
+    Args:
+        component: As in :func:`takes_context`.
+        context: Context of shape :math:`(B, *)`, or None.
+        method: The method that is called with them.
+
+    Returns:
+        ``{}``, ``{"context": context}`` or ``{"y": context}``.
+
+    Raises:
+        ContextError: If the component takes a context, but the method has no keyword for it.
+
+    Examples:
+        >>> with_context(nn.Linear(2, 2), None)
+        {}
+    """
+    if context is None or not takes_context(component):
+        return {}
+    keyword = context_keyword(component, method)
+    if keyword is None:
+        raise _no_keyword(component, method)
+    return {keyword: context}
+
+
+def check_context(components: Iterable[Any], context: Tensor | None, length: int) -> None:
+    """Raise if a context is missing, superfluous, of the wrong length or not finite.
+
+    Args:
+        components: Everything that may take the context.
+        context: Context of shape :math:`(B, *)`, or None.
+        length: Batch size :math:`B` that it must have.
+
+    Raises:
+        ContextError: If a component needs a context and none came, if one came that no component
+            takes, or if its length differs from the batch.
+        NonFiniteError: If it holds NaN or infinity.
+
+    Examples:
+        >>> check_context([nn.Linear(2, 2)], None, 5)
+    """
+    components = list(components)
+    if context is None:
+        needing = [type(part).__name__ for part in components if needs_context(part)]
+        if needing:
+            raise ContextError(
+                f"{' and '.join(sorted(set(needing)))} was built with a context, but none came. "
+                "Pass context=, one row per sample."
+            )
+        return
+    if not any(takes_context(part) for part in components):
+        raise ContextError(
+            "A context came, but no base, flow or network of this model takes one: the answer "
+            "would ignore it. Leave it out, or build the networks with context_dim=."
+        )
+    if not isinstance(context, Tensor):
+        raise ContextError(
+            f"context must be a torch.Tensor, got {type(context).__name__}. Convert it with "
+            "torch.as_tensor."
+        )
+    if context.dim() == 0 or context.shape[0] != length:
+        raise ContextError(
+            f"context must have one row per sample, {length} in all, got shape "
+            f"{tuple(context.shape)}. Repeat a single row with context.repeat_interleave("
+            f"{length}, 0), or ask sample() for num_samples=len(context)."
+        )
+    check_finite(context, "context")
+
+
+def expect_context(context: Tensor | None, length: int, context_dim: int, name: str) -> None:
+    """Raise unless a context has exactly the shape that a component was built for.
+
+    Args:
+        context: Context, or None.
+        length: Batch size :math:`B`.
+        context_dim: Number of features :math:`C` that the component was built for; 0 for none.
+        name: What the message calls the component.
+
+    Raises:
+        ContextError: If a context is missing, superfluous, or of another shape.
+
+    Examples:
+        >>> import torch
+        >>> expect_context(torch.zeros(4, 2), 4, 2, "Coupling")
+    """
+    expected = (length, context_dim) if context_dim else None
+    if (None if context is None else tuple(context.shape)) == expected:
+        return
+    came = "none" if context is None else f"one of shape {tuple(context.shape)}"
+    wanted = f"a context of shape {expected}" if context_dim else "no context"
+    raise ContextError(
+        f"{name} with context_dim={context_dim} takes {wanted}, got {came}. One-hot encode "
+        "labels, and give one row per sample."
+    )
+
+
+def _no_keyword(component: Any, methods: str) -> ContextError:
+    name = getattr(component, "__name__", type(component).__name__)
+    return ContextError(
+        f"{name} takes a context, but {methods} has no keyword by which it could arrive. Add the "
+        "keyword context=None (or y=None for class labels), or **options and read "
+        "options['context']; if it takes none, set takes_context = False."
+    )
+
+
+def _hosts_and_built(component: Any) -> bool:
+    return names_context(component, hosts=True) and built_for_context(component)
+
+
+def built_for_context(component: nn.Module) -> bool:
+    """Whether a module or one inside it was built with context features.
+
+    Args:
+        component: A module of the host, or one that wraps some.
+
+    Returns:
+        True if a layer inside reads a context.
+
+    Examples:
+        >>> built_for_context(nn.Linear(2, 2))
+        False
+    """
+    if getattr(component, "class_cond", False) or getattr(component, "num_classes", None):
+        return True
+    return any(
+        getattr(module, name, None) is not None
+        for module in component.modules()
+        for name in _BUILT_FOR_CONTEXT
+    )

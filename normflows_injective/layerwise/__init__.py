@@ -1,0 +1,1 @@
+"""Coupling flows built one block at a time: the trainer, its regression and its block."""

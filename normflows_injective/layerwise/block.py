@@ -1,0 +1,299 @@
+"""Couplings that whiten a part of a vector by conditional moments of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple, final
+
+import torch
+from torch import Tensor, nn
+
+from ..checks import checks_arguments_of
+from ..errors import OptionError
+from ..flows.coupling.coupling import Coupling, coupling_sizes
+from ..flows.coupling.transforms import Affine
+from ..nets.mlp import SmoothMLP
+
+__all__ = ["ConditionalMoments", "MomentBlock", "Moments", "partial_step"]
+
+_NUM_KNOTS = 33
+# Normal score of the outermost knots, and the number of rows beyond them at least.
+_MAX_SCORE, _ROWS_BEYOND = 3.2, 4
+
+
+class Moments(NamedTuple):
+    """Conditional means (B, A) and logarithms of conditional standard deviations (B, A)."""
+
+    mean: Tensor
+    log_std: Tensor
+
+
+def partial_step(moments: Moments, step_size: float) -> tuple[Tensor, Tensor]:
+    r"""Log-scale and shift of a step towards zero mean and unit variance.
+
+    .. math:: a' = S a + T, \qquad S = 1 + \eta \, (1/\sigma - 1), \qquad T = -\eta \, m / \sigma
+
+    Args:
+        moments: :math:`m` and :math:`\log\sigma`, of any one shape.
+        step_size: :math:`\eta`; 1 whitens.
+
+    Returns:
+        :math:`\log S` and :math:`T`, of that shape.
+
+    References:
+        The step of Draxler et al., arXiv 2402.06578, layer-wise experiment.
+
+    Examples:
+        >>> log_scale, shift = partial_step(Moments(torch.tensor(3.0), torch.tensor(2.0).log()), 1)
+        >>> log_scale.exp(), shift
+        (tensor(0.5000), tensor(-1.5000))
+    """
+    inverse_std = (-moments.log_std).exp()
+    # log1p keeps the digits of small steps.
+    return torch.log1p(step_size * (inverse_std - 1)), -step_size * moments.mean * inverse_std
+
+
+@checks_arguments_of
+@final
+class ConditionalMoments(nn.Module):
+    r"""Means and standard deviations of a vector given another, by a linear map and a network.
+
+    .. math:: m(b) = c + W t + \sigma_0 \odot n_1(b), \qquad
+              \log\sigma(b) = \log\sigma_0 + \kappa \tanh(n_2(b) / \kappa)
+
+    with standardised :math:`t`. The network sees the normal scores of b, by
+    a piecewise linear map through quantiles, in which edges and heavy tails of the law of b are
+    those of a normal, and :math:`\log(1 + \lVert t \rVert^2)`, on which the scale of heavy-tailed
+    laws depends. It starts at zero, and the whole as the moments of a standard normal.
+
+    Args:
+        in_features: Number F of coordinates b that are given.
+        out_features: Number A of coordinates whose moments are wanted.
+        hidden: Widths of the hidden layers of the network; None for no network, a linear model.
+        max_log_ratio: Soft bound :math:`\kappa` of the log-ratio of a conditional to the residual
+            standard deviation.
+
+    References:
+        Features derived here: next to an edge, where :math:`\sigma` vanishes like a power of the
+        distance, its logarithm is a smooth function of the normal score, but not of b.
+
+    Examples:
+        >>> ConditionalMoments(2, 1, hidden=(8,))(torch.ones(3, 2)).mean.shape
+        torch.Size([3, 1])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        hidden: Sequence[int] | None = (64, 64),
+        max_log_ratio: float = 2.0,
+    ) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.hidden = None if hidden is None else tuple(hidden)
+        self.max_log_ratio = max_log_ratio
+        self.centre = nn.Buffer(torch.zeros(in_features))
+        self.spread = nn.Buffer(torch.ones(in_features))
+        scores = torch.linspace(-_MAX_SCORE, _MAX_SCORE, _NUM_KNOTS)
+        self.scores, self.knots = nn.Buffer(scores), nn.Buffer(scores.repeat(in_features, 1))
+        self.intercept = nn.Parameter(torch.zeros(out_features))
+        self.weight = nn.Parameter(torch.zeros(out_features, in_features))
+        self.log_std = nn.Parameter(torch.zeros(out_features))
+        self.net: SmoothMLP | None = None
+        if hidden is not None:
+            self.net = SmoothMLP(in_features + 1, 2 * out_features, hidden)
+            for parameter in self.net.layers[-1].parameters():
+                nn.init.zeros_(parameter)
+
+    @classmethod
+    def blank(
+        cls,
+        in_features: int,
+        out_features: int,
+        hidden: Sequence[int] | None,
+        max_log_ratio: float,
+        like: Tensor,
+    ) -> ConditionalMoments:
+        """The moments of a standard normal, all weights zero, drawing no random number.
+
+        Args:
+            in_features: As of the class.
+            out_features: As of the class.
+            hidden: As of the class.
+            max_log_ratio: As of the class.
+            like: A tensor of the device and dtype that are wanted.
+
+        Returns:
+            A model without gradients.
+
+        Examples:
+            >>> moments = ConditionalMoments.blank(1, 1, (8,), 2.0, torch.zeros(1))
+            >>> moments(torch.ones(1, 1))
+            Moments(mean=tensor([[0.]]), log_std=tensor([[0.]]))
+        """
+        # On the meta device no weights are drawn, so that torch's own generator stays where it is.
+        with torch.device("meta"):
+            moments = cls(in_features, out_features, hidden, max_log_ratio)
+        moments = moments.to_empty(device=like.device).to(like.dtype).requires_grad_(False)
+        for tensor in (*moments.parameters(), moments.centre):
+            tensor.zero_()
+        moments.spread.fill_(1.0)
+        # Knots of zero width would make features, and zero times them, NaN.
+        moments.scores.copy_(torch.linspace(-_MAX_SCORE, _MAX_SCORE, _NUM_KNOTS))
+        moments.knots.copy_(moments.scores.expand_as(moments.knots))
+        return moments
+
+    @torch.no_grad()
+    def with_network(
+        self, hidden: Sequence[int], max_log_ratio: float, generator: torch.Generator
+    ) -> ConditionalMoments:
+        """The same moments by a model that has a network, whose last layer is zero.
+
+        Args:
+            hidden: As of the class.
+            max_log_ratio: As of the class.
+            generator: Source of the weights below the last layer.
+
+        Returns:
+            A model without gradients; this one if it has a network.
+
+        Examples:
+            >>> moments = ConditionalMoments(1, 1, None)
+            >>> moments.with_network((8,), 2.0, torch.Generator())(torch.ones(1, 1))
+            Moments(mean=tensor([[0.]]), log_std=tensor([[0.]]))
+        """
+        if self.net is not None:
+            return self
+        out_features, in_features = self.weight.shape
+        result = self.blank(in_features, out_features, hidden, max_log_ratio, self.weight)
+        result.load_state_dict(self.state_dict(), strict=False)
+        layers = [module for module in result.modules() if isinstance(module, nn.Linear)]
+        for layer in layers[:-1]:  # by LeCun's law
+            draws = torch.randn(layer.weight.shape, generator=generator, device=generator.device)
+            layer.weight.copy_((draws / layer.in_features**0.5).to(layer.weight))
+        return result
+
+    @torch.no_grad()
+    def standardise(self, b: Tensor) -> None:
+        """Set location, spread and normal scores of b by samples (N, F), N at least two."""
+        tiny = torch.finfo(b.dtype).eps
+        centre, spread = b.mean(0), b.std(0, correction=0)
+        # A constant coordinate says nothing, and is not blown up.
+        spread = torch.where(spread > tiny * (1 + centre.abs()), spread, 1.0)
+        self.centre.copy_(centre)
+        self.spread.copy_(spread)
+        share = torch.tensor(max(0.6, 1 - _ROWS_BEYOND / len(b)), dtype=b.dtype, device=b.device)
+        reach = torch.special.ndtri(share).clamp(max=_MAX_SCORE)
+        self.scores.copy_(torch.linspace(-1, 1, _NUM_KNOTS).to(b) * reach)
+        position = torch.special.ndtr(self.scores) * (len(b) - 1)
+        below = position.floor().long().clamp(max=len(b) - 2)
+        ordered = b.sort(0).values
+        low, high = ordered[below], ordered[below + 1]
+        knots = torch.lerp(low, high, (position - below).unsqueeze(1))
+        # Ties would leave bins without a width.
+        ramp = torch.arange(_NUM_KNOTS, dtype=b.dtype, device=b.device).unsqueeze(1)
+        self.knots.copy_((knots + tiny**0.5 * spread * ramp).T)
+
+    def forward(self, b: Tensor) -> Moments:
+        """Moments of A coordinates, (B, A), given others (B, F)."""
+        return self.from_features(b, self.features(b))
+
+    def features(self, b: Tensor) -> Tensor:
+        """What the network sees, (B, F + 1), of coordinates (B, F)."""
+        # Beyond the outermost knots hardly a row has been seen: the network says there what it
+        # says at the knot, and only the linear part goes on.
+        b = torch.minimum(torch.maximum(b, self.knots[:, 0]), self.knots[:, -1])
+        t = (b - self.centre) / self.spread
+        radial = torch.log1p(t.square().sum(1, keepdim=True))
+        # Comparisons, unlike a search, go through vmap and compilation.
+        index = (b.detach().unsqueeze(-1) >= self.knots[:, 1:-1]).sum(-1)
+        start = self.knots.T.gather(0, index)
+        width = self.knots.diff().T.gather(0, index)
+        step = self.scores[1] - self.scores[0]
+        score = self.scores[0] + step * (index + (b - start) / width)
+        return torch.cat([score, radial], dim=1)
+
+    def from_features(self, b: Tensor, features: Tensor) -> Moments:
+        """Moments (B, A) given coordinates (B, F) and what :meth:`features` made of them."""
+        mean = self.intercept + (b - self.centre) / self.spread @ self.weight.T
+        log_std = self.log_std.expand_as(mean)
+        if self.net is None:
+            return Moments(mean, log_std)
+        shift, log_ratio = self.net(features).chunk(2, dim=1)
+        bounded = self.max_log_ratio * torch.tanh(log_ratio / self.max_log_ratio)
+        return Moments(mean + self.log_std.exp() * shift, log_std + bounded)
+
+
+@final
+class MomentBlock(Coupling):
+    r"""Affine coupling that takes a step towards conditional mean zero and variance one.
+
+    With :math:`x = (b, a)`, :math:`b` the first :math:`\lfloor D/2 \rfloor` coordinates, from data
+    to latents :math:`a' = S(b)\, a + T(b)` by :func:`partial_step`. A full step is the best affine
+    block there is: it lowers the loss by the coupling gap at this split.
+
+    Args:
+        dim: Number of coordinates :math:`D`, at least two.
+        moments: Model of the moments of the last :math:`\lceil D/2 \rceil` coordinates given the
+            others; by default one that starts as the identity.
+        step_size: :math:`\eta` in (0, 1].
+
+    Raises:
+        ShapeError: If ``dim`` is one.
+        OptionError: If the step size is out of range.
+
+    References:
+        Draxler et al., arXiv 2402.06578, layer-wise construction.
+
+    Examples:
+        >>> block = MomentBlock(3)
+        >>> bool((block.inverse(torch.ones(1, 3))[0] == 1).all())
+        True
+    """
+
+    def __init__(
+        self, dim: int, moments: ConditionalMoments | None = None, step_size: float = 0.5
+    ) -> None:
+        kept, moved = coupling_sizes(dim, False, type(self).__name__)
+        check_step_size(step_size)
+        moments = ConditionalMoments(kept, moved) if moments is None else moments
+        super().__init__(dim, _Step(moments, step_size), Affine(None))
+        self.step_size = step_size
+
+    @property
+    def moments(self) -> ConditionalMoments:
+        """The moments that it moves towards."""
+        return self.conditioner.moments  # type: ignore[return-value]
+
+
+class _Step(nn.Module):
+    """Log-scales and shifts of a partial step, as the parameters of an affine coupling."""
+
+    takes_context = needs_context = False
+
+    def __init__(self, moments: ConditionalMoments, step_size: float) -> None:
+        super().__init__()
+        self.moments, self.step_size = moments, step_size
+
+    def forward(self, b: Tensor) -> Tensor:
+        return torch.stack(partial_step(self.moments(b), self.step_size), dim=-1)
+
+    def extra_repr(self) -> str:
+        return f"step_size={self.step_size}"
+
+
+def check_step_size(step_size: float) -> None:
+    """Raise unless a step size lies in (0, 1].
+
+    Raises:
+        OptionError: If it does not.
+
+    Examples:
+        >>> check_step_size(0.5)
+    """
+    if not (math.isfinite(step_size) and 0 < step_size <= 1):
+        raise OptionError(
+            f"step_size must lie in (0, 1], 1 for a step that whitens, got {step_size!r}."
+        )

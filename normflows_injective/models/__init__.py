@@ -1,0 +1,1 @@
+"""Models, their training terms and their losses."""

@@ -1,0 +1,202 @@
+r"""How an injective distribution gets the log-volume at the projection of a value.
+
+With an encoder :math:`F` and the layers :math:`G` from the injection to the data, every rule gives
+the base variables, the reconstruction :math:`G(F(x))`, and the log-volume of the whole map from
+the base to the data. The rules have the same values and differ in their gradients.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from functools import partial
+from typing import Any, NamedTuple, final
+
+import torch
+from torch import Tensor
+
+from ..autodiff.gradients import out_of_inference
+from ..checks import check_choice
+from ..errors import OptionError, UnsupportedModelError
+from ..flows.joint import joint_decode, joint_decode_and_log_volume, joint_encode
+from ..flows.stack import LayerStack
+from ..host.calls import summed_inverse
+from ..volume.estimators import Encoder, estimator_from
+from ..volume.probes import draw_probes
+from ..volume.surrogate import Estimator
+from .surrogate_likelihood import SurrogateLikelihood
+
+__all__ = [
+    "VOLUMES",
+    "CorrectedSurrogate",
+    "ExactVolume",
+    "Projection",
+    "VolumeRule",
+    "volume_rule",
+]
+
+VOLUMES = ("auto", "exact", "surrogate")
+# Up to here the exact volume costs little more than a surrogate whose value is exact.
+_CHEAP_DIMENSION = 16
+
+
+class Projection(NamedTuple):
+    """Base variables (B, *), reconstruction (B, *), and log-volume (B,) of the whole map, nats."""
+
+    base: Tensor
+    reconstruction: Tensor
+    log_volume: Tensor
+
+
+class VolumeRule(ABC):
+    """How the log-volume at the projection of a value is differentiated.
+
+    ``collapses`` tells whether its gradient shrinks a manifold in wide noise, see ``collapse.py``.
+    """
+
+    collapses: bool = True
+
+    @abstractmethod
+    def project(self, stack: LayerStack, x: Tensor, context: Tensor | None) -> Projection:
+        """Project values (B, *) with a context of as many rows."""
+
+    @abstractmethod
+    def for_draws(self) -> VolumeRule:
+        """The rule for values that the distribution drew itself."""
+
+
+@final
+class ExactVolume(VolumeRule):
+    """The exact log-volume, by d Jacobian-vector products, with its own gradient.
+
+    Examples:
+        >>> from normflows_injective.flows import LinearInjection
+        >>> stack = LayerStack([LinearInjection(1, 2)])
+        >>> weight = stack.flows[0].weight
+        >>> projected = ExactVolume().project(stack, torch.ones(1, 2), None)
+        >>> bool(torch.allclose(projected.log_volume, weight.norm().log()))
+        True
+    """
+
+    def project(self, stack: LayerStack, x: Tensor, context: Tensor | None) -> Projection:
+        """Encode, and decode with the log-volume."""
+        z = joint_encode(stack.composite, x.clone(), context)
+        reconstruction, log_volume = joint_decode_and_log_volume(stack.composite, z, context)
+        return _from_base(stack, Projection(z, reconstruction, log_volume), context)
+
+    def for_draws(self) -> VolumeRule:
+        """The same."""
+        return self
+
+
+@final
+class CorrectedSurrogate(VolumeRule):
+    r"""The exact log-volume, with the gradient of a surrogate.
+
+    .. math:: V = \mathrm{SG}[V_\text{exact}] + S - \mathrm{SG}[S]
+
+    Without gradients it is the exact log-volume and costs no more.
+
+    Args:
+        estimator: The surrogate S, see ``nfi.SurrogateLikelihood``.
+        n_probes: Its number of probes.
+        probes: Their kind.
+        refuses_draws: Whether to refuse values that the distribution drew itself, rather than take
+            the exact gradient for them.
+
+    References:
+        Free-form injective flows, arXiv 2306.01843, for the surrogates.
+
+    Examples:
+        >>> from normflows_injective.flows import LinearInjection
+        >>> stack = LayerStack([LinearInjection(1, 2)])
+        >>> x = torch.ones(1, 2)
+        >>> surrogate = CorrectedSurrogate().project(stack, x, None).log_volume
+        >>> bool(torch.allclose(surrogate, ExactVolume().project(stack, x, None).log_volume))
+        True
+    """
+
+    def __init__(
+        self,
+        estimator: str | Estimator = "encoder",
+        n_probes: int = 1,
+        probes: str = "orthonormal",
+        refuses_draws: bool = True,
+    ) -> None:
+        self._estimator = estimator_from(estimator)
+        # Its gradient goes to the encoder alone, so the decoder cannot gain by shrinking.
+        self.collapses = not isinstance(self._estimator, Encoder)
+        self._draw_probes = partial(draw_probes, probes, n_probes)
+        self._refuses_draws = refuses_draws
+
+    def project(self, stack: LayerStack, x: Tensor, context: Tensor | None) -> Projection:
+        """Encode and decode for the surrogate, and decode again for the exact value."""
+        if not torch.is_grad_enabled():
+            return ExactVolume().project(stack, x, context)
+        # The surrogate's products need autograd, which refuses tensors of inference mode.
+        context = None if context is None else out_of_inference(context)
+        encode = partial(joint_encode, stack.composite, context=context)
+        decode = partial(joint_decode, stack.composite, context=context)
+        z, reconstruction, surrogate = self._estimator(x, encode, decode, self._draw_probes)
+        with torch.no_grad():
+            exact = joint_decode_and_log_volume(stack.composite, z.detach(), context).log_volume
+        log_volume = exact + (surrogate - surrogate.detach())
+        return _from_base(stack, Projection(z, reconstruction, log_volume), context)
+
+    def for_draws(self) -> VolumeRule:
+        """The exact volume.
+
+        Raises:
+            UnsupportedModelError: If it refuses them and gradients are wanted.
+        """
+        if self._refuses_draws and torch.is_grad_enabled():
+            raise UnsupportedModelError(
+                "volume='surrogate' was asked for the density of a value that this distribution "
+                "drew itself, as a guide does. Such values lie on the manifold, where nothing "
+                "trains the encoder's derivative across it, and the surrogate's gradient is "
+                "silently wrong. Use volume='exact' or 'auto' there."
+            )
+        return ExactVolume()
+
+
+def _from_base(stack: LayerStack, behind: Projection, context: Tensor | None) -> Projection:
+    latents = stack.flows[: stack.num_latent]
+    base, log_det = summed_inverse(latents, behind.base, context)
+    return behind._replace(base=base, log_volume=behind.log_volume - log_det)
+
+
+def volume_rule(volume: str, stack: LayerStack, latent_dim: int, likelihood: Any) -> VolumeRule:
+    """The rule of a name.
+
+    Args:
+        volume: One of ``VOLUMES``.
+        stack: Layers of the model.
+        latent_dim: Their number of latent dimensions d.
+        likelihood: Training term of the model, whose surrogate and probes are used, if it has any.
+
+    Returns:
+        The rule.
+
+    Raises:
+        OptionError: If the name is unknown, or there is no surrogate for these layers.
+
+    Examples:
+        >>> from normflows_injective.flows import Pad
+        >>> type(volume_rule("auto", LayerStack([Pad(2, 3)]), 2, None)).__name__
+        'ExactVolume'
+    """
+    check_choice(volume, VOLUMES, "volume")
+    if volume == "surrogate" and stack.is_closed_form:
+        raise OptionError(
+            "volume='surrogate' needs an encoder that is a pseudo-inverse of the decoder, which "
+            "the inverse of a chart of a known surface is not, and here the exact volume is a "
+            "closed form. Use volume='exact' or 'auto'."
+        )
+    cheap = stack.is_closed_form or latent_dim <= _CHEAP_DIMENSION
+    if volume == "exact" or (volume == "auto" and cheap):
+        return ExactVolume()
+    refuses = volume == "surrogate"
+    if not isinstance(likelihood, SurrogateLikelihood):
+        return CorrectedSurrogate(refuses_draws=refuses)
+    return CorrectedSurrogate(
+        likelihood.estimator, likelihood.n_probes, likelihood.probes, refuses
+    )

@@ -1,0 +1,44 @@
+"""The ways by which guides and samplers reach our constraints, in the registries of torch."""
+
+from __future__ import annotations
+
+from torch.distributions import ComposeTransform, Transform, biject_to, transform_to
+
+from ..errors import UnsupportedModelError
+from ..flows.surfaces.graph_surface import GraphSurface
+from ..host.copies import in_evaluation
+from .flow_transform import FlowTransform
+from .supports.constraints import ImageConstraint, StarLikeConstraint
+from .supports.ranges import PushedBox
+
+__all__: list[str] = []
+
+
+def _to_surface(constraint: StarLikeConstraint) -> Transform:
+    transform: FlowTransform = FlowTransform(constraint.chart(), cache_size=0)
+    return in_evaluation(transform)
+
+
+def _to_image(constraint: ImageConstraint) -> Transform:
+    stack = constraint.stack
+    if not (len(stack.flows) == 1 and isinstance(stack.flows[0], GraphSurface)):
+        raise UnsupportedModelError(
+            "No chart of this image from all of R^d is known, so guides and samplers cannot reach "
+            "it by themselves. Sample the latents instead: z ~ Normal, x = decoder(z), which "
+            "needs no density of x."
+        )
+    transform: FlowTransform = FlowTransform(list(stack.flows), cache_size=0)
+    return transform
+
+
+def _to_pushed_box(constraint: PushedBox) -> Transform:
+    layers: Transform = FlowTransform(
+        constraint.layers, event_dim=constraint.event_dim, cache_size=0
+    )
+    return ComposeTransform([biject_to(constraint.box), layers])
+
+
+for _registry in (biject_to, transform_to):
+    _registry.register(StarLikeConstraint, _to_surface)
+    _registry.register(ImageConstraint, _to_image)
+    _registry.register(PushedBox, _to_pushed_box)

@@ -1,0 +1,293 @@
+"""A guide on a curved sheet of low dimension, thickened by noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, final
+
+import normflows as nf
+import torch
+from pyro.infer.autoguide.initialization import init_to_median
+from torch import Tensor, nn
+
+from ...checks import check_choice, check_count, check_positive, describe, is_number
+from ...distributions.thickened.decoders import (
+    CurvedDecoder,
+    Decoder,
+    DifferentiatedDecoder,
+    LinearDecoder,
+)
+from ...distributions.thickened.noise import make_noise
+from ...distributions.thickened.reverse import LaplaceReverse, LearnedReverse, Reverse
+from ...errors import ContextError, DtypeError, InjectiveFlowError, OptionError, ShapeError
+from ...flows.stack import LayerStack
+from ...host.context import needs_context
+from ..laws.thickened import Frame, Thickened
+from ..memory.buffers import make_contiguous
+from .joint_guide import JointGuide
+
+__all__ = ["AutoInjective"]
+
+Factory = Callable[[int, int], nn.Module]
+NOISES = ("mvn", "diagonal", "low_rank")
+_WIDTH = (
+    "A guide without width is singular, and its objective no bound on the evidence. Give e.g. 0.1."
+)
+
+
+class _Options(NamedTuple):
+    """What a guide was asked for; in a tuple, modules are not registered a second time."""
+
+    noise: str
+    decoder: nn.Module | Factory | str | None
+    reverse: nn.Module | Factory | str
+    latent_flows: Callable[[int], Sequence[Any]] | None
+    noise_rank: int | None
+    init_scale: float
+
+
+@final
+class AutoInjective(JointGuide):
+    r"""A guide on a curved sheet of low dimension, thickened by Gaussian noise.
+
+    .. math::
+
+        \theta = \mathrm{loc} + S\,(h(u) + L \varepsilon), \qquad
+        u \sim N(0, I_r), \quad \varepsilon \sim N(0, I_D), \quad S = \operatorname{diag}(scale)
+
+    over the unconstrained latents :math:`\theta` (D,) of the model. With a linear h it is a
+    multivariate normal, ``AutoLowRankMultivariateNormal`` if the noise is diagonal; with a curved
+    one it follows bent posteriors. The density of :math:`\theta` is an integral over u, bounded
+    with a reverse model :math:`r(u \mid \theta)`:
+
+    .. math::
+
+        E\big[\log p(\theta, x) + \log r(u \mid \theta) - \log q(u) - \log q(\theta \mid u)\big]
+        \le \mathrm{ELBO} \le \log p(x),
+
+    with slack :math:`E\,\mathrm{KL}(q(u \mid \theta) \,\|\, r)`, which is zero for a linear h
+    and shrinks as ``num_aux`` grows. :class:`Thickened` tells
+    what ``log_prob`` of the posterior means for values that it did not draw.
+
+    The noise cannot be left out. Without it the guide is singular: its own density, against the
+    area of the sheet, is no density against the volume that the model's is one of, and their
+    ratio bounds nothing. For a normal target with variances :math:`\lambda_i` it is best at
+    :math:`\log Z - \tfrac12 \sum_{i > r} \log 2\pi\lambda_i`, above the evidence, and a sheet
+    that fills space makes it as large as one likes.
+
+    Training finds local optima: u turns first to the directions in which the posterior is widest,
+    bent or not, and a guide that has spent all of it there stays a normal one. Take a rank some
+    units above the number of bent directions, and compare a few seeds by their objective.
+    ``JitTrace_ELBO`` works with the built-in decoders only.
+
+    Args:
+        model: A Pyro model whose latent variables are continuous.
+        rank: Width r of u, at least 1 and less than D.
+        noise: ``"mvn"``, L lower triangular, for D up to some hundreds; ``"diagonal"``; or
+            ``"low_rank"``, diagonal plus low rank, linear in D.
+        decoder: h. None is a linear map plus a small network; ``"linear"`` a linear map;
+            otherwise a module that maps (B, r) to (B, D), or a callable of (r, D) that makes one.
+            The guide trains it. It should be smooth and start with values of about one.
+        reverse: r. ``"laplace"`` is one Gauss-Newton step from a learned linear start; otherwise
+            a module that maps standardised values (B, D) to (B, 2 r), mean and log-scale, or a
+            callable of (r, D) that makes one.
+        num_aux: Number of extra draws from the reverse model, each of which costs a decoder call.
+        latent_flows: A callable of r that gives flows of normflows on r coordinates, applied to u
+            before h; None for none.
+        noise_rank: Rank of ``"low_rank"`` noise; None takes :math:`\sqrt D`.
+        init_loc_fn: Pyro's initialisation of latent variables.
+        init_scale: Standard deviation of every unconstrained latent at the start, about.
+
+    Raises:
+        OptionError: If the noise is None, an option is unknown or out of its range, or, when the
+            model is first run, if the rank is not less than D.
+        ShapeError: If, when the model is first run, decoder or reverse return another shape.
+        DtypeError: If a decoder module has another dtype than the latents.
+
+    References:
+        The bound: Agakov and Barber, *An auxiliary variational method*, ICONIP 2004; with extra
+        draws: Sobolev and Vetrov, *Importance weighted hierarchical variational inference*,
+        https://arxiv.org/abs/1905.03290 (2019).
+
+    Examples:
+        >>> import pyro
+        >>> import pyro.distributions as dist
+        >>> from pyro.infer import SVI, Trace_ELBO
+        >>> def model():
+        ...     x = pyro.sample("x", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+        ...     pyro.sample("y", dist.Normal(x[1] - x[0] ** 2, 0.1), obs=torch.tensor(0.5))
+        >>> pyro.clear_param_store()
+        >>> guide = AutoInjective(model, rank=1)
+        >>> svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
+        >>> losses = [svi.step() for _ in range(3)]
+        >>> guide.median()["x"].shape
+        torch.Size([3])
+    """
+
+    recipe = ("_options",)
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        rank: int,
+        *,
+        noise: str = "mvn",
+        decoder: nn.Module | Factory | str | None = None,
+        reverse: nn.Module | Factory | str = "laplace",
+        num_aux: int = 0,
+        latent_flows: Callable[[int], Sequence[Any]] | None = None,
+        noise_rank: int | None = None,
+        init_loc_fn: Callable[..., Any] = init_to_median,
+        init_scale: float = 0.1,
+    ) -> None:
+        rank = check_count(rank, "rank")
+        num_aux = check_count(num_aux, "num_aux", least=0)
+        noise_rank = _check_noise(noise, noise_rank)
+        init_scale = check_positive(init_scale, "init_scale", _WIDTH)
+        _check_part(decoder, "decoder", "'linear', None", ("linear", None))
+        _check_part(reverse, "reverse", "'laplace'", ("laplace",))
+        if latent_flows is not None and not callable(latent_flows):
+            raise OptionError(
+                "latent_flows must be a callable that gives a list of flows, or None, got "
+                f"{describe(latent_flows)}. Write lambda rank: [...]."
+            )
+        super().__init__(model, init_loc_fn=init_loc_fn)
+        self.rank = rank
+        self.num_aux = num_aux
+        self._options = _Options(
+            noise, decoder, reverse, latent_flows, noise_rank, float(init_scale)
+        )
+
+    def make_parameters(self) -> None:
+        """Create the parameters, in the dtype of the latents."""
+        if self.rank >= self.latent_dim:
+            raise OptionError(
+                f"rank must be less than the number of latents, {self.latent_dim}, got "
+                f"{self.rank}. Lower it, or use AutoMultivariateNormal or a flow."
+            )
+        loc = self._init_loc()
+        decoder = _make_decoder(self._options, self.rank, loc)
+        reverse = _make_reverse(self._options, self.rank, loc, decoder)
+        noise = make_noise(self._options.noise, loc, self._options.noise_rank)
+        # Decoder and noise start with a variance of about one each.
+        self.frame = Frame(loc, self._options.init_scale * 0.5**0.5)
+        self.decoder = decoder
+        self.noise = noise
+        self.reverse = reverse
+
+    def get_posterior(self, *args: Any, **kwargs: Any) -> Thickened:
+        """The guide's distribution over the unconstrained latents (D,)."""
+        return Thickened(
+            self.frame, self.decoder, self.noise, self.reverse, self.rank, self.num_aux
+        )
+
+
+def _make_decoder(options: _Options, rank: int, loc: Tensor) -> Decoder:
+    given = options.decoder
+    if given is None or given == "linear":
+        kind = LinearDecoder if given == "linear" else CurvedDecoder
+        decoder: Decoder = kind(rank, len(loc)).to(loc)
+        if options.latent_flows is None:
+            return decoder
+        module: nn.Module = decoder
+    else:
+        module = _made(given, rank, loc)
+    flows = [] if options.latent_flows is None else _listed(options.latent_flows(rank), rank)
+    composed = DifferentiatedDecoder(module, [flow.to(loc) for flow in flows])
+    _probe(composed, "decoder", loc.new_zeros(2, rank), (2, len(loc)))
+    return composed
+
+
+def _make_reverse(options: _Options, rank: int, loc: Tensor, decoder: Decoder) -> Reverse:
+    if options.reverse == "laplace":
+        return LaplaceReverse(decoder, loc, rank)
+    module = _made(options.reverse, rank, loc)
+    _probe(module, "reverse", loc.new_zeros(2, len(loc)), (2, 2 * rank))
+    return LearnedReverse(module, rank)
+
+
+def _made(given: Any, rank: int, loc: Tensor) -> nn.Module:
+    # A module of the caller's is taken as it is; one made for us is converted.
+    if isinstance(given, nn.Module):
+        return given
+    made = given(rank, len(loc))
+    if not isinstance(made, nn.Module):
+        raise OptionError(
+            f"The callable of (rank, latent_dim) must give a module, got {describe(made)}. Return "
+            "a torch.nn.Module, such as nn.Sequential(...)."
+        )
+    return made.to(loc)
+
+
+def _listed(made: Any, rank: int) -> list[nf.flows.Flow]:
+    try:
+        stack = LayerStack(made)
+        make_contiguous(stack)
+        flows = list(stack.flows)
+    except OptionError as error:
+        raise OptionError(
+            f"latent_flows({rank}) must give a list of layers of normflows, got {describe(made)}. "
+            "Leave latent_flows out for none."
+        ) from error
+    needing = [type(flow).__name__ for flow in flows if needs_context(flow)]
+    if needing:
+        raise ContextError(
+            f"latent_flows({rank}) gave {needing[0]}, which needs a context that a guide does not "
+            "get. Build it without context features."
+        )
+    return flows
+
+
+def _probe(module: nn.Module, name: str, point: Tensor, expected: tuple[int, ...]) -> None:
+    for parameter in module.parameters():
+        if parameter.is_floating_point() and parameter.dtype != point.dtype:
+            raise DtypeError(
+                f"{name} must have the dtype of the model's latents, {point.dtype}, got "
+                f"{parameter.dtype}. Convert it with .to({point.dtype})."
+            )
+    try:
+        with torch.no_grad():
+            out = module(point)
+    except InjectiveFlowError:
+        raise
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        raise ShapeError(
+            f"{name} must map {tuple(point.shape)} to {expected}, but fails on that: {error}. "
+            "Change its first layer."
+        ) from error
+    found = tuple(out.shape) if isinstance(out, Tensor) else describe(out)
+    if found != expected:
+        raise ShapeError(
+            f"{name} must map {tuple(point.shape)} to {expected}, got {found}. Change its last "
+            "layer."
+        )
+
+
+def _check_noise(noise: Any, noise_rank: int | None) -> int | None:
+    none = noise is None or (isinstance(noise, str) and noise == "none")
+    if none or (is_number(noise) and noise == 0):
+        raise OptionError(
+            f"noise must be one of {', '.join(map(repr, NOISES))}, got {noise!r}. Without noise "
+            "the guide is singular: its objective is not a bound on the evidence, and is "
+            "unbounded above. Take 'mvn', or 'low_rank' for many latents."
+        )
+    check_choice(noise, NOISES, "noise")
+    if noise_rank is None:
+        return None
+    if noise != "low_rank":
+        raise OptionError(
+            f"noise_rank belongs to noise='low_rank', got noise={noise!r}. Leave it out."
+        )
+    return check_count(noise_rank, "noise_rank")
+
+
+def _check_part(given: Any, name: str, names: str, known: tuple[str | None, ...]) -> None:
+    if given is None or isinstance(given, str):
+        if given in known:
+            return
+    elif callable(given):
+        return
+    raise OptionError(
+        f"{name} must be {names}, a module, or a callable of (rank, latent_dim), got "
+        f"{describe(given)}."
+    )

@@ -1,0 +1,224 @@
+"""What our guides over all latent variables at once have in common."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
+from typing import Any, TypeVar
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions import TorchDistribution
+from pyro.infer.autoguide import AutoContinuous
+from pyro.infer.autoguide.initialization import init_to_median
+from torch import Tensor
+from torch.distributions import Transform, biject_to
+
+from ...autodiff.particle_guard import ParticleGuard
+from ...checks import check_count, describe
+from ...errors import InjectiveFlowError, OptionError, ParamStoreWarning
+from ..memory.taken_names import names_are_free, refuse_taken_names, trains_now
+from .latent_sites import refuse_unserved_sites
+from .site_quantiles import check_levels, site_quantiles
+
+__all__ = ["JointGuide"]
+
+Guide = TypeVar("Guide", bound="JointGuide")
+
+
+class JointGuide(AutoContinuous):
+    """A guide over the unconstrained latents (D,) of a model, in one auxiliary site.
+
+    It is abstract, although the metaclass of Pyro's modules leaves no room for Python's own.
+    A subclass gives :meth:`make_parameters` and :meth:`get_posterior`, which may be any
+    distribution over (D,). Parameters are made by the first call, or by :meth:`build` before it.
+    Medians and quantiles are those of ``num_quantile_samples`` samples. Gradients of single draws
+    that are far beyond the usual are scaled down, see :class:`ParticleGuard`.
+
+    Args:
+        model: A Pyro model whose latent variables are continuous.
+        init_loc_fn: Pyro's initialisation of latent variables.
+    """
+
+    num_quantile_samples = 1000
+    # Attributes that only unbuilt guides need, and that may hold what cannot be pickled.
+    recipe: tuple[str, ...] = ()
+
+    def __init__(
+        self, model: Callable[..., Any], init_loc_fn: Callable[..., Any] = init_to_median
+    ) -> None:
+        if not callable(model) or isinstance(model, type):
+            raise OptionError(
+                f"model must be a Pyro model, a callable with sample statements, got "
+                f"{describe(model)}. Pass the function itself, not what it returns."
+            )
+        if not callable(init_loc_fn):
+            raise OptionError(
+                "init_loc_fn must be an initialisation of Pyro, such as "
+                f"pyro.infer.autoguide.init_to_median, got {describe(init_loc_fn)}."
+            )
+        super().__init__(model, init_loc_fn=init_loc_fn)
+        self._names_checked = False
+        self._guard = ParticleGuard()
+
+    @abstractmethod
+    def make_parameters(self) -> None:
+        """Create the parameters, when ``latent_dim`` and the prototype are known."""
+
+    @abstractmethod
+    def get_posterior(self, *args: Any, **kwargs: Any) -> TorchDistribution:
+        """The guide's distribution over the unconstrained latents (D,)."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Draw all latent variables, as a guide does."""
+        self.build(*args, **kwargs)
+        if torch.is_grad_enabled():
+            self._claim_names()
+        drawn: dict[str, Tensor] = super().forward(*args, **kwargs)
+        return drawn
+
+    def sample_latent(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Draw the unconstrained latents (D,), whose gradients are guarded."""
+        return self._guard(super().sample_latent(*args, **kwargs))
+
+    def build(self: Guide, *args: Any, **kwargs: Any) -> Guide:
+        """Run the model once to make the parameters, as ``load_state_dict`` needs them.
+
+        Args:
+            *args: What the model takes.
+            **kwargs: What the model takes.
+
+        Returns:
+            The guide.
+        """
+        if self.prototype_trace is None:
+            self._setup_prototype(*args, **kwargs)
+            # NeuTra asks for plates, of a guide that was loaded and never called.
+            with poutine.block():
+                self._create_plates(*args, **kwargs)
+        return self
+
+    @torch.no_grad()
+    def sample_posterior(self, num_samples: int, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Draw from the guide.
+
+        Args:
+            num_samples: Number of samples n.
+            *args: What the model takes.
+            **kwargs: What the model takes.
+
+        Returns:
+            Samples (n, *) of every latent variable by its name.
+        """
+        num_samples = check_count(num_samples, "num_samples")
+        latents = self._draw(num_samples, *args, **kwargs)
+        return {name: transform(values) for name, transform, values in self._coordinates(latents)}
+
+    @torch.no_grad()
+    def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Medians of every latent variable, component by component, see :meth:`quantiles`."""
+        levels = torch.tensor([0.5])
+        return {name: found[0] for name, found in self._quantiles(levels, args, kwargs).items()}
+
+    @torch.no_grad()
+    def quantiles(
+        self, quantiles: Sequence[float] | Tensor, *args: Any, **kwargs: Any
+    ) -> dict[str, Tensor]:
+        """Quantiles of every component of every latent variable, from draws of the guide.
+
+        Each is a quantile of its own component. Where components hang together, as on a simplex or
+        a sphere, those of one level are in general no point of the support: take
+        :meth:`sample_posterior` for points.
+
+        Args:
+            quantiles: q numbers between 0 and 1.
+            *args: What the model takes.
+            **kwargs: What the model takes.
+
+        Returns:
+            Tensors (q, *) by the names of the variables.
+
+        Raises:
+            OptionError: If the levels are no such numbers.
+        """
+        return self._quantiles(check_levels(quantiles), args, kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Pyro's own leaves the live guide without its model.
+        model, master = self._model, self.master
+        try:
+            return dict(super().__getstate__(), _names_checked=False, **dict.fromkeys(self.recipe))
+        finally:
+            self._model, self.master = model, master
+
+    def __deepcopy__(self: Guide, memo: dict[int, Any]) -> Guide:
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        copied.__setstate__(deepcopy(self.__getstate__(), memo))
+        # A copy guides the same model, and is built by the same recipe.
+        copied._model = self._model
+        for name in self.recipe:
+            object.__setattr__(copied, name, getattr(self, name))
+        return copied
+
+    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super()._setup_prototype(*args, **kwargs)
+            refuse_unserved_sites(self.prototype_trace)
+            self.make_parameters()
+        except BaseException as error:
+            # Half a prototype would be taken for a whole one by the next call.
+            trace, self.prototype_trace = self.prototype_trace, None
+            if trace is not None and not isinstance(error, InjectiveFlowError):
+                # Pyro's own refusals come before ours.
+                refuse_unserved_sites(trace)
+            raise
+
+    def _claim_names(self) -> None:
+        parameter = next(self.parameters(), None)
+        if parameter is None or pyro.settings.get("module_local_params"):
+            return
+        if pyro.get_param_store().param_name(parameter) is not None:
+            return
+        prefix = f"{self._pyro_name}."
+        if names_are_free(self, prefix):
+            self._names_checked = True
+        elif trains_now():
+            refuse_taken_names(self, self._pyro_name)
+        elif not self._names_checked:
+            self._names_checked = True
+            warnings.warn(
+                f"Pyro's parameter store already holds parameters named {prefix}..., of another "
+                "guide or from a file. Those of this guide will not be trained by SVI, nor be "
+                "restored. Call pyro.clear_param_store() first; save and load guides by nfp.save "
+                "and nfp.load.",
+                ParamStoreWarning,
+                stacklevel=2,
+            )
+
+    def _draw(self, num_samples: int, *args: Any, **kwargs: Any) -> Tensor:
+        self.build(*args, **kwargs)
+        # Not through pyro.sample, so that no handler sees it.
+        return self.get_posterior(*args, **kwargs).sample(torch.Size([num_samples]))
+
+    def _quantiles(
+        self, levels: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> dict[str, Tensor]:
+        latents = self._draw(self.num_quantile_samples, *args, **kwargs)
+        return {
+            name: site_quantiles(transform, values, levels)
+            for name, transform, values in self._coordinates(latents)
+        }
+
+    def _coordinates(self, latents: Tensor) -> Iterator[tuple[str, Transform, Tensor]]:
+        """Names, transforms to the support, and coordinates (n, *) for latents (n, D)."""
+        trace: Any = self.prototype_trace
+        shapes = self._unconstrained_shapes
+        sizes = [math.prod(shape) for shape in shapes.values()]
+        for (name, shape), part in zip(shapes.items(), latents.split(sizes, dim=1), strict=True):
+            transform = biject_to(trace.nodes[name]["fn"].support)
+            yield name, transform, part.reshape(len(part), *shape)

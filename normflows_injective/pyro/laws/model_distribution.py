@@ -1,0 +1,338 @@
+"""What models of normflows need to be distributions of Pyro."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from copy import copy
+from typing import Any, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
+
+import normflows as nf
+import pyro
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Size, Tensor, nn
+from torch.distributions import constraints
+
+from ...checks import check_count, check_flag, checks_arguments
+from ...checks.sizes import as_size, expanded_size
+from ...checks.tensors import check_kind, check_type
+from ...errors import (
+    ContextError,
+    DtypeError,
+    InjectiveFlowError,
+    NonFiniteError,
+    OptionError,
+    ShapeError,
+)
+from ...flows.stack import LayerStack, context_rows, context_shape
+from ...host.bases import sample_base
+from ...host.context import check_context, needs_context, takes_context
+from ...host.copies import on_trial
+from ...host.first_data import is_cold
+from ...models.parts import model_dtype
+from ...modules.random_numbers import OwnRandomNumbers
+from ...modules.sample_cache import SampleCache, State, state_of
+from ..memory.buffers import make_contiguous, watch_buffers
+from ..supports.support import refuse_off_support
+
+__all__ = ["ModelDistribution"]
+
+Law = TypeVar("Law", bound="ModelDistribution")
+Shape = Iterable[int]
+
+
+class _Anatomy(NamedTuple):
+    """What a model is made of, found once for each."""
+
+    stack: LayerStack
+    event_shape: tuple[int, ...]
+    latent_dim: int
+    # Parameters of the base through which its draws pass no gradient.
+    unreached: list[nn.Parameter]
+    # By what it is recognised.
+    parts: tuple[Any, ...]
+
+
+_KNOWN: WeakKeyDictionary[nn.Module, _Anatomy] = WeakKeyDictionary()
+
+
+class ModelDistribution(TorchDistribution, ABC):
+    """A model with a base ``q0`` and ``flows`` as a distribution.
+
+    A subclass gives :meth:`draw` and :meth:`score`, of flat batches; shapes, context, expansion
+    and the memory of what was drawn are here.
+
+    Args:
+        model: A model of normflows or ours.
+        event_dim: Number of dimensions of an event; 0 makes scalars of a model of one dimension,
+            None takes the model's.
+        context: Of shape (*batch_shape, C), or class labels (*batch_shape), or None.
+        validate_args: As in torch.
+
+    Raises:
+        OptionError: If this is no such model.
+        ShapeError: If its events have another number of dimensions.
+        ContextError: If a context is missing or superfluous.
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}
+
+    def __init__(
+        self,
+        model: Any,
+        event_dim: int | None = 1,
+        context: Tensor | None = None,
+        validate_args: bool | None = None,
+    ) -> None:
+        _check_model(model)
+        if event_dim is not None:
+            event_dim = check_count(event_dim, "event_dim", least=0)
+        if validate_args is not None:
+            validate_args = check_flag(validate_args, "validate_args")
+        if context is not None:
+            check_type(context, "context")
+            check_kind(context, "context")
+            if context.dim() == 0:
+                raise ContextError(
+                    "context must have the shape (*batch_shape, C), or (*batch_shape) for class "
+                    "labels, got a tensor without dimensions. Add one with context.reshape(1)."
+                )
+        self.model = model
+        self.context = context
+        parts: list[Any] = [self.model.q0, *self.model.flows]
+        self._conditional = [part for part in parts if takes_context(part)]
+        batch_shape = context_shape(context)
+        check_context(
+            self._conditional, context_rows(context, batch_shape), math.prod(batch_shape)
+        )
+        self.stack, shape, self.latent_dim = _anatomy(self.model, context)[:3]
+        self._model_shape = shape
+        self._cache = SampleCache()
+        watch_buffers(self.model)
+        super().__init__(batch_shape, _event_shape(shape, event_dim), validate_args)
+
+    @abstractmethod
+    def draw(self, num_samples: int, context: Tensor | None) -> tuple[Tensor, Any]:
+        """Draw values (n, *) and whatever will help to score them."""
+
+    @abstractmethod
+    def score(self, x: Tensor, context: Tensor | None, drawn: Any) -> Tensor:
+        """Log-density (B,) in nats of values (B, *); ``drawn`` is from :meth:`draw`, or None."""
+
+    @property
+    def has_rsample(self) -> bool:  # type: ignore[override]
+        """Whether gradients pass through draws to every parameter."""
+        unreached = _anatomy(self.model, self.context).unreached
+        return not any(parameter.requires_grad for parameter in unreached)
+
+    def rsample(self, sample_shape: Shape = ()) -> Tensor:
+        """Draw values (*sample_shape, *batch_shape, *event_shape), with gradients."""
+        shape = as_size(sample_shape, "sample_shape") + self.batch_shape
+        if math.prod(shape) == 1:
+            self._warm_up()
+        x, drawn = self.draw(math.prod(shape), context_rows(self.context, shape))
+        x = x.reshape(shape + self.event_shape)
+        self._cache.store(x, drawn, self._state())
+        return x
+
+    def sample(self, sample_shape: Shape = ()) -> Tensor:
+        """Draw values (*sample_shape, *batch_shape, *event_shape), without gradients."""
+        with torch.no_grad():
+            return self.rsample(sample_shape)
+
+    @checks_arguments
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density in nats, of the batch shape of the value and the distribution together.
+
+        Raises:
+            ShapeError: If the values are no events of this shape, which would be stretched.
+        """
+        cut = value.dim() - len(self.event_shape)
+        if cut < 0 or value.shape[cut:] != self.event_shape:
+            raise ShapeError(
+                f"Values must end in the event shape {tuple(self.event_shape)} of {self}, got "
+                f"shape {tuple(value.shape)}."
+            )
+        dtype = model_dtype(self.model.q0, self.model.flows)
+        if value.dtype != dtype:
+            raise DtypeError(
+                f"{self} computes in {dtype}, got values in {value.dtype}. Convert one of them: "
+                f"value.to({dtype}), or model.to({value.dtype})."
+            )
+        drawn = self._cache.find(value, self._state, self._trains())
+        if self._validate_args and drawn is None:
+            self._validate_sample(value)
+        shape = self._broadcast(value.shape[:cut])
+        # Without a context the rows of a batch are alike, so that each value is scored once.
+        scored = value.shape[:cut] if self.context is None else shape
+        if math.prod(scored) == 0:
+            return value.new_zeros(shape)
+        rows = value.expand(scored + self.event_shape)
+        rows = rows.reshape(math.prod(scored), *self._model_shape)
+        scores = self.score(rows, context_rows(self.context, scored), drawn)
+        if self._validate_args and drawn is None:
+            self._refuse_nan(scores)
+        return scores.reshape(scored).expand(shape)
+
+    def rsample_and_log_prob(self, sample_shape: Shape = ()) -> tuple[Tensor, Tensor]:
+        """Draw values and score them, without an inverse."""
+        x = self.rsample(sample_shape)
+        return x, self.log_prob(x)
+
+    def expand(self: Law, batch_shape: Shape, _instance: Any = None) -> Law:
+        """The same law over a larger batch."""
+        expanded = copy(self)
+        shape = expanded_size(self, batch_shape)
+        if self.context is not None:
+            row = self.context.shape[len(context_shape(self.context)) :]
+            expanded.context = self.context.expand(shape + row)
+        expanded._cache = SampleCache()
+        expanded._batch_shape = shape
+        return expanded
+
+    def __repr__(self) -> str:
+        batch, event = tuple(self.batch_shape), tuple(self.event_shape)
+        return (
+            f"{type(self).__name__}({type(self.model).__name__}, batch_shape={batch}, "
+            f"event_shape={event}, measure={self.measure!r})"
+        )
+
+    @property
+    def measure(self) -> str:
+        """What its density is against: ``"lebesgue"``, or a measure of a surface."""
+        if not self.stack.raises_dimension:
+            return "lebesgue"
+        return getattr(self.stack.flows[-1], "measure", "hausdorff")
+
+    def base_draws(self, num_samples: int, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Draws (n, *) of the base, with their log-density (n,) in nats."""
+        dtype = model_dtype(self.model.q0, self.model.flows)
+        return sample_base(self.model.q0, num_samples, context, dtype)
+
+    def _warm_up(self) -> None:
+        # One sample has no standard deviation for a layer that starts by it.
+        if any(is_cold(module) for module in self.stack.modules()):
+            first = context_rows(self.context, self.batch_shape)
+            rows = None if first is None else first[:1].expand(64, *first.shape[1:])
+            with torch.no_grad():
+                self.stack.push(self.base_draws(64, rows)[0], rows)
+
+    def _validate_sample(self, value: Tensor) -> None:
+        refuse_off_support(self, value)
+
+    def _broadcast(self, shape: Size) -> Size:
+        try:
+            return torch.broadcast_shapes(shape, self.batch_shape)
+        except RuntimeError as error:
+            raise ShapeError(
+                f"Values of batch shape {tuple(shape)} do not broadcast with the batch shape "
+                f"{tuple(self.batch_shape)} of {self}. Give one value for each context."
+            ) from error
+
+    def _refuse_nan(self, scores: Tensor) -> None:
+        bad = scores.isnan()
+        if torch._C._get_tracing_state() is None and bool(bad.any()):
+            raise NonFiniteError(
+                f"{int(bad.sum())} of {bad.numel()} densities of {self} are NaN. Either its "
+                "parameters have diverged: check them with torch.isfinite. Or these values lie "
+                "where the layers cannot lead: then say so by FlowDistribution(..., support=...)."
+            )
+
+    def _state(self) -> State:
+        return state_of([self.model], self.context)
+
+    def _trains(self) -> bool:
+        of_context = self.context is not None and self.context.requires_grad
+        return of_context or any(p.requires_grad for p in self.model.parameters())
+
+
+def _check_model(model: object) -> None:
+    if isinstance(model, nf.NormalizingFlow | nf.ClassCondFlow):
+        return
+    raise OptionError(
+        "model must be nf.NormalizingFlow, nf.ConditionalNormalizingFlow, nf.ClassCondFlow or "
+        f"nfi.InjectiveNormalizingFlow, got {type(model).__name__}. Layers alone go into "
+        "FlowTransform; a multiscale model has no single density of a plain tensor to offer."
+    )
+
+
+def _event_shape(shape: tuple[int, ...], event_dim: int | None) -> Size:
+    if event_dim == 0 and shape == (1,):
+        return Size()
+    if event_dim is not None and len(shape) != event_dim:
+        raise ShapeError(
+            f"The model's events have shape {shape}, {len(shape)} dimensions, got "
+            f"event_dim={event_dim}. Pass event_dim={len(shape)}"
+            f"{', or 0 for scalars' if shape == (1,) else ''}."
+        )
+    return Size(shape)
+
+
+def _anatomy(model: Any, context: Tensor | None) -> _Anatomy:
+    # Distributions are built anew at every call of a Pyro model, modules are not.
+    parts: list[Any] = [id(model.q0), *(id(flow) for flow in model.flows)]
+    if context is not None:
+        # One of another width or kind is tried again.
+        parts += [tuple(context.shape[len(context_shape(context)) :]), context.dtype]
+    for parameter in model.q0.parameters():
+        parts += (id(parameter), parameter.requires_grad)
+    known = _KNOWN.get(model)
+    if known is None or known.parts != tuple(parts):
+        known = _KNOWN[model] = _dissect(model, context, tuple(parts))
+    return known
+
+
+def _dissect(model: Any, context: Tensor | None, parts: tuple[Any, ...]) -> _Anatomy:
+    _mend_store(make_contiguous(model))
+    stack = LayerStack(list(model.flows))
+    two = None
+    if context is not None:
+        rows = context_rows(context, context_shape(context))
+        two = None if rows is None else torch.cat([rows[:1], rows[:1]])
+    if two is None and any(needs_context(part) for part in (model.q0, *model.flows)):
+        check_context([model.q0, *model.flows], None, 0)
+    parameters = [p for p in model.q0.parameters() if p.requires_grad]
+    with (
+        _named_context(context),
+        OwnRandomNumbers(),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+    ):
+        q0, trial = on_trial([model.q0, stack])
+        z, _ = sample_base(q0, 2, two, model_dtype(model.q0, model.flows))
+        gradients: Any = [None] * len(parameters)
+        if parameters and z.requires_grad:
+            gradients = torch.autograd.grad(z.sum(), parameters, allow_unused=True)
+        x, _ = trial.push(z.detach(), two)
+    unreached = [p for p, g in zip(parameters, gradients, strict=True) if g is None]
+    return _Anatomy(stack, tuple(x.shape[1:]), z[0].numel(), unreached, parts)
+
+
+@contextmanager
+def _named_context(context: Tensor | None) -> Iterator[None]:
+    """Blame a context, if there is one, where the trial of a model fails over shapes."""
+    try:
+        yield
+    except InjectiveFlowError:
+        raise
+    except (RuntimeError, IndexError, ValueError, TypeError) as error:
+        if context is None:
+            raise
+        raise ContextError(
+            f"A context of shape {tuple(context.shape)} and {context.dtype} does not fit the "
+            f"model, which fails on it: {error}. Its last dimension must hold the features that "
+            "the model was built for, in the dtype of the model; class labels are integers."
+        ) from error
+
+
+def _mend_store(moved: list[nn.Parameter]) -> None:
+    """Replace the copies that Pyro's store made of parameters by the parameters."""
+    store: Any = pyro.get_param_store()
+    for parameter in moved:
+        for name, kept in list(store.items()):
+            if kept.shape == parameter.shape and torch.equal(kept, parameter):
+                store[name] = parameter

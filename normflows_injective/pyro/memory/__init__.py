@@ -1,0 +1,1 @@
+"""What Pyro's parameter store and its draws remember."""

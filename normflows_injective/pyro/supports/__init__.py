@@ -1,0 +1,1 @@
+"""Where values lie, as constraints of torch and Pyro."""

@@ -1,0 +1,213 @@
+"""Surfaces as constraints, with the charts that lead Pyro's guides and samplers to them."""
+
+from __future__ import annotations
+
+import math
+from typing import final
+
+import normflows as nf
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+from ...checks import check_count, check_positive, describe
+from ...errors import InjectiveFlowError, OptionError
+from ...flows.gauges.gauge import Gauge
+from ...flows.gauges.hyperplane import HyperplaneGauge
+from ...flows.gauges.lp import LpGauge
+from ...flows.stack import LayerStack, context_rows
+from ...flows.surfaces.radial import RadialSurface
+from ...flows.surfaces.sphere import SphereChart
+
+__all__ = ["ImageConstraint", "StarLikeConstraint", "is_standard_simplex", "unit_length"]
+
+
+@final
+class StarLikeConstraint(constraints.Constraint):
+    r"""Points of a star-like surface, :math:`\{r_t(u)\, u\}`.
+
+    It is registered with torch's ``biject_to`` and ``transform_to``: from :math:`\mathbb R^{D-1}`
+    by stereographic coordinates of the direction, which miss one direction only, or by logarithmic
+    angles of the positive orthant. So autoguides, NUTS, NeuTra and ``pyro.param`` take a site with
+    this support as it is.
+
+    Args:
+        gauge: The surface, from ``nfi.flows.gauges``.
+        level: :math:`t > 0`.
+        dim: :math:`D`, where the gauge does not fix it.
+        measure: What densities are against: ``"hausdorff"`` or ``"cone"``, see ``RadialSurface``.
+        tol: How far from one a point's distance from the centre may be, over the surface's.
+
+    Raises:
+        OptionError: If the dimension is not known, or an option is out of range.
+
+    References:
+        The registry of constraints: torch.distributions. Charts and volumes: arXiv 2406.09116.
+
+    Examples:
+        >>> from torch.distributions import biject_to
+        >>> octahedron = StarLikeConstraint(LpGauge(1.0), dim=3)
+        >>> octahedron.check(torch.tensor([[0.5, -0.5, 0.0], [1.0, 1.0, 1.0]]))
+        tensor([ True, False])
+        >>> biject_to(octahedron)(torch.zeros(2)).abs().sum()
+        tensor(1.)
+    """
+
+    is_discrete = False
+    event_dim = 1
+
+    def __init__(
+        self,
+        gauge: Gauge,
+        level: float = 1.0,
+        *,
+        dim: int | None = None,
+        measure: str = "hausdorff",
+        tol: float = 1e-4,
+    ) -> None:
+        if not isinstance(gauge, Gauge):
+            raise OptionError(
+                f"gauge must be one of nfi.flows.gauges, got {describe(gauge)}. Write e.g. "
+                "LpGauge(1.0)."
+            )
+        dim = None if dim is None else check_count(dim, "dim")
+        self.surface = RadialSurface(gauge, level, measure)
+        known = gauge.dim if dim is None else dim
+        if known is None or (gauge.dim is not None and gauge.dim != known):
+            raise OptionError(
+                f"dim must be given, and be that of the gauge where it has one: got dim={dim!r}, "
+                f"and {type(gauge).__name__} has {gauge.dim!r}."
+            )
+        self.dim = known
+        if gauge.needs_context:
+            raise OptionError(
+                "The surface depends on a context, so it is a different one for every sample. Fix "
+                "the context, or use FlowDistribution with context=."
+            )
+        self.tol = float(check_positive(tol, "tol"))
+        super().__init__()
+
+    def check(self, value: Tensor) -> Tensor:
+        """Whether points (*, D) lie on the surface, of shape (*)."""
+        return self.deviation(value) <= self.tol
+
+    def deviation(self, value: Tensor) -> Tensor:
+        """By which share points (*, D) are farther or nearer than the surface, of shape (*)."""
+        if value.shape[-1:] != (self.dim,):
+            return torch.full(value.shape[:-1], math.inf, device=value.device)
+        rows = value.detach().reshape(-1, value.shape[-1])
+        scale = rows.abs().amax(1, keepdim=True)
+        usable = (scale[:, 0] > 0) & rows.isfinite().all(1)
+        if self.surface.domain == "orthant":
+            usable = usable & (rows > 0).all(1)
+        # What is no direction is replaced by one, and reported below.
+        scaled = torch.where(usable.unsqueeze(1), rows / scale, torch.ones_like(rows))
+        norms = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
+        with torch.no_grad():
+            level = self.surface.level(rows, None)
+            log_radius = self.surface.gauge.log_radius(scaled / norms, level)
+        log_distance = norms[:, 0].log() + scale[:, 0].log()
+        share = ((log_distance - log_radius).exp() - 1).abs()
+        return torch.where(usable, share, math.inf).view(value.shape[:-1])
+
+    def chart(self) -> list[nf.flows.Flow]:
+        """Layers from all of R^(D - 1) to the surface."""
+        kind = "orthant" if self.surface.domain == "orthant" else "stereographic"
+        return [SphereChart(self.dim, kind), self.surface]
+
+    def __repr__(self) -> str:
+        # Without the name of the round surface: Pyro's messages take it for its own constraint.
+        level = self.surface.level.level
+        return f"StarLikeConstraint({type(self.surface.gauge).__name__}, level={level:g})"
+
+
+@final
+class ImageConstraint(constraints.Constraint):
+    r"""Points that layers lead to.
+
+    .. math:: \lVert x - G(F(x)) \rVert \le \tau\, (1 + \lVert x \rVert)
+
+    Args:
+        stack: Layers with an injection among them.
+        tol: :math:`\tau`.
+        context: Context of shape (*batch, C), or None.
+        event_dim: Number of dimensions of a point.
+
+    Examples:
+        >>> from normflows_injective.flows import Pad
+        >>> plane = ImageConstraint(LayerStack([Pad(2, 3)]))
+        >>> plane.check(torch.tensor([[1.0, 2.0, 0.0], [0.0, 0.0, 1.0]]))
+        tensor([ True, False])
+    """
+
+    is_discrete = False
+
+    def __init__(
+        self,
+        stack: LayerStack,
+        tol: float = 1e-3,
+        context: Tensor | None = None,
+        event_dim: int = 1,
+    ) -> None:
+        self.stack, self.tol, self.context = stack, tol, context
+        self.event_dim = event_dim
+        super().__init__()
+
+    def check(self, value: Tensor) -> Tensor:
+        """Whether points (*, *event) lie on the image, of shape (*)."""
+        return self.deviation(value) <= self.tol
+
+    @torch.no_grad()
+    def deviation(self, value: Tensor) -> Tensor:
+        """Distance of points (*, *event) from their reconstruction, over 1 + |x|, shape (*)."""
+        batch_shape = value.shape[: value.dim() - self.event_dim]
+        rows = value.reshape(-1, *value.shape[len(batch_shape) :])
+        context = context_rows(self.context, batch_shape)
+        return self._distance(rows, context).view(batch_shape)
+
+    def _distance(self, rows: Tensor, context: Tensor | None) -> Tensor:
+        try:
+            gap = rows - self.stack.project(rows, context)
+        except InjectiveFlowError:
+            if len(rows) == 1:
+                return rows.new_full((1,), math.inf)
+            single = [None] * len(rows) if context is None else context.unsqueeze(1)
+            parts = zip(rows.unsqueeze(1), single, strict=True)
+            return torch.cat([self._distance(row, one) for row, one in parts])
+        norms = [torch.linalg.vector_norm(t.flatten(1), dim=1) for t in (gap, rows)]
+        return torch.nan_to_num(norms[0] / (1 + norms[1]), nan=math.inf)
+
+    def __repr__(self) -> str:
+        return f"ImageConstraint(tol={self.tol:g})"
+
+
+def unit_length(dim: int) -> StarLikeConstraint:
+    """Vectors of length one, as Pyro's own constraint of them, but known to the registries.
+
+    Args:
+        dim: Their dimension D.
+
+    Returns:
+        The constraint.
+
+    Examples:
+        >>> unit_length(2).check(torch.tensor([0.6, 0.8]))
+        tensor(True)
+    """
+    return StarLikeConstraint(LpGauge(2.0), dim=dim)
+
+
+def is_standard_simplex(gauge: Gauge, level: float) -> bool:
+    """Whether a level set is the simplex of sum one, whose measure in Pyro is Lebesgue's.
+
+    Args:
+        gauge: A gauge.
+        level: Its level.
+
+    Examples:
+        >>> is_standard_simplex(HyperplaneGauge(torch.ones(3)), 1.0)
+        True
+    """
+    if not isinstance(gauge, HyperplaneGauge):
+        return False
+    return bool((gauge.weights / level - 1).abs().max() < 1e-6)

@@ -1,0 +1,189 @@
+r"""Log-volume :math:`\tfrac12 \log\det J^\top J` of a decoding map."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple, overload
+
+import torch
+from torch import Tensor
+
+from ..autodiff.products import Map
+from ..autodiff.settings import as_written
+from ..checks import check_choice, checks_arguments
+from ..errors import OptionError, ShapeError
+from .exact import exact_volume
+from .factoring import factor, warn_if_deficient
+from .lanczos import EstimatedVolume, lanczos_log_volume
+
+__all__ = ["DecodedVolume", "decode_and_log_volume", "log_volume", "matrix_log_volume"]
+
+METHODS = ("exact", "lanczos")
+
+
+class DecodedVolume(NamedTuple):
+    """A decoded batch (B, *) and the log-volume of the decoding map there, (B,) in nats."""
+
+    x: Tensor
+    log_volume: Tensor
+
+
+@overload
+def log_volume(
+    decode: Map, z: Tensor, chunk_size: int | None = None, *, method: Literal["exact"] = "exact"
+) -> Tensor: ...
+
+
+@overload
+def log_volume(
+    decode: Map,
+    z: Tensor,
+    chunk_size: int | None = None,
+    *,
+    method: Literal["lanczos"],
+    n_probes: int | None = None,
+    num_steps: int | None = None,
+) -> EstimatedVolume: ...
+
+
+@checks_arguments
+def log_volume(
+    decode: Map,
+    z: Tensor,
+    chunk_size: int | None = None,
+    *,
+    method: str = "exact",
+    n_probes: int | None = None,
+    num_steps: int | None = None,
+) -> Tensor | EstimatedVolume:
+    r"""Log-volume of a decoding map at a batch of latents, exact or estimated with its error.
+
+    .. math:: \tfrac12 \log\det\big(g'(z)^\top g'(z)\big) = \sum_i \log |R_{ii}|, \quad g'(z) = QR
+
+    With ``"exact"`` the Jacobian comes from :math:`d` Jacobian-vector products of the batch and is
+    factored by QR in float64. The Gram matrix :math:`J^\top J`, whose condition number is squared,
+    is never formed. Differentiable where gradients are enabled; evaluate under
+    ``torch.no_grad()``, where the memory is bounded whatever the batch. Register a network of
+    TorchScript as a module: through one that hides in a list, a dictionary or an object, forward
+    mode, which is taken without gradients, may lose tangents in silence.
+
+    With ``"lanczos"`` the Jacobian is not formed either. The value is estimated from
+    ``2 * n_probes * num_steps`` products and comes with a standard error, as
+    :func:`~normflows_injective.volume.lanczos.lanczos_log_volume` describes. It is for latents of
+    so many dimensions that the Jacobian does not fit, and for values only: train with a surrogate.
+
+    Args:
+        decode: Map :math:`g` of :math:`(B, *)` to :math:`(B, *)`, acting on each sample alone.
+        z: Latents of shape :math:`(B, *)` with :math:`d` elements per sample.
+        chunk_size: Number of tangents per pass. None bounds the memory by itself without
+            gradients, and with them, or with probes, takes all.
+        method: ``"exact"`` or ``"lanczos"``.
+        n_probes: Number of random directions of ``"lanczos"``, 2 or more; None takes 8.
+        num_steps: Number of steps of ``"lanczos"`` per direction, 4 or more; None takes 64.
+
+    Returns:
+        Log-volumes of shape :math:`(B,)` in nats, in the dtype of ``z`` but at least float32. With
+        ``"lanczos"`` an :class:`EstimatedVolume` ``(log_volume, standard_error)`` of two such
+        tensors, without a graph.
+
+    Raises:
+        NotInjectiveError: If the map lowers the dimension.
+        UnsupportedLayerError: If a layer behind ``decode`` has no per-sample Jacobian.
+        OptionError: If the method is unknown, or an option out of range or of another method.
+
+    Warns:
+        NumericalWarning: If a Jacobian is rank deficient to the precision it was computed in.
+
+    References:
+        Free-form injective flows, arXiv 2306.01843, eq. for the change of variables across
+        dimensions.
+
+    Examples:
+        >>> circle = lambda z: 2.0 * torch.cat([z.cos(), z.sin()], dim=1)
+        >>> log_volume(circle, torch.zeros(1, 1))  # log of the radius
+        tensor([0.6931])
+        >>> torus = lambda z: 2.0 * torch.cat([z.cos(), z.sin()], dim=1)
+        >>> log_volume(torus, torch.zeros(1, 500), method="lanczos").log_volume.round()
+        tensor([347.])
+    """
+    check_choice(method, METHODS, "method")
+    if method == "lanczos":
+        return lanczos_log_volume(decode, z, chunk_size, n_probes, num_steps)
+    if n_probes is not None or num_steps is not None:
+        raise OptionError(
+            "n_probes and num_steps are options of method='lanczos', but the method is 'exact', "
+            "which needs neither. Leave them out, or pass method='lanczos'."
+        )
+    return decode_and_log_volume(decode, z, chunk_size).log_volume
+
+
+@as_written
+@checks_arguments
+def decode_and_log_volume(
+    decode: Callable[..., Tensor],
+    z: Tensor,
+    chunk_size: int | None = None,
+    context: Tensor | None = None,
+) -> DecodedVolume:
+    r"""Decode a batch and give the exact log-volume from the same pass.
+
+    Without gradients the Jacobians of at most as many samples are held as fit into 128 MiB in
+    the dtype that they are factored in, and the others follow in further passes.
+
+    With gradients :math:`\partial V = \partial \langle J^\top \mathrm{SG}[J^{+\top}], I
+    \rangle` is used where a function of the map is not proved to have right derivatives beyond
+    the second. Only first derivatives exist then.
+
+    Args:
+        decode: As in :func:`log_volume`; with a context, called ``decode(z, context=context)``.
+        z: As in :func:`log_volume`.
+        chunk_size: As in :func:`log_volume`.
+        context: One row per sample, or None.
+
+    Returns:
+        :class:`DecodedVolume` ``(x, log_volume)``. Forward-mode derivatives by z are right.
+
+    Raises:
+        NotInjectiveError: If the map lowers the dimension.
+        UnsupportedLayerError: If a layer behind ``decode`` has no per-sample Jacobian.
+        ForwardModeError: If a tangent comes in by another way than z.
+
+    Examples:
+        >>> x, volume = decode_and_log_volume(lambda z: torch.cat([z, z], 1), torch.ones(1, 1))
+        >>> x, volume
+        (tensor([[1., 1.]]), tensor([0.3466]))
+    """
+    found = exact_volume(decode, z, chunk_size, context)
+    if found.x.shape[0] != z.shape[0]:
+        raise ShapeError(
+            f"decode must give one row for each of {z.shape[0]} latents, got {found.x.shape[0]}. "
+            "It must act on each sample alone."
+        )
+    warn_if_deficient(found.deficient)
+    kept = torch.promote_types(found.x.dtype, torch.float32)
+    return DecodedVolume(found.x, found.log_volume.to(kept))
+
+
+def matrix_log_volume(matrix: Tensor) -> Tensor:
+    r"""Half the log-determinant of the Gram matrix of tall matrices, by QR.
+
+    Args:
+        matrix: :math:`J` of shape :math:`(B, D, d)`, :math:`D \ge d`.
+
+    Returns:
+        :math:`\tfrac12 \log\det J^\top J` of shape :math:`(B,)` in nats, in float64 where the
+        device has it, else in float32.
+
+    Raises:
+        NotInjectiveError: If :math:`D < d`.
+
+    Warns:
+        NumericalWarning: If a matrix is rank deficient to the precision of its dtype.
+
+    Examples:
+        >>> matrix_log_volume(torch.tensor([[[3.0], [4.0]]])).exp()
+        tensor([5.0000], dtype=torch.float64)
+    """
+    factors = factor(matrix)
+    warn_if_deficient(factors.deficient)
+    return factors.log_volume
