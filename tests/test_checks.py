@@ -104,11 +104,17 @@ def test_one_number_in_place_of_a_tuple_says_how_to_write_it():
 
 def test_other_options():
     assert checks.check_choice("a", ("a", "b"), "kind") == "a"
+    assert checks.lookup("a", {"a": 1, "b": 2}, "kind") == 1
     assert checks.check_flag(np.bool_(False), "flag") is False
     assert checks.check_module(nn.Identity(), "net", "").__class__ is nn.Identity
     assert len(checks.check_modules(nn.ModuleList([nn.Identity()]), "flows")) == 1
     refusals = (
         (lambda: checks.check_choice(["a"], ("a",), "kind"), "kind must be one of a, got"),
+        (lambda: checks.lookup(["a"], {"a": 1}, "kind"), "kind must be one of a, got"),
+        (
+            lambda: checks.lookup("c", {"a": 1, "b": 2}, "kind", "an object or one of {}", "Try."),
+            "kind must be an object or one of a, b, got 'c'. Try.",
+        ),
         (lambda: checks.check_flag(1, "flag"), "flag must be True or False, got 1"),
         (lambda: checks.check_callable(nn.Linear, "net", "Build it."), "got the class Linear"),
         (lambda: checks.check_module(3, "net", "Build it."), r"got int\. Build it"),

@@ -36,6 +36,7 @@ from .options import (
     check_module,
     check_modules,
     check_shape,
+    lookup,
 )
 from .wording import describe
 
@@ -67,4 +68,5 @@ __all__ = [
     "is_number",
     "is_readable",
     "looks_first",
+    "lookup",
 ]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -19,28 +19,28 @@ __all__ = [
     "check_module",
     "check_modules",
     "check_shape",
+    "lookup",
 ]
+
+T = TypeVar("T")
 
 
 def check_choice(value: object, choices: Iterable[str], name: str) -> str:
-    """The name an option gives, or raise unless it is one of those it may have.
+    """Return the name an option gives, or raise OptionError unless it is one of the choices."""
+    return lookup(value, {choice: choice for choice in choices}, name)
 
-    Args:
-        value: What the caller gave, of any type.
-        choices: The names.
-        name: How the message calls the option.
 
-    Raises:
-        OptionError: If it is none of them.
+def lookup(
+    name: object, table: Mapping[str, T], what: str, expected: str = "one of {}", advice: str = ""
+) -> T:
+    """Return ``table[name]``, or raise OptionError that calls the option ``what`` it belongs to.
 
-    Examples:
-        >>> check_choice("rk4", ("euler", "rk4"), "solver")
-        'rk4'
+    Where the option may also be an object, ``expected`` says so: ``"one of {} or a function"``.
     """
-    known = list(choices)
-    if not (isinstance(value, str) and value in known):
-        raise OptionError(f"{name} must be one of {', '.join(known)}, got {describe(value)}.")
-    return value
+    if not (isinstance(name, str) and name in table):
+        message = f"{what} must be {expected.format(', '.join(table))}"
+        raise OptionError(named(message, name, advice))
+    return table[name]
 
 
 def check_flag(value: object, name: str) -> bool:

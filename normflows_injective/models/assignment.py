@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoints import load_checkpoint, save_checkpoint
-from ..checks import check_choice, check_count, check_finite, check_loss, checks_arguments_of
+from ..checks import check_count, check_finite, check_loss, checks_arguments_of, lookup
 from ..errors import UnsupportedModelError
 from ..flows.assignment.field import AssignmentField
 from ..flows.assignment.horizon import horizon_of
@@ -90,11 +90,9 @@ class AssignmentFlow(nn.Module):
         missing: bool = False,
     ) -> None:
         super().__init__()
-        check_choice(parametrisation, PARAMETRISATIONS, "parametrisation")
+        target = lookup(parametrisation, PARAMETRISATIONS, "parametrisation")()
         path = AssignmentPath(Simplices(num_variables, num_classes), horizon_of(horizon))
-        self.field = AssignmentField(
-            net, path, PARAMETRISATIONS[parametrisation](), features, missing
-        )
+        self.field = AssignmentField(net, path, target, features, missing)
         self.num_variables, self.num_classes = num_variables, self.simplices.class_counts
         self.parametrisation, self.features, self.missing = parametrisation, features, missing
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import torch
 
-from ...checks import check_probability, checks_arguments
+from ...checks import check_probability, checks_arguments, lookup
 from ...errors import OptionError
 from .integration import check_solver
 from .paths import HORIZONS, Horizon
@@ -148,14 +148,10 @@ def horizon_of(horizon: str | Horizon) -> Horizon:
     """
     if isinstance(horizon, Horizon):
         return horizon
-    if not (isinstance(horizon, str) and horizon in HORIZONS):
-        chosen = isinstance(horizon, HorizonChoice)
-        advice = " Of what choose_horizon returns, pass .horizon." if chosen else ""
-        raise OptionError(
-            f"horizon must be one of {', '.join(HORIZONS)}, an InfiniteHorizon or a "
-            f"FiniteHorizon, got {horizon!r}.{advice}"
-        )
-    return HORIZONS[horizon]()
+    chosen = isinstance(horizon, HorizonChoice)
+    advice = "Of what choose_horizon returns, pass .horizon." if chosen else ""
+    expected = "one of {}, an InfiniteHorizon or a FiniteHorizon"
+    return lookup(horizon, HORIZONS, "horizon", expected, advice)()
 
 
 def _end(horizon: Horizon, share: float) -> float:

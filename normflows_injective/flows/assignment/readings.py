@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from ...checks import check_choice
+from ...checks import lookup
 from .simplices import Simplices
 
 __all__ = ["Mixture", "Reading", "Rounding", "reading_of"]
@@ -101,8 +101,7 @@ def reading_of(name: str) -> Reading:
         >>> type(reading_of("mixture")).__name__
         'Mixture'
     """
-    check_choice(name, _READINGS, "reading")
-    return _READINGS[name]()
+    return lookup(name, _READINGS, "reading")()
 
 
 def _draw(weights: Tensor) -> Tensor:
