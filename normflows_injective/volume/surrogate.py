@@ -19,6 +19,7 @@ from ..host.first_data import is_cold
 from ..host.first_meeting import warm_up
 from ..host.refusals import refuse_unsupported
 from ..modules.behind import modules_of
+from .reconstruction import squared_error
 
 __all__ = [
     "Estimator",
@@ -149,8 +150,8 @@ def with_errors(
     """Add the errors of the reconstruction of x and, if there is a prior, of its cycle."""
     return SurrogateAndErrors(
         surrogate,
-        _squared_error(x, surrogate.reconstruction),
-        None if prior is None else _squared_error(prior, encode(decode(prior.clone()))),
+        squared_error(x, surrogate.reconstruction),
+        None if prior is None else squared_error(prior, encode(decode(prior.clone()))),
     )
 
 
@@ -162,12 +163,6 @@ def mean_inner(a: Tensor, b: Tensor) -> Tensor:
 def mean_over_probes(values: Tensor) -> Tensor:
     """Means (B,) of values (K, B)."""
     return values.mean(0) if values.shape[0] > 1 else values.squeeze(0)
-
-
-def _squared_error(a: Tensor, b: Tensor) -> Tensor:
-    # Summed without flattening, which would copy another memory format.
-    squares = (a - b).square()
-    return squares if squares.dim() == 1 else squares.sum(tuple(range(1, squares.dim())))
 
 
 def lifted(z: Tensor, x: Tensor) -> Tensor:
