@@ -93,7 +93,6 @@ class FreeFormInjection(Injection):
         Raises:
             ShapeError: If the data or the encoder's result have another shape than declared.
         """
-        check_event_shape(x, self.data_shape, "x")
         z: Tensor = self.encoder(x, **with_context(self.encoder, context))
         check_event_shape(z, self.latent_shape, "the encoder's output")
         return z
@@ -111,7 +110,6 @@ class FreeFormInjection(Injection):
         Raises:
             ShapeError: If the latents or the decoder's result have another shape than declared.
         """
-        check_event_shape(z, self.latent_shape, "z")
         x: Tensor = self.decoder(z, **with_context(self.decoder, context))
         check_event_shape(x, self.data_shape, "the decoder's output")
         return x

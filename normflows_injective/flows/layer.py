@@ -1,23 +1,40 @@
-"""What every layer of the package is: a flow of normflows that checks what it is given."""
+"""The base of all layers of the package: a flow of normflows that checks its arguments."""
 
 from __future__ import annotations
 
-import normflows as nf
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any
 
-from ..checks import checks_arguments_of
+import normflows as nf
+from torch import Tensor
+
+from ..checks import check_event_shape, checks_arguments_of
 
 __all__ = ["Layer"]
 
+# The methods whose first argument is checked, and the attribute with the event shape of that.
+_SHAPES = {
+    "forward": "latent_shape",
+    "decode": "latent_shape",
+    "decode_and_log_volume": "latent_shape",
+    "log_stretch": "latent_shape",
+    "inverse": "data_shape",
+    "encode": "data_shape",
+}
+
 
 class Layer(nf.flows.Flow):
-    """A flow whose public methods refuse by name what is no dense tensor of real numbers.
+    """A flow whose methods refuse by name a tensor of another kind or shape than their own.
 
-    The check is attached to the methods of every subclass where that is defined, so the methods
-    hold mathematics alone.
+    The checks are attached to the methods of every subclass where that is defined, so the methods
+    hold mathematics alone. ``latent_shape`` and ``data_shape`` are event shapes, or None where
+    they are not known; a layer that keeps the shape may give ``shape`` instead.
 
     Examples:
         >>> import torch
         >>> class Twice(Layer):
+        ...     shape = (3,)
         ...     def forward(self, z, context=None):
         ...         return 2 * z, z.new_full((len(z),), z[0].numel() * torch.tensor(2.0).log())
         >>> Twice()(None)
@@ -25,9 +42,41 @@ class Layer(nf.flows.Flow):
             ...
         normflows_injective.errors.DtypeError: z must be a torch.Tensor, got NoneType. Convert it \
 with torch.as_tensor.
+        >>> Twice()(torch.zeros(1, 2))
+        Traceback (most recent call last):
+            ...
+        normflows_injective.errors.ShapeError: z must have shape (B, 3), got (1, 2).
     """
 
     def __init_subclass__(cls) -> None:
-        """Attach the check."""
+        """Attach the checks."""
         super().__init_subclass__()
+        for name, side in _SHAPES.items():
+            method = vars(cls).get(name)
+            if method is not None and not getattr(method, "__isabstractmethod__", False):
+                setattr(cls, name, _of_shape(method, side))
         checks_arguments_of(cls)
+
+
+def _of_shape(method: Callable[..., Any], side: str) -> Callable[..., Any]:
+    """A method that refuses a first argument whose event shape is not the layer's."""
+    name = "z" if side == "latent_shape" else "x"
+
+    @wraps(method)
+    def checked(layer: Layer, *args: Any, **kwargs: Any) -> Any:
+        batch = args[0] if args else kwargs.get(name)
+        if isinstance(batch, Tensor):
+            check_event_shape(batch, _declared(layer, side), name)
+        return method(layer, *args, **kwargs)
+
+    return checked
+
+
+def _declared(layer: Layer, side: str) -> Sequence[int] | None:
+    # Not by getattr of the layer: torch writes a message for every attribute that is missing.
+    held, kind = vars(layer), type(layer)
+    for key in (side, "shape"):
+        shape: Any = held.get(key) or getattr(kind, key, None)
+        if isinstance(shape, (tuple, list)):
+            return shape
+    return None

@@ -7,7 +7,6 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_event_shape
 from ..volume.log_volumes import DecodedVolume, matrix_log_volume
 from .injection import Injection
 from .shapes import check_raises_dimension
@@ -51,14 +50,12 @@ class LinearInjection(Injection):
 
     def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Project orthogonally, :math:`A^\dagger (x - b)`; x of shape (B, D), result (B, d)."""
-        check_event_shape(x, self.data_shape, "x")
         # A = QR gives A^+ = R^{-1} Q^T without squaring the condition number.
         q, r = torch.linalg.qr(self.weight)
         return torch.linalg.solve_triangular(r, ((x - self.bias) @ q).T, upper=True).T
 
     def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Embed, :math:`A z + b`; z of shape (B, d), result (B, D)."""
-        check_event_shape(z, self.latent_shape, "z")
         return z @ self.weight.T + self.bias
 
     def decode_and_log_volume(self, z: Tensor, context: Tensor | None = None) -> DecodedVolume:
@@ -97,12 +94,10 @@ class Pad(Injection):
 
     def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Keep the first d coordinates; x of shape (B, D), result (B, d)."""
-        check_event_shape(x, self.data_shape, "x")
         return x[:, : self.latent_dim]
 
     def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Append zeros; z of shape (B, d), result (B, D)."""
-        check_event_shape(z, self.latent_shape, "z")
         return nn.functional.pad(z, (0, self._extra_dim))
 
     def decode_and_log_volume(self, z: Tensor, context: Tensor | None = None) -> DecodedVolume:
