@@ -21,7 +21,7 @@ from ..volume.log_volumes import DecodedVolume
 from .injection import Injection
 from .joint import joint_decode, joint_decode_and_log_volume, joint_encode
 from .stacking import check_composite
-from .surfaces.surface import is_exact
+from .surfaces.surface import Surface, is_exact, surface_of
 
 __all__ = ["InjectiveComposite"]
 
@@ -91,6 +91,10 @@ class InjectiveComposite(Injection):
         self.measure = last.measure if self.is_exact else "hausdorff"
         self.takes_context = any(takes_context(flow) for flow in self.flows)
         self.needs_context = any(needs_context(flow) for flow in self.flows)
+
+    def surface(self, before: Surface | None = None) -> Surface:
+        """The surface that the last layer leads to, or an image where none is known."""
+        return surface_of(self.flows)
 
     def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Encode through all layers; x of shape (B, *), result (B, *)."""

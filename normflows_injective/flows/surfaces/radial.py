@@ -21,7 +21,7 @@ from ...checks import (
 from ...errors import ContextError, OffManifoldError, OptionError, ShapeError
 from ..gauges.gauge import Gauge
 from .on_sphere import TOLERANCE, check_policy, refuse_off_orthant, unit_vectors
-from .surface import SurfaceMap, check_measure
+from .surface import Surface, SurfaceMap, check_measure
 
 __all__ = ["Level", "RadialSurface"]
 
@@ -94,12 +94,18 @@ class RadialSurface(SurfaceMap):
         self.needs_context = gauge.needs_context or self.level.from_context is not None
 
     latent_shape: tuple[int, ...] | None = None
-    data_shape: tuple[int, ...] | None = None
 
     @property
     def level_from_context(self) -> FromContext | None:
         """How the level is read from a context."""
         return self.level.from_context
+
+    def surface(self, before: Surface | None = None) -> Surface:
+        """The level set, or an image where every context has a level set of its own."""
+        declared = super().surface(before)
+        if self.needs_context:
+            return declared
+        return declared._replace(kind="level_set", gauge=self.gauge, level=self.level.level)
 
     def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Points (B, D) of the sphere to points (B, D) of the surface."""

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from ...checks import check_choice, check_event_shape, check_positive, is_readable
 from ...errors import OffManifoldError
+from ..gauges.hyperplane import HyperplaneGauge
 from .on_simplex import closed_parts
 from .on_sphere import check_policy, refuse_off_orthant, unit_vectors
 from .simplex_coordinates import COORDINATES
 from .sphere import check_dim
-from .surface import Chart, SurfaceMap, check_measure
+from .surface import Chart, Surface, SurfaceMap, check_measure
 
 __all__ = ["SimplexFromOrthant", "SimplexStickBreaking"]
 
@@ -91,6 +92,10 @@ class SimplexStickBreaking(Chart):
         self.latent_shape, self.data_shape = (dim - 1,), (dim,)
         self._coordinates = COORDINATES[kind]
         self._log_factor = _log_factor(dim, measure, total)
+
+    def surface(self, before: Surface | None = None) -> Surface:
+        """The simplex of its total."""
+        return _simplex(self)
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Coordinates (B, K - 1) to parts (B, K), with the log-volume (B,) in nats."""
@@ -207,6 +212,10 @@ class SimplexFromOrthant(SurfaceMap):
         self._map = _ORTHANT_MAPS[kind]
         self._log_factor = _log_factor(dim, measure, total)
 
+    def surface(self, before: Surface | None = None) -> Surface:
+        """The simplex of its total."""
+        return _simplex(self)
+
     def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Points (B, K) of the orthant to parts (B, K)."""
         return self.total * self._map.to_parts(self._directions(z))
@@ -243,6 +252,11 @@ def _log_factor(dim: int, measure: str, total: float) -> float:
     """What the total and the measure add to the log-volume on the first K - 1 parts."""
     area = 0.5 * math.log(dim) if measure == "hausdorff" else 0.0
     return (dim - 1) * math.log(total) + area
+
+
+def _simplex(layer: SimplexStickBreaking | SimplexFromOrthant) -> Surface:
+    gauge = HyperplaneGauge(torch.ones(layer.dim))
+    return Surface("simplex", gauge, float(layer.total), layer.dim, layer.measure)
 
 
 def _options(layer: SimplexStickBreaking | SimplexFromOrthant) -> str:

@@ -14,19 +14,60 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import normflows as nf
 from torch import Tensor, nn
 
 from ...checks import check_choice
 from ...volume.log_volumes import DecodedVolume
+from ..gauges.gauge import Gauge
 from ..injection import Injection
 from ..layer import Layer
 
-__all__ = ["Chart", "SurfaceMap", "check_measure", "is_exact"]
+__all__ = ["Chart", "Surface", "SurfaceMap", "check_measure", "is_exact", "surface_of"]
 
 
-class Chart(Injection):
+class Surface(NamedTuple):
+    r"""A surface that layers lead to, as :func:`surface_of` tells it.
+
+    Attributes:
+        kind: ``"sphere"`` (unit vectors), ``"orthant"`` (positive unit vectors), ``"level_set"``
+            (of a gauge), ``"simplex"`` (positive parts of a given sum) or ``"image"``, of which
+            nothing is known but the layers.
+        gauge: The gauge whose level set it is, or None.
+        level: The level of that gauge, or None.
+        dim: The dimension :math:`D` of the space around it, or None if no layer declares it.
+        measure: The measure that densities on it are against.
+    """
+
+    kind: str
+    gauge: Gauge | None = None
+    level: float | None = None
+    dim: int | None = None
+    measure: str = "hausdorff"
+
+
+class SurfaceLayer(Layer, ABC):
+    """A layer that leads to a known surface, which ``codomain`` or :meth:`surface` tells."""
+
+    codomain: str = "surface"
+    measure: str = "hausdorff"
+    # Whether it maps its domain to itself whatever its parameters are.
+    keeps_surface: bool = False
+    data_shape: Sequence[int] | None = None
+
+    def surface(self, before: Surface | None = None) -> Surface:
+        """The surface that it leads to from another one, or from coordinates."""
+        dim = self.data_shape[0] if self.data_shape else before.dim if before else None
+        if self.codomain in ("sphere", "orthant"):
+            return Surface(self.codomain, dim=dim, measure=self.measure)
+        if self.keeps_surface and before is not None:
+            return before
+        return Surface("image", dim=dim, measure=self.measure)
+
+
+class Chart(SurfaceLayer, Injection):
     r"""An injection onto a known surface, with an exact inverse and a closed-form log-volume.
 
     A subclass gives :meth:`forward` and :meth:`inverse`, whose log-dets are opposite at matching
@@ -46,8 +87,6 @@ class Chart(Injection):
         tensor([[1., 0.]])
     """
 
-    codomain: str = "surface"
-    measure: str = "hausdorff"
     is_exact = True
 
     @abstractmethod
@@ -71,7 +110,7 @@ class Chart(Injection):
         return DecodedVolume(*self.forward(z, context))
 
 
-class SurfaceMap(Layer, ABC):
+class SurfaceMap(SurfaceLayer):
     r"""A bijection between two surfaces of one ambient space.
 
     ``forward`` returns the logarithm of the factor by which it stretches surface measure, as
@@ -92,12 +131,8 @@ class SurfaceMap(Layer, ABC):
     """
 
     domain: str = "sphere"
-    codomain: str = "surface"
-    measure: str = "hausdorff"
     takes_context: bool = False
     needs_context: bool = False
-    # Whether it maps its domain to itself whatever its parameters are.
-    keeps_surface: bool = False
 
     @abstractmethod
     def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
@@ -119,6 +154,17 @@ class SurfaceMap(Layer, ABC):
         """Points (B, D) of the codomain to the domain, with minus the log-factor (B,) in nats."""
         z = self.encode(x, context=context)
         return z, -self.log_stretch(z, context=context)
+
+
+def surface_of(flows: Sequence[nf.flows.Flow] | nn.ModuleList) -> Surface:
+    """The surface that layers from the first injection on lead to, as the last of them tells."""
+    if not is_exact(flows):
+        return Surface("image")
+    first: Any = flows[0]
+    surface: Surface = first.surface()
+    for flow in list(flows)[1:]:
+        surface = flow.surface(surface)
+    return surface
 
 
 def is_exact(flows: Sequence[nf.flows.Flow] | nn.ModuleList) -> bool:
