@@ -27,9 +27,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from composition_models import Array, Fit, models
 from matplotlib.lines import Line2D
-from ternary import corners, lattice, regions, scatter
+from support.composition_models import Array, Fit, models
+from support.ternary import corners, lattice, regions, scatter
 
 FOLDS, REFERENCE = 10, "logistic-normal"
 DEPTHS = {12.0: "#e66101", 30.0: "#1b9e77", 90.0: "#5e3c99"}

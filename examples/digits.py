@@ -15,10 +15,10 @@ from pathlib import Path
 
 import normflows as nf
 import torch
-from baselines import pca_error
-from figures import write_image_figures
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
+from support.baselines import pca_error
+from support.figures import write_image_figures
 from torch import Tensor, nn
 from tqdm import trange
 

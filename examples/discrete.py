@@ -22,10 +22,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from discrete_baselines import Tree, mutual_informations, nearest
-from discrete_data import TABLES, Images, Table, read_digits, read_mnist, read_table
-from discrete_figures import draw_images, draw_informations
-from discrete_training import Budget, Fitted, fit, judge, shown
+from support.discrete_baselines import Tree, mutual_informations, nearest
+from support.discrete_data import TABLES, Images, Table, read_digits, read_mnist, read_table
+from support.discrete_figures import draw_images, draw_informations
+from support.discrete_training import Budget, Fitted, fit, judge, shown
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 

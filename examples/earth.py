@@ -23,9 +23,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from earth_data import SETS, Splits, read_events, split
-from globe import draw_globes
-from sphere_mixture import fit_kernels, fit_mixture
+from support.earth_data import SETS, Splits, read_events, split
+from support.globe import draw_globes
+from support.sphere_mixture import fit_kernels, fit_mixture
 from torch import Tensor, nn
 from tqdm import trange
 

@@ -18,8 +18,8 @@ from pathlib import Path
 import normflows as nf
 import numpy as np
 import torch
-from baselines import pca_error
-from figures import write_image_figures
+from support.baselines import pca_error
+from support.figures import write_image_figures
 from torch import Tensor, nn
 from tqdm import tqdm
 

@@ -26,8 +26,11 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from level_set_oracles import Reference, anneal, gaussian_reference, uniform_evidence
-from level_sets import (
+from matplotlib.axes import Axes
+from sklearn.datasets import load_diabetes
+from sklearn.linear_model import LassoCV, lars_path
+from support.level_set_oracles import Reference, anneal, gaussian_reference, uniform_evidence
+from support.level_sets import (
     Array,
     GaussianLikelihood,
     LevelRange,
@@ -36,9 +39,6 @@ from level_sets import (
     weighted_quantiles,
     weighted_samples,
 )
-from matplotlib.axes import Axes
-from sklearn.datasets import load_diabetes
-from sklearn.linear_model import LassoCV, lars_path
 
 import normflows_injective as nfi
 

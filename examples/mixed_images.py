@@ -17,8 +17,8 @@ from pathlib import Path
 
 import normflows as nf
 import torch
-from figures import write_image_figures
 from images import BATCH, LATENT_DIM, NLL_IMAGES, SHAPE, evaluate, load, train
+from support.figures import write_image_figures
 from torch import nn
 
 import normflows_injective as nfi

@@ -25,8 +25,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from ambient_chains import Chains, metropolis
-from level_sets import (
+from sklearn.linear_model import lars_path
+from support.ambient_chains import Chains, metropolis
+from support.level_sets import (
     Array,
     GaussianLikelihood,
     LevelRange,
@@ -36,8 +37,7 @@ from level_sets import (
     weighted_quantiles,
     weighted_samples,
 )
-from objective_bayes_figure import PENALTIES, Band, Conditioned, draw
-from sklearn.linear_model import lars_path
+from support.objective_bayes_figure import PENALTIES, Band, Conditioned, draw
 
 import normflows_injective as nfi
 

@@ -20,8 +20,8 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from tables import TableError, Tables, read_tables
-from tabular_models import (
+from support.tables import TableError, Tables, read_tables
+from support.tabular_models import (
     GaussianVAE,
     TrainingPlan,
     autoencoder_model,
@@ -31,7 +31,7 @@ from tabular_models import (
     train,
     two_step_model,
 )
-from tabular_scores import Candidate, Scores, markdown_table, score
+from support.tabular_scores import Candidate, Scores, markdown_table, score
 from torch import Tensor
 
 import normflows_injective as nfi

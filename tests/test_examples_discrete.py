@@ -20,7 +20,7 @@ EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 @pytest.fixture
 def baselines(monkeypatch):
-    monkeypatch.syspath_prepend(str(EXAMPLES))
+    monkeypatch.syspath_prepend(str(EXAMPLES / "support"))
     import discrete_baselines
 
     return discrete_baselines
@@ -28,7 +28,7 @@ def baselines(monkeypatch):
 
 @pytest.fixture
 def data(monkeypatch):
-    monkeypatch.syspath_prepend(str(EXAMPLES))
+    monkeypatch.syspath_prepend(str(EXAMPLES / "support"))
     import discrete_data
 
     return discrete_data

@@ -6,7 +6,8 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from level_sets import Array, GaussianLikelihood
+
+from .level_sets import Array, GaussianLikelihood
 
 __all__ = ["Reference", "anneal", "gaussian_reference", "uniform_evidence"]
 

@@ -12,7 +12,8 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
-from level_sets import Array
+
+from .level_sets import Array
 
 __all__ = ["PENALTIES", "Band", "Conditioned", "draw"]
 

@@ -12,8 +12,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 from einops import rearrange
-from figures import image_grid
 from torch import Tensor
+
+from .figures import image_grid
 
 __all__ = ["draw_images", "draw_informations"]
 

@@ -15,11 +15,12 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from earth_data import on_sphere
 from PIL import Image
 from torch import Tensor
 
 import normflows_injective as nfi
+
+from .earth_data import on_sphere
 
 __all__ = ["View", "draw_globes"]
 
