@@ -15,6 +15,7 @@ from .models.exact_likelihood import ExactLikelihood
 from .models.injective import InjectiveNormalizingFlow
 from .models.loss_module import ForwardKLD
 from .models.surrogate_likelihood import LossTerms, SurrogateLikelihood, SurrogateTerms
+from .models.training_term import TrainingTerm
 from .registration import register
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "LossTerms",
     "SurrogateLikelihood",
     "SurrogateTerms",
+    "TrainingTerm",
     "__version__",
     "diagnostics",
     "distributions",
@@ -44,6 +46,5 @@ def __getattr__(name: str) -> _ModuleType:
 
 
 def __dir__() -> list[str]:
-    """What editors complete, with the components for Pyro where it is installed."""
-    names = set(globals())
-    return sorted(names | {"pyro"} if _find_spec("pyro") else names)
+    """The names that editors complete: public ones, with ``pyro`` where it is installed."""
+    return sorted({*__all__, "pyro"} if _find_spec("pyro") else __all__)

@@ -137,7 +137,7 @@ assert pyro is nfi.pyro
 
 # By namespace, with room for no more names than these.
 LIMITS = {
-    "": 11,
+    "": 12,
     "diagnostics": 12,
     "distributions": 6,
     "errors": 26,

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..autodiff.gradients import out_of_inference
 from ..autodiff.jacobians import jacobian, jacobian_by_rows
 from ..errors import UnsupportedModelError
-from ..flows.joint import joint_decode, joint_encode
+from ..flows.split import joint_decode, joint_encode
 from ..flows.stack import LayerStack
 from ..modules.precision import as_factored
 from ..volume.log_volumes import matrix_log_volume
@@ -73,7 +73,9 @@ def measure_bias(stack: LayerStack, x: Tensor, context: Tensor | None) -> Surrog
         True
     """
     refuse_closed_form(stack)
-    parameters: list[Tensor] = [p for p in stack.composite.parameters() if p.requires_grad]
+    parameters: list[Tensor] = [
+        p for flow in stack.composite for p in flow.parameters() if p.requires_grad
+    ]
     context = None if context is None else out_of_inference(context)
     encode = partial(joint_encode, stack.composite, context=context)
     decode = partial(joint_decode, stack.composite, context=context)

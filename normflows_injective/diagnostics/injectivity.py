@@ -13,7 +13,7 @@ from torch import Tensor
 from ..autodiff.jacobians import basis_of, jacobian, jacobian_by_rows
 from ..checks import check_count, check_finite, checks_arguments
 from ..errors import OptionError
-from ..flows.joint import joint_decode, joint_encode
+from ..flows.split import joint_decode, joint_encode
 from ..host.calls import summed_inverse
 from ..models.injective import InjectiveNormalizingFlow
 from ..modules.precision import as_factored

@@ -19,7 +19,7 @@ from ..host.context import (
 from ..host.first_data import refuse_single_sample
 from ..volume.log_volumes import DecodedVolume
 from .injection import Injection
-from .joint import joint_decode, joint_decode_and_log_volume, joint_encode
+from .split import Passes, joint_decode, joint_decode_and_log_volume, joint_encode
 from .stacking import check_composite
 from .surfaces.surface import Surface, is_exact, surface_of
 
@@ -125,11 +125,16 @@ class InjectiveComposite(Injection):
         if self.likelihood is None or not (self.training and torch.is_grad_enabled()):
             return super().inverse(x, context)
         with self.likelihood.training_loss(self):
-            terms = self.likelihood(
-                x, partial(self.encode, context=context), partial(self.decode, context=context)
-            )
+            terms = self.likelihood.terms(x, self._passes(context))
             self.likelihood.watch(self, x, terms)
             return terms.z, -self.likelihood.loss(terms, torch.zeros_like(terms.volume))
+
+    def _passes(self, context: Tensor | None) -> Passes:
+        return Passes(
+            partial(self.encode, context=context),
+            partial(self.decode, context=context),
+            partial(self.decode_and_log_volume, context=context),
+        )
 
     def _check(self, batch: Tensor, context: Tensor | None) -> None:
         # A host container may hand on a context that no layer in here takes.

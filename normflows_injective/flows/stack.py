@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import normflows as nf
@@ -10,43 +11,31 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import describe
-from ..errors import OptionError, ShapeError, UnsupportedLayerError, UnsupportedModelError
-from ..host.calls import summed_forward, summed_inverse
+from ..errors import OptionError, ShapeError, UnsupportedModelError
 from ..host.copies import on_trial
 from ..host.first_data import refuse_single_sample
 from ..host.first_meeting import meet_first_data
 from ..modules.random_numbers import OwnRandomNumbers
 from .free_form import FreeFormInjection
-from .injection import Injection
-from .joint import (
-    joint_decode,
-    joint_decode_and_log_volume,
-    joint_encode,
-    joint_encode_and_log_volume,
-)
 from .shapes import Reshape
+from .split import (
+    joint_decode,
+)
 from .stacking import check_composite
 from .surfaces.surface import is_exact
 
 __all__ = ["LayerStack", "context_rows", "context_shape", "flatten_events"]
 
-_STOCHASTIC = (nf.flows.MetropolisHastings, nf.flows.HamiltonianMonteCarlo, nf.flows.BatchNorm)
+from ..host.calls import OneWayLayerError
+from ..host.refusals import refuse_stochastic
+from ..volume.reconstruction import squared_error
+from .split import Stack, split
 
 
 class LayerStack(nn.Module):
-    """Layers from latent to data, split at their first injection.
+    """A stack as a module, for hosts that hand over lists of layers.
 
-    Log-dets of the layers before it add; everything from it to the data is one map with one
-    log-volume. Layers without an inverse are allowed: they can draw, but not score what others
-    drew.
-
-    Args:
-        flows: A layer or several of them.
-
-    Raises:
-        OptionError: If there is none, or something is no layer.
-        UnsupportedLayerError: If a layer is stochastic, couples the samples of a batch, or stands
-            where it makes the density wrong.
+    Layers without an inverse are allowed: they can draw, but not score what others drew.
 
     Examples:
         >>> stack = LayerStack([nf.flows.Permute(3, "swap")])
@@ -60,16 +49,20 @@ class LayerStack(nn.Module):
         self._latents: tuple[int, ...] | None = None
         self.flows = nn.ModuleList(_listed(flows))
         for flow in self.flows:
-            _check_layer(flow)
-        first = [i for i, flow in enumerate(self.flows) if isinstance(flow, Injection)]
-        self.num_latent = first[0] if first else len(self.flows)
-        if first:
+            refuse_stochastic(flow)
+        self.num_latent = len(self.parts.latent_block)
+        if self.raises_dimension:
             check_composite(self.composite)
 
     @property
-    def composite(self) -> nn.ModuleList:
+    def parts(self) -> Stack:
+        """The layers as a stack."""
+        return split(self.flows)
+
+    @property
+    def composite(self) -> Sequence[nf.flows.Flow]:
         """The layers from the first injection on."""
-        return self.flows[self.num_latent :]
+        return self.parts.composite
 
     @property
     def raises_dimension(self) -> bool:
@@ -79,8 +72,8 @@ class LayerStack(nn.Module):
     @property
     def is_learned(self) -> bool:
         """Whether the manifold is one that only an encoder knows."""
-        behind = [module for flow in self.composite for module in flow.modules()]
-        return any(isinstance(module, FreeFormInjection) for module in behind)
+        modules = (module for flow in self.composite for module in flow.modules())
+        return any(isinstance(module, FreeFormInjection) for module in modules)
 
     @property
     def is_closed_form(self) -> bool:
@@ -88,78 +81,49 @@ class LayerStack(nn.Module):
         return not self.raises_dimension or is_exact(self.composite)
 
     def push(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Send latents (B, *) to the data, with the log-volume (B,) in nats.
-
-        Raises:
-            ShapeError: If a layer would initialise itself on one sample.
-        """
+        """Send latents (B, *) to the data, with the log-volume (B,) in nats."""
         refuse_single_sample(self.modules(), z)
-        return self.after_samples(z, context)._push(z, context)
+        return self.after_samples(z, context).parts.push(z, context)
+
+    def pull(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Send data (B, *) to the latents, with the log-volume (B,) that push gives there."""
+        refuse_single_sample(self.modules(), x)
+        return self.after_data(x, context)._pull(x, context)
+
+    def project(self, x: Tensor, context: Tensor | None) -> Tensor:
+        """Send data (B, *) to the points of the image that their coordinates lead to."""
+        return self.after_data(x, context).parts.project(x, context)
 
     def after_samples(self, z: Tensor, context: Tensor | None) -> LayerStack:
-        """As :meth:`after_data`, for latents (B, *) that were drawn."""
+        """As after_data, for latents (B, *) that were drawn."""
 
         def first(stack: LayerStack) -> Tensor:
-            x, log_volume = stack._push(z, context)
+            x, log_volume = stack.parts.push(z, context)
             return x.flatten(1).sum(1) + log_volume
 
         return meet_first_data(self, first, on_samples=True)
-
-    def _push(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        latents = self.flows[: self.num_latent]
-        z, log_det = summed_forward(latents, z, context)
-        if not self.raises_dimension:
-            return z, log_det
-        x, log_volume = joint_decode_and_log_volume(self.composite, z, context)
-        return x, log_det + log_volume
-
-    def pull(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Send data (B, *) to the latents, with the log-volume (B,) that :meth:`push` gives there.
-
-        Raises:
-            UnsupportedModelError: If a layer has no inverse.
-            ShapeError: If a layer would initialise itself on one sample.
-        """
-        refuse_single_sample(self.modules(), x)
-        return self.after_data(x, context)._pull(x, context)
 
     def after_data(self, x: Tensor, context: Tensor | None) -> LayerStack:
         """The layers, having met data (B, *) if they had yet to, or a copy if that went wrong."""
 
         def first(stack: LayerStack) -> Tensor:
             z, log_volume = stack._pull(x, context)
-            error = x - joint_decode(stack.flows, z.clone(), context)
-            return error.flatten(1).square().sum(1) + log_volume
+            reconstruction = joint_decode(stack.parts.all, z.clone(), context)
+            return squared_error(x, reconstruction) + log_volume
 
         return meet_first_data(self, first)
 
-    def _pull(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        log_volume = x.new_zeros(len(x))
-        if self.raises_dimension:
-            x, log_volume = joint_encode_and_log_volume(self.composite, x.clone(), context)
-        z, log_det = self._inverse(x, context)
-        return z, log_volume - log_det
-
-    def project(self, x: Tensor, context: Tensor | None) -> Tensor:
-        """Send data (B, *) to the points of the image that their coordinates lead to."""
-        stack = self.after_data(x, context)
-        z = joint_encode(stack.composite, x.clone(), context)
-        return joint_decode(stack.composite, z, context)
-
     def shape_of_data(self, shape: Iterable[int], event_dim: int) -> torch.Size:
         """Shape (*batch, *event') of data for latents (*batch, *event)."""
-        batch, event = _split(shape, event_dim)
-        return torch.Size((*batch, *self._event_shapes(event)[1]))
+        batch, event = _split_shape(shape, event_dim)
+        return torch.Size((*batch, *self._data_shape(event)))
 
     def shape_of_latents(self, shape: Iterable[int], event_dim: int) -> torch.Size:
-        """Shape (*batch, *event) of latents for data (*batch, *event').
-
-        Raises:
-            ShapeError: If the layers lead to other events, or declare no shape.
-        """
-        batch, event = _split(shape, event_dim)
+        """Shape (*batch, *event) of latents for data (*batch, *event')."""
+        batch, event = _split_shape(shape, event_dim)
         if self.raises_dimension:
-            latent, data = self._event_shapes(self._latent_shape())
+            latent = self._latent_shape()
+            data = self._data_shape(latent)
             if data != event:
                 raise ShapeError(f"The layers lead to events of shape {data}, got {event}.")
             return torch.Size((*batch, *latent))
@@ -167,27 +131,25 @@ class LayerStack(nn.Module):
             return torch.Size((*batch, *event))
         return torch.Size((*batch, *self._tried(LayerStack.pull, event)))
 
-    def _event_shapes(self, event: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def _data_shape(self, event: tuple[int, ...]) -> tuple[int, ...]:
         if not self.raises_dimension and not self._reshapes():
-            return event, event
+            return event
         # Distributions ask at every call; layers do not change their shapes.
         if event not in self._shapes:
             self._shapes[event] = self._tried(LayerStack.push, event)
-        return event, self._shapes[event]
+        return self._shapes[event]
 
     def _latent_shape(self) -> tuple[int, ...]:
         if self._latents is None:
-            self._latents = self._found_latent_shape()
+            first = self.composite[0]
+            declared = getattr(first, "latent_shape", None)
+            if declared is None:
+                raise ShapeError(
+                    f"{type(first).__name__} does not declare its latent_shape, so the shape of "
+                    "its latents is not known. Set the attribute latent_shape."
+                )
+            self._latents = self._tried(LayerStack._pull_latents, tuple(declared))
         return self._latents
-
-    def _found_latent_shape(self) -> tuple[int, ...]:
-        inner = getattr(self.composite[0], "latent_shape", None)
-        if inner is None:
-            raise ShapeError(
-                f"{type(self.composite[0]).__name__} does not declare its latent_shape, so the "
-                "shape of its latents is not known. Set the attribute latent_shape."
-            )
-        return self._tried(LayerStack._inverse, tuple(inner))
 
     def _tried(self, method: Callable[..., Any], event: tuple[int, ...]) -> tuple[int, ...]:
         """Event shape that a method makes of another, found out by a copy of the layers."""
@@ -203,20 +165,25 @@ class LayerStack(nn.Module):
         like = next(self.parameters(), torch.empty(0))
         return torch.randn(2, *event, dtype=like.dtype, device=like.device)
 
-    def _inverse(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        log_det = x.new_zeros(len(x))
-        for flow in reversed(self.flows[: self.num_latent]):
-            try:
-                x, term = summed_inverse([flow], x, context)
-            except NotImplementedError as error:
-                raise UnsupportedModelError(
-                    f"{type(flow).__name__} has no inverse, so only values that were just drawn "
-                    "through it have a density: it serves in a guide, not as a likelihood or "
-                    "prior of given values. Use an invertible layer such as "
-                    "nf.flows.AffineCouplingBlock."
-                ) from error
-            log_det = log_det + term
-        return x, log_det
+    def _pull(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        with _naming_one_way_layers():
+            return self.parts.pull(x, context)
+
+    def _pull_latents(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        with _naming_one_way_layers():
+            return self.parts.to_base(z, z.new_zeros(z.shape[0]), context)
+
+
+@contextmanager
+def _naming_one_way_layers() -> Iterator[None]:
+    try:
+        yield
+    except OneWayLayerError as error:
+        raise UnsupportedModelError(
+            f"{type(error.layer).__name__} has no inverse, so only values that were just drawn "
+            "through it have a density: it serves in a guide, not as a likelihood or prior of "
+            "given values. Use an invertible layer such as nf.flows.AffineCouplingBlock."
+        ) from error
 
 
 def flatten_events(
@@ -253,7 +220,7 @@ def flatten_events(
     return mapped.view(*batch_shape, *mapped.shape[1:]), log_det.view(batch_shape)
 
 
-def _split(shape: Iterable[int], event_dim: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _split_shape(shape: Iterable[int], event_dim: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     shape = tuple(shape)
     if len(shape) < event_dim:
         raise ShapeError(f"Values need at least {event_dim} dimensions, got shape {shape}.")
@@ -306,12 +273,3 @@ def _listed(flows: Any) -> Sequence[nf.flows.Flow]:
         parts = [f._flows if type(f) is nf.flows.Composite else [f] for f in listed]
         listed = [flow for part in parts for flow in part]
     return listed
-
-
-def _check_layer(flow: nf.flows.Flow) -> None:
-    for module in flow.modules():
-        if isinstance(module, _STOCHASTIC):
-            raise UnsupportedLayerError(
-                f"{type(module).__name__} is no map of each sample by itself, so it has no "
-                "density. Use nf.flows.ActNorm for normalisation, or Pyro's own samplers."
-            )

@@ -10,7 +10,7 @@ from torch import nn
 from ..errors import NotInjectiveError, UnsupportedLayerError
 from ..host.calls import Flows
 from ..host.context import built_for_context, context_keyword
-from ..host.refusals import refuse_unsupported
+from ..host.refusals import refuse_one_way, refuse_unsupported
 from .injection import Injection
 from .surfaces.sphere import InChart
 from .surfaces.surface import SurfaceMap, is_exact
@@ -83,16 +83,7 @@ be encoded through it. Use an invertible layer such as nf.flows.AffineCouplingBl
             f"{type(flow).__name__} has no keyword context, but holds a layer that was built for "
             "one: it would answer as if there were none. List that layer in flows= directly."
         )
-    for module in flow.modules():
-        one_way_planar = isinstance(module, nf.flows.Planar) and module.act != "leaky_relu"
-        inherits = isinstance(module, nf.flows.Flow) and (
-            type(module).inverse is nf.flows.base.Flow.inverse
-        )
-        if one_way_planar or inherits:
-            raise UnsupportedLayerError(
-                f"{type(module).__name__} has no inverse, so no data can be encoded through it. "
-                "Use an invertible layer such as nf.flows.AffineCouplingBlock."
-            )
+    refuse_one_way(flow)
 
 
 # A codomain with the domains that it may serve as: the orthant is a part of the sphere.

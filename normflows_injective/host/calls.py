@@ -13,10 +13,18 @@ from ..errors import ShapeError
 from .context import with_context
 from .first_data import is_cold
 
-__all__ = ["Flows", "call_layer", "summed_forward", "summed_inverse"]
+__all__ = ["Flows", "OneWayLayerError", "call_layer", "summed_forward", "summed_inverse"]
 
 
 Flows = Sequence[nf.flows.Flow] | nn.ModuleList
+
+
+class OneWayLayerError(NotImplementedError):
+    """A layer that lacks the direction in which it was called."""
+
+    def __init__(self, layer: nf.flows.Flow, reason: str) -> None:
+        super().__init__(reason)
+        self.layer = layer
 
 
 def summed_forward(
@@ -45,13 +53,16 @@ def summed_inverse(
 
 
 def call_layer(flow: nf.flows.Flow, method: str, value: Tensor, context: Tensor | None) -> Any:
-    """What a layer makes of a batch, with the log-det."""
+    """Image of a batch under one direction of a layer, with the log-det."""
     if type(flow) is nf.flows.ActNorm and _is_known_warm(flow):
         # Its own methods read its flag at every call, which waits for a GPU, and then do this.
         return getattr(nf.flows.AffineConstFlow, method)(flow, value)
     options = with_context(flow, context, method)
-    # The call of the module itself, for the sake of its hooks.
-    return flow(value, **options) if method == "forward" else flow.inverse(value, **options)
+    try:
+        # The call of the module itself, for the sake of its hooks.
+        return flow(value, **options) if method == "forward" else flow.inverse(value, **options)
+    except NotImplementedError as error:
+        raise OneWayLayerError(flow, str(error)) from error
 
 
 def _is_known_warm(flow: nf.flows.Flow) -> bool:

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..autodiff.products import Map
 from ..checks import check_event_shape, check_not_negative, checks_arguments_of
-from ..errors import ShapeError
+from ..errors import OptionError, ShapeError
+from ..flows.split import Passes
 from ..volume.log_volumes import DecodedVolume
+from ..volume.reconstruction import squared_error
 from .loss_terms import SurrogateTerms, check_log_prob
+from .training_term import TrainingTerm
 
 __all__ = ["ExactLikelihood"]
 
 
 @checks_arguments_of
-class ExactLikelihood(nn.Module):
-    r"""Maximum likelihood, for a chart of a known surface and what stands behind it.
+class ExactLikelihood(TrainingTerm):
+    r"""Maximum likelihood, for a chart of a known surface and the layers after it.
 
     .. math:: \mathcal L = -\log p_Z(z) + \tfrac12 \log\det G'(z)^\top G'(z)
               + \beta \lVert x - G(z) \rVert^2, \qquad z = F(x)
@@ -46,7 +48,6 @@ class ExactLikelihood(nn.Module):
         tensor([-0.3466, -0.3466])
     """
 
-    latent_cycle = 0.0
     may_differ = frozenset({"beta"})
 
     def __init__(self, beta: float = 0.0) -> None:
@@ -86,8 +87,13 @@ class ExactLikelihood(nn.Module):
                 f"log-volume {tuple(x.shape[:1])}, one per sample, got tensors of shapes "
                 f"{tuple(reconstruction.shape)} and {tuple(volume.shape)}."
             )
-        error = (x - reconstruction).flatten(1).square().sum(1)
+        error = squared_error(x, reconstruction)
         return SurrogateTerms(z, reconstruction, volume, error, torch.zeros_like(volume))
+
+    def terms(self, x: Tensor, passes: Passes, prior: Tensor | None = None) -> SurrogateTerms:
+        """The terms at data (B, *), by :meth:`forward`."""
+        terms: SurrogateTerms = self(x, passes.encode, passes.decode_and_log_volume)
+        return terms
 
     def loss(self, terms: SurrogateTerms, log_prob: Tensor) -> Tensor:
         r"""Loss per sample, shape :math:`(B,)`, from the terms and :math:`\log p_Z` in nats."""
@@ -95,17 +101,14 @@ class ExactLikelihood(nn.Module):
         loss = terms.volume - log_prob
         return loss + self.beta * terms.reconstruction_error if self.beta > 0 else loss
 
-    def advance(self) -> None:
-        """Count one training step; nothing here depends on it."""
-
-    def watch(self, module: nn.Module, x: Tensor, terms: SurrogateTerms) -> None:
-        """Nothing to watch: the surface is known."""
-
-    def training_loss(
-        self, module: nn.Module, modules: Sequence[nn.Module] | None = None
-    ) -> AbstractContextManager[None]:
-        """Put a loss together inside; there are no steps to count."""
-        return nullcontext()
+    def check_stack(self, is_closed_form: bool) -> None:
+        """Refuse layers whose log-volume is no closed form."""
+        if not is_closed_form:
+            raise OptionError(
+                "ExactLikelihood is for a chart of a known surface and what stands behind it. A "
+                "manifold that is learned with encoder and decoder collapses under it: use "
+                "nfi.SurrogateLikelihood."
+            )
 
     def extra_repr(self) -> str:
         """Options as shown by ``print(model)``."""

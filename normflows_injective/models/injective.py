@@ -15,21 +15,18 @@ from ..autodiff.settings import as_written
 from ..checkpoints import load_checkpoint, save_checkpoint
 from ..checks import check_batch, check_count, check_event_shape, checks_arguments_of
 from ..errors import ContextError
-from ..flows.joint import (
-    joint_decode,
-    joint_decode_and_log_volume,
-    joint_encode,
-    joint_encode_and_log_volume,
-)
+from ..flows.split import Stack, joint_decode, joint_encode
 from ..host.bases import base_log_prob, sample_base
-from ..host.calls import summed_forward, summed_inverse
 from ..host.context import check_context, takes_context
 from ..host.first_data import refuse_single_sample
 from ..host.first_meeting import meet_first_data
 from ..modules.diverged import check_results, names_diverged
+from ..volume.reconstruction import squared_error
 from . import divergences, training_loss
-from . import parts as stack
+from .construction import check_parts, trial_pass
 from .loss_terms import LossTerms
+from .parts import Parts, dtype_of, look_into, model_dtype
+from .training_term import TrainingTerm
 
 __all__ = ["InjectiveNormalizingFlow"]
 
@@ -90,14 +87,14 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
         self,
         q0: nn.Module,
         flows: Sequence[nf.flows.Flow],
-        likelihood: stack.Likelihood | None = None,
+        likelihood: TrainingTerm | None = None,
         p: Any = None,
     ) -> None:
-        num_latent, likelihood = stack.check_parts(q0, flows, likelihood)
+        num_latent, likelihood = check_parts(q0, flows, likelihood)
         super().__init__(q0, list(flows), p)
         self.likelihood, self._num_latent = likelihood, num_latent
         self._conditional = [part for part in (q0, *flows) if takes_context(part)]
-        self._shapes = stack.trial_pass(self.q0, self.flows, self._num_latent)
+        self._shapes = trial_pass(self.q0, self.flows, self._num_latent)
 
     @property
     def latent_block(self) -> list[nf.flows.Flow]:
@@ -109,29 +106,31 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
         """The layers from the first injection on, differentiated as one map."""
         return list(self.flows)[self._num_latent :]
 
+    @property
+    def _stack(self) -> Stack:
+        return Stack(self.latent_block, self.composite)
+
     @names_diverged
     def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Coordinates :math:`F(x)`, (B, *), of data (B, *), before the latent block."""
-        model = self._check(x, "x", "data", context)
-        return joint_encode(model.composite, x.clone(), context)
+        return self._check(x, "x", "data", context)._stack.encode(x, context)
 
     @names_diverged
     def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Points on the manifold :math:`G(z)`, (B, *), of coordinates from :meth:`encode`."""
-        model = self._check(z, "z", "latent", context)
-        return joint_decode(model.composite, z.clone(), context)
+        return self._check(z, "z", "latent", context)._stack.decode(z, context)
 
     @names_diverged
     def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Send base variables (B, *) to the data space (B, *), :math:`G(h(z))`."""
-        model = self._check(z, "z", "base", context)
-        return joint_decode(model.flows, z.clone(), context)
+        stack = self._check(z, "z", "base", context)._stack
+        return joint_decode(stack.all, z.clone(), context)
 
     @names_diverged
     def inverse(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Send data (B, *) to base variables (B, *), :math:`h^{-1}(F(x))`."""
-        model = self._check(x, "x", "data", context)
-        return joint_encode(model.flows, x.clone(), context)
+        stack = self._check(x, "x", "data", context)._stack
+        return joint_encode(stack.all, x.clone(), context)
 
     @names_diverged
     def forward_and_log_det(
@@ -146,10 +145,7 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
         Returns:
             Data :math:`(B, *)`; :math:`\log|\det h'| + \tfrac12 \log\det G'^\top G'`, (B,), nats.
         """
-        model = self._check(z, "z", "base", context)
-        z, log_det = summed_forward(model.latent_block, z, context)
-        x, log_volume = joint_decode_and_log_volume(model.composite, z, context)
-        return x, log_det + log_volume
+        return self._check(z, "z", "base", context)._stack.push(z, context)
 
     @names_diverged
     def inverse_and_log_det(
@@ -164,10 +160,8 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
         Returns:
             Base variables of shape :math:`(B, *)`, minus the log-volume of shape :math:`(B,)`.
         """
-        model = self._check(x, "x", "data", context)
-        latent, log_volume = joint_encode_and_log_volume(model.composite, x.clone(), context)
-        z, log_det = summed_inverse(model.latent_block, latent, context)
-        return z, log_det - log_volume
+        z, log_volume = self._check(x, "x", "data", context)._stack.pull(x, context)
+        return z, -log_volume
 
     @names_diverged
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -202,7 +196,7 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
         """
         check_count(num_samples, "num_samples")
         self._check_call(context, num_samples)
-        dtype = stack.model_dtype(self.q0, self.flows)
+        dtype = model_dtype(self.q0, self.flows)
         z, log_q = sample_base(self.q0, num_samples, context, dtype)
         check_results(self, (z,))
         if not log_prob:
@@ -253,14 +247,12 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
     @names_diverged
     def project(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Reconstructions :math:`\hat x = G(F(x))`, (B, *), the points whose density is given."""
-        model = self._check(x, "x", "data", context)
-        z = joint_encode(model.composite, x.clone(), context)
-        return joint_decode(model.composite, z, context)
+        return self._check(x, "x", "data", context)._stack.project(x, context)
 
     @names_diverged
     def reconstruction_error(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Squared distances :math:`\lVert x - G(F(x)) \rVert^2`, summed over dimensions, (B,)."""
-        return (x - self.project(x, context)).flatten(1).square().sum(1)
+        return squared_error(x, self.project(x, context))
 
     def reverse_kld(
         self,
@@ -315,12 +307,12 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
 
     def _check_data(
         self, x: Tensor, context: Tensor | None
-    ) -> tuple[InjectiveNormalizingFlow, stack.Parts]:
+    ) -> tuple[InjectiveNormalizingFlow, Parts]:
         """Check data for training; layers keep what they take if the whole loss is finite."""
-        parts = stack.look_into(self)
+        parts = look_into(self)
         first = partial(training_loss.first_loss, x, context)
         model = self._check(x, "x", "data", context, first, parts)
-        return model, parts if model is self else stack.look_into(model)
+        return model, parts if model is self else look_into(model)
 
     def _check(
         self,
@@ -329,15 +321,15 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
         space: str,
         context: Tensor | None,
         first: Callable[[InjectiveNormalizingFlow], Tensor] | None = None,
-        parts: stack.Parts | None = None,
+        parts: Parts | None = None,
     ) -> InjectiveNormalizingFlow:
         """Check the arguments, and give what to go on with: see :func:`meet_first_data`."""
-        parts = parts or stack.look_into(self)
-        check_batch(batch, name, stack.dtype_of(parts.flows, parts.base))
+        parts = parts or look_into(self)
+        check_batch(batch, name, dtype_of(parts.flows, parts.base))
         self._check_call(context, batch.shape[0])
         check_event_shape(batch, self._shapes and getattr(self._shapes, space), name)
         refuse_single_sample(parts.every, batch)
-        first = first or partial(stack.first_pass, batch, space, context)
+        first = first or partial(training_loss.first_pass, batch, space, context)
         return meet_first_data(self, first, space != "data", parts.every)
 
     def _check_call(self, context: Tensor | None, length: int) -> None:
@@ -346,4 +338,4 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
             # What could not be tried at construction for want of a context.
             two = context[:2] if length > 1 else torch.cat([context, context])
             with suppress(ContextError):  # which the call itself will raise, with its own shape
-                self._shapes = stack.trial_pass(self.q0, self.flows, self._num_latent, two)
+                self._shapes = trial_pass(self.q0, self.flows, self._num_latent, two)

@@ -19,6 +19,7 @@ from ..checks import (
     checks_arguments_of,
 )
 from ..errors import OptionError
+from ..flows.split import Passes
 from ..host.context import read_while_tracing
 from ..volume.compiled import CompiledSurrogate
 from ..volume.estimators import Encoder, NoVolume, OnManifold, estimator_from
@@ -27,14 +28,15 @@ from ..volume.surrogate import DrawProbes, Estimator, SurrogateAndErrors, with_e
 from .collapse import CollapseWatch
 from .loss_terms import LossTerms, SurrogateTerms, check_log_prob
 from .steps import StepCounter, check_window, trainable
+from .training_term import TrainingTerm
 
 __all__ = ["LossTerms", "SurrogateLikelihood", "SurrogateTerms"]
 
-_OF_BETA = "Give a number, for instance 10.0; without a reconstruction the manifold collapses."
+_BETA_ADVICE = "Give a number, for instance 10.0; without a reconstruction the manifold collapses."
 
 
 @checks_arguments_of
-class SurrogateLikelihood(nn.Module):
+class SurrogateLikelihood(TrainingTerm):
     r"""Surrogate likelihood of a free-form injective flow.
 
     .. math:: \mathcal L = \beta \lVert x - g(f(x)) \rVert^2 - \log p_Z(f(x))
@@ -84,16 +86,8 @@ class SurrogateLikelihood(nn.Module):
     step: Tensor
     # They lead to the weights, which mean the same without them.
     may_differ = frozenset(
-        {
-            "beta",
-            "compile",
-            "estimator",
-            "input_noise",
-            "latent_cycle",
-            "n_probes",
-            "probes",
-            "warmup_steps",
-        }
+        ("beta", "compile", "estimator", "input_noise", "latent_cycle", "n_probes", "probes")
+        + ("warmup_steps",)
     )
 
     def __init__(
@@ -111,7 +105,7 @@ class SurrogateLikelihood(nn.Module):
         super().__init__()
         if isinstance(beta, type):
             raise OptionError(f"beta must be a number or a function, got {beta}. Build one first.")
-        self.beta = beta if callable(beta) else check_not_negative(beta, "beta", _OF_BETA)
+        self.beta = beta if callable(beta) else check_not_negative(beta, "beta", _BETA_ADVICE)
         self.n_probes = n_probes
         self.estimator = estimator_from(estimator)
         options = _options(compile)
@@ -154,6 +148,19 @@ class SurrogateLikelihood(nn.Module):
         if cycle_error is None:
             cycle_error = torch.zeros_like(surrogate.volume)
         return SurrogateTerms(*surrogate, error, cycle_error)
+
+    def terms(self, x: Tensor, passes: Passes, prior: Tensor | None = None) -> SurrogateTerms:
+        """The terms at data (B, *), by :meth:`forward`."""
+        terms: SurrogateTerms = self(x, passes.encode, passes.decode, prior)
+        return terms
+
+    def check_stack(self, is_closed_form: bool) -> None:
+        """Refuse layers whose log-volume is a closed form."""
+        if is_closed_form:
+            raise OptionError(
+                "The inverse of a chart is no pseudo-inverse, so the surrogate's gradient would "
+                "be biased. Leave likelihood out, or use nfi.ExactLikelihood."
+            )
 
     def loss(self, terms: SurrogateTerms, log_prob: Tensor) -> Tensor:
         r"""Put the training loss together.
@@ -229,15 +236,11 @@ class SurrogateLikelihood(nn.Module):
     def training_loss(
         self, module: nn.Module, modules: Sequence[nn.Module] | None = None
     ) -> Iterator[None]:
-        """Put a loss together inside; it is counted as (part of) a training step if it is one.
+        """Put a loss of a module together inside, which is counted if it trains.
 
-        The models of this package do so by themselves. A loss begins a step if parameters have
-        changed since the last one; see ``docs/training.md``. Nothing is counted in evaluation
-        mode, without gradients, or if the loss raises an error.
-
-        Args:
-            module: Module whose parameters the loss trains.
-            modules: It and all modules in it, where the caller has looked already.
+        A loss begins a step if parameters have changed since the last one; see
+        ``docs/training.md``. Nothing is counted in evaluation mode, without gradients, or if the
+        loss raises an error.
         """
         if not self.training:
             yield
@@ -258,13 +261,6 @@ class SurrogateLikelihood(nn.Module):
 
     def watch(self, module: nn.Module, x: Tensor, terms: SurrogateTerms) -> None:
         """Warn if a training begins badly, or buys likelihood with the manifold.
-
-        The models of this package call it in every training loss.
-
-        Args:
-            module: Module that is trained.
-            x: Data of shape (B, *).
-            terms: The terms at the data.
 
         Warns:
             ScaleWarning: At first, if columns of the data have very different scales.
@@ -301,11 +297,11 @@ class SurrogateLikelihood(nn.Module):
         return with_errors(estimator(x, encode, decode, draw), x, encode, decode, prior)
 
     def _effective_weight(self) -> float:
-        """That of likelihood and volume: in evaluation mode it is the one after the warm-up."""
+        """The weight at the step, or in evaluation mode the one after the warm-up."""
         return self.likelihood_weight() if self.training else 1.0
 
     def _effective_beta(self) -> float:
-        """In evaluation mode that at the end of the warm-up at least, to compare losses."""
+        """The weight at the step, or in evaluation mode after the warm-up, to compare losses."""
         if self.training or self.warmup_steps is None or not callable(self.beta):
             return self.current_beta()
         return self._beta_at(max(self.warmup_steps[1], self._current_step()))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from functools import partial
-from typing import Any, NamedTuple, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -17,9 +17,8 @@ from torch import Tensor
 from ..autodiff.gradients import out_of_inference
 from ..checks import check_choice
 from ..errors import OptionError, UnsupportedModelError
-from ..flows.joint import joint_decode, joint_decode_and_log_volume, joint_encode
+from ..flows.split import Projection, joint_decode, joint_decode_and_log_volume, joint_encode
 from ..flows.stack import LayerStack
-from ..host.calls import summed_inverse
 from ..volume.estimators import Encoder, estimator_from
 from ..volume.probes import draw_probes
 from ..volume.surrogate import Estimator
@@ -29,7 +28,6 @@ __all__ = [
     "VOLUMES",
     "CorrectedSurrogate",
     "ExactVolume",
-    "Projection",
     "VolumeRule",
     "volume_rule",
 ]
@@ -37,14 +35,6 @@ __all__ = [
 VOLUMES = ("auto", "exact", "surrogate")
 # Up to here the exact volume costs little more than a surrogate whose value is exact.
 _CHEAP_DIMENSION = 16
-
-
-class Projection(NamedTuple):
-    """Base variables (B, *), reconstruction (B, *), and log-volume (B,) of the whole map, nats."""
-
-    base: Tensor
-    reconstruction: Tensor
-    log_volume: Tensor
 
 
 class VolumeRule(ABC):
@@ -79,9 +69,7 @@ class ExactVolume(VolumeRule):
 
     def project(self, stack: LayerStack, x: Tensor, context: Tensor | None) -> Projection:
         """Encode, and decode with the log-volume."""
-        z = joint_encode(stack.composite, x.clone(), context)
-        reconstruction, log_volume = joint_decode_and_log_volume(stack.composite, z, context)
-        return _from_base(stack, Projection(z, reconstruction, log_volume), context)
+        return stack.parts.project_with_log_volume(x, context)
 
     def for_draws(self) -> VolumeRule:
         """The same."""
@@ -134,13 +122,15 @@ class CorrectedSurrogate(VolumeRule):
             return ExactVolume().project(stack, x, context)
         # The surrogate's products need autograd, which refuses tensors of inference mode.
         context = None if context is None else out_of_inference(context)
-        encode = partial(joint_encode, stack.composite, context=context)
-        decode = partial(joint_decode, stack.composite, context=context)
+        composite = stack.composite
+        encode = partial(joint_encode, composite, context=context)
+        decode = partial(joint_decode, composite, context=context)
         z, reconstruction, surrogate = self._estimator(x, encode, decode, self._draw_probes)
         with torch.no_grad():
-            exact = joint_decode_and_log_volume(stack.composite, z.detach(), context).log_volume
+            exact = joint_decode_and_log_volume(composite, z.detach(), context).log_volume
         log_volume = exact + (surrogate - surrogate.detach())
-        return _from_base(stack, Projection(z, reconstruction, log_volume), context)
+        z, log_volume = stack.parts.to_base(z, log_volume, context)
+        return Projection(z, reconstruction, log_volume)
 
     def for_draws(self) -> VolumeRule:
         """The exact volume.
@@ -156,12 +146,6 @@ class CorrectedSurrogate(VolumeRule):
                 "silently wrong. Use volume='exact' or 'auto' there."
             )
         return ExactVolume()
-
-
-def _from_base(stack: LayerStack, behind: Projection, context: Tensor | None) -> Projection:
-    latents = stack.flows[: stack.num_latent]
-    base, log_det = summed_inverse(latents, behind.base, context)
-    return behind._replace(base=base, log_volume=behind.log_volume - log_det)
 
 
 def volume_rule(volume: str, stack: LayerStack, latent_dim: int, likelihood: Any) -> VolumeRule:

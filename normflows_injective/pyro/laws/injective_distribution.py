@@ -12,7 +12,7 @@ from torch.distributions import constraints
 from ...checks import check_count, checks_arguments
 from ...diagnostics.gradient_agreement import SurrogateBias, measure_bias, refuse_closed_form
 from ...errors import OptionError, ShapeError
-from ...flows.joint import joint_decode
+from ...flows.split import joint_decode
 from ...flows.stack import context_rows
 from ...host.bases import base_log_prob, sample_base
 from ...host.copies import on_trial
