@@ -14,7 +14,7 @@ import normflows_injective as nfi
 from normflows_injective.errors import NonFiniteError
 from normflows_injective.flows.coupling import ActNorm
 from normflows_injective.flows.kernel import KernelCoupling
-from normflows_injective.host.first_data import is_cold
+from normflows_injective.host.first_data import awaits_first_data
 from normflows_injective.host.first_meeting import meet_first_data
 
 pyro = pytest.importorskip("pyro")
@@ -85,7 +85,7 @@ CALLS = {
 
 
 def cold_layers(model):
-    return [module for module in model.modules() if is_cold(module)]
+    return [module for module in model.modules() if awaits_first_data(module)]
 
 
 def with_outlier(rows=16):
@@ -216,7 +216,7 @@ def test_the_layerwise_trainer_changes_no_given_layers_by_data_that_it_refuses()
     x[0, 0], x[1, 0] = 1e308, -1e308  # whose deviation overflows
     with pytest.raises(NonFiniteError):
         nfi.diagnostics.LayerwiseTrainer(2, max_layers=1).fit(x, [norm])
-    assert is_cold(norm)
+    assert awaits_first_data(norm)
     assert not norm.s.any()
 
 
@@ -224,22 +224,22 @@ def test_a_layer_that_met_data_is_known_until_its_flag_is_written():
     norm = ActNorm(2)
     blank = deepcopy(norm.state_dict())
     meet_first_data(norm, lambda norm: norm.inverse(torch.randn(8, 2))[0])
-    assert not is_cold(norm)
+    assert not awaits_first_data(norm)
     twin = deepcopy(norm)
-    assert not is_cold(twin)
+    assert not awaits_first_data(twin)
     twin.load_state_dict(blank)
-    assert is_cold(twin)
-    assert not is_cold(norm)
+    assert awaits_first_data(twin)
+    assert not awaits_first_data(norm)
     norm.data_dep_init_done.zero_()
-    assert is_cold(norm)
+    assert awaits_first_data(norm)
     norm.data_dep_init_done.fill_(1.0)
-    assert not is_cold(norm)
+    assert not awaits_first_data(norm)
     norm.data_dep_init_done = torch.tensor(0.0)
-    assert is_cold(norm)
+    assert awaits_first_data(norm)
     norm.load_state_dict(twin.state_dict() | {"data_dep_init_done": torch.tensor(1.0)})
-    assert not is_cold(norm)
+    assert not awaits_first_data(norm)
     norm.load_state_dict(blank, assign=True)
-    assert is_cold(norm)
+    assert awaits_first_data(norm)
 
 
 def test_the_first_of_two_threads_wins():

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..checks import check_rows, checks_arguments
 from ..errors import OptionError, ShapeError
-from ..host.first_meeting import warm_up
+from ..host.first_meeting import give_first_data
 from ..host.refusals import refuse_unsupported
 from ..modules.behind import modules_of
 from .forward_mode import refuse_tangents
@@ -97,7 +97,7 @@ def jacobian(function: Map, point: Tensor, chunk_size: int | None = None) -> Val
     if chunk_size is not None and chunk_size < 1:
         raise OptionError(f"chunk_size must be at least 1 or None, got {chunk_size}.")
     refuse_unsupported(modules_of(function))
-    warm_up(function, point)
+    give_first_data(function, point)
     if not torch.is_grad_enabled():
         found = jacobian_without_graph(function, point, chunk_size)
     else:

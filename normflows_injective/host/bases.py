@@ -1,4 +1,4 @@
-"""Calls of the host's base distributions, whose signatures and dtypes differ."""
+"""Calls of base distributions of normflows, whose signatures and dtypes differ."""
 
 from __future__ import annotations
 
@@ -17,25 +17,9 @@ __all__ = ["base_log_prob", "sample_base"]
 def sample_base(
     q0: Any, num_samples: int, context: Tensor | None, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Draw from a base distribution, in the dtype of the flows that follow.
+    """Draw n samples (n, *) and their log-densities (n,) from a base, in the dtype of the flows.
 
-    Args:
-        q0: Base distribution; some of the host's compute in float64 whatever the model does.
-        num_samples: Number of samples n.
-        context: Context with n rows, or None.
-        dtype: Dtype of the result.
-
-    Returns:
-        Samples (n, *) and their log-density (n,) in nats.
-
-    Raises:
-        ShapeError: If the base does not return n samples with n log-densities.
-
-    Examples:
-        >>> import normflows as nf
-        >>> z, log_p = sample_base(nf.distributions.DiagGaussian(2), 3, None, torch.float32)
-        >>> z.shape, log_p.shape
-        (torch.Size([3, 2]), torch.Size([3]))
+    Some bases of normflows compute in float64 whatever the model does.
     """
     z, log_p = q0(num_samples, **with_context(q0, context))
     if z.shape[0] != num_samples or log_p.shape != (num_samples,):
@@ -47,25 +31,7 @@ def sample_base(
 
 
 def base_log_prob(q0: Any, z: Tensor, context: Tensor | None) -> Tensor:
-    """Log-density of a base distribution, in the dtype of its argument.
-
-    Args:
-        q0: Base distribution.
-        z: Base variables (B, *).
-        context: Context with B rows, or None.
-
-    Returns:
-        Log-density (B,) in nats.
-
-    Raises:
-        ShapeError: If the base has another shape, which some bases would silently broadcast.
-
-    Examples:
-        >>> import normflows as nf
-        >>> q0 = nf.distributions.DiagGaussian(1, trainable=False)
-        >>> base_log_prob(q0, torch.zeros(1, 1), None)
-        tensor([-0.9189])
-    """
+    """Log-densities (B,) of base variables (B, *), in their dtype."""
     check_event_shape(z, getattr(q0, "shape", None), "the encoded batch, by the base's shape,")
     log_p: Tensor = q0.log_prob(z, **with_context(q0, context, "log_prob"))
     if log_p.shape != (z.shape[0],):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import ShapeError
 from .context import with_context
-from .first_data import is_cold
+from .first_data import awaits_first_data
 
 __all__ = ["Flows", "OneWayLayerError", "call_layer", "summed_forward", "summed_inverse"]
 
@@ -32,7 +32,8 @@ def summed_forward(
 ) -> tuple[Tensor, Tensor]:
     """Send latents (B, *) through bijective flows, with the sum (B,) of their log-dets.
 
-    The host's sums are float32 even in double models, and not every flow returns a (B,) tensor.
+    The sums of normflows are float32 even in double models, and not every flow returns a (B,)
+    tensor.
     """
     z, log_det = z.clone(), z.new_zeros(z.shape[0])
     for flow in flows:
@@ -54,7 +55,7 @@ def summed_inverse(
 
 def call_layer(flow: nf.flows.Flow, method: str, value: Tensor, context: Tensor | None) -> Any:
     """Image of a batch under one direction of a layer, with the log-det."""
-    if type(flow) is nf.flows.ActNorm and _is_known_warm(flow):
+    if type(flow) is nf.flows.ActNorm and _is_initialised(flow):
         # Its own methods read its flag at every call, which waits for a GPU, and then do this.
         return getattr(nf.flows.AffineConstFlow, method)(flow, value)
     options = with_context(flow, context, method)
@@ -65,9 +66,9 @@ def call_layer(flow: nf.flows.Flow, method: str, value: Tensor, context: Tensor 
         raise OneWayLayerError(flow, str(error)) from error
 
 
-def _is_known_warm(flow: nf.flows.Flow) -> bool:
+def _is_initialised(flow: nf.flows.Flow) -> bool:
     hooked = flow._forward_hooks or flow._forward_pre_hooks
-    return not (hooked or torch.compiler.is_compiling() or is_cold(flow))
+    return not (hooked or torch.compiler.is_compiling() or awaits_first_data(flow))
 
 
 def _one_each(flow_log_det: Any, log_det: Tensor, flow: nf.flows.Flow) -> Tensor:

@@ -1,9 +1,10 @@
 """Which components take a context, and how it reaches them.
 
-The host hands a context to every flow or to none. Here one model serves both cases, so it must
-know which parts take one: those whose call has the keyword (``context``, or ``y`` in the host's
-class-conditional bases) *and* that were built for it. The host's splines and autoregressive flows
-have the keyword always; only those built with context features own a layer that reads it.
+Normflows hands a context to every flow or to none. Here one model serves both cases, so it must
+know which parts take one: those whose call has the keyword (``context``, or ``y`` in the
+class-conditional bases) *and* that were built for it. The splines and autoregressive flows of
+normflows always have the keyword; only those built with context features own a layer that reads
+it.
 """
 
 from __future__ import annotations
@@ -38,32 +39,16 @@ _BUILT_FOR_CONTEXT = ("context_features", "context_channels", "context_layer", "
 
 
 def takes_context(component: Any) -> bool:
-    """Whether a component can use a context.
+    """Whether a component (flow, network, base or callable) can use a context.
 
-    Args:
-        component: A flow, network, base distribution or callable. A boolean attribute
-            ``takes_context`` of its own decides; otherwise its signature does, where
-            ``**options`` take everything, and for the host's classes also whether they were
-            built with context features.
-
-    Returns:
-        True if a context should be passed to it.
-
-    Raises:
-        ContextError: If it takes one, but one of its methods has no keyword by which it could
-            arrive.
-
-    Examples:
-        >>> import normflows as nf
-        >>> takes_context(nf.flows.CoupledRationalQuadraticSpline(2, 1, 8))
-        False
-        >>> takes_context(nf.flows.CoupledRationalQuadraticSpline(2, 1, 8, num_context_channels=3))
-        True
+    An attribute ``takes_context`` of its own decides; otherwise its signature does, where
+    ``**options`` take everything, and for classes of normflows also whether they were built with
+    context features. A component that takes one but has no keyword for it is refused.
     """
     own = getattr(component, "takes_context", None)
     takes = bool(own)
     if own is None:
-        takes = names_context(component) or _hosts_and_built(component)
+        takes = names_context(component) or _of_normflows_and_built(component)
     lacking = methods_without_keyword(component) if takes else ""
     if lacking:
         raise _no_keyword(component, lacking)
@@ -71,44 +56,17 @@ def takes_context(component: Any) -> bool:
 
 
 def needs_context(component: Any) -> bool:
-    """Whether a component cannot answer without a context.
-
-    Args:
-        component: As in :func:`takes_context`; an attribute ``needs_context`` decides if present.
-
-    Returns:
-        True if calling it without a context is a mistake.
-
-    Examples:
-        >>> needs_context(lambda z, context: z), needs_context(lambda z, context=None: z)
-        (True, False)
-    """
+    """Whether a component cannot answer without a context; its own ``needs_context`` decides."""
     own = getattr(component, "needs_context", None)
     if own is not None:
         return bool(own)
-    return requires_keyword(component) or _hosts_and_built(component)
+    return requires_keyword(component) or _of_normflows_and_built(component)
 
 
 def with_context(
     component: Any, context: Tensor | None, method: str = "forward"
 ) -> dict[str, Tensor]:
-    """Keyword arguments that hand a context to a component, empty if it takes none.
-
-    Args:
-        component: As in :func:`takes_context`.
-        context: Context of shape :math:`(B, *)`, or None.
-        method: The method that is called with them.
-
-    Returns:
-        ``{}``, ``{"context": context}`` or ``{"y": context}``.
-
-    Raises:
-        ContextError: If the component takes a context, but the method has no keyword for it.
-
-    Examples:
-        >>> with_context(nn.Linear(2, 2), None)
-        {}
-    """
+    """Keyword arguments that hand a context (B, *) to a method of a component, or none."""
     if context is None or not takes_context(component):
         return {}
     keyword = context_keyword(component, method)
@@ -118,21 +76,7 @@ def with_context(
 
 
 def check_context(components: Iterable[Any], context: Tensor | None, length: int) -> None:
-    """Raise if a context is missing, superfluous, of the wrong length or not finite.
-
-    Args:
-        components: Everything that may take the context.
-        context: Context of shape :math:`(B, *)`, or None.
-        length: Batch size :math:`B` that it must have.
-
-    Raises:
-        ContextError: If a component needs a context and none came, if one came that no component
-            takes, or if its length differs from the batch.
-        NonFiniteError: If it holds NaN or infinity.
-
-    Examples:
-        >>> check_context([nn.Linear(2, 2)], None, 5)
-    """
+    """Raise if a context is missing, superfluous, not of B rows, or not finite."""
     components = list(components)
     if context is None:
         needing = [type(part).__name__ for part in components if needs_context(part)]
@@ -162,21 +106,7 @@ def check_context(components: Iterable[Any], context: Tensor | None, length: int
 
 
 def expect_context(context: Tensor | None, length: int, context_dim: int, name: str) -> None:
-    """Raise unless a context has exactly the shape that a component was built for.
-
-    Args:
-        context: Context, or None.
-        length: Batch size :math:`B`.
-        context_dim: Number of features :math:`C` that the component was built for; 0 for none.
-        name: What the message calls the component.
-
-    Raises:
-        ContextError: If a context is missing, superfluous, or of another shape.
-
-    Examples:
-        >>> import torch
-        >>> expect_context(torch.zeros(4, 2), 4, 2, "Coupling")
-    """
+    """Raise unless a context has exactly the shape (B, C), or is None for C = 0."""
     expected = (length, context_dim) if context_dim else None
     if (None if context is None else tuple(context.shape)) == expected:
         return
@@ -197,23 +127,12 @@ def _no_keyword(component: Any, methods: str) -> ContextError:
     )
 
 
-def _hosts_and_built(component: Any) -> bool:
-    return names_context(component, hosts=True) and built_for_context(component)
+def _of_normflows_and_built(component: Any) -> bool:
+    return names_context(component, of_normflows=True) and built_for_context(component)
 
 
 def built_for_context(component: nn.Module) -> bool:
-    """Whether a module or one inside it was built with context features.
-
-    Args:
-        component: A module of the host, or one that wraps some.
-
-    Returns:
-        True if a layer inside reads a context.
-
-    Examples:
-        >>> built_for_context(nn.Linear(2, 2))
-        False
-    """
+    """Whether a module or one inside it was built with context features."""
     if getattr(component, "class_cond", False) or getattr(component, "num_classes", None):
         return True
     return any(

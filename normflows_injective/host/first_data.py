@@ -1,4 +1,7 @@
-"""Modules that take parameters from the first batch of data."""
+"""Layers that initialise themselves on their first data, those of normflows and our own.
+
+Every one has a buffer ``data_dep_init_done``, as the ActNorm of normflows.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,15 @@ __all__ = [
     "FIRST_STATISTICS",
     "awaits_first_data",
     "expect_first_data",
-    "has_met_data",
-    "is_cold",
+    "mark_initialised",
+    "must_initialise",
     "refuse_single_sample",
     "spread_of",
 ]
+
+_FLAG = "data_dep_init_done"
+# Flags that were read and found set, with their versions.
+_INITIALISED: WeakKeyDictionary[nn.Module, tuple[Tensor, int]] = WeakKeyDictionary()
 
 # Name and advice for check_finite.
 FIRST_STATISTICS = (
@@ -29,70 +36,78 @@ FIRST_STATISTICS = (
 )
 
 
-def expect_first_data(module: nn.Module) -> None:
-    """Register the flag that says whether a module has met data, at its construction.
-
-    The buffer has the host's name for it, under which every part of the package knows such layers.
-
-    Args:
-        module: A module with a method ``initialise``, which fills the flag with one.
-    """
-    module.register_buffer("data_dep_init_done", torch.tensor(0.0))
-    module.register_load_state_dict_post_hook(_read_again)
-
-
 def awaits_first_data(module: nn.Module) -> bool:
-    """Whether a module has still to be initialised by data.
+    """Whether a module has yet to initialise itself, False where values cannot be read.
 
-    Args:
-        module: A module that :func:`expect_first_data` has seen.
-
-    Raises:
-        UnsupportedLayerError: If it is compiled or exported before it has met data.
-
-    Examples:
-        >>> module = nn.Linear(1, 1)
-        >>> expect_first_data(module)
-        >>> awaits_first_data(module)
-        True
+    Once it has, its flag is not read again until it is written: reading it would wait for a GPU at
+    every step.
     """
-    met = bool(getattr(module, "_has_met_data", False))
+    if _FLAG not in module._buffers or torch.compiler.is_compiling():
+        return False
+    flag = module._buffers[_FLAG]
+    if flag is None:
+        return False
+    version = None if flag.is_inference() else flag._version
+    known = _INITIALISED.get(module)
+    if known is not None and known[0] is flag and known[1] == version:
+        return False
+    if not is_readable(flag):
+        return False
+    is_set = bool(flag > 0)
+    if is_set and version is not None:
+        _INITIALISED[module] = flag, version
+    return not is_set
+
+
+def refuse_single_sample(modules: Iterable[nn.Module], batch: Tensor) -> None:
+    """Raise if a layer of normflows would initialise itself on a batch (B, *) of one sample.
+
+    One sample has no standard deviation, and the layer would fill its parameters with NaN.
+    """
+    if batch.shape[0] != 1:
+        return
+    # Our own layers initialise themselves on data alone, not on samples, and check them.
+    if any(awaits_first_data(part) and not hasattr(part, "initialise") for part in modules):
+        raise ShapeError(
+            "A layer that initialises itself on its first batch (ActNorm) got a batch of one "
+            "sample, which has no standard deviation. Start with a larger batch."
+        )
+
+
+def expect_first_data(module: nn.Module) -> None:
+    """Register the flag of a module of our own, which has a method ``initialise``."""
+    module.register_buffer(_FLAG, torch.tensor(0.0))
+    module.register_load_state_dict_post_hook(_read_flag)
+
+
+def must_initialise(module: nn.Module) -> bool:
+    """Whether a module of our own has to initialise itself now; an error while compiling."""
+    is_initialised = bool(getattr(module, "_has_met_data", False))
     if torch.compiler.is_compiling():
         # A plain attribute is what a compiler can watch.
-        if not met:
+        if not is_initialised:
             raise UnsupportedLayerError(
                 f"{type(module).__name__} initialises itself on its first batch, which no "
                 "exported or compiled program can do. Call the model on data once before, or "
                 "load its weights."
             )
         return False
-    cold = is_cold(module)
-    if cold == met:
-        module._has_met_data = not cold  # type: ignore[assignment]
-    return cold
+    awaits = awaits_first_data(module)
+    if awaits == is_initialised:
+        module._has_met_data = not awaits  # type: ignore[assignment]
+    return awaits
 
 
-def has_met_data(module: nn.Module) -> None:
-    """Note that a module has been initialised, in its state and for :func:`awaits_first_data`.
-
-    Args:
-        module: A module that :func:`expect_first_data` has seen.
-    """
+def mark_initialised(module: nn.Module) -> None:
+    """Note that a module of our own has been initialised."""
     module.data_dep_init_done.fill_(1.0)  # type: ignore[operator]
     module._has_met_data = True  # type: ignore[assignment]
 
 
 def spread_of(rows: Tensor) -> Tensor:
-    """Standard deviations (F,) of columns, those of constant ones replaced by the others' mean.
+    """Standard deviations (F,) of columns (B, F), those of constant ones replaced by the mean.
 
-    A pixel that is always black would else be blown up until rounding is all that is seen of it.
-
-    Args:
-        rows: Data of shape (B, F), B at least two.
-
-    Examples:
-        >>> spread_of(torch.tensor([[0.0, 7.0], [2.0, 7.0]]))
-        tensor([1.4142, 1.4142])
+    A pixel that is always black would else be blown up until only rounding is left of it.
     """
     spread = rows.std(0)
     # A constant column may keep a deviation of some ulps.
@@ -102,71 +117,5 @@ def spread_of(rows: Tensor) -> Tensor:
     return torch.where(varies, spread, spread[varies].mean())
 
 
-def _read_again(module: nn.Module, _: object) -> None:
-    module._has_met_data = not is_cold(module)  # type: ignore[assignment]
-
-
-_FLAG = "data_dep_init_done"
-
-
-# Flags that were read and found set, with their versions.
-_WARM: WeakKeyDictionary[nn.Module, tuple[Tensor, int]] = WeakKeyDictionary()
-
-
-def is_cold(module: nn.Module) -> bool:
-    """Whether a module has yet to initialise itself on data, as normflows' ActNorm does.
-
-    Once it has, its flag is not read again until it is written: reading it would wait for a GPU at
-    every step.
-
-    Args:
-        module: Any module.
-
-    Returns:
-        True until its first call; False where values cannot be read, as while exporting.
-
-    Examples:
-        >>> import normflows as nf
-        >>> is_cold(nf.flows.ActNorm((2,)))
-        True
-    """
-    if _FLAG not in module._buffers or torch.compiler.is_compiling():
-        return False
-    done = module._buffers[_FLAG]
-    if done is None:
-        return False
-    version = None if done.is_inference() else done._version
-    known = _WARM.get(module)
-    if known is not None and known[0] is done and known[1] == version:
-        return False
-    if not is_readable(done):
-        return False
-    warm = bool(done > 0)
-    if warm and version is not None:
-        _WARM[module] = done, version
-    return not warm
-
-
-def refuse_single_sample(modules: Iterable[nn.Module], batch: Tensor) -> None:
-    """Raise if a layer would initialise itself on a batch of one sample.
-
-    Args:
-        modules: Modules that the batch will pass.
-        batch: Batch of shape (B, *).
-
-    Raises:
-        ShapeError: If B is one and a module has yet to be initialised: one sample has no standard
-            deviation, and the host's layers would fill their parameters with NaN.
-
-    Examples:
-        >>> import normflows as nf
-        >>> refuse_single_sample([nf.flows.ActNorm((2,))], torch.zeros(2, 2))
-    """
-    if batch.shape[0] != 1:
-        return
-    # Our own layers initialise themselves on data alone, not on samples, and check them.
-    if any(is_cold(module) and not hasattr(module, "initialise") for module in modules):
-        raise ShapeError(
-            "A layer that initialises itself on its first batch (ActNorm) got a batch of one "
-            "sample, which has no standard deviation. Start with a larger batch."
-        )
+def _read_flag(module: nn.Module, _: object) -> None:
+    module._has_met_data = not awaits_first_data(module)  # type: ignore[assignment]

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from ..errors import NonFiniteError
 from ..modules.behind import modules_of
 from .copies import replica_of
-from .first_data import is_cold, refuse_single_sample
+from .first_data import awaits_first_data, refuse_single_sample
 
-__all__ = ["meet_first_data", "warm_up"]
+__all__ = ["give_first_data", "meet_first_data"]
 
 Source = TypeVar("Source", bound=Callable[..., Any])
 _WRITING = Lock()
@@ -26,64 +26,43 @@ def meet_first_data(
     on_samples: bool = False,
     modules: Sequence[nn.Module] | None = None,
 ) -> Source:
-    """Let layers that have yet to meet data take it, if all that follows from it is finite.
+    """Let layers in a source take first data, if all that follows from the data is finite.
 
-    A copy meets the data first. If the result is finite, and so is what the layers took, the
-    layers get it, in ordinary tensors also in inference mode; else nothing of them is changed.
-
-    Args:
-        source: A module, or a callable that modules stand behind.
-        run: Calls it, or a copy of it, on the data, and gives what must be finite.
-        on_samples: Whether the batch was drawn rather than observed. Then layers of this package
-            take nothing from it, but those of normflows do.
-        modules: Those behind the source, where the caller has looked already.
-
-    Returns:
-        What the caller should go on with: the source, or the copy if the result is not finite.
-
-    Examples:
-        >>> import normflows as nf
-        >>> norm, x = nf.flows.ActNorm((2,)), torch.tensor([[1.0, 2.0], [3.0, torch.nan]])
-        >>> meet_first_data(norm, lambda norm: norm(x)[0]) is norm, is_cold(norm)
-        (False, True)
+    A copy meets the data first: ``run(copy)`` gives the tensor that must be finite. If it is, and
+    the parameters that the layers took too, the layers get them, in ordinary tensors also in
+    inference mode, and the source is returned; else nothing is changed, and the copy is returned.
+    Layers of this package take nothing from a batch that was drawn (``on_samples``), those of
+    normflows do.
     """
     modules = modules_of(source) if modules is None else modules
-    cold = filter(is_cold, modules)
-    if not any(_awaits(module, on_samples) for module in cold):
+    waiting = filter(awaits_first_data, modules)
+    if not any(_takes(module, on_samples) for module in waiting):
         return source
     with torch.inference_mode(False), torch.no_grad():
         copy, twin_of = replica_of(source)
         result = run(copy)
-        pairs = [(module, twin_of(module)) for module in modules if is_cold(module)]
-        met = [(module, twin) for module, twin in pairs if not is_cold(twin)]
+        pairs = [(module, twin_of(module)) for module in modules if awaits_first_data(module)]
+        met = [(module, twin) for module, twin in pairs if not awaits_first_data(twin)]
         taken = [t for _, twin in met for t in (*twin.parameters(), *twin.buffers())]
         if not all(bool(t.isfinite().all()) for t in [result, *taken]):
             return copy
         with _WRITING:
             # Another thread may have been first.
             for module, twin in met:
-                if is_cold(module):
+                if awaits_first_data(module):
                     _take_over(module, twin)
     return source
 
 
-def warm_up(function: Callable[[Tensor], Tensor], z: Tensor) -> None:
-    """Call a function once in the ordinary way if a layer behind it initialises itself on data.
+def give_first_data(function: Callable[[Tensor], Tensor], z: Tensor) -> None:
+    """Call a function once in the ordinary way, if a layer in it awaits first data (B, *).
 
-    Such a layer (normflows' ``ActNorm``, also inside ``GlowBlock`` and ``ConvNet2d``) stores its
-    first input through ``.data``. Inside a functional transform that stores a wrapper tensor whose
-    lifetime ends with the transform, and the process dies with a segmentation fault.
-
-    Args:
-        function: Map to be differentiated next.
-        z: Batch of shape :math:`(B, *)` to initialise on.
-
-    Raises:
-        ShapeError: If the batch has one sample, whose standard deviation does not exist.
-        NonFiniteError: If what follows from the batch is not finite; then no layer is changed.
+    The ActNorm of normflows stores its first input through ``.data``. Inside a functional
+    transform that stores a wrapper tensor whose lifetime ends with the transform, and the process
+    dies with a segmentation fault.
     """
     modules = modules_of(function)
-    if not any(is_cold(module) for module in modules):
+    if not any(awaits_first_data(module) for module in modules):
         return
     refuse_single_sample(modules, z)
     met = meet_first_data(function, lambda copy: copy(z.detach().clone()), modules=modules)
@@ -94,17 +73,17 @@ def warm_up(function: Callable[[Tensor], Tensor], z: Tensor) -> None:
         )
 
 
-def _awaits(module: nn.Module, on_samples: bool) -> bool:
-    """Whether a module that is cold would take something from a batch."""
+def _takes(module: nn.Module, on_samples: bool) -> bool:
+    """Whether a module that awaits first data would take something from a batch."""
     if not hasattr(module, "initialise"):
         return True
     # Our own layers leave frozen parameters alone.
-    trained = any(p is not None and p.requires_grad for p in module._parameters.values())
-    return trained and not on_samples
+    is_trained = any(p is not None and p.requires_grad for p in module._parameters.values())
+    return is_trained and not on_samples
 
 
 def _take_over(module: nn.Module, twin: nn.Module) -> None:
-    """Give a layer what its copy took from first data, the flag that says so last."""
+    """Give a layer the tensors that its copy took from first data, and the flag last."""
     for name, parameter in module._parameters.items():
         if parameter is not None:
             _write(parameter, getattr(twin, name))

@@ -35,23 +35,10 @@ _NAMED = (*_BY_KEYWORD, inspect.Parameter.POSITIONAL_ONLY)
 
 
 def context_keyword(component: Any, method: str = "forward") -> str | None:
-    """Name of the keyword by which a method of a component receives the context, or None.
+    """Keyword by which a method of a component takes the context: "context", "y" or None.
 
-    Args:
-        component: A module, any callable, or an object with that method.
-        method: ``"forward"``, which is the call itself of what is no module, or another method.
-
-    Returns:
-        ``"context"``, ``"y"`` or None. ``**options`` can take every keyword, so it takes
-        ``"context"``.
-
-    Examples:
-        >>> context_keyword(nn.Linear(2, 2)) is None
-        True
-        >>> context_keyword(lambda z, context=None: z)
-        'context'
-        >>> context_keyword(lambda z, **options: z)
-        'context'
+    The method ``forward`` is the call itself of a component that is no module. ``**options`` can
+    take every keyword, so they take "context".
     """
     parameters = _parameters(component, method)
     for keyword in _KEYWORDS:
@@ -62,53 +49,31 @@ def context_keyword(component: Any, method: str = "forward") -> str | None:
 
 
 def methods_without_keyword(component: Any) -> str:
-    """Names of the methods that cannot be handed a context, as a message lists them.
-
-    Args:
-        component: As in :func:`context_keyword`.
-
-    Examples:
-        >>> methods_without_keyword(nn.Linear(2, 2))
-        'forward'
-    """
+    """Names of the methods that cannot be handed a context, as a message lists them."""
     methods = _own_methods(component)
     return " and ".join(name for name in methods if context_keyword(component, name) is None)
 
 
-def names_context(component: Any, hosts: bool = False) -> bool:
+def names_context(component: Any, of_normflows: bool = False) -> bool:
     """Whether a method of a component has an argument for a context, by keyword or not.
 
-    Args:
-        component: As in :func:`context_keyword`.
-        hosts: Whether to look at the methods of flows and bases that normflows wrote, which have
-            the argument whether or not they use it, or at all the others.
-
-    Examples:
-        >>> names_context(nn.Linear(2, 2)), names_context(lambda z, context, /: z)
-        (False, True)
+    Flows and bases that normflows wrote have the argument whether or not they use it, so they are
+    looked at apart, if ``of_normflows``.
     """
     return any(
         context_keyword(component, name) is not None
         or any(keyword in _parameters(component, name) for keyword in _KEYWORDS)
         for name in _own_methods(component)
-        if _is_hosts(component, name) == hosts
+        if _is_of_normflows(component, name) == of_normflows
     )
 
 
 def requires_keyword(component: Any) -> bool:
-    """Whether a method of a component, not by normflows, cannot be called without a context.
-
-    Args:
-        component: As in :func:`context_keyword`.
-
-    Examples:
-        >>> requires_keyword(lambda z, context: z), requires_keyword(lambda z, **options: z)
-        (True, False)
-    """
+    """Whether a method of a component, not by normflows, cannot be called without a context."""
     return any(
         parameter.default is inspect.Parameter.empty
         for name in _own_methods(component)
-        if not _is_hosts(component, name)
+        if not _is_of_normflows(component, name)
         for keyword, parameter in _parameters(component, name).items()
         if keyword in _KEYWORDS and parameter.kind in _NAMED
     )
@@ -136,7 +101,7 @@ def _own_methods(component: Any) -> Iterator[str]:
             yield name
 
 
-def _is_hosts(component: Any, method: str) -> bool:
+def _is_of_normflows(component: Any, method: str) -> bool:
     # By where the method was written: a user's subclass may inherit it, or bring its own.
     component = _unwrapped(component)
     if not isinstance(component, nn.Module) or isinstance(component, nf.distributions.Target):

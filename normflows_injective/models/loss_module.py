@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..checks import checks_arguments_of
 from ..errors import OptionError, UnsupportedLayerError
-from ..host.first_data import is_cold
+from ..host.first_data import awaits_first_data
 from .assignment import AssignmentFlow
 
 __all__ = ["ForwardKLD"]
@@ -111,7 +111,7 @@ def _refuse_cold_layers(model: nn.Module) -> None:
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return
     for name, module in model.named_modules():
-        if is_cold(module):
+        if awaits_first_data(module):
             raise UnsupportedLayerError(
                 f"{name} ({type(module).__name__}) initialises itself on its first batch, which "
                 "differs between the processes. Before wrapping, and before moving the model to "

@@ -19,7 +19,7 @@ from ..flows.split import (
 )
 from ..host.bases import base_log_prob, sample_base
 from ..host.calls import summed_inverse
-from ..host.first_meeting import warm_up
+from ..host.first_meeting import give_first_data
 from ..modules.behind import Opened
 from ..volume.reconstruction import squared_error
 from .loss_terms import LossTerms, mean_loss
@@ -79,7 +79,7 @@ def prior_samples(model: InjectiveModel, x: Tensor, context: Tensor | None) -> T
     if model.likelihood.latent_cycle == 0:
         return None
     # Layers that initialise themselves must see data first, not prior samples.
-    warm_up(partial(joint_encode, model.flows, context=context), x)
+    give_first_data(partial(joint_encode, model.flows, context=context), x)
     with torch.no_grad():
         dtype = model_dtype(model.q0, model.flows)
         z, _ = sample_base(model.q0, x.shape[0], context, dtype)

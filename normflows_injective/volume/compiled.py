@@ -24,7 +24,7 @@ from ..autodiff.transforms import Function
 from ..autodiff.written_out import group_norm, layer_norm
 from ..checks import describe
 from ..errors import OptionError, UnsupportedLayerError
-from ..host.first_meeting import warm_up
+from ..host.first_meeting import give_first_data
 from ..host.refusals import refuse_unsupported
 from ..modules.behind import modules_of
 from .estimators import Encoder
@@ -140,7 +140,7 @@ class CompiledSurrogate:
             _refuse_functions(tried.reconstruction)
             self._latents[key] = torch.empty_like(tried.z)
         else:
-            warm_up(encode, x)
+            give_first_data(encode, x)
         return self._latents[key]
 
 

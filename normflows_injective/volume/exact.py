@@ -16,8 +16,8 @@ from ..autodiff.products import Map, event_rows
 from ..autodiff.reverse import Reverse, push_by_reverse, reverse
 from ..autodiff.transforms import open_transforms
 from ..errors import ContextError, OptionError, ShapeError
-from ..host.first_data import is_cold
-from ..host.first_meeting import warm_up
+from ..host.first_data import awaits_first_data
+from ..host.first_meeting import give_first_data
 from ..host.refusals import refuse_unsupported
 from ..modules.behind import modules_of
 from ..modules.precision import factored_dtype
@@ -64,8 +64,8 @@ def exact_volume(
     modules = modules_of(decode)
     refuse_unsupported(modules)
     whole = _with_rows(decode, context)
-    if any(map(is_cold, modules)):
-        warm_up(whole, z)
+    if any(map(awaits_first_data, modules)):
+        give_first_data(whole, z)
     if in_forward_mode():
         return _with_tangent(whole, z)
     if torch.is_grad_enabled():

@@ -48,7 +48,7 @@ from ..autodiff.products import Map, event_rows, jvp, vjp
 from ..autodiff.settings import as_written, differentiable_attention
 from ..checks import checks_arguments
 from ..errors import OptionError
-from ..host.first_meeting import warm_up
+from ..host.first_meeting import give_first_data
 from ..host.refusals import refuse_unsupported
 from ..modules.behind import modules_of
 from .bidiagonal import Bidiagonal, bidiagonalise, gauss_rule
@@ -129,7 +129,7 @@ def lanczos_log_volume(
     refuse_unsupported(modules_of(decode))
     with torch.inference_mode(False), torch.enable_grad(), differentiable_attention():
         point = (z.clone() if z.is_inference() else z).detach().requires_grad_()
-        warm_up(decode, point)
+        give_first_data(decode, point)
         # A copy goes in, because some of the host's layers shift their input in place.
         value = decode(point.clone())
     data_dim = value[0].numel()

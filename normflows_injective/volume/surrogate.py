@@ -15,8 +15,8 @@ from ..autodiff.recording import Recorded, inner, point_at, record
 from ..autodiff.settings import as_written, differentiable_attention
 from ..checks import checks_arguments, checks_arguments_of
 from ..errors import NotInjectiveError, ShapeError
-from ..host.first_data import is_cold
-from ..host.first_meeting import warm_up
+from ..host.first_data import awaits_first_data
+from ..host.first_meeting import give_first_data
 from ..host.refusals import refuse_unsupported
 from ..modules.behind import modules_of
 from .reconstruction import squared_error
@@ -95,8 +95,8 @@ class Estimator(ABC):
                 x = x.clone()
             encoded = self._encode(encode, x)
             _check_latent(encoded.value, x)
-            if any(map(is_cold, modules)):
-                warm_up(decode, encoded.value)
+            if any(map(awaits_first_data, modules)):
+                give_first_data(decode, encoded.value)
             surrogate = self._surrogate(encoded, encode, decode, draw_probes(encoded.value))
         surrogate = Surrogate(lifted(surrogate.z, x), *surrogate[1:])
         return surrogate if recording else Surrogate(*(term.detach() for term in surrogate))

@@ -11,9 +11,9 @@ from ...checks import check_count, check_event_shape, check_finite
 from ...errors import ShapeError
 from ...host.first_data import (
     FIRST_STATISTICS,
-    awaits_first_data,
     expect_first_data,
-    has_met_data,
+    mark_initialised,
+    must_initialise,
     spread_of,
 )
 from ..layer import Layer
@@ -68,7 +68,7 @@ class ActNorm(Layer):
     def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data (B, D) to latents (B, D), with the log-det (B,) in nats."""
         check_event_shape(x, self.shape, "x")
-        if self.log_scale.requires_grad and x.shape[0] and awaits_first_data(self):
+        if self.log_scale.requires_grad and x.shape[0] and must_initialise(self):
             self.initialise(x)
         return (x + self.shift) * self.log_scale.exp(), self._log_det(x)
 
@@ -93,7 +93,7 @@ class ActNorm(Layer):
             check_finite(torch.cat([shift, log_scale]), *FIRST_STATISTICS)
             self.shift.copy_(shift)
             self.log_scale.copy_(log_scale)
-        has_met_data(self)
+        mark_initialised(self)
 
     @property
     def takes_context(self) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ...checks import check_count, check_modules
 from ...errors import OptionError
 from ...host.context import with_context
-from ...host.first_data import awaits_first_data
+from ...host.first_data import must_initialise
 from ..coupling.coupling import Coupling, coupling_sizes
 from ..coupling.transforms import Affine, ElementTransform, check_transform
 from .expansion import KernelExpansion
@@ -112,7 +112,7 @@ class KernelCoupling(Coupling):
         """Data (B, D) to latents (B, D), with the log-det (B,) in nats."""
         kept, _ = self.split(x, "x")
         trained = self.conditioner.weights.requires_grad
-        if trained and kept.shape[0] > 1 and awaits_first_data(self.conditioner):
+        if trained and kept.shape[0] > 1 and must_initialise(self.conditioner):
             self.initialise(x, context)
         return super().inverse(x, context)
 

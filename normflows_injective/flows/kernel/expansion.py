@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ...checks import check_count, check_event_shape, check_finite
 from ...errors import ShapeError
-from ...host.first_data import FIRST_STATISTICS, expect_first_data, has_met_data, spread_of
+from ...host.first_data import FIRST_STATISTICS, expect_first_data, mark_initialised, spread_of
 from ...modules.precision import as_factored
 from ...nets.joining import ContextNetwork
 from .kernels import kernel_named, squared_distances
@@ -191,7 +191,7 @@ class KernelExpansion(ContextNetwork):
         check_finite(rows, "the data that place the auxiliary points")
         if not self.weights.any():
             self._place(rows.to(self.points.dtype))
-        has_met_data(self)
+        mark_initialised(self)
 
     def extra_repr(self) -> str:
         """Options that are no modules."""

@@ -13,7 +13,7 @@ from ...autodiff.gradients import out_of_inference, value_and_gradient
 from ...checks import check_event_shape, check_finite, is_readable
 from ...errors import OffManifoldError, ShapeError
 from ...host.context import needs_context, takes_context, with_context
-from ...host.first_meeting import warm_up
+from ...host.first_meeting import give_first_data
 from ...host.refusals import refuse_unsupported
 from ...modules.behind import modules_of
 from .on_sphere import check_policy
@@ -111,7 +111,7 @@ class GraphSurface(Chart):
         if self.measure == "lebesgue":
             return height(z), z.new_zeros(z.shape[0])
         refuse_unsupported(modules_of(self.f))
-        warm_up(height, z)
+        give_first_data(height, z)
         value, gradient = value_and_gradient(height, z)
         return value, 0.5 * gradient.square().sum(1).log1p()
 

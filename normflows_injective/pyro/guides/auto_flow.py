@@ -18,7 +18,7 @@ from ...flows.coupling.steady_linear import SteadyLinear
 from ...flows.stack import LayerStack
 from ...flows.surfaces.angular_spline import AngularSpline
 from ...host.context import needs_context
-from ...host.first_data import is_cold
+from ...host.first_data import awaits_first_data
 from ...models.parts import model_dtype
 from ..flow_transform import FlowTransform
 from .joint_guide import JointGuide
@@ -117,7 +117,7 @@ class AutoFlow(JointGuide):
         self.register_buffer("_origin", torch.zeros_like(loc), persistent=False)
         transform = FlowTransform([*layers, place]).to(loc)
         self.transform = transform
-        if any(is_cold(module) for module in transform.modules()):
+        if any(awaits_first_data(module) for module in transform.modules()):
             with torch.no_grad():
                 transform(self.get_base_dist().sample(torch.Size([64])))
 

@@ -32,7 +32,7 @@ from ...flows.stack import LayerStack, context_rows, context_shape
 from ...host.bases import sample_base
 from ...host.context import check_context, needs_context, takes_context
 from ...host.copies import on_trial
-from ...host.first_data import is_cold
+from ...host.first_data import awaits_first_data
 from ...models.parts import model_dtype
 from ...modules.random_numbers import OwnRandomNumbers
 from ...modules.sample_cache import SampleCache, State, state_of
@@ -215,7 +215,7 @@ class ModelDistribution(TorchDistribution, ABC):
 
     def _warm_up(self) -> None:
         # One sample has no standard deviation for a layer that starts by it.
-        if any(is_cold(module) for module in self.stack.modules()):
+        if any(awaits_first_data(module) for module in self.stack.modules()):
             first = context_rows(self.context, self.batch_shape)
             rows = None if first is None else first[:1].expand(64, *first.shape[1:])
             with torch.no_grad():

@@ -18,7 +18,7 @@ from ...errors import UnsupportedModelError
 from ...flows.stack import LayerStack, context_rows
 from ...flows.surfaces.angular_spline import AngularSpline
 from ...host.calls import summed_inverse
-from ...host.first_data import is_cold
+from ...host.first_data import awaits_first_data
 from .box import Box, Range
 
 __all__ = ["PushedBox", "bounded_domain", "bounded_support"]
@@ -171,7 +171,7 @@ def _indices(given: Any) -> tuple[int, ...]:
 
 
 def _inverted(layer: nf.flows.Flow, rows: Tensor, context: Tensor | None) -> Tensor:
-    if any(is_cold(module) for module in layer.modules()):
+    if any(awaits_first_data(module) for module in layer.modules()):
         # A question does not initialise anything.
         layer = deepcopy(layer)
     try:
