@@ -100,7 +100,10 @@ class Projection(NamedTuple):
 
 
 class Stack(NamedTuple):
-    """Layers before the first injection, whose log-dets add, and the composite from it on."""
+    """Layers before the first injection, whose log-dets add, and the composite from it on.
+
+    Methods copy their argument, because some layers of normflows shift it in place.
+    """
 
     latent_block: Sequence[nf.flows.Flow]
     composite: Sequence[nf.flows.Flow]
@@ -112,12 +115,19 @@ class Stack(NamedTuple):
 
     def encode(self, x: Tensor, context: Tensor | None) -> Tensor:
         """Send data (B, *) to the coordinates (B, *) from which the composite leads."""
-        # Some layers of normflows shift their input in place.
         return joint_encode(self.composite, x.clone(), context)
 
     def decode(self, z: Tensor, context: Tensor | None) -> Tensor:
         """Send coordinates (B, *) to the data (B, *)."""
         return joint_decode(self.composite, z.clone(), context)
+
+    def decode_base(self, z: Tensor, context: Tensor | None) -> Tensor:
+        """Send base variables (B, *) to the data (B, *)."""
+        return joint_decode(self.all, z.clone(), context)
+
+    def encode_to_base(self, x: Tensor, context: Tensor | None) -> Tensor:
+        """Send data (B, *) to base variables (B, *)."""
+        return joint_encode(self.all, x.clone(), context)
 
     def project(self, x: Tensor, context: Tensor | None) -> Tensor:
         """Send data (B, *) to the points of the manifold that their coordinates lead to."""

@@ -18,9 +18,6 @@ from ..host.first_meeting import meet_first_data
 from ..modules.random_numbers import OwnRandomNumbers
 from .free_form import FreeFormInjection
 from .shapes import Reshape
-from .split import (
-    joint_decode,
-)
 from .stacking import check_composite
 from .surfaces.surface import is_exact
 
@@ -108,8 +105,7 @@ class LayerStack(nn.Module):
 
         def first(stack: LayerStack) -> Tensor:
             z, log_volume = stack._pull(x, context)
-            reconstruction = joint_decode(stack.parts.all, z.clone(), context)
-            return squared_error(x, reconstruction) + log_volume
+            return squared_error(x, stack.parts.decode_base(z, context)) + log_volume
 
         return meet_first_data(self, first)
 

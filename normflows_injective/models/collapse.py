@@ -73,10 +73,6 @@ class CollapseWatch:
     """Watches the terms of a training loss, and warns once.
 
     A few numbers per step stay on the device, and are read once in 50 steps.
-
-    Args:
-        has_warned: Whether it has nothing more to say.
-        has_begun: Whether data and networks have been looked at.
     """
 
     def __init__(self, has_warned: bool = False, has_begun: bool = False) -> None:
@@ -86,16 +82,9 @@ class CollapseWatch:
         self._windows: list[_Means] = []
 
     def begin(self, module: nn.Module, x: Tensor, error: Tensor) -> None:
-        """Look once at the data and the networks with which a training begins.
+        """Look once at the first data (B, *) of a training, and at the networks that it trains.
 
-        Args:
-            module: Module that is trained.
-            x: Its first data (B, *).
-            error: Their reconstruction errors (B,), with the graph that leads to the networks.
-
-        Warns:
-            ScaleWarning: If columns of the data have very different scales.
-            SmoothnessWarning: If an encoder or a decoder is piecewise linear.
+        The reconstruction errors come with the graph that leads to the networks.
         """
         if self._has_begun:
             return
@@ -110,16 +99,9 @@ class CollapseWatch:
 
     @torch.no_grad()
     def look(self, x: Tensor, error: Tensor, surrogate: Tensor, latent_dim: int) -> None:
-        """Take one step into account.
+        """Take into account the data, errors (B,) and surrogates (B,) of one step.
 
-        Args:
-            x: Data of shape (B, *).
-            error: Reconstruction errors (B,).
-            surrogate: Surrogates (B,) by probes of length sqrt(d), with a negative sign.
-            latent_dim: Dimension d of the latents.
-
-        Warns:
-            CollapseWarning: If the manifold is being lost.
+        The surrogates belong to probes of length sqrt(d), and carry a negative sign.
         """
         if self.has_warned or not is_readable(x, error, surrogate):
             return
@@ -176,19 +158,10 @@ def _warn_of_collapse(share: float, deviation: float) -> None:
 
 @torch.no_grad()
 def warn_of_scales(x: Tensor) -> None:
-    """Warn if columns of the data have very different scales.
+    """Warn if one column of data (B, *) has more than a thousand times the scale of another.
 
     The scale of a column is the distance of its 10 % and 90 % quantiles, so that columns which are
     nearly constant, such as the margins of images, have none.
-
-    Args:
-        x: Data of shape (B, *).
-
-    Warns:
-        ScaleWarning: If the largest scale is more than a thousand times the smallest.
-
-    Examples:
-        >>> warn_of_scales(torch.randn(100, 3))
     """
     rows = x.flatten(1)
     if not is_readable(x) or rows.shape[0] < 10 or rows.shape[1] < 2:
@@ -211,18 +184,10 @@ def warn_of_scales(x: Tensor) -> None:
 
 
 def warn_of_kinks(networks: dict[str, nn.Module], result: Tensor | None = None) -> None:
-    """Warn if encoder or decoder contain piecewise linear activations.
+    """Warn of the first piecewise linear activation in named networks.
 
-    Args:
-        networks: The networks by name.
-        result: A tensor that was computed with them. Its graph shows the functions that they call
-            without a module, such as ``torch.nn.functional.relu``.
-
-    Warns:
-        SmoothnessWarning: Naming the first of them.
-
-    Examples:
-        >>> warn_of_kinks({"encoder": nn.Sequential(nn.Linear(2, 2), nn.SiLU())})
+    The graph of a result shows the functions that they call without a module, such as
+    ``torch.nn.functional.relu``.
     """
     for name, network in networks.items():
         for path, module in network.named_modules():

@@ -110,12 +110,12 @@ def trial_pass(
     q0, *layers = on_trial([q0, *flows])
     with torch.no_grad(), OwnRandomNumbers():
         base, _ = sample_base(q0, 2, context, dtype)
-        latent = _through(layers, range(num_latent), base.clone(), context, forward=True)
+        latent = _through(layers, range(num_latent), base, context, forward=True)
         after = range(num_latent, len(layers))
-        data = _through(layers, after, latent.clone(), context, forward=True)
+        data = _through(layers, after, latent, context, forward=True)
         shapes = StackShapes(*(tuple(t.shape[1:]) for t in (base, latent, data)))
         check_raises_dimension(shapes.latent, shapes.data, "The stack from injection to data")
-        back = _through(layers, reversed(range(len(layers))), data.clone(), context, forward=False)
+        back = _through(layers, reversed(range(len(layers))), data, context, forward=False)
     if back.shape != base.shape:
         raise ShapeError(
             f"The layers send the base's shape {shapes.base} to data of shape {shapes.data}, but "
@@ -145,6 +145,8 @@ def _through(
     forward: bool,
 ) -> Tensor:
     step = joint_decode if forward else joint_encode
+    # Some layers of normflows shift their input in place.
+    batch = batch.clone()
     for index in order:
         where = f"flows[{index}] ({type(flows[index]).__name__})"
         direction = "generative" if forward else "encoding"

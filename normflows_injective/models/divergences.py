@@ -27,21 +27,10 @@ def reverse_kld(
 ) -> Tensor:
     r"""Monte-Carlo estimate of :math:`\mathbb E_q[\log q(x) - \beta \log p(x)]`.
 
-    Args:
-        model: Model with a target ``p``.
-        num_samples: Number of samples.
-        beta: Annealing weight of the target.
-        score_fn: Keep the score term in the gradient. Without it the base and the latent block
-            get the path gradient alone, whose mean is the same where the encoder inverts the
-            decoder exactly. Parameters that move the manifold keep it: their score term has no
-            mean of zero, because the support of the density moves with them.
-        context: Optional context, one row per sample, also for a target that takes one.
-
-    Returns:
-        Estimate in nats, 0-dimensional.
-
-    Raises:
-        OffManifoldError: If ``p`` does not declare itself a density on the manifold.
+    Without the score function the base and the latent block get the path gradient alone, whose
+    mean is the same where the encoder inverts the decoder exactly. Parameters that move the
+    manifold keep their score term, which has no mean of zero, because the support of the density
+    moves with them.
     """
     _require_target(model, "reverse_kld")
     x, log_q = _sample_for_gradient(model, num_samples, score_fn, context)
@@ -63,28 +52,11 @@ def reverse_alpha_div(
               \mathcal L = \operatorname{sign}(\alpha (\alpha - 1)) \log \sum_i w_i^\alpha,
               \quad w_i = \frac{p(x_i)}{q(x_i)}, \quad x_i \sim q
 
-    The host's expression, with the sign that lets the divergence fall for every order. In the
-    limit of order 0 the divergence is :math:`\mathrm{KL}(q \| p)`, in that of order 1 it is
-    :math:`\mathrm{KL}(p \| q)`; order 2 is half of :math:`\chi^2(p \| q)`, order -1 half of
-    :math:`\chi^2(q \| p)`.
-
-    Args:
-        model: Model with a target ``p``.
-        num_samples: Number of samples.
-        alpha: Order :math:`\alpha` of the divergence.
-        dreg: Use the doubly reparametrised gradient, arXiv 1810.04152. Order 1 is then the
-            importance-weighted bound with as many samples.
-        context: Optional context, one row per sample, also for a target that takes one.
-        beta: Annealing weight of the target.
-
-    Returns:
-        Estimate, 0-dimensional.
-
-    Raises:
-        OffManifoldError: If ``p`` does not declare itself a density on the manifold.
-        OptionError: If ``alpha`` is no finite number, is 0, or is 1 without ``dreg``, where the
-            expression trains nothing, or if ``dreg`` comes with trained parameters that move the
-            manifold.
+    It is the expression of normflows, with the sign that lets the divergence fall for every order.
+    The limits are :math:`\mathrm{KL}(q \| p)` at order 0 and :math:`\mathrm{KL}(p \| q)` at order
+    1; order 2 is half of :math:`\chi^2(p \| q)`, order -1 half of :math:`\chi^2(q \| p)`. With the
+    doubly reparametrised gradient (``dreg``, arXiv 1810.04152) order 1 is the importance-weighted
+    bound with as many samples.
     """
     _require_target(model, "reverse_alpha_div")
     alpha = check_real(alpha, "alpha")

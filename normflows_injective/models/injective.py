@@ -15,7 +15,7 @@ from ..autodiff.settings import as_written
 from ..checkpoints import load_checkpoint, save_checkpoint
 from ..checks import check_batch, check_count, check_event_shape, checks_arguments_of
 from ..errors import ContextError
-from ..flows.split import Stack, joint_decode, joint_encode
+from ..flows.split import Stack
 from ..host.bases import base_log_prob, sample_base
 from ..host.context import check_context, takes_context
 from ..host.first_data import refuse_single_sample
@@ -123,14 +123,12 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
     @names_diverged
     def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Send base variables (B, *) to the data space (B, *), :math:`G(h(z))`."""
-        stack = self._check(z, "z", "base", context)._stack
-        return joint_decode(stack.all, z.clone(), context)
+        return self._check(z, "z", "base", context)._stack.decode_base(z, context)
 
     @names_diverged
     def inverse(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Send data (B, *) to base variables (B, *), :math:`h^{-1}(F(x))`."""
-        stack = self._check(x, "x", "data", context)._stack
-        return joint_encode(stack.all, x.clone(), context)
+        return self._check(x, "x", "data", context)._stack.encode_to_base(x, context)
 
     @names_diverged
     def forward_and_log_det(

@@ -38,29 +38,16 @@ _CHECKED: WeakSet[nn.Module] = WeakSet()
 
 
 def enough_rows(num_rows: int, latent_dim: int) -> bool:
-    """Whether so many rows tell about the spread in so many directions."""
+    """Whether there are rows enough to tell the spread in d directions."""
     return num_rows >= max(10, 4 * latent_dim)
 
 
 @torch.no_grad()
 def smallest_deviation(x: Tensor, latent_dim: int) -> float:
-    """Standard deviation of data along their principal direction number d.
+    """Standard deviation of data (B, *) along their principal direction number d.
 
-    Args:
-        x: Data (B, *), at least 4 d of them.
-        latent_dim: Dimension d of the manifold.
-
-    Returns:
-        The standard deviation. It is that of the narrowest direction of a flat manifold; of a
-        curved one it is a scale, to be compared with the noise to a factor.
-
-    Raises:
-        ShapeError: If there are too few rows.
-
-    Examples:
-        >>> line = torch.linspace(-1, 1, 1001).unsqueeze(1)
-        >>> round(smallest_deviation(torch.cat([line, line], 1), 1), 2)  # sqrt(2) / sqrt(3)
-        0.82
+    It is that of the narrowest direction of a flat manifold; for a curved one it is a scale, to be
+    compared with the noise to a factor.
     """
     rows = as_factored(x.detach().flatten(1))
     if not enough_rows(len(rows), latent_dim):
@@ -73,38 +60,13 @@ def smallest_deviation(x: Tensor, latent_dim: int) -> float:
 
 
 def collapse_ratio(sigma: Tensor, x: Tensor, latent_dim: int) -> float:
-    """Noise scale over the smallest standard deviation of data along the manifold.
-
-    Args:
-        sigma: Noise scale, shape ().
-        x: Data (B, *).
-        latent_dim: Dimension d of the manifold.
-
-    Returns:
-        The ratio, infinite if the data have no spread in so many directions.
-
-    Raises:
-        ShapeError: If there are too few data.
-
-    Examples:
-        >>> x = 2 * torch.eye(3)[torch.arange(12) % 3]
-        >>> round(collapse_ratio(torch.tensor(0.1), x, 2), 3)
-        0.083
-    """
+    """Noise scale over the smallest standard deviation of data (B, *) along the manifold."""
     deviation = smallest_deviation(x, latent_dim)
     return float(sigma.detach()) / deviation if deviation > 0 else torch.inf
 
 
 def warn_of_collapse(ratio: float, latent_dim: int) -> None:
-    """Warn if the noise is too wide.
-
-    Args:
-        ratio: What :func:`collapse_ratio` gives.
-        latent_dim: Dimension d of the manifold, for the message.
-
-    Warns:
-        CollapseWarning: If the ratio is above 1/4.
-    """
+    """Warn if the noise is wider than a quarter of the spread of the data."""
     if ratio <= SAFE:
         return
     known = (
@@ -123,17 +85,7 @@ def warn_of_collapse(ratio: float, latent_dim: int) -> None:
 
 
 def warn_once_of_collapse(model: nn.Module, sigma: Tensor, x: Tensor, latent_dim: int) -> None:
-    """Compare them when a model is first trained, on the first batch that is large enough.
-
-    Args:
-        model: Model that is trained; distributions of it are built anew at every step.
-        sigma: Noise scale, shape ().
-        x: Data (B, *).
-        latent_dim: Dimension d of the manifold.
-
-    Warns:
-        CollapseWarning: As :func:`warn_of_collapse`.
-    """
+    """Compare noise and spread once, on the first batch (B, *) that is large enough."""
     if model in _CHECKED or not enough_rows(len(x), latent_dim):
         return
     _CHECKED.add(model)

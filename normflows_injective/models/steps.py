@@ -1,6 +1,6 @@
-r"""What counts as one training step.
+r"""Training steps, counted by losses.
 
-A training step is whatever lies between two updates of the parameters, however many losses are
+A training step is all that happens between two updates of the parameters, however many losses are
 asked for meanwhile: the micro-batches of an accumulated gradient, terms that are logged beside the
 loss. So a loss begins a step if parameters have changed since the last loss. Changes show in the
 tensors' version counters at no cost. Fused optimisers, FSDP and writes through ``.data`` leave
@@ -38,7 +38,7 @@ _IS_WRAPPED: Callable[[Tensor], bool] = _functorch.is_functorch_wrapped_tensor
 
 
 class _Mirror(NamedTuple):
-    """A step on the host, with the buffer and its version from which it was read."""
+    """A step in memory of the CPU, with the buffer and its version from which it was read."""
 
     buffer: Tensor
     version: int
@@ -49,10 +49,7 @@ class _Mirror(NamedTuple):
 
 @final
 class StepCounter:
-    """Tells whether a training loss begins a step, and keeps the number of steps on the host.
-
-    Args:
-        by_hand: Whether steps are counted by the user, so that no loss begins one.
+    """Tells whether a training loss begins a step, and keeps the number of steps on the CPU.
 
     Examples:
         >>> layer, steps = nn.Linear(1, 1), StepCounter()
@@ -80,13 +77,9 @@ class StepCounter:
         return not is_counted
 
     def begins(self, parameters: list[Tensor]) -> bool | Tensor:
-        """Whether a training loss that is asked for now begins a step.
+        """Whether a training loss of parameters, asked for now, begins a step.
 
-        Args:
-            parameters: Those that the loss trains.
-
-        Returns:
-            The answer; a boolean tensor where reading it would wait for an accelerator.
+        The answer is a boolean tensor where reading it would wait for an accelerator.
         """
         if self.by_hand:
             return False
@@ -209,16 +202,7 @@ def _running_optimizer() -> torch.optim.Optimizer | None:
 
 
 def trainable(module: nn.Module, modules: Sequence[nn.Module] | None = None) -> list[Tensor]:
-    """The parameters of a module that take gradients.
-
-    Args:
-        module: Any module.
-        modules: It and all modules in it, where the caller has looked already.
-
-    Examples:
-        >>> len(trainable(nn.Linear(1, 1)))
-        2
-    """
+    """Parameters that take gradients, in a module or in modules that were found already."""
     # By the modules: parameters() puts together names that nobody reads, at every call.
     return [
         parameter
@@ -252,21 +236,7 @@ def _sample(parameters: list[Tensor]) -> Tensor:
 
 
 def check_window(steps: Any) -> tuple[int, int] | None:
-    """The steps at which a warm-up starts and ends, or None.
-
-    Args:
-        steps: A pair of whole numbers, or None.
-
-    Returns:
-        The pair as plain integers, or None.
-
-    Raises:
-        OptionError: If it is something else.
-
-    Examples:
-        >>> check_window([100, 300])
-        (100, 300)
-    """
+    """The steps at which a warm-up starts and ends, as plain integers, or None."""
     if steps is None:
         return None
     if isinstance(steps, (tuple, list)) and len(steps) == 2:

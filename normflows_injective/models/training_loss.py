@@ -13,6 +13,7 @@ from ..autodiff.gradients import out_of_inference
 from ..checks import check_loss
 from ..flows.split import (
     Passes,
+    Stack,
     joint_decode,
     joint_decode_and_log_volume,
     joint_encode,
@@ -65,13 +66,14 @@ def first_pass(batch: Tensor, space: str, context: Tensor | None, model: Any) ->
     Data lead to the reconstruction error less the log-density of the latents, base variables and
     latents to data.
     """
+    stack = Stack(model.latent_block, model.composite)
     if space == "base":
-        return joint_decode(model.flows, batch.clone(), context)
+        return stack.decode_base(batch, context)
     if space == "latent":
-        return joint_decode(model.composite, batch.clone(), context)
-    z = joint_encode(model.flows, batch.clone(), context)
+        return stack.decode(batch, context)
+    z = stack.encode_to_base(batch, context)
     log_prob = base_log_prob(model.q0, z, context)
-    return squared_error(batch, joint_decode(model.flows, z.clone(), context)) - log_prob
+    return squared_error(batch, stack.decode_base(z, context)) - log_prob
 
 
 def prior_samples(model: InjectiveModel, x: Tensor, context: Tensor | None) -> Tensor | None:

@@ -1,4 +1,4 @@
-r"""How an injective distribution gets the log-volume at the projection of a value.
+r"""Rules by which the log-volume at the projection of a value is differentiated.
 
 With an encoder :math:`F` and the layers :math:`G` from the injection to the data, every rule gives
 the base variables, the reconstruction :math:`G(F(x))`, and the log-volume of the whole map from
@@ -56,51 +56,25 @@ class VolumeRule(ABC):
 
 @final
 class ExactVolume(VolumeRule):
-    """The exact log-volume, by d Jacobian-vector products, with its own gradient.
-
-    Examples:
-        >>> from normflows_injective.flows import LinearInjection
-        >>> stack = LayerStack([LinearInjection(1, 2)])
-        >>> weight = stack.flows[0].weight
-        >>> projected = ExactVolume().project(stack, torch.ones(1, 2), None)
-        >>> bool(torch.allclose(projected.log_volume, weight.norm().log()))
-        True
-    """
+    """The exact log-volume, by d Jacobian-vector products, with its own gradient."""
 
     def project(self, stack: LayerStack, x: Tensor, context: Tensor | None) -> Projection:
         """Encode, and decode with the log-volume."""
         return stack.parts.project_with_log_volume(x, context)
 
     def for_draws(self) -> VolumeRule:
-        """The same."""
+        """This rule."""
         return self
 
 
 @final
 class CorrectedSurrogate(VolumeRule):
-    r"""The exact log-volume, with the gradient of a surrogate.
+    r"""The exact log-volume, with the gradient of a surrogate S.
 
     .. math:: V = \mathrm{SG}[V_\text{exact}] + S - \mathrm{SG}[S]
 
-    Without gradients it is the exact log-volume and costs no more.
-
-    Args:
-        estimator: The surrogate S, see ``nfi.SurrogateLikelihood``.
-        n_probes: Its number of probes.
-        probes: Their kind.
-        refuses_draws: Whether to refuse values that the distribution drew itself, rather than take
-            the exact gradient for them.
-
-    References:
-        Free-form injective flows, arXiv 2306.01843, for the surrogates.
-
-    Examples:
-        >>> from normflows_injective.flows import LinearInjection
-        >>> stack = LayerStack([LinearInjection(1, 2)])
-        >>> x = torch.ones(1, 2)
-        >>> surrogate = CorrectedSurrogate().project(stack, x, None).log_volume
-        >>> bool(torch.allclose(surrogate, ExactVolume().project(stack, x, None).log_volume))
-        True
+    Without gradients it is the exact log-volume and costs no more. For values that the
+    distribution drew itself the exact gradient is taken, or refused (``refuses_draws``).
     """
 
     def __init__(
@@ -133,11 +107,7 @@ class CorrectedSurrogate(VolumeRule):
         return Projection(z, reconstruction, log_volume)
 
     def for_draws(self) -> VolumeRule:
-        """The exact volume.
-
-        Raises:
-            UnsupportedModelError: If it refuses them and gradients are wanted.
-        """
+        """The exact volume, or an error if gradients are wanted and draws are refused."""
         if self._refuses_draws and torch.is_grad_enabled():
             raise UnsupportedModelError(
                 "volume='surrogate' was asked for the density of a value that this distribution "
@@ -149,24 +119,9 @@ class CorrectedSurrogate(VolumeRule):
 
 
 def volume_rule(volume: str, stack: LayerStack, latent_dim: int, likelihood: Any) -> VolumeRule:
-    """The rule of a name.
+    """The rule of a name in VOLUMES, for a stack with so many latent dimensions.
 
-    Args:
-        volume: One of ``VOLUMES``.
-        stack: Layers of the model.
-        latent_dim: Their number of latent dimensions d.
-        likelihood: Training term of the model, whose surrogate and probes are used, if it has any.
-
-    Returns:
-        The rule.
-
-    Raises:
-        OptionError: If the name is unknown, or there is no surrogate for these layers.
-
-    Examples:
-        >>> from normflows_injective.flows import Pad
-        >>> type(volume_rule("auto", LayerStack([Pad(2, 3)]), 2, None)).__name__
-        'ExactVolume'
+    The surrogate is that of the model's training term, if it has one.
     """
     check_choice(volume, VOLUMES, "volume")
     if volume == "surrogate" and stack.is_closed_form:
