@@ -1141,7 +1141,7 @@ def test_divergence_of_training_is_named():
         flow.flow_matching_loss(torch.zeros(3, 2, dtype=torch.long))
     with pytest.raises(NonFiniteError, match="the logits at the end .* The network has diverged"):
         flow.sample(2, 2)
-    with pytest.raises(ShapeError, match=r"coordinates must have shape \(B, 2\), got \(3, 4\)"):
+    with pytest.raises(ShapeError, match=r"z must have shape \(B, 2\), got \(3, 4\)"):
         flow.layer(2)(torch.zeros(3, 4))
 
 

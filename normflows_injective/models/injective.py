@@ -22,11 +22,10 @@ from ..host.first_data import refuse_single_sample
 from ..host.first_meeting import meet_first_data
 from ..modules.diverged import check_results, names_diverged
 from ..volume.reconstruction import squared_error
-from . import divergences, training_loss
+from . import divergences, training_loss, training_term
 from .construction import check_parts, trial_pass
 from .loss_terms import LossTerms
 from .parts import Parts, dtype_of, look_into, model_dtype
-from .training_term import TrainingTerm
 
 __all__ = ["InjectiveNormalizingFlow"]
 
@@ -87,7 +86,7 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
         self,
         q0: nn.Module,
         flows: Sequence[nf.flows.Flow],
-        likelihood: TrainingTerm | None = None,
+        likelihood: training_term.TrainingTerm | None = None,
         p: Any = None,
     ) -> None:
         num_latent, likelihood = check_parts(q0, flows, likelihood)
