@@ -19,6 +19,8 @@ from torch.utils.checkpoint import checkpoint
 
 import normflows_injective as nfi
 from normflows_injective.autodiff.activations import push_silu, silu
+from normflows_injective.autodiff.convolutions import convolve
+from normflows_injective.autodiff.jacobians import basis_of
 from normflows_injective.autodiff.normalisation import (
     group_norm,
     layer_norm,
@@ -26,6 +28,7 @@ from normflows_injective.autodiff.normalisation import (
     push_layer_norm,
 )
 from normflows_injective.autodiff.recording import record, record_first_layers
+from normflows_injective.autodiff.reverse import push_by_reverse, reverse
 from normflows_injective.volume.estimators import ESTIMATORS
 from normflows_injective.volume.lanczos import lanczos_log_volume
 
@@ -969,3 +972,92 @@ def test_threads_leave_the_settings_of_the_process_as_they_were():
         sys.setswitchinterval(interval)
     assert [enabled() for enabled in backends] == before
     assert torch.autograd.forward_ad._current_level == -1
+
+
+# Convolutions that are differentiated by the cotangents of their products.
+
+CONVOLVED = {
+    "strides": (F.conv1d, (2, 2, 5), (4, 2, 3), {"stride": 2, "padding": 1}),
+    "strides that leave a rest": (F.conv1d, (2, 2, 6), (4, 2, 3), {"stride": 2, "padding": 1}),
+    "groups": (F.conv2d, (1, 4, 4, 5), (2, 2, 2, 3), {"stride": (2, 3), "groups": 2}),
+    "dilation": (F.conv2d, (1, 1, 5, 5), (2, 1, 2, 2), {"dilation": 2, "stride": 3}),
+    "padding by name": (F.conv1d, (2, 2, 4), (2, 2, 3), {"padding": "same"}),
+    "volume": (F.conv3d, (1, 1, 3, 2, 2), (2, 1, 2, 2, 1), {"stride": 2}),
+    "transposed": (
+        F.conv_transpose1d,
+        (2, 2, 3),
+        (2, 3, 3),
+        {"stride": 2, "padding": 1, "output_padding": 1},
+    ),
+    "transposed groups": (
+        F.conv_transpose2d,
+        (1, 4, 2, 2),
+        (4, 1, 2, 3),
+        {"stride": (2, 3), "groups": 2, "output_padding": (0, 2)},
+    ),
+    "transposed volume": (F.conv_transpose3d, (1, 1, 2, 1, 2), (1, 2, 2, 1, 2), {"stride": 2}),
+    "without samples": (F.conv1d, (0, 2, 4), (4, 2, 3), {"stride": 2}),
+}
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("name", CONVOLVED)
+def test_convolutions_agree_with_torch_to_the_third_derivative(name, with_bias):
+    func, shape, weight_shape, options = CONVOLVED[name]
+    manual_seed(0)
+    leaves = [torch.randn(size, dtype=torch.float64) for size in (shape, weight_shape)]
+    if with_bias:
+        transposed = func.__name__.startswith("conv_transpose")
+        channels = weight_shape[1] * options.get("groups", 1) if transposed else weight_shape[0]
+        leaves.append(torch.randn(channels, dtype=torch.float64))
+    leaves = [leaf.requires_grad_() for leaf in leaves]
+
+    def ours(x, weight, bias=None):
+        return convolve(func, x, weight, bias, **options)
+
+    def slopes(*inputs):
+        # Of the third power, so that further derivatives do not vanish.
+        return torch.autograd.grad(ours(*inputs).pow(3).sum(), inputs, create_graph=True)
+
+    assert torch.equal(ours(*leaves), func(*leaves, **options))
+    if shape[0] == 0:
+        assert all(not slope.any() for slope in slopes(*leaves))
+        return
+    assert gradcheck(ours, leaves)
+    assert gradgradcheck(ours, leaves)
+    assert gradcheck(slopes, leaves)
+    with torch.no_grad():
+        directions = [torch.randn_like(leaf) for leaf in leaves]
+
+    def curvatures(*inputs):
+        return torch.autograd.grad(slopes(*inputs), inputs, directions, create_graph=True)
+
+    assert gradcheck(curvatures, leaves)
+
+
+def test_no_gradient_of_a_weight_is_taken_for_every_tangent():
+    manual_seed(0)
+    net = nn.Sequential(nn.Conv1d(1, 4, 3, padding=1), nn.SiLU(), nn.ConvTranspose1d(4, 2, 2))
+    z = torch.randn(3, 1, 4)
+    taken = reverse(net, z)
+    with Convolutions() as counted:
+        push_by_reverse(taken, basis_of(z))
+    # Of a product that is pulled and of all tangents at once, for both layers.
+    assert counted.shapes == [(3, 4, 4), (3, 1, 4), (12, 4, 4), (12, 2, 5)]
+
+
+class Convolutions(TorchDispatchMode):
+    """Notes the shapes of results of convolutions, and forbids gradients of their weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.convolution.default:
+            self.shapes.append(tuple(result.shape))
+        if func is torch.ops.aten.convolution_backward.default:
+            assert args[-1][1:] == [False, False]
+            self.shapes.append(tuple(result[0].shape))
+        return result

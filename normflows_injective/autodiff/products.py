@@ -151,7 +151,7 @@ def jvp_by_reverse(function: Map, point: Tensor, tangents: Tensor) -> tuple[Tens
     recording = torch.is_grad_enabled()
     with torch.inference_mode(False), torch.enable_grad():
         leaf = point_at(out_of_inference(point))
-        value = record(function, leaf).value
+        value = record(function, leaf, by_cotangent=True).value
         if not value.requires_grad:
             raise NotInjectiveError(DETACHED)
         # Any number but zero, of which torch's derivative of logcumsumexp takes the logarithm.

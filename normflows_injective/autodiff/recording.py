@@ -24,6 +24,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from ..errors import NotInjectiveError
 from .activations import silu
+from .convolutions import CONVOLUTIONS, convolve
 from .normalisation import group_norm, layer_norm
 from .pulling import DETACHED, pull_back
 from .tangents import AFFINE, DIFFERENTIATING, affine_arguments, is_in_place, is_plain
@@ -118,12 +119,14 @@ class Recorded(NamedTuple):
         return torch.stack(products).sum(0) if len(products) > 1 else products[0]
 
 
-def record(function: Map, point: Tensor) -> Recorded:
+def record(function: Map, point: Tensor, by_cotangent: bool = False) -> Recorded:
     """Evaluate a map so that products with its Jacobian at a point can be taken.
 
     Args:
         function: Map of a batch (B, *) to a batch.
         point: Where to evaluate, shape (B, *), requiring gradients.
+        by_cotangent: Whether a product will be differentiated by its cotangent, along many
+            directions, for which :func:`convolve` stands in.
 
     Returns:
         :class:`Recorded`, whose graph reaches the point.
@@ -133,7 +136,7 @@ def record(function: Map, point: Tensor) -> Recorded:
         >>> record(torch.square, x).pull(torch.ones(1, 1, 2), create_graph=False)
         tensor([[[2., 2.]]])
     """
-    with _Recording():
+    with _Recording(by_cotangent):
         # A copy goes in, because some of the host's layers shift their input in place.
         return Recorded(function(point.clone()), point)
 
@@ -184,12 +187,20 @@ class _Recording(Interception):
     out. Nothing is replaced in checkpoints, which are computed a second time outside of this mode.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, by_cotangent: bool = False) -> None:
         super().__init__()
+        self._by_cotangent = by_cotangent
         self._transforms, self._hooks = open_transforms(), saving_hooks()
 
     def _intercept(self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not (func in _TWICE or func in WRITTEN_OUT) or saving_hooks() is not self._hooks:
+        if saving_hooks() is not self._hooks:
+            return func(*args, **kwargs)
+        if self._by_cotangent and func in CONVOLUTIONS and len(args) >= 2:
+            if is_plain(args[0]) and not open_transforms():
+                x, weight, bias, rest, kwargs = affine_arguments(args, kwargs)
+                return convolve(func, x, weight, bias, *rest, **kwargs)
+            return func(*args, **kwargs)
+        if not (func in _TWICE or func in WRITTEN_OUT):
             return func(*args, **kwargs)
         plain = func in _TWICE and is_plain(args[0]) and not is_in_place(kwargs)
         if plain and not open_transforms():

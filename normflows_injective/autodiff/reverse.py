@@ -104,7 +104,7 @@ def push_by_reverse(taken: Reverse, tangents: Tensor) -> Tensor:
 
 def _by_graph(function: Map, point: Tensor) -> Reverse:
     leaf = point_at(point)
-    value = record(function, leaf).value
+    value = record(function, leaf, by_cotangent=True).value
     if not value.requires_grad:
         raise NotInjectiveError(DETACHED)
     unproven = unproven_nodes(value, [leaf])

@@ -1,0 +1,191 @@
+r"""Convolutions whose products with a Jacobian are cheap to differentiate again.
+
+A convolution :math:`y = W x + b` pulls a cotangent back by :math:`W^\top u`. Torch takes both this
+and the gradient of the weight by one function, and when the product is differentiated, that
+function gives the gradients of all its arguments, whether or not they are wanted. Tangents are
+pushed as derivatives by :math:`u`, so that for every tangent a gradient of the weight would be
+computed and thrown away, which costs as much as the tangent. Here :math:`W^\top u` is a
+convolution by itself, of which torch differentiates by no more than is wanted.
+
+The gradient of the weight is a node of its own, to which no gradient by :math:`x` leads, because
+an ``autograd.Function`` cannot know which of its gradients are wanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .transforms import Function
+
+__all__ = ["CONVOLUTIONS", "convolve"]
+
+_DIRECT: tuple[Function, ...] = (F.conv1d, F.conv2d, F.conv3d)
+_TRANSPOSED: tuple[Function, ...] = (
+    F.conv_transpose1d,
+    F.conv_transpose2d,
+    F.conv_transpose3d,
+)
+CONVOLUTIONS: frozenset[Function] = frozenset({*_DIRECT, *_TRANSPOSED})
+"""Functions that :func:`convolve` stands for."""
+
+
+class _Options(NamedTuple):
+    """What ``torch.convolution`` takes after the tensors."""
+
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
+    transposed: bool
+    output_padding: list[int]
+    groups: int
+
+
+def convolve(
+    func: Function, x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any, **kwargs: Any
+) -> Tensor:
+    """A convolution, cheap to differentiate by the cotangent of its derivative.
+
+    Args:
+        func: One of ``CONVOLUTIONS``, of which this is the result.
+        x: Input, as the function takes it.
+        weight: Weight, as the function takes it.
+        bias: Bias, or None.
+        *rest: Other arguments of the function, in its order.
+        **kwargs: Other arguments of the function, by name.
+
+    Returns:
+        The output.
+
+    Examples:
+        >>> x, weight = torch.ones(1, 1, 3), torch.ones(1, 1, 2)
+        >>> convolve(F.conv1d, x, weight, None)
+        tensor([[[2., 2.]]])
+    """
+    options = None
+    if _is_simple(x, weight, bias):
+        options = (_transposed if func in _TRANSPOSED else _direct)(x, weight, *rest, **kwargs)
+    if options is None:
+        return func(x, weight, bias, *rest, **kwargs)
+    with torch.no_grad():
+        value = func(x, weight, bias, *rest, **kwargs)
+    shift = _Parameters.apply(weight, bias, [x], value.shape, options)  # type: ignore[no-untyped-call]
+    y: Tensor = _Input.apply(x, shift, [weight, value], options)  # type: ignore[no-untyped-call]
+    return y
+
+
+def _is_simple(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    tensors = [weight] if bias is None else [weight, bias]
+    same = all(tensor.dtype == x.dtype for tensor in tensors)
+    return same and x.dim() == weight.dim() and not torch.is_autocast_enabled(x.device.type)
+
+
+def _direct(
+    x: Tensor,
+    weight: Tensor,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> _Options | None:
+    if isinstance(padding, str):
+        return None
+    steps, pads, gaps = (_each(size, weight) for size in (stride, padding, dilation))
+    # What the last stride does not reach would be padding of the transposed map's output, which
+    # torch fails to differentiate three times.
+    sizes = zip(x.shape[2:], weight.shape[2:], steps, pads, gaps, strict=True)
+    rests = [
+        (length + 2 * pad - gap * (width - 1) - 1) % step
+        for length, width, step, pad, gap in sizes
+    ]
+    return None if any(rests) else _Options(steps, pads, gaps, False, [0] * len(rests), groups)
+
+
+def _transposed(
+    x: Tensor,
+    weight: Tensor,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> _Options | None:
+    steps, pads, gaps = (_each(size, weight) for size in (stride, padding, dilation))
+    more = _each(output_padding, weight)
+    # Else a convolution of the output has more elements than the input.
+    fits = all(added < step for added, step in zip(more, steps, strict=True))
+    return _Options(steps, pads, gaps, True, more, groups) if fits else None
+
+
+def _each(size: int | Sequence[int], weight: Tensor) -> list[int]:
+    sizes = [size] if isinstance(size, int) else list(size)
+    return sizes * (weight.dim() - 2) if len(sizes) == 1 else sizes
+
+
+def _adjoint(options: _Options) -> _Options:
+    """Options of the transposed map."""
+    none = [0] * len(options.stride)
+    return options._replace(transposed=not options.transposed, output_padding=none)
+
+
+class _Input(torch.autograd.Function):
+    """The output, as a function of the input; parameters have gradients by the shift alone.
+
+    Tensors that come in a list have no edge from this node.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, shift: Tensor, weight_and_value: list[Tensor], options: _Options
+    ) -> Tensor:
+        weight, value = weight_and_value
+        ctx.save_for_backward(weight)
+        ctx.options = _adjoint(options)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+        (weight,) = ctx.saved_tensors
+        pulled = None
+        if ctx.needs_input_grad[0]:
+            pulled = torch.convolution(cotangent, weight, None, *ctx.options)
+        return pulled, cotangent, None, None
+
+
+class _Parameters(torch.autograd.Function):
+    """Zeros of the shape of the output, through which parameters have gradients."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        weight: Tensor,
+        bias: Tensor | None,
+        x: list[Tensor],
+        shape: Sequence[int],
+        options: _Options,
+    ) -> Tensor:
+        ctx.save_for_backward(*x, weight)
+        ctx.options = options
+        return weight.new_zeros(()).expand(shape)
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        options, ends = ctx.options, (cotangent, x)
+        if options.transposed:
+            # The same sum of products, without the padding of outputs, which torch fails to
+            # differentiate three times.
+            options, ends = _adjoint(options), (x, cotangent)
+        by_weight = by_bias = None
+        if ctx.needs_input_grad[0]:
+            only_weight = [False, True, False]
+            _, by_weight, _ = torch.ops.aten.convolution_backward(
+                *ends, weight, None, *options, only_weight
+            )
+        if ctx.needs_input_grad[1]:
+            by_bias = cotangent.sum((0, *range(2, cotangent.dim())))
+        return by_weight, by_bias, None, None, None
