@@ -96,7 +96,7 @@ def accuracy_row(dimension: int, condition: float, samples: int, repeats: int) -
     for n_probes in PROBES:
         torch.manual_seed(0)
         (volume, error), seconds = timed(
-            lambda k=n_probes: log_volume(decode, z, method="lanczos", n_probes=k), repeats
+            lambda k=n_probes: log_volume(decode, z, method="lanczos", num_probes=k), repeats
         )
         off, stated = root_mean_square(volume.double() - truth), root_mean_square(error)
         cells.append(" / ".join(map(two_digits, (off, stated, seconds / exact_seconds))))

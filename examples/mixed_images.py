@@ -46,7 +46,7 @@ def mixed_layers() -> tuple[list[nf.flows.Flow], list[nf.flows.Flow]]:
     front: list[nf.flows.Flow] = [RadialFlow1D(LATENT_DIM), GlobalScale(LATENT_DIM)]
     for index in range(2):
         front += [
-            KernelCoupling(LATENT_DIM, n_auxiliary=100, reverse=index % 2 == 1),
+            KernelCoupling(LATENT_DIM, num_auxiliary=100, reverse=index % 2 == 1),
             nf.flows.LULinearPermute(LATENT_DIM),
             GINCoupling(LATENT_DIM, reverse=index % 2 == 1),
             nf.flows.ActNorm((LATENT_DIM,)),

@@ -307,7 +307,7 @@ BUILDERS: dict[str, Call] = {
     "KernelCoupling": building(
         kernel.KernelCoupling,
         dim=3,
-        n_auxiliary=5,
+        num_auxiliary=5,
         kernel="rbf",
         share_kernel=True,
         ard=True,
@@ -321,7 +321,7 @@ BUILDERS: dict[str, Call] = {
         kernel.KernelExpansion,
         in_features=2,
         out_features=3,
-        n_auxiliary=5,
+        num_auxiliary=5,
         kernel="rbf",
         num_scales=1,
         ard=True,
@@ -329,8 +329,8 @@ BUILDERS: dict[str, Call] = {
         context_dim=0,
         precondition=True,
     ),
-    "ferumal_glow": building(kernel.ferumal_glow, dim=3, num_steps=1, n_auxiliary=5),
-    "ferumal_realnvp": building(kernel.ferumal_realnvp, dim=3, num_layers=1, n_auxiliary=5),
+    "ferumal_glow": building(kernel.ferumal_glow, dim=3, num_steps=1, num_auxiliary=5),
+    "ferumal_realnvp": building(kernel.ferumal_realnvp, dim=3, num_layers=1, num_auxiliary=5),
     "rkhs_penalty": building(
         kernel.rkhs_penalty, parts=Fresh(lambda: [kernel.KernelCoupling(3, 5)])
     ),
@@ -498,7 +498,7 @@ BUILDERS: dict[str, Call] = {
     "SurrogateLikelihood": building(
         nfi.SurrogateLikelihood,
         beta=Fresh(lambda: 10.0, "schedule"),
-        n_probes=1,
+        num_probes=1,
         estimator="encoder",
         probes="orthonormal",
         warmup_steps=Fresh(lambda: (2, 5), "window"),
@@ -832,7 +832,7 @@ def _of_functions() -> dict[str, Call]:
         "decode_and_log_volume": function(
             volume.decode_and_log_volume, "z", decode=decode, z=z, chunk_size=2
         ),
-        "draw_probes": function(volume.draw_probes, kind="orthonormal", n_probes=1, z=z),
+        "draw_probes": function(volume.draw_probes, kind="orthonormal", num_probes=1, z=z),
         "jacobian": function(volume.jacobian, "point", function=decode, point=z, chunk_size=2),
         "log_volume": function(volume.log_volume, "z", decode=decode, z=z, method="exact"),
         "log_volume by Lanczos": function(
@@ -842,16 +842,16 @@ def _of_functions() -> dict[str, Call]:
             z=z,
             chunk_size=2,
             method="lanczos",
-            n_probes=2,
+            num_probes=2,
             num_steps=4,
         ),
         "coupling_gap": function(
             diagnostics.coupling_gap,
             finite=True,
             z=Fresh(lambda: torch.randn(200, 3)),
-            n_rotations=1,
+            num_rotations=1,
             num_active=1,
-            n_folds=2,
+            num_folds=2,
             regression=regression,
             generator=Fresh(torch.Generator),
         ),

@@ -211,7 +211,7 @@ def _of_diagnostics() -> dict[str, Call]:
     def gap(**options: Any) -> Tensor:
         z = torch.randn(200, 2, generator=seeded_generator(1))
         regression = diagnostics.MomentRegression(**options)
-        return diagnostics.coupling_gap(z, 1, n_folds=2, regression=regression).gap
+        return diagnostics.coupling_gap(z, 1, num_folds=2, regression=regression).gap
 
     def trainer() -> diagnostics.LayerwiseTrainer:
         return diagnostics.LayerwiseTrainer(2)

@@ -194,8 +194,8 @@ def test_a_base_with_a_column_of_log_densities():
     [
         ({"estimator": "cholesky"}, "estimator must be .*conjugate_gradient, got 'cholesky'"),
         ({"probes": "cauchy"}, "probes must be one of orthonormal.*got 'cauchy'"),
-        ({"n_probes": 0}, "n_probes must be a positive integer, got 0"),
-        ({"n_probes": 1.5}, "n_probes must be a positive integer, got 1.5"),
+        ({"num_probes": 0}, "num_probes must be a positive integer, got 0"),
+        ({"num_probes": 1.5}, "num_probes must be a positive integer, got 1.5"),
         ({"beta": -1.0}, "beta must be a number, finite and not negative, got -1.0"),
         ({"beta": float("nan")}, "beta must be a number, finite"),
         ({"beta": "10"}, "beta must be a number, finite and not negative, got '10'"),
@@ -221,7 +221,7 @@ def test_a_schedule_that_goes_negative():
 
 
 def test_more_probes_than_latent_dimensions():
-    ours = model(likelihood=nfi.SurrogateLikelihood(n_probes=3))
+    ours = model(likelihood=nfi.SurrogateLikelihood(num_probes=3))
     with pytest.raises(errors.OptionError, match="between 1 and the latent dimension 2, got 3"):
         ours.forward_kld(torch.randn(4, 5))
 

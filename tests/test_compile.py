@@ -89,14 +89,14 @@ def test_compiled_and_eager_steps_agree(name):
 
 @pytest.mark.slow
 def test_several_probes_and_the_latent_cycle():
-    eager, compiled = pair_of_models([injection()], n_probes=2, latent_cycle=0.5)
+    eager, compiled = pair_of_models([injection()], num_probes=2, latent_cycle=0.5)
     assert_same_step(eager, compiled, torch.randn(6, 4, dtype=torch.float64))
 
 
 @pytest.mark.slow
 def test_images():
     flows = [nfi.flows.FreeFormInjection(*nfi.nets.conv_autoencoder((1, 8, 8), 3, (8, 16)))]
-    eager, compiled = pair_of_models(flows, n_probes=1)
+    eager, compiled = pair_of_models(flows, num_probes=1)
     assert_same_step(eager, compiled, torch.randn(3, 1, 8, 8, dtype=torch.float64))
 
 
@@ -130,10 +130,10 @@ def test_weights_that_changed_are_seen():
 @pytest.mark.slow
 def test_more_compilations_than_torch_allows_fall_back_to_the_eager_form():
     eager, compiled = pair_of_models([injection()])
-    for n_probes in (1, 2):
+    for num_probes in (1, 2):
         for size in (2, 3, 4, 5, 6):
             for model in (eager, compiled):
-                model.likelihood.n_probes = n_probes
+                model.likelihood.num_probes = num_probes
             assert_same_step(eager, compiled, torch.randn(size, 4, dtype=torch.float64))
 
 
@@ -156,10 +156,10 @@ def normalising(fan_in, fan_out):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("build", [Heads, normalising])
-@pytest.mark.parametrize("n_probes", [1, 2])
-def test_attention_and_normalisations(build, n_probes):
+@pytest.mark.parametrize("num_probes", [1, 2])
+def test_attention_and_normalisations(build, num_probes):
     flows = [nfi.flows.FreeFormInjection(build(4, 2), build(2, 4), (2,), (4,))]
-    eager, compiled = pair_of_models(flows, n_probes=n_probes)
+    eager, compiled = pair_of_models(flows, num_probes=num_probes)
     assert_same_step(eager, compiled, torch.randn(6, 4, dtype=torch.float64))
 
 

@@ -80,7 +80,7 @@ def test_log_det_against_the_dense_jacobian(model, x, context):
 
 @pytest.mark.slow
 def test_training_and_sampling(model, x, context):
-    model.likelihood = nfi.SurrogateLikelihood(n_probes=2)  # as many as dimensions: no noise
+    model.likelihood = nfi.SurrogateLikelihood(num_probes=2)  # as many as dimensions: no noise
     loss = model.forward_kld(x, context)
     loss.backward()
     assert all(p.grad is not None for p in model.parameters())

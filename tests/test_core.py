@@ -78,7 +78,7 @@ def test_encode_and_decode_leave_the_latent_block_out(stacked, x, tolerance):
 
 @pytest.mark.slow
 def test_loss_terms_against_dense_jacobians(stacked, x, tolerance):
-    stacked.likelihood = nfi.SurrogateLikelihood(beta=7.0, n_probes=2)
+    stacked.likelihood = nfi.SurrogateLikelihood(beta=7.0, num_probes=2)
     terms = stacked.loss_terms(x)
     encoder = dense_jacobian(stacked.encode, x)
     decoder = dense_jacobian(stacked.decode, stacked.encode(x).detach())
@@ -174,7 +174,7 @@ def test_inputs_are_neither_mutated_nor_marked(x):
 @pytest.mark.slow
 def test_gradient_with_respect_to_the_data_is_not_cut(x):
     """Layers in front of the model must learn through the loss."""
-    ours = model(likelihood=nfi.SurrogateLikelihood(n_probes=2)).double()
+    ours = model(likelihood=nfi.SurrogateLikelihood(num_probes=2)).double()
     x = x.double().requires_grad_()
     assert torch.autograd.gradcheck(lambda s: ours.loss_terms(s).loss, (x,))
 
@@ -188,7 +188,7 @@ def test_log_prob_is_differentiable(x):
 @pytest.mark.parametrize("guard", [torch.no_grad, torch.inference_mode])
 def test_everything_works_without_gradients(stacked, x, guard, tolerance):
     expected = stacked.log_prob(x).detach()
-    stacked.likelihood = nfi.SurrogateLikelihood(n_probes=2)
+    stacked.likelihood = nfi.SurrogateLikelihood(num_probes=2)
     loss = stacked.forward_kld(x).detach()
     with guard():
         close(stacked.log_prob(x).clone(), expected, tolerance)
@@ -352,7 +352,7 @@ def test_composite_in_host_containers(dtype):
 
 
 def test_composite_with_likelihood_trains_in_a_class_conditional_host_model():
-    likelihood = nfi.SurrogateLikelihood(n_probes=2)
+    likelihood = nfi.SurrogateLikelihood(num_probes=2)
     composite = nfi.flows.InjectiveComposite([mlp_injection(), coupling()], likelihood)
     q0 = nf.distributions.ClassCondDiagGaussian(2, 3)
     host = nf.ClassCondFlow(q0, [composite]).double()

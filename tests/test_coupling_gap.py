@@ -197,7 +197,7 @@ def test_result_is_a_function_of_the_generator_and_leaves_the_rest_alone():
 def test_number_of_active_coordinates_and_shapes():
     z = torch.tensor([2.0, 1.0, 1.0]).double() * normal(600, 3)
     options = MomentRegression((8,), steps=20)
-    result = coupling_gap(z, 5, num_active=1, n_folds=3, regression=options)
+    result = coupling_gap(z, 5, num_active=1, num_folds=3, regression=options)
     assert result.per_rotation.shape == (5,)
     assert result.rotations.shape == (5, 3, 3)
     assert result.chosen.shape == (3,)
@@ -282,7 +282,7 @@ def test_bad_input_is_named():
         coupling_gap(torch.cat([torch.randn(299, 2), torch.tensor([[0.0, math.nan]])]))
     with pytest.raises(OptionError, match="num_active must lie in 1 to 1, got 2"):
         coupling_gap(torch.randn(300, 2), num_active=2)
-    with pytest.raises(OptionError, match="n_folds must be an integer of at least 2"):
-        coupling_gap(torch.randn(300, 2), n_folds=1)
-    with pytest.raises(OptionError, match="n_rotations must be a positive integer"):
+    with pytest.raises(OptionError, match="num_folds must be an integer of at least 2"):
+        coupling_gap(torch.randn(300, 2), num_folds=1)
+    with pytest.raises(OptionError, match="num_rotations must be a positive integer"):
         coupling_gap(torch.randn(300, 2), 0)

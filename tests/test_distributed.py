@@ -91,7 +91,7 @@ def build(seed: int, warmup_steps: tuple[int, int] | None = None, act_norm: bool
     injection.encoder = nn.Sequential(Standardise(), injection.encoder)
     flows = [spline(), nf.flows.LULinearPermute(2), injection, coupling()]
     flows += [nf.flows.ActNorm((5,))] if act_norm else []
-    likelihood = nfi.SurrogateLikelihood(n_probes=2, warmup_steps=warmup_steps)
+    likelihood = nfi.SurrogateLikelihood(num_probes=2, warmup_steps=warmup_steps)
     return nfi.InjectiveNormalizingFlow(base(2), flows, likelihood).double()
 
 

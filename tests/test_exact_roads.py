@@ -112,7 +112,7 @@ def test_volumes_of_latents_that_are_numbers(dtype):
         with torch.set_grad_enabled(grad):
             torch.testing.assert_close(log_volume(circle, z), expected)
             torch.testing.assert_close(
-                log_volume(circle, z, method="lanczos", n_probes=2).log_volume, expected
+                log_volume(circle, z, method="lanczos", num_probes=2).log_volume, expected
             )
 
 

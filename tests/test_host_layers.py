@@ -106,7 +106,7 @@ def assert_surrogate_gradients_equal_the_dense_ones(model, x):
 
 @pytest.mark.slow
 def test_surrogate_gradient_equals_the_dense_one_for_every_parameter(model):
-    model.likelihood = nfi.SurrogateLikelihood(n_probes=2)
+    model.likelihood = nfi.SurrogateLikelihood(num_probes=2)
     assert_surrogate_gradients_equal_the_dense_ones(model, data(model) + 0.01)
 
 
@@ -114,7 +114,7 @@ def test_surrogate_gradient_equals_the_dense_one_for_every_parameter(model):
 def test_surrogate_gradient_through_a_residual_flow():
     """The host's fixed point and its series leave its log-det inexact, not its Jacobian."""
     flows = [mlp_injection(4, 2), residual()]
-    model = nfi.InjectiveNormalizingFlow(base(2), flows, nfi.SurrogateLikelihood(n_probes=2))
+    model = nfi.InjectiveNormalizingFlow(base(2), flows, nfi.SurrogateLikelihood(num_probes=2))
     model = model.double()
     assert_surrogate_gradients_equal_the_dense_ones(model, data(model) + 0.01)
 
@@ -149,7 +149,7 @@ IMAGE_FLOWS = {
 def image_model(request):
     injection = nfi.flows.FreeFormInjection(nn.Linear(16, 3), nn.Linear(3, 16), (3,), (16,))
     flows = [injection, nfi.flows.Reshape((16,), (4, 2, 2)), IMAGE_FLOWS[request.param]()]
-    likelihood = nfi.SurrogateLikelihood(n_probes=3)
+    likelihood = nfi.SurrogateLikelihood(num_probes=3)
     model = nfi.InjectiveNormalizingFlow(base(3), flows, likelihood).double()
     shape = (1, 4, 4) if request.param == "Squeeze" else (4, 2, 2)
     model.forward_kld(torch.rand(6, *shape, dtype=torch.float64) * 0.8 + 0.1)  # cold ActNorm

@@ -607,8 +607,8 @@ def test_errors_say_what_to_do():
         KernelCoupling(4, kernel="se")
     with pytest.raises(nfi.errors.ShapeError, match="KernelCoupling needs at least two coord"):
         KernelCoupling(1)
-    with pytest.raises(nfi.errors.OptionError, match="n_auxiliary must be a positive integer"):
-        KernelCoupling(4, n_auxiliary=0)
+    with pytest.raises(nfi.errors.OptionError, match="num_auxiliary must be a positive integer"):
+        KernelCoupling(4, num_auxiliary=0)
     with pytest.raises(nfi.errors.OptionError, match="num_layers must be a positive integer"):
         ferumal_realnvp(4, 0)
     with pytest.raises(nfi.errors.ShapeError, match=r"x must have shape \(B, 4\), got \(3, 5\)"):

@@ -68,21 +68,21 @@ def test_standardised_errors_follow_the_t_distribution():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("n_probes", [2, 12])
-def test_the_stated_variance_is_unbiased_for_few_probes_and_for_most(n_probes):
+@pytest.mark.parametrize("num_probes", [2, 12])
+def test_the_stated_variance_is_unbiased_for_few_probes_and_for_most(num_probes):
     """At 12 of 16 probes the stated variance would be four times too large without 1 - K/d."""
     decode, z = curved(16), torch.randn(300, 16, dtype=torch.float64)
     with torch.no_grad():
         exact = log_volume(decode, z)
-    volume, error = estimate(decode, z, n_probes=n_probes)
+    volume, error = estimate(decode, z, num_probes=num_probes)
     ratio = (volume - exact).square().mean() / error.square().mean()
-    assert abs(ratio.item() - 1) < 5 * math.sqrt(2 / 300 + 2 / (n_probes - 1) / 300)
+    assert abs(ratio.item() - 1) < 5 * math.sqrt(2 / 300 + 2 / (num_probes - 1) / 300)
 
 
 @pytest.mark.parametrize("dimension", [1, 2, 3, 7])
 def test_all_probes_and_all_steps_are_exact(dimension):
     decode, z = curved(dimension), torch.randn(5, dimension, dtype=torch.float64)
-    volume, error = estimate(decode, z, n_probes=max(dimension, 2), num_steps=100)
+    volume, error = estimate(decode, z, num_probes=max(dimension, 2), num_steps=100)
     torch.testing.assert_close(volume, dense_log_volume(decode, z), rtol=0, atol=1e-10)
     assert error.max() == 0
 
@@ -139,7 +139,7 @@ def test_with_all_probes_only_the_truncation_is_left_and_it_is_covered(condition
     spectrum = log_spectrum(128, condition)
     z = torch.zeros(2, 128, dtype=torch.float64)
     for num_steps in (16, 32, 64):
-        volume, error = estimate(lambda s: s * spectrum, z, n_probes=128, num_steps=num_steps)
+        volume, error = estimate(lambda s: s * spectrum, z, num_probes=128, num_steps=num_steps)
         missing = volume - spectrum.log().sum()
         assert (missing.abs() <= error).all()
         assert (missing + error > 0).all()  # the Gauss rule itself
@@ -179,7 +179,7 @@ def gram_lanczos(matrix, steps: int):
 def test_float32_at_condition_number_ten_thousand_where_the_gram_route_fails():
     matrix = with_spectrum(log_spectrum(24, 1e4), 48).float()
     expected = torch.linalg.svdvals(matrix.double()).log().sum()
-    volume, error = estimate(lambda z: z @ matrix.T, torch.zeros(1, 24), n_probes=24)
+    volume, error = estimate(lambda z: z @ matrix.T, torch.zeros(1, 24), num_probes=24)
     assert error == 0
     assert (volume - expected).abs() < 2e-4
     gram = gram_lanczos(matrix, 24)
@@ -245,11 +245,11 @@ def test_samples_that_break_down_early_leave_the_others_alone():
             torch.arange(1.0, 21.0),
         ]
     ).double()
-    volume, error = estimate(lambda z: z * spectra, torch.zeros(3, 20).double(), n_probes=20)
+    volume, error = estimate(lambda z: z * spectra, torch.zeros(3, 20).double(), num_probes=20)
     torch.testing.assert_close(volume, spectra.log().sum(1), rtol=0, atol=1e-8)
     # Cut at 10 steps, the first two are still exact and say so.
     volume, error = estimate(
-        lambda z: z * spectra, torch.zeros(3, 20).double(), n_probes=20, num_steps=10
+        lambda z: z * spectra, torch.zeros(3, 20).double(), num_probes=20, num_steps=10
     )
     torch.testing.assert_close(volume[:2], spectra.log().sum(1)[:2], rtol=0, atol=1e-8)
     assert error[:2].max() < 1e-8
@@ -286,7 +286,7 @@ def test_a_decoder_that_gives_nan_gives_it_here():
 def test_images():
     net = nn.Sequential(nn.Conv2d(2, 6, 3, padding=1), nn.SiLU(), nn.Conv2d(6, 4, 3, padding=1))
     net, z = net.double(), torch.randn(4, 2, 3, 3, dtype=torch.float64)
-    volume, error = estimate(net, z, n_probes=18)
+    volume, error = estimate(net, z, num_probes=18)
     torch.testing.assert_close(volume, dense_log_volume(net, z), rtol=0, atol=1e-8)
     assert error.max() == 0
 
@@ -310,7 +310,7 @@ def test_a_cold_layer_and_every_gradient_mode(mode):
     before = z.detach().clone()
     with mode():
         inside = z if mode is not torch.inference_mode else z.clone()
-        volume, error = estimate(net, inside, n_probes=3)
+        volume, error = estimate(net, inside, num_probes=3)
     assert bool(net.norm.data_dep_init_done)
     assert not volume.requires_grad
     assert not error.requires_grad
@@ -326,7 +326,7 @@ def test_layers_that_write_into_their_input_do_not_move_the_point():
 
     z = torch.randn(3, 4, dtype=torch.float64)
     before = z.clone()
-    volume, _ = estimate(decode, z, n_probes=4)
+    volume, _ = estimate(decode, z, num_probes=4)
     assert torch.equal(z, before)
     expected = 0.5 * torch.log1p(4 * (z + 1).square()).sum(1)
     torch.testing.assert_close(volume, expected)
@@ -352,10 +352,10 @@ def test_maps_and_layers_that_are_refused():
 
 OPTIONS = [
     ({"method": "slq"}, "method must be one of exact, lanczos, got 'slq'"),
-    ({"n_probes": 4}, "n_probes and num_steps are options of method='lanczos'"),
+    ({"num_probes": 4}, "num_probes and num_steps are options of method='lanczos'"),
     ({"method": "exact", "num_steps": 4}, "but the method is 'exact', which needs neither"),
-    ({"method": "lanczos", "n_probes": 1}, "n_probes must be at least 2, got 1: the standard"),
-    ({"method": "lanczos", "n_probes": 0}, "Leave it out for 8"),
+    ({"method": "lanczos", "num_probes": 1}, "num_probes must be at least 2, got 1: the standard"),
+    ({"method": "lanczos", "num_probes": 0}, "Leave it out for 8"),
     ({"method": "lanczos", "num_steps": 3}, "num_steps must be at least 4, got 3: the trunc"),
     ({"method": "lanczos", "num_steps": 0}, "Leave it out for 64"),
     ({"method": "lanczos", "chunk_size": 0}, "chunk_size must be at least 1 or None, got 0"),
@@ -404,5 +404,5 @@ def test_attention_in_the_decoder():
     z = torch.randn(3, 4, dtype=torch.float64)
     with torch.no_grad():
         exact = log_volume(decoder, z)
-    estimate = log_volume(decoder, z, method="lanczos", n_probes=4)
+    estimate = log_volume(decoder, z, method="lanczos", num_probes=4)
     torch.testing.assert_close(estimate.log_volume, exact)

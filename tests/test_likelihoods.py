@@ -25,7 +25,7 @@ def x(dtype, device):
 
 def test_bare_callables_without_a_model(pair, x):
     encoder, decoder = pair
-    likelihood = nfi.SurrogateLikelihood(beta=3.0, n_probes=2)
+    likelihood = nfi.SurrogateLikelihood(beta=3.0, num_probes=2)
     terms = likelihood(x, lambda s: encoder(s), lambda s: decoder(s))
     trace = (encoder.weight @ decoder.weight).trace()
     torch.testing.assert_close(terms.volume, -trace.expand(4))
@@ -40,7 +40,7 @@ def test_bare_callables_without_a_model(pair, x):
 
 def test_defaults_are_those_of_the_paper():
     likelihood = nfi.SurrogateLikelihood()
-    assert (likelihood.beta, likelihood.n_probes, likelihood.probes) == (10.0, 1, "orthonormal")
+    assert (likelihood.beta, likelihood.num_probes, likelihood.probes) == (10.0, 1, "orthonormal")
     assert likelihood.estimator == nfi.volume.estimators.Encoder()
 
 
@@ -58,11 +58,11 @@ def test_every_method_decodes_and_encodes_as_often_as_its_formula_says(pair, x):
     encoder, decoder = pair
     expected = {"encoder": (1, 1), "on_manifold": (2, 1), "decoder": (1, 1), "conditional": (1, 1)}
     for estimator, numbers in expected.items():
-        for n_probes in (1, 2):
+        for num_probes in (1, 2):
             counts.clear()
-            likelihood = nfi.SurrogateLikelihood(estimator=estimator, n_probes=n_probes)
+            likelihood = nfi.SurrogateLikelihood(estimator=estimator, num_probes=num_probes)
             likelihood(x, counted("encode", encoder), counted("decode", decoder))
-            assert (counts["encode"], counts["decode"]) == numbers, (estimator, n_probes)
+            assert (counts["encode"], counts["decode"]) == numbers, (estimator, num_probes)
 
 
 def test_an_estimator_object_in_place_of_a_name(pair, x):
@@ -116,12 +116,12 @@ def test_warm_up_trains_reconstruction_alone_then_ramps():
 def test_warm_up_refuses_what_would_fail_after_it(pair, x):
     """A run should not train for an hour and then stop at the first ramped step."""
     encoder, decoder = pair
-    likelihood = nfi.SurrogateLikelihood(warmup_steps=(3, 6), n_probes=2)
+    likelihood = nfi.SurrogateLikelihood(warmup_steps=(3, 6), num_probes=2)
     with pytest.raises(nfi.errors.UnsupportedLayerError, match="BatchNorm1d in training mode"):
         likelihood(x, nn.Sequential(encoder, nn.BatchNorm1d(2).to(x)), decoder)
     with pytest.raises(nfi.errors.ShapeError, match="must return the shape of the data"):
         likelihood(x, encoder, lambda z: z[:, :1] * 2)
-    likelihood.n_probes = 3
+    likelihood.num_probes = 3
     with pytest.raises(nfi.errors.OptionError, match="between 1 and the latent dimension 2"):
         likelihood(x, encoder, decoder)
 
@@ -174,7 +174,7 @@ def test_input_noise_in_training_mode_only_and_against_the_noisy_data(pair, x):
 
 
 def test_latent_cycle_penalty_on_prior_samples(x):
-    ours = model(likelihood=nfi.SurrogateLikelihood(latent_cycle=2.0, n_probes=2)).to(x)
+    ours = model(likelihood=nfi.SurrogateLikelihood(latent_cycle=2.0, num_probes=2)).to(x)
     manual_seed(1)
     terms = ours.loss_terms(x)
     manual_seed(1)
@@ -246,7 +246,7 @@ def test_latent_cycle_without_prior_samples_is_an_error(pair, x):
 @pytest.mark.parametrize("probes", nfi.volume.probes.PROBES)
 @pytest.mark.parametrize("kept", [torch.float32, torch.float64])
 def test_every_combination_runs_a_step_and_keeps_the_dtype(estimator, probes, kept):
-    likelihood = nfi.SurrogateLikelihood(estimator=estimator, probes=probes, n_probes=2)
+    likelihood = nfi.SurrogateLikelihood(estimator=estimator, probes=probes, num_probes=2)
     ours = model(likelihood=likelihood).to(kept)
     x = torch.randn(4, 5, dtype=kept)
     loss = ours.forward_kld(x)
@@ -265,8 +265,8 @@ def test_probes_in_half_precision(probes):
 
 
 def test_repr_names_the_options():
-    text = repr(nfi.SurrogateLikelihood(beta=3.0, n_probes=2, warmup_steps=(1, 2)))
-    assert "beta=3.0, n_probes=2, estimator=Encoder()" in text
+    text = repr(nfi.SurrogateLikelihood(beta=3.0, num_probes=2, warmup_steps=(1, 2)))
+    assert "beta=3.0, num_probes=2, estimator=Encoder()" in text
     assert "warmup_steps=(1, 2)" in text
 
 

@@ -86,7 +86,7 @@ STACKS = {
 @pytest.mark.parametrize("estimator", ["encoder", "on_manifold", "decoder", "conditional"])
 def test_models(name, estimator):
     with torch.device("meta"):
-        likelihood = nfi.SurrogateLikelihood(estimator=estimator, n_probes=2)
+        likelihood = nfi.SurrogateLikelihood(estimator=estimator, num_probes=2)
         model = nfi.InjectiveNormalizingFlow(base(2), STACKS[name](), likelihood)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         x = torch.randn(6, 5)

@@ -28,7 +28,7 @@ def latent_block():
     return [
         RadialFlow1D(DIM),
         GlobalScale(DIM),
-        *ferumal_glow(DIM, num_steps=1, n_auxiliary=20),
+        *ferumal_glow(DIM, num_steps=1, num_auxiliary=20),
         nf.flows.LULinearPermute(DIM),
         GINCoupling(DIM, (16,)),
         KernelCoupling(DIM, 20, "matern52", reverse=True),
@@ -114,7 +114,7 @@ def test_a_mixed_model_trains_in_the_hosts_loop(digits, tmp_path):
 
 
 def test_the_trial_pass_leaves_layers_that_initialise_themselves_as_they_were():
-    flows = ferumal_glow(DIM, num_steps=2, n_auxiliary=5)
+    flows = ferumal_glow(DIM, num_steps=2, num_auxiliary=5)
     before = [{k: v.clone() for k, v in flow.state_dict().items()} for flow in flows]
     nfi.InjectiveNormalizingFlow(base(DIM), [*flows, nfi.flows.Pad(DIM, 6)])
     for flow, state in zip(flows, before, strict=True):
@@ -126,7 +126,7 @@ def test_a_conditional_model_of_the_host_takes_them_all():
         NICECoupling(DIM, (8,), context_dim=2),
         GlobalScale(DIM),
         RadialFlow1D(DIM),
-        *ferumal_glow(DIM, num_steps=1, n_auxiliary=5, context_dim=2),
+        *ferumal_glow(DIM, num_steps=1, num_auxiliary=5, context_dim=2),
         GINCoupling(DIM, (8,), context_dim=2),
         nf.flows.LULinearPermute(DIM),
     ]

@@ -285,7 +285,7 @@ def test_surrogate_with_a_pseudo_inverse_has_the_exact_gradient():
     injection = nfi.flows.LinearInjection(RANK, D)
     base = nf.distributions.DiagGaussian(RANK, trainable=False)
     model = nfi.InjectiveNormalizingFlow(
-        base, [injection], nfi.SurrogateLikelihood(n_probes=RANK)
+        base, [injection], nfi.SurrogateLikelihood(num_probes=RANK)
     ).double()
     x = data(6)
     gradients = [

@@ -248,7 +248,7 @@ def test_an_error_names_module_option_and_both_values(tmp_path):
 
 TRAINING = {
     "beta": lambda step: 1.0 + step,
-    "n_probes": 2,
+    "num_probes": 2,
     "estimator": "decoder",
     "probes": "gaussian",
     "warmup_steps": (1, 2),

@@ -800,7 +800,7 @@ def step(model, x, context):
 @pytest.mark.parametrize("estimator", [e for e in ESTIMATORS if e != "conjugate_gradient"])
 @pytest.mark.parametrize("count", [1, 4])
 def test_autocast_leaves_every_gradient_its_direction(name, estimator, count):
-    model, x = flow(name, estimator=estimator, n_probes=count, beta=1.0)
+    model, x = flow(name, estimator=estimator, num_probes=count, beta=1.0)
     expected_loss, expected = step(model, x, torch.autocast("cpu", enabled=False))
     loss, actual = step(model, x, autocast())
     assert loss.dtype == torch.float32
@@ -820,7 +820,7 @@ def test_autocast_leaves_every_gradient_its_direction(name, estimator, count):
 @pytest.mark.parametrize("count", [1, 4])
 def test_conjugate_gradients_under_autocast(name, count):
     """Solved in half precision, of which it warns; still every parameter has a gradient."""
-    model, x = flow(name, estimator="conjugate_gradient", n_probes=count, beta=1.0)
+    model, x = flow(name, estimator="conjugate_gradient", num_probes=count, beta=1.0)
     _, expected = step(model, x, torch.autocast("cpu", enabled=False))
     loss, actual = step(model, x, autocast())
     assert loss.dtype == torch.float32
@@ -878,9 +878,9 @@ def test_estimated_log_volumes_under_autocast(name):
     model, x = flow(name)
     with torch.no_grad():
         z = model.encode(x)
-        expected = lanczos_log_volume(model.decode, z, n_probes=4).log_volume
+        expected = lanczos_log_volume(model.decode, z, num_probes=4).log_volume
         with autocast():
-            actual = lanczos_log_volume(model.decode, z, n_probes=4).log_volume
+            actual = lanczos_log_volume(model.decode, z, num_probes=4).log_volume
     assert actual.dtype == torch.float32
     torch.testing.assert_close(actual, expected, atol=0.2, rtol=0.05)
 
@@ -906,7 +906,7 @@ def test_reports_under_autocast(name):
 @pytest.mark.parametrize("estimator", ["encoder", "decoder", "conditional"])
 @pytest.mark.parametrize("count", [1, 2])
 def test_models_in_half_precision(name, estimator, count):
-    model, x = flow(name, estimator=estimator, n_probes=count, beta=1.0)
+    model, x = flow(name, estimator=estimator, num_probes=count, beta=1.0)
     _, expected = step(model, x, torch.autocast("cpu", enabled=False))
     loss, actual = step(model.bfloat16(), x.bfloat16(), torch.autocast("cpu", enabled=False))
     assert loss.dtype == torch.float32
@@ -924,8 +924,8 @@ def test_a_view_before_the_first_layer_and_a_tangent_that_lies_otherwise_in_memo
     encode = torch.nn.Linear(12, 2).double()
     decode = torch.nn.Linear(2, 12).double()
     x = torch.randn(4, 3, 2, 2, dtype=torch.float64)
-    for n_probes in (1, 2):
-        terms = nfi.SurrogateLikelihood(n_probes=n_probes)(
+    for num_probes in (1, 2):
+        terms = nfi.SurrogateLikelihood(num_probes=num_probes)(
             x,
             lambda x: encode(x.view(len(x), -1)),
             lambda z: decode(z).view(-1, 2, 2, 3).permute(0, 3, 1, 2),

@@ -163,7 +163,7 @@ def test_training_with_an_ambient_bijection_follows_the_likelihood():
     nn.init.normal_(flows[2].linear.lower_entries, std=0.5)
     model = nfi.InjectiveNormalizingFlow(uniform_base(4), flows).double()
     if isinstance(model.likelihood, nfi.SurrogateLikelihood):
-        model.likelihood.n_probes = 3  # all of them: the trace has no noise
+        model.likelihood.num_probes = 3  # all of them: the trace has no noise
     x = model.sample(64, log_prob=False)[0].detach()
     model.forward_kld(x).backward()
     by_loss = [p.grad.clone() for p in model.parameters()]

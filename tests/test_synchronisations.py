@@ -70,7 +70,7 @@ LAYERS = {
 
 def test_a_plain_step_waits_twice():
     x = torch.randn(8, 5)
-    for likelihood in (None, nfi.SurrogateLikelihood(n_probes=2)):
+    for likelihood in (None, nfi.SurrogateLikelihood(num_probes=2)):
         model = nfi.InjectiveNormalizingFlow(base(2), [mlp_injection()], likelihood)
         assert len(waits(model, x)) <= 2
 

@@ -407,7 +407,7 @@ def test_windows_of_whole_numbers_of_any_kind(window):
 
 
 def test_weights_of_samples(dtype):
-    likelihood = nfi.SurrogateLikelihood(n_probes=2)
+    likelihood = nfi.SurrogateLikelihood(num_probes=2)
     ours, x = model(likelihood=likelihood).to(dtype), data().to(dtype)
     losses = ours.loss_terms(x).loss
     weights = torch.rand(16, dtype=dtype)

@@ -22,6 +22,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..checks import RenamedAttribute
+
 __all__ = ["Difference", "Options", "differences", "options_of"]
 
 # What every module has, what says where a module runs, and how the parameters of Pyro's guides
@@ -55,12 +57,14 @@ class Options(NamedTuple):
         values: Plain values by the name of the attribute, or by ``attribute.part``.
         may_differ: Names of those on which the meaning of the weights does not depend.
         arguments: Names of its constructor's arguments.
+        renamed: Present names of its attributes by their old ones, which older files have.
         is_of_library: Whether its class comes from a package that may add attributes later.
     """
 
     values: dict[str, Any]
     may_differ: frozenset[str]
     arguments: AbstractSet[str]
+    renamed: Mapping[str, str]
     is_of_library: bool
 
 
@@ -112,8 +116,13 @@ def options_of(model: nn.Module) -> dict[str, Options]:
                     soft.add(key)
         if values:
             kind = type(module)
-            arguments, is_of_library = _constructor_names(kind), _root(kind) in _LIBRARIES
-            found[path] = Options(values, frozenset(soft), arguments, is_of_library)
+            found[path] = Options(
+                values,
+                frozenset(soft),
+                _constructor_names(kind),
+                _renamed(kind),
+                _root(kind) in _LIBRARIES,
+            )
     return found
 
 
@@ -129,9 +138,12 @@ def differences(
         saved: Values by path and name, as they come out of JSON.
         here: What :func:`options_of` gives.
     """
-    nothing = Options({}, frozenset(), frozenset(), True)
+    nothing = Options({}, frozenset(), frozenset(), {}, True)
     for path in dict.fromkeys([*here, *saved]):
-        options, old = here.get(path, nothing), saved.get(path, {})
+        options = here.get(path, nothing)
+        old = {
+            options.renamed.get(name, name): value for name, value in saved.get(path, {}).items()
+        }
         for name in dict.fromkeys([*options.values, *old]):
             values = old.get(name, _ABSENT), options.values.get(name, _ABSENT)
             if name in options.values and name in old:
@@ -172,6 +184,11 @@ def _constructor_names(kind: Any) -> AbstractSet[str]:
     if code is None:
         return frozenset()
     return frozenset(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
+
+
+def _renamed(kind: type) -> dict[str, str]:
+    members = (member for base in kind.__mro__ for member in vars(base).items())
+    return {name: at.new for name, at in members if isinstance(at, RenamedAttribute)}
 
 
 def _may_differ(thing: object) -> frozenset[str]:

@@ -38,9 +38,11 @@ from .options import (
     check_shape,
     lookup,
 )
+from .renamed import RenamedAttribute, level_of_caller, renamed
 from .wording import describe
 
 __all__ = [
+    "RenamedAttribute",
     "as_floating",
     "check_batch",
     "check_callable",
@@ -67,6 +69,8 @@ __all__ = [
     "describe",
     "is_number",
     "is_readable",
+    "level_of_caller",
     "looks_first",
     "lookup",
+    "renamed",
 ]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..checks import check_count, checks_arguments
+from ..checks import check_count, renamed
 from ..errors import OptionError
 from ..flows.volume_preserving.rotation import random_rotation
 from ..layerwise.latents import check_latents
@@ -63,12 +63,12 @@ class CouplingGap(NamedTuple):
     chosen: Tensor
 
 
-@checks_arguments
+@renamed(n_rotations="num_rotations", n_folds="num_folds")
 def coupling_gap(
     z: Tensor,
-    n_rotations: int = 8,
+    num_rotations: int = 8,
     num_active: int | None = None,
-    n_folds: int = 4,
+    num_folds: int = 4,
     regression: MomentRegression | None = None,
     generator: torch.Generator | None = None,
 ) -> CouplingGap:
@@ -87,9 +87,9 @@ def coupling_gap(
 
     Args:
         z: Latents of a model at data, (N, D) with :math:`D \ge 2`.
-        n_rotations: Number R of random rotations.
+        num_rotations: Number R of random rotations.
         num_active: Number of coordinates that are moved; by default :math:`\lceil D/2 \rceil`.
-        n_folds: Number K of folds. A regression sees :math:`1 - 1/K` of the rows.
+        num_folds: Number K of folds. A regression sees :math:`1 - 1/K` of the rows.
         regression: Size and pace of the regressions.
         generator: Source of rotations, folds, weights and batches; by default one of seed 0.
             Torch's own is left alone.
@@ -112,9 +112,9 @@ def coupling_gap(
         >>> bool(gap.gap > 0.1), bool(gap.rest.abs() < 0.02)  # mean and covariance say it all
         (True, True)
     """
-    check_count(n_rotations, "n_rotations")
-    check_count(n_folds, "n_folds", least=2)
-    check_latents(z, _LEAST_PER_FOLD * n_folds, "coupling_gap")
+    check_count(num_rotations, "num_rotations")
+    check_count(num_folds, "num_folds", least=2)
+    check_latents(z, _LEAST_PER_FOLD * num_folds, "coupling_gap")
     dim = z.shape[1]
     active = math.ceil(dim / 2) if num_active is None else num_active
     if not 0 < active < dim:
@@ -123,23 +123,23 @@ def coupling_gap(
     generator = new_generator(0) if generator is None else generator
     with torch.inference_mode(False), torch.no_grad():
         # Autograd refuses tensors of inference mode; a clone outside of it is an ordinary one.
-        return _measure(z.detach().clone(), n_rotations, active, n_folds, options, generator)
+        return _measure(z.detach().clone(), num_rotations, active, num_folds, options, generator)
 
 
 def _measure(
     z: Tensor,
-    n_rotations: int,
+    num_rotations: int,
     active: int,
-    n_folds: int,
+    num_folds: int,
     options: MomentRegression,
     generator: torch.Generator,
 ) -> CouplingGap:
     dim = z.shape[1]
-    rotations = [random_rotation(dim, generator).to(z) for _ in range(n_rotations)]
+    rotations = [random_rotation(dim, generator).to(z) for _ in range(num_rotations)]
     order = torch.randperm(len(z), generator=generator, device=generator.device).to(z.device)
-    gains, linear, scatter = z.new_zeros(3, n_rotations, len(z))
+    gains, linear, scatter = z.new_zeros(3, num_rotations, len(z))
     best, chosen = z.new_zeros(3, len(z)), []
-    folds = order.tensor_split(n_folds)
+    folds = order.tensor_split(num_folds)
     for fold, held_out in enumerate(folds):
         seen = torch.cat([*folds[:fold], *folds[fold + 1 :]])
         few = round(_VALIDATION * len(seen))
@@ -161,7 +161,7 @@ def _measure(
                 lost = step_gains(fit.rejected, b[held_out], a[held_out])
                 scatter[index, held_out] = lost - lost.mean()
             by_validation.append(fit.validation_gain)
-        winner = max(range(n_rotations), key=by_validation.__getitem__)
+        winner = max(range(num_rotations), key=by_validation.__getitem__)
         chosen.append(winner)
         for row, values in zip(best, (gains, linear, scatter), strict=True):
             row[held_out] = values[winner, held_out]

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from ..autodiff.products import Map
 from ..checks import (
+    RenamedAttribute,
     check_choice,
     check_flag,
     check_not_negative,
     check_same_rows,
     checks_arguments_of,
+    renamed,
 )
 from ..errors import OptionError
 from ..flows.split import Passes
@@ -49,7 +51,7 @@ class SurrogateLikelihood(TrainingTerm):
     Args:
         beta: Weight :math:`\beta \ge 0` of the reconstruction error: a number, or a callable of
             the step. Can be changed at any time by attribute.
-        n_probes: Number of probes :math:`K`, at most the latent dimension.
+        num_probes: Number of probes :math:`K`, at most the latent dimension.
         estimator: ``"encoder"`` (Jacobian at the data), ``"on_manifold"`` (at the reconstruction),
             ``"decoder"``, ``"conditional"``, ``"conditional_opposite"``, ``"conjugate_gradient"``,
             or a :class:`normflows_injective.volume.Estimator`.
@@ -84,16 +86,18 @@ class SurrogateLikelihood(TrainingTerm):
     """
 
     step: Tensor
+    n_probes = RenamedAttribute("num_probes")
     # They lead to the weights, which mean the same without them.
     may_differ = frozenset(
-        ("beta", "compile", "estimator", "input_noise", "latent_cycle", "n_probes", "probes")
+        ("beta", "compile", "estimator", "input_noise", "latent_cycle", "num_probes", "probes")
         + ("warmup_steps",)
     )
 
+    @renamed(n_probes="num_probes")
     def __init__(
         self,
         beta: float | Callable[[int], float] = 10.0,
-        n_probes: int = 1,
+        num_probes: int = 1,
         estimator: str | Estimator = "encoder",
         probes: str = "orthonormal",
         *,
@@ -106,7 +110,7 @@ class SurrogateLikelihood(TrainingTerm):
         if isinstance(beta, type):
             raise OptionError(f"beta must be a number or a function, got {beta}. Build one first.")
         self.beta = beta if callable(beta) else check_not_negative(beta, "beta", _BETA_ADVICE)
-        self.n_probes = n_probes
+        self.num_probes = num_probes
         self.estimator = estimator_from(estimator)
         options = _options(compile)
         if options is not None:
@@ -142,7 +146,7 @@ class SurrogateLikelihood(TrainingTerm):
         """
         if self.training and self.input_noise > 0:
             x = x + self.input_noise * torch.randn_like(x)
-        draw = partial(draw_probes, self.probes, self.n_probes)
+        draw = partial(draw_probes, self.probes, self.num_probes)
         prior = self._checked_prior(prior, x)
         surrogate, error, cycle_error = self._pass(x, encode, decode, draw, prior)
         if cycle_error is None:
@@ -279,7 +283,7 @@ class SurrogateLikelihood(TrainingTerm):
     def extra_repr(self) -> str:
         """Options as shown by ``print(model)``."""
         return (
-            f"beta={self.beta}, n_probes={self.n_probes}, estimator={self.estimator}, "
+            f"beta={self.beta}, num_probes={self.num_probes}, estimator={self.estimator}, "
             f"probes={self.probes!r}, warmup_steps={self.warmup_steps}, "
             f"input_noise={self.input_noise}, latent_cycle={self.latent_cycle}, "
             f"compile={False if self._compiled is None else self._compiled.options or True}"

@@ -80,14 +80,14 @@ class CorrectedSurrogate(VolumeRule):
     def __init__(
         self,
         estimator: str | Estimator = "encoder",
-        n_probes: int = 1,
+        num_probes: int = 1,
         probes: str = "orthonormal",
         refuses_draws: bool = True,
     ) -> None:
         self._estimator = estimator_from(estimator)
         # Its gradient goes to the encoder alone, so the decoder cannot gain by shrinking.
         self.collapses = not isinstance(self._estimator, Encoder)
-        self._draw_probes = partial(draw_probes, probes, n_probes)
+        self._draw_probes = partial(draw_probes, probes, num_probes)
         self._refuses_draws = refuses_draws
 
     def project(self, stack: LayerStack, x: Tensor, context: Tensor | None) -> Projection:
@@ -137,5 +137,5 @@ def volume_rule(volume: str, stack: LayerStack, latent_dim: int, likelihood: Any
     if not isinstance(likelihood, SurrogateLikelihood):
         return CorrectedSurrogate(refuses_draws=refuses)
     return CorrectedSurrogate(
-        likelihood.estimator, likelihood.n_probes, likelihood.probes, refuses
+        likelihood.estimator, likelihood.num_probes, likelihood.probes, refuses
     )

@@ -57,7 +57,7 @@ from .probes import draw_probes
 
 __all__ = ["EstimatedVolume", "lanczos_log_volume"]
 
-N_PROBES = 8
+NUM_PROBES = 8
 NUM_STEPS = 64
 # Rules with a quarter and a half of the steps are needed to judge the truncation.
 _FEWEST_STEPS = 4
@@ -76,7 +76,7 @@ def lanczos_log_volume(
     decode: Map,
     z: Tensor,
     chunk_size: int | None = None,
-    n_probes: int | None = None,
+    num_probes: int | None = None,
     num_steps: int | None = None,
 ) -> EstimatedVolume:
     r"""Estimate log-volumes from products with :math:`J` and :math:`J^\top` alone.
@@ -94,7 +94,7 @@ def lanczos_log_volume(
         z: Latents of shape :math:`(B, *)` with :math:`d` elements per sample.
         chunk_size: Number of probes bidiagonalised at a time, which bounds the memory; None takes
             all :math:`K`.
-        n_probes: Number of probes :math:`K` from 2, default 8. More than :math:`d` count as
+        num_probes: Number of probes :math:`K` from 2, default 8. More than :math:`d` count as
             :math:`d`, which leave no statistical error.
         num_steps: Number of steps :math:`m` from 4, default 64. More than :math:`d` count as
             :math:`d`, which leave no truncation error.
@@ -107,7 +107,7 @@ def lanczos_log_volume(
     Raises:
         NotInjectiveError: If the map lowers the dimension.
         UnsupportedLayerError: If a layer behind ``decode`` has no per-sample Jacobian.
-        OptionError: If ``n_probes``, ``num_steps`` or ``chunk_size`` is too small.
+        OptionError: If ``num_probes``, ``num_steps`` or ``chunk_size`` is too small.
 
     Warns:
         NumericalWarning: If a Jacobian is seen to be rank deficient to the precision it was
@@ -123,8 +123,8 @@ def lanczos_log_volume(
         tensor([34.6574])
     """
     dimension = z[0].numel()
-    _check_options(dimension, chunk_size, n_probes, num_steps)
-    n_probes = min(n_probes or N_PROBES, dimension)
+    _check_options(dimension, chunk_size, num_probes, num_steps)
+    num_probes = min(num_probes or NUM_PROBES, dimension)
     num_steps = min(num_steps or NUM_STEPS, dimension)
     refuse_unsupported(modules_of(decode))
     with torch.inference_mode(False), torch.enable_grad(), differentiable_attention():
@@ -147,11 +147,11 @@ def lanczos_log_volume(
     # A sum of n rounded terms errs by about sqrt(n) units; what is smaller counts as zero.
     tolerance = torch.finfo(z.dtype).eps * data_dim**0.5
     with torch.inference_mode(False), torch.no_grad(), differentiable_attention():
-        drawn = draw_probes("orthonormal", n_probes, point.to(kept))
+        drawn = draw_probes("orthonormal", num_probes, point.to(kept))
         probes = event_rows(drawn) / dimension**0.5
         parts = [
             bidiagonalise(push, pull, chunk, data_dim, num_steps, tolerance)
-            for chunk in probes.split(chunk_size or n_probes)
+            for chunk in probes.split(chunk_size or num_probes)
         ]
         bidiagonal = Bidiagonal(*(torch.cat(part) for part in zip(*parts, strict=True)))
         estimate, singular_values = _estimate(bidiagonal, dimension)
@@ -161,14 +161,14 @@ def lanczos_log_volume(
 
 
 def _check_options(
-    dimension: int, chunk_size: int | None, n_probes: int | None, num_steps: int | None
+    dimension: int, chunk_size: int | None, num_probes: int | None, num_steps: int | None
 ) -> None:
     if chunk_size is not None and chunk_size < 1:
         raise OptionError(f"chunk_size must be at least 1 or None, got {chunk_size}.")
-    if n_probes is not None and n_probes < 2:
+    if num_probes is not None and num_probes < 2:
         raise OptionError(
-            f"n_probes must be at least 2, got {n_probes}: the standard error comes from the "
-            f"spread between probes. Leave it out for {N_PROBES}."
+            f"num_probes must be at least 2, got {num_probes}: the standard error comes from the "
+            f"spread between probes. Leave it out for {NUM_PROBES}."
         )
     fewest = min(_FEWEST_STEPS, dimension)
     if num_steps is not None and num_steps < fewest:
@@ -181,13 +181,13 @@ def _check_options(
 
 def _estimate(bidiagonal: Bidiagonal, dimension: int) -> tuple[EstimatedVolume, Tensor]:
     """Mean over the probes with its standard error, and the singular values (K, B, m)."""
-    n_probes, _, num_steps = bidiagonal.diagonal.shape
+    num_probes, _, num_steps = bidiagonal.diagonal.shape
     integral, singular_values = gauss_rule(bidiagonal, num_steps)
     values = dimension * integral
     mean = values.mean(0)
     variance = mean - mean  # zero, but NaN where the mean is
-    if n_probes < dimension:
-        variance = values.var(0) * (1 - n_probes / dimension) / n_probes
+    if num_probes < dimension:
+        variance = values.var(0) * (1 - num_probes / dimension) / num_probes
     if not bool(bidiagonal.exact.all()):
         half, quarter = (
             dimension * gauss_rule(bidiagonal, num_steps // part)[0] for part in (2, 4)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..autodiff.products import Map
 from ..autodiff.settings import as_written
-from ..checks import check_choice, checks_arguments
+from ..checks import check_choice, checks_arguments, renamed
 from ..errors import OptionError, ShapeError
 from .exact import exact_volume
 from .factoring import factor, warn_if_deficient
@@ -41,19 +41,19 @@ def log_volume(
     chunk_size: int | None = None,
     *,
     method: Literal["lanczos"],
-    n_probes: int | None = None,
+    num_probes: int | None = None,
     num_steps: int | None = None,
 ) -> EstimatedVolume: ...
 
 
-@checks_arguments
+@renamed(n_probes="num_probes")
 def log_volume(
     decode: Map,
     z: Tensor,
     chunk_size: int | None = None,
     *,
     method: str = "exact",
-    n_probes: int | None = None,
+    num_probes: int | None = None,
     num_steps: int | None = None,
 ) -> Tensor | EstimatedVolume:
     r"""Log-volume of a decoding map at a batch of latents, exact or estimated with its error.
@@ -68,7 +68,7 @@ def log_volume(
     mode, which is taken without gradients, may lose tangents in silence.
 
     With ``"lanczos"`` the Jacobian is not formed either. The value is estimated from
-    ``2 * n_probes * num_steps`` products and comes with a standard error, as
+    ``2 * num_probes * num_steps`` products and comes with a standard error, as
     :func:`~normflows_injective.volume.lanczos.lanczos_log_volume` describes. It is for latents of
     so many dimensions that the Jacobian does not fit, and for values only: train with a surrogate.
 
@@ -78,7 +78,7 @@ def log_volume(
         chunk_size: Number of tangents per pass. None bounds the memory by itself without
             gradients, and with them, or with probes, takes all.
         method: ``"exact"`` or ``"lanczos"``.
-        n_probes: Number of random directions of ``"lanczos"``, 2 or more; None takes 8.
+        num_probes: Number of random directions of ``"lanczos"``, 2 or more; None takes 8.
         num_steps: Number of steps of ``"lanczos"`` per direction, 4 or more; None takes 64.
 
     Returns:
@@ -108,10 +108,10 @@ def log_volume(
     """
     check_choice(method, METHODS, "method")
     if method == "lanczos":
-        return lanczos_log_volume(decode, z, chunk_size, n_probes, num_steps)
-    if n_probes is not None or num_steps is not None:
+        return lanczos_log_volume(decode, z, chunk_size, num_probes, num_steps)
+    if num_probes is not None or num_steps is not None:
         raise OptionError(
-            "n_probes and num_steps are options of method='lanczos', but the method is 'exact', "
+            "num_probes and num_steps are options of method='lanczos', but the method is 'exact', "
             "which needs neither. Leave them out, or pass method='lanczos'."
         )
     return decode_and_log_volume(decode, z, chunk_size).log_volume

@@ -20,37 +20,39 @@ import torch
 from torch import Tensor
 
 from ..autodiff.products import event_rows
-from ..checks import check_choice, check_rows, checks_arguments
+from ..checks import check_choice, check_rows, renamed
 from ..errors import OptionError
 
 __all__ = ["PROBES", "draw_probes"]
 
 
-def _gaussian(n_probes: int, z: Tensor) -> Tensor:
+def _gaussian(num_probes: int, z: Tensor) -> Tensor:
     # At least in float32, where norms and factorisations exist and keep E[v v^T] = I.
     drawn = torch.promote_types(z.dtype, torch.float32)
-    return torch.randn(n_probes, *z.shape, dtype=drawn, device=z.device)
+    return torch.randn(num_probes, *z.shape, dtype=drawn, device=z.device)
 
 
-def _rademacher(n_probes: int, z: Tensor) -> Tensor:
-    return torch.empty(n_probes, *z.shape, dtype=z.dtype, device=z.device).bernoulli_(0.5) * 2 - 1
+def _rademacher(num_probes: int, z: Tensor) -> Tensor:
+    return (
+        torch.empty(num_probes, *z.shape, dtype=z.dtype, device=z.device).bernoulli_(0.5) * 2 - 1
+    )
 
 
-def _sphere(n_probes: int, z: Tensor) -> Tensor:
-    v = event_rows(_gaussian(n_probes, z))
+def _sphere(num_probes: int, z: Tensor) -> Tensor:
+    v = event_rows(_gaussian(num_probes, z))
     norm = torch.linalg.vector_norm(v, dim=2, keepdim=True)
-    return (v * (v.shape[2] ** 0.5 / norm)).view(n_probes, *z.shape)
+    return (v * (v.shape[2] ** 0.5 / norm)).view(num_probes, *z.shape)
 
 
-def _orthonormal(n_probes: int, z: Tensor) -> Tensor:
-    if n_probes == 1:
+def _orthonormal(num_probes: int, z: Tensor) -> Tensor:
+    if num_probes == 1:
         return _sphere(1, z)
     # (B, d, K) -> Q with orthonormal columns.
-    v = event_rows(_gaussian(n_probes, z)).permute(1, 2, 0)
+    v = event_rows(_gaussian(num_probes, z)).permute(1, 2, 0)
     q, r = torch.linalg.qr(v)
     # LAPACK's signs are not random; with those of R the columns are uniformly distributed.
     q = q * r.diagonal(dim1=1, dim2=2).sign().unsqueeze(1) * v.shape[1] ** 0.5
-    return q.permute(2, 0, 1).reshape(n_probes, *z.shape)
+    return q.permute(2, 0, 1).reshape(num_probes, *z.shape)
 
 
 PROBES: dict[str, Callable[[int, Tensor], Tensor]] = {
@@ -61,14 +63,14 @@ PROBES: dict[str, Callable[[int, Tensor], Tensor]] = {
 }
 
 
-@checks_arguments
-def draw_probes(kind: str, n_probes: int, z: Tensor) -> Tensor:
+@renamed(n_probes="num_probes")
+def draw_probes(kind: str, num_probes: int, z: Tensor) -> Tensor:
     r"""Draw :math:`K` probes for every sample of a latent batch.
 
     Args:
         kind: ``"orthonormal"`` (columns of :math:`\sqrt d\,Q`), ``"sphere"`` (independent on the
             sphere of radius :math:`\sqrt d`), ``"gaussian"`` or ``"rademacher"``.
-        n_probes: Number of probes :math:`K`, between 1 and :math:`d`.
+        num_probes: Number of probes :math:`K`, between 1 and :math:`d`.
         z: Latent batch of shape :math:`(B, *)` with :math:`d` elements per sample; gives shape,
             dtype and device.
 
@@ -89,9 +91,9 @@ def draw_probes(kind: str, n_probes: int, z: Tensor) -> Tensor:
     check_choice(kind, PROBES, "probes")
     check_rows(z.unsqueeze(-1) if z.dim() == 1 else z, "z")
     dimension = z.shape[1:].numel()
-    if not 1 <= n_probes <= dimension:
+    if not 1 <= num_probes <= dimension:
         raise OptionError(
-            f"n_probes must be between 1 and the latent dimension {dimension}, got {n_probes}. "
-            f"With {dimension} orthonormal probes the trace is already exact."
+            f"num_probes must be between 1 and the latent dimension {dimension}, got "
+            f"{num_probes}. With {dimension} orthonormal probes the trace is already exact."
         )
-    return PROBES[kind](n_probes, z.detach()).to(z.dtype)
+    return PROBES[kind](num_probes, z.detach()).to(z.dtype)

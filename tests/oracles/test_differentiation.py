@@ -178,7 +178,7 @@ def test_oracle_17_batch_normalisation_is_refused(name, side):
     )
     networks[side].append(nn.BatchNorm1d(3 if side == "encoder" else 5).double())
     x = torch.randn(6, 5, dtype=torch.float64)
-    likelihood = nfi.SurrogateLikelihood(estimator=name, n_probes=3)
+    likelihood = nfi.SurrogateLikelihood(estimator=name, num_probes=3)
     with pytest.raises(UnsupportedLayerError, match="BatchNorm1d in training mode couples"):
         likelihood(x, **_as_maps(networks))
     if side == "decoder":

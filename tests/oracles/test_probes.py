@@ -140,7 +140,9 @@ def test_oracle_20_number_of_probes_reaches_the_estimator(kind):
     x = torch.randn(4, 5, dtype=torch.float64)
     for num_probes in (1, 2, 3):
         recorder = Recorder()
-        likelihood = nfi.SurrogateLikelihood(n_probes=num_probes, probes=kind, estimator=recorder)
+        likelihood = nfi.SurrogateLikelihood(
+            num_probes=num_probes, probes=kind, estimator=recorder
+        )
         with seeded(5):
             likelihood(x, encoder, decoder)
         with seeded(5):
@@ -156,7 +158,7 @@ def test_oracle_20_more_probes_lower_the_variance(num_probes):
     encoder, decoder = tanh_pair(5, 3, torch.device("cpu"), torch.float64)
     x = torch.randn(1, 5, dtype=torch.float64)
     matrix = (dense_jacobian(encoder, x) @ dense_jacobian(decoder, encoder(x)))[0].detach()
-    likelihood = nfi.SurrogateLikelihood(n_probes=num_probes)
+    likelihood = nfi.SurrogateLikelihood(num_probes=num_probes)
     volume = likelihood(x.expand(20_000, 5), encoder, decoder).volume.detach()
     squares = (volume + matrix.trace()).square()
     standard_error = float(squares.std()) / 20_000**0.5
@@ -170,6 +172,6 @@ def test_oracle_20_more_probes_than_dimensions_are_refused(kind):
     encoder, decoder = tanh_pair(5, 3, torch.device("cpu"), torch.float64)
     x = torch.zeros(2, 5, dtype=torch.float64)
     with pytest.raises(OptionError, match="between 1 and the latent dimension 3, got 4"):
-        nfi.SurrogateLikelihood(n_probes=4, probes=kind)(x, encoder, decoder)
+        nfi.SurrogateLikelihood(num_probes=4, probes=kind)(x, encoder, decoder)
     with pytest.raises(OptionError, match="got 0"):
         partial(draw_probes, kind, 0)(x)

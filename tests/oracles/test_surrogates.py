@@ -84,7 +84,7 @@ def test_oracle_02_as_many_probes_as_dimensions(name, latent_dim, device):
     """With K = d orthonormal probes the surrogate is the trace of f'g', without randomness."""
     encoder, decoder = tanh_pair(5, latent_dim, device, torch.float64)
     x = torch.randn(4, 5, dtype=torch.float64).to(device)
-    likelihood = nfi.SurrogateLikelihood(n_probes=latent_dim, estimator=name)
+    likelihood = nfi.SurrogateLikelihood(num_probes=latent_dim, estimator=name)
     volume = likelihood(x, encoder, decoder).volume
 
     z = encoder(x)
@@ -121,7 +121,7 @@ def test_oracle_03_consistent_pair(manifold):
     x = pair.decode(pair.sample(7)).detach()
     for kind in ("orthonormal", "sphere", "rademacher"):
         for num_probes in (1, 2):
-            volume = nfi.SurrogateLikelihood(n_probes=num_probes, probes=kind)(
+            volume = nfi.SurrogateLikelihood(num_probes=num_probes, probes=kind)(
                 x, pair.encode, pair.decode
             ).volume
             torch.testing.assert_close(volume, torch.full_like(volume, -2.0))

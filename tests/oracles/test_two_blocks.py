@@ -24,7 +24,7 @@ def two_blocks(estimator: str, num_probes: int = 2) -> nfi.InjectiveNormalizingF
         for low, high in ((2, 4), (4, 6))
     ]
     base = nf.distributions.DiagGaussian(2).double()
-    likelihood = nfi.SurrogateLikelihood(estimator=estimator, n_probes=num_probes)
+    likelihood = nfi.SurrogateLikelihood(estimator=estimator, num_probes=num_probes)
     return nfi.InjectiveNormalizingFlow(base, blocks, likelihood)
 
 

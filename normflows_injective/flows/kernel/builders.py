@@ -6,7 +6,7 @@ from typing import Any
 
 import normflows as nf
 
-from ...checks import check_count, checks_arguments
+from ...checks import check_count, renamed
 from ..coupling.act_norm import ActNorm
 from ..coupling.linear import LULinear, Permutation
 from .coupling import KernelCoupling
@@ -14,9 +14,9 @@ from .coupling import KernelCoupling
 __all__ = ["ferumal_glow", "ferumal_realnvp"]
 
 
-@checks_arguments
+@renamed(n_auxiliary="num_auxiliary")
 def ferumal_realnvp(
-    dim: int, num_layers: int = 8, n_auxiliary: int = 150, **options: Any
+    dim: int, num_layers: int = 8, num_auxiliary: int = 150, **options: Any
 ) -> list[nf.flows.Flow]:
     r"""Kernelised couplings that keep the first and the last half in turn.
 
@@ -26,7 +26,7 @@ def ferumal_realnvp(
     Args:
         dim: Number of coordinates :math:`D`.
         num_layers: Number of couplings :math:`L`.
-        n_auxiliary: Number of auxiliary points :math:`N` of each.
+        num_auxiliary: Number of auxiliary points :math:`N` of each.
         **options: Further options of :class:`KernelCoupling`.
 
     Returns:
@@ -50,20 +50,20 @@ def ferumal_realnvp(
     for layer in range(num_layers):
         if layer and layer % 2 == 0:
             flows.append(Permutation(dim))
-        flows.append(KernelCoupling(dim, n_auxiliary, reverse=layer % 2 == 1, **options))
+        flows.append(KernelCoupling(dim, num_auxiliary, reverse=layer % 2 == 1, **options))
     return flows
 
 
-@checks_arguments
+@renamed(n_auxiliary="num_auxiliary")
 def ferumal_glow(
-    dim: int, num_steps: int = 8, n_auxiliary: int = 150, **options: Any
+    dim: int, num_steps: int = 8, num_auxiliary: int = 150, **options: Any
 ) -> list[nf.flows.Flow]:
     """Steps of normalisation, a dense linear map and a kernelised coupling, from data to latents.
 
     Args:
         dim: Number of coordinates D.
         num_steps: Number of steps.
-        n_auxiliary: Number of auxiliary points of each coupling.
+        num_auxiliary: Number of auxiliary points of each coupling.
         **options: Further options of :class:`KernelCoupling`.
 
     Returns:
@@ -84,5 +84,5 @@ def ferumal_glow(
     check_count(num_steps, "num_steps")
     flows: list[nf.flows.Flow] = []
     for _ in range(num_steps):
-        flows += [KernelCoupling(dim, n_auxiliary, **options), LULinear(dim), ActNorm(dim)]
+        flows += [KernelCoupling(dim, num_auxiliary, **options), LULinear(dim), ActNorm(dim)]
     return flows

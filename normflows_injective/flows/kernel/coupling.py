@@ -8,7 +8,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from ...checks import check_count, check_modules
+from ...checks import RenamedAttribute, check_count, check_modules, renamed
 from ...errors import OptionError
 from ...host.context import with_context
 from ...host.first_data import must_initialise
@@ -42,7 +42,7 @@ class KernelCoupling(Coupling):
 
     Args:
         dim: Number of coordinates :math:`D`.
-        n_auxiliary: Number of auxiliary points :math:`N`.
+        num_auxiliary: Number of auxiliary points :math:`N`.
         kernel: ``"rbf"``, ``"matern12"``, ``"matern32"`` or ``"matern52"``.
         share_kernel: Whether s and t share their length-scales.
         ard: Whether every input has its own length-scale.
@@ -62,7 +62,7 @@ class KernelCoupling(Coupling):
         initialisation and preconditioning are derived here.
 
     Examples:
-        >>> coupling = KernelCoupling(3, n_auxiliary=10)
+        >>> coupling = KernelCoupling(3, num_auxiliary=10)
         >>> x = torch.randn(20, 3)
         >>> z, log_det = coupling.inverse(x)
         >>> bool(torch.equal(z, x)), log_det.shape
@@ -70,11 +70,13 @@ class KernelCoupling(Coupling):
     """
 
     conditioner: KernelExpansion
+    n_auxiliary = RenamedAttribute("num_auxiliary")
 
+    @renamed(n_auxiliary="num_auxiliary")
     def __init__(
         self,
         dim: int,
-        n_auxiliary: int = 150,
+        num_auxiliary: int = 150,
         kernel: str = "rbf",
         share_kernel: bool = True,
         ard: bool = True,
@@ -91,7 +93,7 @@ class KernelCoupling(Coupling):
         expansion = KernelExpansion(
             kept,
             moved * transform.num_parameters,
-            n_auxiliary,
+            num_auxiliary,
             kernel,
             1 if share_kernel else transform.num_parameters,
             ard,
@@ -100,7 +102,7 @@ class KernelCoupling(Coupling):
             precondition,
         )
         super().__init__(dim, expansion, transform, reverse)
-        self.n_auxiliary, self.kernel, self.share_kernel = n_auxiliary, kernel, share_kernel
+        self.num_auxiliary, self.kernel, self.share_kernel = num_auxiliary, kernel, share_kernel
         self.ard, self.context_dim, self.precondition = ard, context_dim, precondition
 
     @property
@@ -128,7 +130,7 @@ class KernelCoupling(Coupling):
             NonFiniteError: If a row holds NaN or infinity.
 
         Examples:
-            >>> coupling = KernelCoupling(2, n_auxiliary=3)
+            >>> coupling = KernelCoupling(2, num_auxiliary=3)
             >>> coupling.initialise(torch.tensor([[0.0, 9.0], [1.0, 9.0], [3.0, 9.0]]))
             >>> coupling.conditioner.points.flatten().sort().values.tolist()
             [0.0, 1.0, 3.0]

@@ -8,7 +8,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from ...checks import check_count, check_event_shape, check_finite
+from ...checks import RenamedAttribute, check_count, check_event_shape, check_finite, renamed
 from ...errors import ShapeError
 from ...host.first_data import FIRST_STATISTICS, expect_first_data, mark_initialised, spread_of
 from ...modules.precision import as_factored
@@ -48,7 +48,7 @@ class KernelExpansion(ContextNetwork):
     Args:
         in_features: Width of :math:`u`.
         out_features: Number of functions.
-        n_auxiliary: Number of auxiliary points :math:`N`.
+        num_auxiliary: Number of auxiliary points :math:`N`.
         kernel: ``"rbf"``, ``"matern12"``, ``"matern32"`` or ``"matern52"``.
         num_scales: Number of sets of length-scales; function :math:`o` uses that of index
             :math:`o` modulo ``num_scales``.
@@ -66,7 +66,7 @@ class KernelExpansion(ContextNetwork):
         the basis is that of whitened Gaussian processes, Murray and Adams, arXiv 1006.0868.
 
     Examples:
-        >>> expansion = KernelExpansion(2, 1, n_auxiliary=3)
+        >>> expansion = KernelExpansion(2, 1, num_auxiliary=3)
         >>> expansion(torch.randn(4, 2)).shape
         torch.Size([4, 1])
     """
@@ -74,12 +74,14 @@ class KernelExpansion(ContextNetwork):
     points: Tensor
     basis: Tensor | None
     data_dep_init_done: Tensor
+    n_auxiliary = RenamedAttribute("num_auxiliary")
 
+    @renamed(n_auxiliary="num_auxiliary")
     def __init__(
         self,
         in_features: int,
         out_features: int,
-        n_auxiliary: int = 150,
+        num_auxiliary: int = 150,
         kernel: str = "rbf",
         num_scales: int = 1,
         ard: bool = True,
@@ -89,22 +91,22 @@ class KernelExpansion(ContextNetwork):
     ) -> None:
         super().__init__((in_features,), context_dim)
         width = in_features + context_dim
-        counts = {"n_auxiliary": n_auxiliary, "num_scales": num_scales}
+        counts = {"num_auxiliary": num_auxiliary, "num_scales": num_scales}
         for name, count in (counts | {"in_features": width, "out_features": out_features}).items():
             check_count(count, name)
         self.in_features, self.out_features = in_features, out_features
-        self.n_auxiliary, self.num_scales = n_auxiliary, num_scales
+        self.num_auxiliary, self.num_scales = num_auxiliary, num_scales
         self.kernel, self._kernel, self.ard = kernel, kernel_named(kernel), ard
         self.precondition = precondition
         # Until there are data: points and typical distances of standard normal inputs.
-        points = torch.randn(n_auxiliary, width)
+        points = torch.randn(num_auxiliary, width)
         scales = torch.full((num_scales, width if ard else 1), DISTANCES * math.sqrt(2.0 * width))
         if learn_auxiliary:
             self.points = nn.Parameter(points)
         else:
             self.register_buffer("points", points)
         self.raw_length_scales = nn.Parameter(_inverse_softplus(scales - LENGTH_SCALE_FLOOR))
-        self.weights = nn.Parameter(torch.zeros(n_auxiliary, out_features))
+        self.weights = nn.Parameter(torch.zeros(num_auxiliary, out_features))
         self.register_buffer("basis", self._orthonormal() if precondition else None)
         expect_first_data(self)
 
@@ -198,7 +200,7 @@ class KernelExpansion(ContextNetwork):
         (points, width), (num_scales, _) = self.points.shape, self.raw_length_scales.shape
         return (
             f"in_features={width - self.context_dim}, out_features={self.weights.shape[1]}, "
-            f"n_auxiliary={points}, kernel={self.kernel!r}, num_scales={num_scales}, "
+            f"num_auxiliary={points}, kernel={self.kernel!r}, num_scales={num_scales}, "
             f"ard={self.ard}, learn_auxiliary={isinstance(self.points, nn.Parameter)}, "
             f"context_dim={self.context_dim}, precondition={self.basis is not None}"
         )
