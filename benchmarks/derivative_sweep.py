@@ -2,11 +2,11 @@
 
     PYTHONPATH=tests python benchmarks/derivative_sweep.py [--out docs/results/derivatives.md]
 
-The functions are those of `tests/differentiable_functions.py`, each inside a decoder of mixed
-latents in float64. Looked at are torch's products with the decoder's Jacobian, in forward and in
-reverse mode, and their first and second derivatives by a weight; and the package's `log_volume`,
-with its first and second derivatives. The judge of a derivative is the central difference of what
-it is a derivative of, and of the Jacobian that of the function.
+The functions are those of `tests/support/differentiable_functions.py`, each inside a decoder of
+mixed latents in float64. The sweep looks at torch's products with the decoder's Jacobian, in
+forward and in reverse mode, and at their first and second derivatives by a weight; then at the
+package's `log_volume` with its first and second derivatives. The judge of a derivative is the
+central difference of the function that it differentiates.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from dense import numerical_jacobian
-from derivative_oracles import (
+from derivative_page import RAISES, REFUSED, RIGHT, WRONG, Row, page
+from support.dense import numerical_jacobian
+from support.derivative_oracles import (
     OF_SLOPES,
     OF_VALUES,
     Decoder,
@@ -29,8 +30,7 @@ from derivative_oracles import (
     slope_along,
     value_and_slope,
 )
-from derivative_page import RAISES, REFUSED, RIGHT, WRONG, Row, page
-from differentiable_functions import FUNCTIONS
+from support.differentiable_functions import FUNCTIONS
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import random
+import sys
 
 import numpy as np
 import pytest
 import torch
-from seeds import OFFSET, manual_seed, shifted
+from support.seeds import OFFSET, manual_seed, shifted
 
 
 def pytest_addoption(parser):
@@ -22,6 +24,9 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    # Where Pyro is missing, Python would take the folder tests/pyro for it.
+    if getattr(importlib.util.find_spec("pyro"), "origin", None) is None:
+        sys.modules["pyro"] = None
     os.environ[OFFSET] = str(config.getoption("--seed-offset"))
 
 

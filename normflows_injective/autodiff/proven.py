@@ -5,8 +5,8 @@ are right for most functions and silently wrong for some: a tangent, or the deri
 derivative, may treat as constant what depends on the input (layer normalisation, determinants,
 linear solves), and a batching rule may confuse axes (``cdist``). Therefore forward mode, a third
 derivative, and a vmap over derivatives are used for functions in the lists below alone, which
-``tests/test_derivative_sweep.py`` proves one by one. Whatever is not in them takes a slower road
-that needs no more than two reverse passes.
+``tests/autodiff/test_derivative_sweep.py`` proves one by one. Whatever is not in them takes a
+slower road that needs no more than two reverse passes.
 """
 
 from __future__ import annotations

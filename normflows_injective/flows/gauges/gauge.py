@@ -124,7 +124,7 @@ class HomogeneousGauge(Gauge):
 
     .. math:: \log r_t(u) = \log t - \log F(u)
 
-    A subclass gives :meth:`value`; the test of the contract in ``tests/test_gauges.py`` checks it.
+    A subclass gives :meth:`value`; ``tests/flows/surfaces/test_gauges.py`` tests the contract.
     Every norm is such a function, and so is :math:`\lVert x \rVert_p` with :math:`p < 1`.
 
     Examples:

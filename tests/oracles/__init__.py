@@ -1,1 +1,0 @@
-"""Every identity the package rests on, against dense Jacobians, closed forms and quadrature."""

@@ -1,0 +1,1 @@
+"""Registries, oracles and small models that several tests share."""
