@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from normflows_injective.autodiff.gradients import value_and_gradient
+from normflows_injective.autodiff.products import value_and_gradient
 from normflows_injective.flows import InjectiveComposite, RadialSurface, SphereChart
 from normflows_injective.flows.gauges import Gauge, LpGauge, NetworkRadius
 

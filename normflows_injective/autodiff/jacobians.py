@@ -1,4 +1,4 @@
-"""Dense Jacobians of whole batches, by products with basis vectors."""
+"""Dense Jacobians of whole batches and their traces, by products with basis vectors."""
 
 from __future__ import annotations
 
@@ -11,14 +11,20 @@ from ..checks import check_rows, checks_arguments
 from ..errors import OptionError, ShapeError
 from ..host.first_meeting import give_first_data
 from ..host.refusals import refuse_unsupported
-from ..modules.behind import modules_of
-from .forward_mode import refuse_tangents
-from .gradients import out_of_inference
-from .products import Map, NoProductError, event_rows, jvp, jvp_by_reverse, vjp
+from ..modules.contents import modules_of
+from .products import (
+    Map,
+    NoProductError,
+    event_rows,
+    jvp,
+    jvp_by_reverse,
+    out_of_inference,
+    vjp,
+)
 from .recording import point_at
 from .reverse import Reverse, push_by_reverse, reverse
 from .settings import as_written, differentiable_attention
-from .transforms import Function, Interception
+from .transforms import Function, Interception, refuse_tangents
 
 __all__ = [
     "TooLarge",
@@ -28,11 +34,14 @@ __all__ = [
     "jacobian_by_reverse",
     "jacobian_by_rows",
     "jacobian_without_graph",
+    "trace_of_jacobian",
 ]
 
 _TANGENT_BYTES = 2**28
 # Elements per sample of the widest layer, until the first chunk has shown what it is.
 _ASSUMED_WIDTH = 2**14
+# Numbers of all tangents at one time in a trace, which has no graph.
+_TANGENT_NUMBERS = 2**22
 
 
 class ValueAndJacobian(NamedTuple):
@@ -43,12 +52,7 @@ class ValueAndJacobian(NamedTuple):
 
 
 class TooLarge(Exception):
-    """The Jacobians of a batch would take more memory than is allowed.
-
-    Args:
-        num_rows: Number of samples whose Jacobians fit.
-        value: The map at the whole batch.
-    """
+    """Too many Jacobians for the memory: how many samples fit, and the value of the batch."""
 
     def __init__(self, num_rows: int, value: Tensor) -> None:
         super().__init__(num_rows)
@@ -99,44 +103,27 @@ def jacobian(function: Map, point: Tensor, chunk_size: int | None = None) -> Val
     refuse_unsupported(modules_of(function))
     give_first_data(function, point)
     if not torch.is_grad_enabled():
-        found = jacobian_without_graph(function, point, chunk_size)
+        result = jacobian_without_graph(function, point, chunk_size)
     else:
         taken = reverse(function, point)
         if taken.unproven:
-            found = _rows(taken, point)
+            result = _rows(taken, point)
         else:
             columns = push_by_reverse(taken, basis_of(point))
-            found = ValueAndJacobian(taken.value, event_rows(columns).permute(1, 2, 0))
+            result = ValueAndJacobian(taken.value, event_rows(columns).permute(1, 2, 0))
         if taken.is_constant:
-            found = ValueAndJacobian(*(part.detach() for part in found))
-    if len(found.value) != len(point):
+            result = ValueAndJacobian(*(part.detach() for part in result))
+    if len(result.value) != len(point):
         raise ShapeError(
-            f"The map took a batch of {len(point)} samples to {len(found.value)}: it must keep "
+            f"The map took a batch of {len(point)} samples to {len(result.value)}: it must keep "
             "the batch."
         )
-    refuse_tangents("A Jacobian", point, found.value)
-    return found
+    refuse_tangents("A Jacobian", point, result.value)
+    return result
 
 
 def jacobian_by_rows(function: Map, point: Tensor, create_graph: bool) -> ValueAndJacobian:
-    """Value and dense Jacobians (B, D, d) of a map by D reverse-mode products.
-
-    Args:
-        function: Map of a batch (B, *) with d elements per sample to one with D elements.
-        point: Where to evaluate, shape (B, *).
-        create_graph: Whether the Jacobians can be differentiated.
-
-    Returns:
-        :class:`ValueAndJacobian`; gradients must be enabled, and reach the point if it has some.
-
-    Raises:
-        NotInjectiveError: If the value does not depend on the point.
-        UnsupportedLayerError: If the Jacobians are to be differentiated and cannot.
-
-    Examples:
-        >>> jacobian_by_rows(lambda z: z**2, torch.full((1, 1), 3.0), create_graph=False).jacobian
-        tensor([[[6.]]])
-    """
+    """Value and dense Jacobians (B, D, d) of a map by D reverse-mode products."""
     if create_graph:
         return _rows(reverse(function, point), point)
     leaf = point_at(point)
@@ -149,20 +136,7 @@ def jacobian_by_rows(function: Map, point: Tensor, create_graph: bool) -> ValueA
 def jacobian_without_graph(
     function: Map, point: Tensor, chunk_size: int | None = None, at_most: int | None = None
 ) -> ValueAndJacobian:
-    """Value and dense Jacobians (B, D, d) of a map without gradients.
-
-    Args:
-        function: As in :func:`jacobian`.
-        point: As in :func:`jacobian`.
-        chunk_size: As in :func:`jacobian`.
-        at_most: Number of elements that the Jacobians may have; None sets no bound.
-
-    Returns:
-        :class:`ValueAndJacobian`.
-
-    Raises:
-        TooLarge: If they would have more, for more than one sample.
-    """
+    """Value and dense Jacobians (B, D, d) of a map, of at most so many elements, on no graph."""
     try:
         with differentiable_attention():
             return _jacobian_by_columns(function, point, chunk_size, at_most)
@@ -201,18 +175,7 @@ def _rows(taken: Reverse, point: Tensor) -> ValueAndJacobian:
 
 
 def basis_of(batch: Tensor) -> Tensor:
-    """The standard basis of the event space of a batch (B, *), repeated over it: (d, B, *).
-
-    Args:
-        batch: Gives event shape, batch size, dtype and device.
-
-    Returns:
-        Tangents or cotangents, one basis vector for all samples in each of the d slices.
-
-    Examples:
-        >>> basis_of(torch.zeros(5, 2, 3)).shape
-        torch.Size([6, 5, 2, 3])
-    """
+    """The standard basis of the event space of a batch (B, *), repeated over it: (d, B, *)."""
     dimension = batch[0].numel()
     basis = torch.eye(dimension, dtype=batch.dtype, device=batch.device)
     return basis.view(dimension, 1, *batch.shape[1:]).expand(dimension, *batch.shape)
@@ -255,3 +218,36 @@ class _WidestResult(Interception):
         if isinstance(result, Tensor):
             self.num_bytes = max(self.num_bytes, result.numel() * result.element_size())
         return result
+
+
+@as_written
+def trace_of_jacobian(function: Map, m: Tensor, probes: Tensor | None) -> tuple[Tensor, Tensor]:
+    r"""Value (B, d) of a map at m, and the trace of its Jacobian (B, 1) or estimates (B, K).
+
+    .. math:: \operatorname{tr} J = \mathbb E\, v_k^\top J v_k \text{ for probes } v_k,\quad
+        \text{else } \sum_i e_i^\top J e_i
+    """
+    # Forward mode gives it without gradients, and v^T J, whose derivative torch has right, with.
+    if torch.is_grad_enabled():
+        taken = reverse(function, m)
+        value, directions = taken.value, basis_of(m) if probes is None else probes
+        terms = (taken.pull(directions) * directions).sum(2)
+        trace = terms.T if probes is not None else terms.sum(0).unsqueeze(1)
+        if taken.is_constant:
+            value, trace = value.detach(), trace.detach()
+    elif probes is not None:
+        value, products = jvp(function, m, probes)
+        trace = (products * probes).sum(2).T
+    else:
+        value, trace = _trace_over_basis(function, m)
+    refuse_tangents("A divergence", m, value)
+    return value, trace
+
+
+def _trace_over_basis(function: Map, m: Tensor) -> tuple[Tensor, Tensor]:
+    """Value (B, d) and trace (B, 1), without a graph and in bounded memory."""
+    trace, value = torch.zeros_like(m[:, 0]), m
+    for tangents in basis_of(m).split(max(1, _TANGENT_NUMBERS // m.numel())):
+        value, products = jvp(function, m, tangents)
+        trace = trace + (products * tangents).sum((0, 2))
+    return value, trace.unsqueeze(1)

@@ -1,8 +1,8 @@
-r"""Jacobian products of whole batches, in reverse and in forward mode.
+r"""Jacobian products and gradients of whole batches.
 
-The host's layers do not survive a per-sample ``vmap`` (boolean masks, in-place accumulation), but
-all of them survive a Jacobian-vector product of the whole batch, and a ``vmap`` over *tangents* at
-a shared primal. Everything here is built on that.
+The layers of normflows do not survive a per-sample ``vmap`` (boolean masks, in-place
+accumulation), but all of them survive a Jacobian-vector product of the whole batch, and a ``vmap``
+over *tangents* at a shared primal. Everything here is built on that.
 """
 
 from __future__ import annotations
@@ -14,14 +14,24 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
 from ..errors import NotInjectiveError, ShapeError, UnsupportedLayerError
-from ..modules.behind import holds_script
-from .gradients import out_of_inference
-from .pulling import DETACHED, is_broken, pull_each
+from ..modules.contents import holds_script
+from .proven import unproven_nodes
+from .pulling import DETACHED, first_derivative_only, is_broken, pull_each
 from .recording import Recorded, point_at, record
-from .settings import FORWARD_MODE, uncompiled
+from .settings import FORWARD_MODE, differentiable_attention, uncompiled
 from .tangents import SkipZeroProducts, TangentsWithoutGraph
+from .transforms import refuse_tangents
 
-__all__ = ["Map", "NoProductError", "event_rows", "jvp", "jvp_by_reverse", "vjp"]
+__all__ = [
+    "Map",
+    "NoProductError",
+    "event_rows",
+    "jvp",
+    "jvp_by_reverse",
+    "out_of_inference",
+    "value_and_gradient",
+    "vjp",
+]
 
 Map = Callable[[Tensor], Tensor]
 
@@ -36,56 +46,17 @@ class NoProductError(UnsupportedLayerError):
 
 
 def vjp(output: Tensor, point: Tensor, cotangents: Tensor, create_graph: bool) -> Tensor:
-    r"""Vector-Jacobian products :math:`u_k^\top J` of a map that has already been evaluated.
-
-    Args:
-        output: :math:`f(x)` of shape :math:`(B, *)`, recorded on a graph that reaches ``point``.
-        point: :math:`x` of shape :math:`(B, *)`.
-        cotangents: :math:`u` of shape :math:`(K, B, *)`.
-        create_graph: Whether the products can be differentiated again.
-
-    Returns:
-        Products of shape :math:`(K, B, *)`.
-
-    Raises:
-        NotInjectiveError: If the output does not depend on the point.
-
-    Examples:
-        >>> x = torch.ones(1, 2, requires_grad=True)
-        >>> vjp(x**2, x, torch.eye(2).view(2, 1, 2), create_graph=False).squeeze()
-        tensor([[2., 0.],
-                [0., 2.]])
-    """
+    r"""Products :math:`u_k^\top J`, (K, B, *), of a map whose output's graph reaches the point."""
     return Recorded(output, point).pull(cotangents, create_graph)
 
 
 def jvp(function: Map, point: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Value and Jacobian-vector products :math:`J v_k` of a map, in one pass where possible.
-
-    The products are on no graph. Several tangents go through ``torch.func.jvp`` with a ``vmap``
-    over them, so that the value is computed once; layers that write into buffers or use an
-    ``autograd.Function`` without a forward rule (the host's ``Residual``) make it fail loudly, and
-    then raw dual numbers serve. A single tangent tries the dual numbers first, which are faster.
-    Last, and wherever the map calls a function whose tangent is not proved right, come two reverse
-    passes, :math:`\partial_u (u^\top J) v = J v`.
-
-    Args:
-        function: Map of a batch :math:`(B, *)` to a batch.
-        point: Where to evaluate, shape :math:`(B, *)`.
-        tangents: :math:`v` of shape :math:`(K, B, *)`.
-
-    Returns:
-        The value :math:`(B, *)`, on the caller's graph, and the products :math:`(K, B, *)`.
-
-    Raises:
-        NotInjectiveError: If the value does not depend on the point.
-        UnsupportedLayerError: If no method serves.
-
-    Examples:
-        >>> x, jv = jvp(lambda z: z**2, torch.ones(1, 2), torch.ones(1, 1, 2))
-        >>> x, jv[0]
-        (tensor([[1., 1.]]), tensor([[2., 2.]]))
-    """
+    r"""Value (B, *) on the caller's graph, and products :math:`J v_k`, (K, B, *), on no graph."""
+    # Several tangents go through torch.func.jvp with a vmap over them, so that the value is
+    # computed once; layers that write into buffers or use an autograd.Function without a forward
+    # rule (the Residual of normflows) make it fail loudly, and then raw dual numbers serve. A
+    # single tangent tries the dual numbers first, which are faster. Two reverse passes come last,
+    # and wherever the map calls a function whose tangent is not proved right.
     several = len(tangents) > 1
     scripted = holds_script(function)
     for attempt in (_jvp_functional, _jvp_dual) if several else (_jvp_dual, _jvp_functional):
@@ -143,11 +114,7 @@ def _jvp_dual(function: Map, point: Tensor, tangents: Tensor) -> tuple[Tensor, T
 
 
 def jvp_by_reverse(function: Map, point: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor]:
-    r"""As :func:`jvp`, by two reverse passes, :math:`\partial_u (u^\top J) v = J v`.
-
-    Raises:
-        NoProductError: If the map has no second derivatives.
-    """
+    r"""As :func:`jvp`, by two reverse passes, :math:`J v = \partial_u (u^\top J) v`."""
     recording = torch.is_grad_enabled()
     with torch.inference_mode(False), torch.enable_grad():
         leaf = point_at(out_of_inference(point))
@@ -176,11 +143,46 @@ def jvp_by_reverse(function: Map, point: Tensor, tangents: Tensor) -> tuple[Tens
     return value if recording else value.detach(), products.detach()
 
 
-def event_rows(batches: Tensor) -> Tensor:
-    """Tensors (K, B, *) as rows (K, B, n), also of batches (B,) of numbers.
+def value_and_gradient(
+    function: Callable[[Tensor], Tensor], point: Tensor
+) -> tuple[Tensor, Tensor]:
+    r"""Values :math:`f(x_b)`, (B,), and gradients :math:`\nabla f(x_b)` of a batch (B, *)."""
+    # Both are on the caller's graph, so that they can be differentiated again, by the point and by
+    # what the function holds, which must not be of inference mode; without gradients they are
+    # plain values. Where a function is not proven, its gradients can be differentiated once.
+    recording = torch.is_grad_enabled()
+    point = out_of_inference(point)
+    names: list[frozenset[str]] = []
 
-    Examples:
-        >>> event_rows(torch.zeros(4, 5)).shape
-        torch.Size([4, 5, 1])
-    """
+    def noting(x: Tensor) -> Tensor:
+        value = record(function, x).value
+        names.append(unproven_nodes(value, [x]))
+        return value
+
+    # Fused kernels of attention have no second derivatives.
+    with torch.inference_mode(False), differentiable_attention():
+        value, vjp_of_value = torch.func.vjp(noting, point)[:2]
+        (gradient,) = vjp_of_value(torch.ones_like(value))
+        if names[0] and recording:
+            (once,) = first_derivative_only([gradient], [point], names[0])
+            gradient = gradient if once is None else once
+    if names[0]:
+        refuse_tangents("The gradient of a layer", value, gradient)
+    if not recording:
+        # The inner derivative has recorded what the function holds, such as parameters. A copy
+        # is on no graph; detaching would also drop the tangents of forward mode.
+        value, gradient = value.clone(), gradient.clone()
+    return value, gradient
+
+
+def out_of_inference(tensor: Tensor) -> Tensor:
+    """A tensor as it is or, if it was made in inference mode, a copy that autograd can save."""
+    if not tensor.is_inference():
+        return tensor
+    with torch.inference_mode(False):
+        return tensor.clone()
+
+
+def event_rows(batches: Tensor) -> Tensor:
+    """Tensors (K, B, *) as rows (K, B, n), also of batches (B,) of numbers."""
     return batches.unsqueeze(2) if batches.dim() == 2 else batches.flatten(2)

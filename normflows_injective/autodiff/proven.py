@@ -27,9 +27,9 @@ __all__ = [
     "TANGENTS",
     "WRONG_TWICE",
     "depends_on_others",
-    "depends_on_others",
     "has_proven_tangent",
-    "nodes_behind",
+    "is_ours",
+    "nodes_of",
     "unproven_nodes",
 ]
 
@@ -186,15 +186,7 @@ _FORWARD = TANGENTS | NEUTRAL
 
 
 def has_proven_tangent(func: Function) -> bool:
-    """Whether forward mode through a function that a network calls has been proved right.
-
-    Args:
-        func: As a ``TorchFunctionMode`` gets it.
-
-    Examples:
-        >>> has_proven_tangent(torch.sin), has_proven_tangent(torch.cholesky_inverse)
-        (True, False)
-    """
+    """Whether forward mode through a function that a network calls has been proved right."""
     if getattr(func, "__name__", None) in _FORWARD:
         return True
     if isinstance(func, torch._ops.OpOverload):
@@ -203,20 +195,7 @@ def has_proven_tangent(func: Function) -> bool:
 
 
 def unproven_nodes(value: Tensor, ends: Iterable[Any]) -> frozenset[str]:
-    """Names of the nodes between a value and where it begins whose derivatives are not proved.
-
-    Args:
-        value: A tensor on a graph.
-        ends: Tensors or edges of the graph, beyond which nobody looks.
-
-    Returns:
-        The names; none if all derivatives of the value are trusted.
-
-    Examples:
-        >>> x = torch.ones(1, 1, requires_grad=True)
-        >>> unproven_nodes(x.sin(), [x]), unproven_nodes(torch.cdist(x, x), [x])
-        (frozenset(), frozenset({'CdistBackward0'}))
-    """
+    """Names of the nodes between ends (tensors or edges) and a value that have no proof."""
     leaves = [end for end in ends if isinstance(end, Tensor) and end.grad_fn is None]
     reached = {_node_of(end) for end in ends} - {None}
     # Every node with those whose derivatives go on to it.
@@ -237,7 +216,7 @@ def unproven_nodes(value: Tensor, ends: Iterable[Any]) -> frozenset[str]:
                 stack.append(after)
             before[after].append(node)
     # Only what depends on an end is differentiated more than once, not the weights' own history.
-    found: set[str] = set()
+    names: set[str] = set()
     stack = [node for end in reached for node in before.get(end, ())]
     seen = set(reached)
     while stack:
@@ -246,9 +225,9 @@ def unproven_nodes(value: Tensor, ends: Iterable[Any]) -> frozenset[str]:
             seen.add(node)
             stack.extend(before.get(node, ()))
             name = node.name()
-            if name not in DERIVATIVES and not _is_ours(node):
-                found.add(f"{name} with {ONCE}" if _is_once(node) else name)
-    return frozenset(found)
+            if name not in DERIVATIVES and not is_ours(node):
+                names.add(f"{name} with {ONCE}" if _is_once(node) else name)
+    return frozenset(names)
 
 
 def _node_of(end: Any) -> Any:
@@ -264,36 +243,25 @@ def _is_once(node: Any) -> bool:
     return code is not None and code.co_filename == once_differentiable.__code__.co_filename
 
 
-def nodes_behind(value: Tensor) -> set[Any]:
-    """All nodes of the graph of a value.
-
-    Examples:
-        >>> sorted(node.name() for node in nodes_behind(torch.ones(1, requires_grad=True).sin()))
-        ['SinBackward0', 'torch::autograd::AccumulateGrad']
-    """
-    seen: set[Any] = {None}
+def nodes_of(value: Tensor) -> list[Any]:
+    """All nodes of the graph of a value."""
+    seen: dict[Any, None] = {}
     stack: list[Any] = [value.grad_fn]
     while stack:
         node = stack.pop()
-        if node not in seen:
-            seen.add(node)
+        if node is not None and node not in seen:
+            seen[node] = None
             stack.extend(following for following, _ in node.next_functions)
-    return seen - {None}
+    return list(seen)
 
 
 def depends_on_others(value: Tensor, leaf: Tensor) -> bool:
-    """Whether a value depends on a tensor with gradients other than one leaf.
-
-    Examples:
-        >>> x, y = torch.ones(2, requires_grad=True)[:1], torch.ones(1, requires_grad=True)
-        >>> depends_on_others(y.sin(), y), depends_on_others(x * y, y)
-        (False, True)
-    """
-    ends = (node.variable for node in nodes_behind(value) if hasattr(node, "variable"))
+    """Whether a value depends on a tensor with gradients other than one leaf."""
+    ends = (node.variable for node in nodes_of(value) if hasattr(node, "variable"))
     return any(end is not leaf for end in ends)
 
 
-def _is_ours(node: Any) -> bool:
-    """Whether a node is of an autograd.Function of this package."""
+def is_ours(node: Any) -> bool:
+    """Whether a node is of an autograd.Function of this room."""
     function = getattr(type(node), "_forward_cls", None)
     return function is not None and function.__module__.startswith(f"{__package__}.")

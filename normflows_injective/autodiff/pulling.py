@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..checks import is_readable
 from ..errors import NotInjectiveError, UnsupportedLayerError
-from .proven import ONCE, WRONG_TWICE, nodes_behind, unproven_nodes
+from .proven import ONCE, WRONG_TWICE, nodes_of, unproven_nodes
 
 __all__ = [
     "DETACHED",
@@ -148,7 +148,7 @@ def first_derivative_only(pulled: Pulled, ends: list[Any], unproven: frozenset[s
 
 def is_broken(pulled: Tensor) -> bool:
     """Whether part of a product has no derivative, which torch may drop in silence."""
-    return not _BROKEN.isdisjoint(node.name() for node in nodes_behind(pulled))
+    return not _BROKEN.isdisjoint(node.name() for node in nodes_of(pulled))
 
 
 def _try_to_differentiate(parts: list[Tensor], ends: list[Tensor], names: str) -> None:

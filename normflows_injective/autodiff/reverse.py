@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import NotInjectiveError, UnsupportedLayerError
-from ..modules.behind import holds_script
+from ..modules.contents import holds_script
 from .proven import depends_on_others, unproven_nodes
 from .pulling import DETACHED, first_derivative_only, pull_each, pull_together
 from .recording import point_at, record

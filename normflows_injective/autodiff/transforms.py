@@ -1,4 +1,9 @@
-"""Standing between a network and torch: interception of functions, and what goes on around."""
+"""What is open around a call: functional transforms, forward mode, hooks and interception.
+
+Volumes and surrogates are built of derivatives. A tangent that a caller sends through them would
+meet forward-mode rules of torch for derivatives, which are not known to be right, and
+stop-gradients, which mean another thing in forward mode.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +12,22 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch._C._functorch import TransformType, get_interpreter_stack
+from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
+
+from ..errors import ForwardModeError
 
 __all__ = [
     "Function",
     "Interception",
+    "in_forward_mode",
     "is_batching",
     "number_open",
     "open_transforms",
+    "refuse_nested",
+    "refuse_tangents",
     "saving_hooks",
 ]
 
@@ -40,15 +52,22 @@ class Interception(TorchFunctionMode):
         """Give the result of ``func(*args, **kwargs)``; in here no interception happens."""
 
 
-def is_batching() -> bool:
-    """Whether a call stands inside a vmap."""
-    return TransformType.Vmap in open_transforms()
+def open_transforms() -> list[TransformType]:
+    """The functional transforms around a call, outermost first."""
+    if torch.compiler.is_compiling():
+        return []
+    return [transform.key() for transform in get_interpreter_stack() or ()]
 
 
 def number_open(kind: TransformType) -> int:
     """How many transforms of a kind are around a call."""
     # Not by count, which older compilers do not know.
     return len([transform for transform in open_transforms() if transform == kind])
+
+
+def is_batching() -> bool:
+    """Whether a call stands inside a vmap."""
+    return TransformType.Vmap in open_transforms()
 
 
 def saving_hooks() -> Any:
@@ -59,8 +78,35 @@ def saving_hooks() -> Any:
     return None if hooks is None else hooks[0]
 
 
-def open_transforms() -> list[TransformType]:
-    """The functional transforms around a call, outermost first."""
-    if torch.compiler.is_compiling():
-        return []
-    return [transform.key() for transform in get_interpreter_stack() or ()]
+def in_forward_mode() -> bool:
+    """Whether a level of dual numbers, or a ``torch.func.jvp``, is open around a call."""
+    return forward_ad._current_level >= 0
+
+
+def refuse_tangents(what: str, *tensors: Tensor | None) -> None:
+    """Raise, naming what has no forward-mode derivative, if a caller takes one of tensors."""
+    refuse_nested(what)
+    if in_forward_mode() and any(x is not None and _has_tangent(x) for x in tensors):
+        raise ForwardModeError(
+            f"{what} has no forward-mode derivative here, but a tangent came in, by dual numbers, "
+            "torch.func.jvp, jacfwd or hessian. Use reverse mode: backward() or "
+            "torch.autograd.grad, and for densities torch.func.vjp, jacrev, or jacrev(grad(...))."
+        )
+
+
+def _has_tangent(tensor: Tensor) -> bool:
+    return forward_ad.unpack_dual(tensor).tangent is not None
+
+
+def refuse_nested(what: str) -> None:
+    """Raise if other transforms stand inside a caller's forward mode, and hide its tangents."""
+    if not in_forward_mode():
+        return
+    transforms = open_transforms()
+    inner = transforms[-1:] not in ([], [TransformType.Jvp])
+    if transforms.count(TransformType.Jvp) > 1 or (inner and TransformType.Jvp in transforms):
+        raise ForwardModeError(
+            f"{what} was asked for inside torch.func.jvp and another transform, as "
+            "torch.func.hessian does, where tangents cannot be followed. Use reverse mode twice: "
+            "torch.func.jacrev(torch.func.grad(...))."
+        )

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..autodiff.gradients import out_of_inference
 from ..autodiff.jacobians import jacobian, jacobian_by_rows
+from ..autodiff.products import out_of_inference
 from ..errors import UnsupportedModelError
 from ..flows.split import joint_decode, joint_encode
 from ..flows.stack import LayerStack

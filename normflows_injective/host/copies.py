@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from ..modules.behind import modules_of
+from ..modules.contents import modules_of
 from ..modules.copying import replicate, with_copies
 from .first_data import awaits_first_data
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import NonFiniteError
-from ..modules.behind import modules_of
+from ..modules.contents import modules_of
 from .copies import replica_of
 from .first_data import awaits_first_data, refuse_single_sample
 

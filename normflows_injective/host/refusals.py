@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from ..errors import UnsupportedLayerError
-from ..modules.behind import COMPILED, is_plain_layer
+from ..modules.contents import COMPILED, is_plain_layer
 
 __all__ = [
     "STOCHASTIC",

@@ -9,7 +9,7 @@ import normflows as nf
 import torch
 from torch import Tensor, nn
 
-from ..modules.behind import Behind, look_behind, modules_of
+from ..modules.contents import Contents, contents_of, modules_of
 
 __all__ = ["InjectiveModel", "Parts", "dtype_of", "look_into", "model_dtype"]
 
@@ -43,7 +43,7 @@ class Parts(NamedTuple):
     Attributes:
         latent_block: The layers before the first injection.
         composite: Those from it on.
-        behind: The modules in the composite.
+        contents: The modules and scripts in the composite.
         flows: Those in all layers.
         base: Those in the base and in no layer.
         every: All of the model, itself included.
@@ -51,7 +51,7 @@ class Parts(NamedTuple):
 
     latent_block: list[nf.flows.Flow]
     composite: list[nf.flows.Flow]
-    behind: Behind
+    contents: Contents
     flows: list[nn.Module]
     base: list[nn.Module]
     every: list[nn.Module]
@@ -61,11 +61,11 @@ def look_into(model: InjectiveModel) -> Parts:
     """Look once at all modules of a model."""
     seen: set[int] = set()
     latent_block, composite = model.latent_block, model.composite
-    behind = look_behind(composite, seen)
-    flows = behind.modules + look_behind(latent_block, seen).modules
-    base = look_behind([model.q0], seen).modules
-    every = flows + base + look_behind([model], seen).modules
-    return Parts(latent_block, composite, behind, flows, base, every)
+    contents = contents_of(composite, seen)
+    flows = contents.modules + contents_of(latent_block, seen).modules
+    base = contents_of([model.q0], seen).modules
+    every = flows + base + contents_of([model], seen).modules
+    return Parts(latent_block, composite, contents, flows, base, every)
 
 
 def model_dtype(q0: nn.Module, flows: nn.Module) -> torch.dtype:

@@ -28,7 +28,7 @@ from torch._C import _functorch
 from ..autodiff.transforms import open_transforms
 from ..checks import check_count
 from ..errors import OptionError
-from ..modules.behind import modules_of
+from ..modules.contents import modules_of
 
 __all__ = ["StepCounter", "check_window", "trainable"]
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..autodiff.gradients import out_of_inference
+from ..autodiff.products import out_of_inference
 from ..checks import check_loss
 from ..flows.split import (
     Passes,
@@ -21,7 +21,7 @@ from ..flows.split import (
 from ..host.bases import base_log_prob, sample_base
 from ..host.calls import summed_inverse
 from ..host.first_meeting import give_first_data
-from ..modules.behind import Opened
+from ..modules.contents import Opened
 from ..volume.reconstruction import squared_error
 from .loss_terms import LossTerms, mean_loss
 from .parts import InjectiveModel, Parts, look_into, model_dtype
@@ -109,5 +109,5 @@ def _terms(model: InjectiveModel, parts: Parts, x: Tensor, context: Tensor | Non
 
 def _opened(direction: Callable[..., Any], parts: Parts, context: Tensor | None) -> Opened:
     call = Opened(direction, parts.composite, context=context)
-    call.behind = parts.behind
+    call.contents = parts.contents
     return call

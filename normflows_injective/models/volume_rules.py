@@ -14,7 +14,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from ..autodiff.gradients import out_of_inference
+from ..autodiff.products import out_of_inference
 from ..checks import check_choice
 from ..errors import OptionError, UnsupportedModelError
 from ..flows.split import Projection, joint_decode, joint_decode_and_log_volume, joint_encode

@@ -16,8 +16,8 @@ from ..checks.sizes import as_size
 from ..errors import ContextError, UnsupportedLayerError
 from ..flows.stack import LayerStack, flatten_events
 from ..host.context import needs_context
-from ..modules.sample_cache import SampleCache, State, state_of
 from .memory.buffers import make_contiguous, watch_buffers
+from .memory.sample_cache import SampleCache, State, state_of
 from .supports.ranges import bounded_domain
 from .supports.support import given_support, support_of
 

@@ -15,18 +15,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..autodiff.forward_mode import in_forward_mode
 from ..autodiff.products import Map
+from ..autodiff.proven import is_ours, nodes_of
 from ..autodiff.recording import inner
 from ..autodiff.settings import differentiable_attention
 from ..autodiff.tangents import SkipZeroProducts
-from ..autodiff.transforms import Function
+from ..autodiff.transforms import Function, in_forward_mode
 from ..autodiff.written_out import group_norm, layer_norm
 from ..checks import describe
 from ..errors import OptionError, UnsupportedLayerError
 from ..host.first_meeting import give_first_data
 from ..host.refusals import refuse_unsupported
-from ..modules.behind import modules_of
+from ..modules.contents import modules_of
 from .estimators import Encoder
 from .surrogate import DrawProbes, Surrogate, SurrogateAndErrors, lifted, with_errors
 
@@ -151,19 +151,11 @@ def _eager(
 
 
 def _refuse_functions(value: Tensor) -> None:
-    """Raise if a value has been computed by an autograd.Function of the networks' own.
-
-    torch.compile traces into its forward and backward, and loses the gradient of its gradient.
-    """
-    nodes, seen = [value.grad_fn], set()
-    while nodes:
-        node = nodes.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        nodes.extend(following for following, _ in node.next_functions)
+    """Raise if a value has been computed by an autograd.Function of the networks' own."""
+    # torch.compile traces into its forward and backward, and loses the gradient of its gradient.
+    for node in nodes_of(value):
         function = getattr(type(node), "_forward_cls", None)
-        if function is not None and not function.__module__.startswith(__package__):
+        if function is not None and not is_ours(node):
             raise UnsupportedLayerError(
                 f"{function.__name__} is an autograd.Function, whose second derivatives "
                 "torch.compile drops silently. Build SurrogateLikelihood with compile=False, or "

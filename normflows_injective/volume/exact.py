@@ -10,16 +10,15 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ..autodiff.forward_mode import in_forward_mode, refuse_nested, refuse_tangents
 from ..autodiff.jacobians import TooLarge, basis_of, jacobian_by_reverse, jacobian_without_graph
 from ..autodiff.products import Map, event_rows
 from ..autodiff.reverse import Reverse, push_by_reverse, reverse
-from ..autodiff.transforms import open_transforms
+from ..autodiff.transforms import in_forward_mode, open_transforms, refuse_nested, refuse_tangents
 from ..errors import ContextError, OptionError, ShapeError
 from ..host.first_data import awaits_first_data
 from ..host.first_meeting import give_first_data
 from ..host.refusals import refuse_unsupported
-from ..modules.behind import modules_of
+from ..modules.contents import modules_of
 from ..modules.precision import factored_dtype
 from .factoring import factor
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..autodiff.forward_mode import in_forward_mode
+from ..autodiff.transforms import in_forward_mode
 from ..checks import is_readable
 from ..errors import NotInjectiveError, NumericalWarning
 from ..modules.precision import as_factored

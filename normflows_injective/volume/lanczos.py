@@ -50,7 +50,7 @@ from ..checks import checks_arguments
 from ..errors import OptionError
 from ..host.first_meeting import give_first_data
 from ..host.refusals import refuse_unsupported
-from ..modules.behind import modules_of
+from ..modules.contents import modules_of
 from .bidiagonal import Bidiagonal, bidiagonalise, gauss_rule
 from .factoring import refuse_lower_dimension, warn_if_deficient
 from .probes import draw_probes

@@ -9,16 +9,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..autodiff.forward_mode import in_forward_mode, refuse_tangents
 from ..autodiff.products import Map, jvp
 from ..autodiff.recording import Recorded, inner, point_at, record
 from ..autodiff.settings import as_written, differentiable_attention
+from ..autodiff.transforms import in_forward_mode, refuse_tangents
 from ..checks import checks_arguments, checks_arguments_of
 from ..errors import NotInjectiveError, ShapeError
 from ..host.first_data import awaits_first_data
 from ..host.first_meeting import give_first_data
 from ..host.refusals import refuse_unsupported
-from ..modules.behind import modules_of
+from ..modules.contents import modules_of
 from .reconstruction import squared_error
 
 __all__ = [

@@ -15,6 +15,8 @@ from support.seeds import manual_seed, seeded_generator
 from torch import nn
 
 import normflows_injective as nfi
+from normflows_injective.autodiff.activations import silu
+from normflows_injective.volume import compiled as compilation
 
 # Traces and differentiates as the default does, without the minutes of code generation.
 TRACED = {"backend": "aot_eager"}
@@ -192,6 +194,14 @@ def test_functions_whose_second_derivative_would_be_dropped_are_refused(side):
     likelihood = nfi.SurrogateLikelihood(compile=TRACED)
     with pytest.raises(nfi.errors.UnsupportedLayerError, match="Cube is an autograd.Function"):
         likelihood(torch.randn(6, 4), encoder, decoder)
+
+
+def test_functions_of_this_package_are_not_refused():
+    """They are on the graph where a tangent is taken by reverse mode."""
+    value = silu(torch.randn(6, 4, requires_grad=True))
+    compilation._refuse_functions(value)
+    with pytest.raises(nfi.errors.UnsupportedLayerError, match="Cube is an autograd.Function"):
+        compilation._refuse_functions(Cube.apply(value))
 
 
 @pytest.mark.slow

@@ -9,9 +9,9 @@ from typing import final
 import torch
 from torch import Tensor
 
+from ...autodiff.jacobians import trace_of_jacobian
 from ...autodiff.settings import differentiable_attention
-from ...autodiff.traces import check_divergence, trace_of_jacobian
-from ...checks import check_count, check_event_shape, check_same_rows
+from ...checks import check_choice, check_count, check_event_shape, check_same_rows
 from ...errors import OptionError, ShapeError
 from ...host.refusals import refuse_unsupported
 from ...volume.probes import draw_probes
@@ -20,6 +20,8 @@ from .field import AssignmentField
 from .integration import Times, as_times, check_solver, integrate
 
 __all__ = ["AssignmentLayer"]
+
+_DIVERGENCES = ("exact", "hutchinson")
 
 
 @final
@@ -77,7 +79,7 @@ class AssignmentLayer(Layer):
     ) -> None:
         super().__init__()
         check_solver(solver)
-        check_divergence(divergence)
+        check_choice(divergence, _DIVERGENCES, "divergence")
         self.field, self.steps, self.solver = field, steps, solver
         self.divergence, self.num_probes = divergence, num_probes
         self.times = field.path.times(steps)

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...autodiff.gradients import out_of_inference, value_and_gradient
+from ...autodiff.products import out_of_inference, value_and_gradient
 from ...checks import check_event_shape, checks_arguments_of, looks_first
 from ...errors import ShapeError
 from ...modules.precision import as_factored

@@ -8,7 +8,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from ...autodiff.gradients import out_of_inference, value_and_gradient
+from ...autodiff.products import out_of_inference, value_and_gradient
 from ...checks import check_interval, is_readable
 from ...errors import OffManifoldError, ShapeError
 from ...host.context import needs_context, takes_context, with_context

@@ -9,13 +9,13 @@ from typing import final
 import torch
 from torch import Tensor
 
-from ...autodiff.gradients import out_of_inference, value_and_gradient
+from ...autodiff.products import out_of_inference, value_and_gradient
 from ...checks import check_event_shape, check_finite, is_readable
 from ...errors import OffManifoldError, ShapeError
 from ...host.context import needs_context, takes_context, with_context
 from ...host.first_meeting import give_first_data
 from ...host.refusals import refuse_unsupported
-from ...modules.behind import modules_of
+from ...modules.contents import modules_of
 from .on_sphere import check_policy
 from .surface import Chart, check_measure
 

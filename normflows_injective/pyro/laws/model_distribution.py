@@ -35,8 +35,8 @@ from ...host.copies import on_trial
 from ...host.first_data import awaits_first_data
 from ...models.parts import model_dtype
 from ...modules.random_numbers import OwnRandomNumbers
-from ...modules.sample_cache import SampleCache, State, state_of
 from ..memory.buffers import make_contiguous, watch_buffers
+from ..memory.sample_cache import SampleCache, State, state_of
 from ..supports.support import refuse_off_support
 
 __all__ = ["ModelDistribution"]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ParamStoreWarning
-from ...modules.sample_cache import versions
+from .sample_cache import versions
 from .taken_names import DIGEST, refuse_other_tensors
 
 __all__ = ["digest_of", "make_contiguous", "warn_of_store", "watch_buffers"]

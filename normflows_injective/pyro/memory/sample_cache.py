@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor, nn
 
-from .precision import factored_dtype
+from ...modules.precision import factored_dtype
 
 __all__ = ["SampleCache", "State", "state_of", "versions"]
 

@@ -1,4 +1,4 @@
-"""Modules and scripts behind callables."""
+"""The modules and scripts that callables hold."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from torch import nn
 from ..errors import UnsupportedLayerError
 
 __all__ = [
-    "Behind",
-    "Opened",
     "COMPILED",
+    "Contents",
+    "Opened",
+    "closed_over",
+    "contents_of",
+    "globals_named_in",
     "holds_script",
     "is_filled",
     "is_plain_layer",
-    "look_behind",
+    "modules_held_by",
     "modules_of",
 ]
 
@@ -51,61 +54,27 @@ COMPILED = (
 )
 
 
-class Behind(NamedTuple):
-    """What one look finds behind modules and callables.
-
-    Attributes:
-        modules: Every module once, submodules included.
-        scripts: Functions of TorchScript.
-    """
+class Contents(NamedTuple):
+    """Modules, each once and submodules included, and functions of TorchScript."""
 
     modules: list[nn.Module]
     scripts: list[Any]
 
 
 class Opened(partial[Any]):
-    """A call with what stands behind it, so that nobody need look a second time.
+    """A call with its contents, which serves one call of this package: users change modules."""
 
-    It serves one call of this package, because users change their modules between two.
-
-    Attributes:
-        behind: What was found.
-    """
-
-    behind: Behind
+    contents: Contents
 
 
 def modules_of(*sources: Any) -> list[nn.Module]:
-    """All modules that can be found behind modules, bound methods, partials and closures.
-
-    Args:
-        *sources: Modules, callables, or lists and tuples of them.
-
-    Returns:
-        Every module once, submodules included.
-
-    Raises:
-        UnsupportedLayerError: If a function compiled by torch.compile is met.
-
-    Examples:
-        >>> net = nn.Sequential(nn.Linear(1, 1))
-        >>> [type(m).__name__ for m in modules_of(net.forward)]
-        ['Sequential', 'Linear']
-    """
-    return look_behind(sources).modules
+    """All modules, each once, in modules, bound methods, partials, closures, lists and tuples."""
+    return contents_of(sources).modules
 
 
 def holds_script(*sources: Any) -> bool:
-    """Whether a module or function of TorchScript can be found, whose calls nobody sees.
-
-    Args:
-        *sources: Modules, callables, or lists and tuples of them.
-
-    Examples:
-        >>> holds_script(nn.Linear(1, 1))
-        False
-    """
-    modules, scripts = look_behind(sources)
+    """Whether sources hold a module or function of TorchScript, whose calls nobody sees."""
+    modules, scripts = contents_of(sources)
     return bool(scripts) or any(
         _is_script(module) or torch.jit.ScriptFunction in map(type, module.__dict__.values())
         for module in modules
@@ -119,28 +88,14 @@ def is_plain_layer(module: nn.Module) -> bool:
     return type(module) in _PLAIN and "forward" not in held and "_compiled_call_impl" not in held
 
 
-def look_behind(
+def contents_of(
     sources: Sequence[Any], seen: set[int] | None = None, into_scripts: bool = True
-) -> Behind:
-    """Look for modules and scripts behind sources, which are among what is found.
+) -> Contents:
+    """Modules and scripts in sources, without those whose ids are in ``seen``, which is added to.
 
-    Args:
-        sources: Modules, callables, or lists and tuples of them.
-        seen: By their ``id``, what an earlier look has found, which is left out and added to.
-        into_scripts: Whether to look for the parts of a scripted module too.
-
-    Returns:
-        :class:`Behind`.
-
-    Raises:
-        UnsupportedLayerError: If a function compiled by torch.compile is met.
-
-    Examples:
-        >>> net, seen = nn.Sequential(nn.Linear(1, 1)), set()
-        >>> len(look_behind([net[0]], seen).modules), len(look_behind([net], seen).modules)
-        (1, 1)
+    A function compiled by torch.compile is refused.
     """
-    known = [source.behind for source in sources if isinstance(source, Opened)]
+    known = [source.contents for source in sources if isinstance(source, Opened)]
     if seen is None and known and len(known) == len(sources) == known.count(known[0]):
         return known[0]
     seen = set() if seen is None else seen
@@ -159,12 +114,10 @@ def look_behind(
             if parts and (into_scripts or not _is_script(source)):
                 stack.extend(parts.values())
         elif isinstance(source, Opened):
-            stack.append(source.behind)
-        elif isinstance(source, Behind):
-            new = [module for module in source.modules if id(module) not in seen]
+            new = [module for module in source.contents.modules if id(module) not in seen]
             seen.update(map(id, new))
             modules.extend(new)
-            scripts.extend(source.scripts)
+            stack.extend(source.contents.scripts)
         elif isinstance(source, (list, tuple)):
             stack.extend(source)
         elif isinstance(source, torch.jit.ScriptFunction):
@@ -176,21 +129,31 @@ def look_behind(
         elif isinstance(source, FunctionType):
             if hasattr(source, "_torchdynamo_orig_callable"):
                 raise UnsupportedLayerError(f"A function {COMPILED}")
-            stack.extend(_modules_named_in(source))
+            stack.extend(closed_over(source))
+            named = globals_named_in(source).values()
+            stack.extend(value for value in named if isinstance(value, nn.Module))
         elif callable(source) and hasattr(source, "__dict__"):
-            stack.extend(v for v in vars(source).values() if isinstance(v, nn.Module))
-    return Behind(modules, scripts)
+            stack.extend(modules_held_by(source).values())
+    return Contents(modules, scripts)
 
 
 def _is_script(module: nn.Module) -> bool:
     return isinstance(module, torch.jit.ScriptModule)
 
 
-def _modules_named_in(function: FunctionType) -> list[object]:
-    """What a function closes over, and the modules among the globals that it names."""
-    cells = [cell.cell_contents for cell in function.__closure__ or () if is_filled(cell)]
-    named = (function.__globals__.get(name) for name in function.__code__.co_names)
-    return cells + [value for value in named if isinstance(value, nn.Module)]
+def closed_over(function: FunctionType) -> list[Any]:
+    """The values of the cells of a function's closure that are filled."""
+    return [cell.cell_contents for cell in function.__closure__ or () if is_filled(cell)]
+
+
+def globals_named_in(function: FunctionType) -> dict[str, Any]:
+    """The globals that a function's code names, those that do not exist as None."""
+    return {name: function.__globals__.get(name) for name in function.__code__.co_names}
+
+
+def modules_held_by(value: Any) -> dict[str, nn.Module]:
+    """The attributes of an object that are modules."""
+    return {name: part for name, part in vars(value).items() if isinstance(part, nn.Module)}
 
 
 def is_filled(cell: CellType) -> bool:
