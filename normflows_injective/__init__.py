@@ -39,12 +39,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> _ModuleType:
-    """The components for Pyro, which the import of this package alone does not load."""
-    if name == "pyro":
-        return _import_module(".pyro", __name__)
+    """The components for Pyro and for tests, which importing this package does not load."""
+    if name in ("pyro", "testing"):
+        return _import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
     """The names that editors complete: public ones, with ``pyro`` where it is installed."""
-    return sorted({*__all__, "pyro"} if _find_spec("pyro") else __all__)
+    return sorted({*__all__, "testing"} | ({"pyro"} if _find_spec("pyro") else set()))
