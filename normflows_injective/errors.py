@@ -103,7 +103,7 @@ class SmoothnessWarning(UserWarning):
 
 
 class StackingWarning(UserWarning):
-    """An injection seems to stand in a container of the host in a way that goes wrong there."""
+    """An injection seems to stand in a container of normflows in a way that goes wrong there."""
 
 
 class ParamStoreWarning(UserWarning):

@@ -1,4 +1,4 @@
-"""Opt-in registration of the components on the host's namespaces."""
+"""Opt-in registration of the components on the namespaces of normflows."""
 
 from __future__ import annotations
 

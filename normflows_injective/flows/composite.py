@@ -30,7 +30,7 @@ __all__ = ["InjectiveComposite"]
 class InjectiveComposite(Injection):
     r"""Injections and bijective flows as one layer, with their joint log-volume.
 
-    For containers of the host that sum per-layer log-dets (``nf.ClassCondFlow``,
+    For containers of normflows that sum per-layer log-dets (``nf.ClassCondFlow``,
     ``nf.ConditionalNormalizingFlow``, ``nf.NormalizingFlow``): put everything from the first
     injection to the data in here, as their last layer. In an
     :class:`~normflows_injective.InjectiveNormalizingFlow` it is not needed.
@@ -45,12 +45,12 @@ class InjectiveComposite(Injection):
 
     Raises:
         NotInjectiveError: If the first layer is no injection.
-        UnsupportedLayerError: If a layer cannot stand behind an injection.
+        UnsupportedLayerError: If a layer cannot follow an injection.
         OptionError: If the likelihood has a warm-up, whose weight the container cannot apply, or
             if the layers are of known surfaces and need none.
 
     References:
-        Derived above.
+        Derived in ``flows/split.py``.
 
     Examples:
         >>> from normflows_injective.flows import LinearInjection
@@ -60,7 +60,7 @@ class InjectiveComposite(Injection):
         >>> injection = LinearInjection(2, 3)
         >>> _, volume = injection.inverse(x)
         >>> _, joint = InjectiveComposite([injection, scale]).inverse(x)
-        >>> round((volume - joint).item(), 4)  # d log c = 2 * 0.5, where the host says 3 * 0.5
+        >>> round((volume - joint).item(), 4)  # d log c = 2 * 0.5, where normflows says 3 * 0.5
         1.0
     """
 
@@ -99,7 +99,7 @@ class InjectiveComposite(Injection):
     def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Encode through all layers; x of shape (B, *), result (B, *)."""
         self._check(x, context)
-        # Some of the host's layers shift their input in place.
+        # Some layers of normflows shift their input in place.
         return joint_encode(self.flows, x.clone(), context)
 
     def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
@@ -137,6 +137,6 @@ class InjectiveComposite(Injection):
         )
 
     def _check(self, batch: Tensor, context: Tensor | None) -> None:
-        # A host container may hand on a context that no layer in here takes.
+        # A container of normflows may hand on a context that no layer in here takes.
         check_context([self], context if self.takes_context else None, batch.shape[0])
         refuse_single_sample(self.modules(), batch)

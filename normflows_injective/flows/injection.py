@@ -20,10 +20,10 @@ __all__ = ["Injection"]
 class Injection(Layer, ABC):
     r"""A map :math:`g: \mathbb R^d \to \mathbb R^D`, :math:`d < D`, with an encoder :math:`f`.
 
-    ``forward`` goes from latent to data and returns the log-volume
-    :math:`\tfrac12 \log\det g'^\top g'` as ``log_det``; ``inverse`` encodes and returns minus the
-    log-volume at the encoded point, so that a host model whose *last* layer this is scores the
-    projection of its data exactly.
+    ``forward`` goes from latent to data and returns the log-volume :math:`\tfrac12 \log\det
+    g'^\top g'` as ``log_det``; ``inverse`` encodes and returns minus the log-volume at the encoded
+    point, so that a model of normflows whose *last* layer this is scores the projection of its
+    data exactly.
 
     A subclass gives :meth:`encode` and :meth:`decode`. Where the log-volume has a closed form it
     also replaces :meth:`decode_and_log_volume`, which by default differentiates :meth:`decode`.
@@ -32,7 +32,7 @@ class Injection(Layer, ABC):
     tell whether a context can, and whether it must, be given.
 
     References:
-        Formulas and signs: arXiv 2306.01843 and the host's convention for ``log_det``.
+        Formulas and signs: arXiv 2306.01843 and the convention of normflows for ``log_det``.
 
     Examples:
         >>> class Parabola(Injection):
@@ -99,7 +99,7 @@ class Injection(Layer, ABC):
 
         Warns:
             StackingWarning: If the data come from a trainable layer. A container that sums
-                per-layer log-dets is wrong behind an injection. Also once for every layer in
+                per-layer log-dets is wrong after an injection. Also once for every layer in
                 training mode with gradients, because a container has no reconstruction term.
         """
         if torch.is_grad_enabled() and x.grad_fn is None:
@@ -118,7 +118,7 @@ class Injection(Layer, ABC):
         return z, -self.decode_and_log_volume(z, context=context).log_volume
 
     def _warn_without_reconstruction(self) -> None:
-        """Warn once if a trained manifold is scored where only containers of the host score it."""
+        """Warn once if a trained manifold is scored as only containers of normflows do."""
         is_trained = self.training and any(p.requires_grad for p in self.parameters())
         if not is_trained or self.is_exact or self._has_warned:
             return

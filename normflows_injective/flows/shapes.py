@@ -16,7 +16,7 @@ __all__ = ["Reshape", "check_raises_dimension"]
 
 @final
 class Reshape(Layer):
-    """Change the event shape, keeping every number: the flatten layer that the host lacks.
+    """Change the event shape, keeping every number: the flatten layer that normflows lacks.
 
     Args:
         latent_shape: Event shape on the latent side.
@@ -52,27 +52,14 @@ class Reshape(Layer):
 
     @property
     def takes_context(self) -> bool:
-        """False: the keyword is accepted, as by the host's own reshaping layers, and not used."""
+        """False: the keyword is accepted, as by layers of normflows, and not used."""
         return False
 
 
 def check_raises_dimension(
     latent_shape: Sequence[int], data_shape: Sequence[int], name: str, advice: str = ""
 ) -> None:
-    """Raise unless the data have more dimensions than the latents.
-
-    Args:
-        latent_shape: Event shape of the latents.
-        data_shape: Event shape of the data.
-        name: What the message calls the map.
-        advice: What the message tells to do besides.
-
-    Raises:
-        NotInjectiveError: If the latents are at least as wide as the data.
-
-    Examples:
-        >>> check_raises_dimension((2,), (3,), "Pad")
-    """
+    """Raise unless the data have more dimensions than the latents; the advice ends the message."""
     latent, data = math.prod(latent_shape), math.prod(data_shape)
     if latent >= data:
         raise NotInjectiveError(

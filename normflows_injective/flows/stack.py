@@ -30,14 +30,9 @@ from .split import Stack, split
 
 
 class LayerStack(nn.Module):
-    """A stack as a module, for hosts that hand over lists of layers.
+    """A stack as a module that meets first data, and knows the shapes of its ends.
 
-    Layers without an inverse are allowed: they can draw, but not score what others drew.
-
-    Examples:
-        >>> stack = LayerStack([nf.flows.Permute(3, "swap")])
-        >>> stack.push(torch.tensor([[1.0, 2.0, 3.0]]), None)
-        (tensor([[2., 3., 1.]]), tensor([0.]))
+    Layers without an inverse are allowed: they can draw, but not score given values.
     """
 
     def __init__(self, flows: nf.flows.Flow | Iterable[nf.flows.Flow]) -> None:
@@ -188,22 +183,10 @@ def flatten_events(
     event_dim: int,
     context: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Apply a map of batches (B, *event) to a tensor of any batch shape.
+    """Apply a map of batches (B, *event) with a context to a tensor of any batch shape.
 
-    Args:
-        function: Takes (B, *event) and a context, gives (B, *event') and (B,).
-        value: Of shape (*batch, *event).
-        event_dim: Number of dimensions of an event.
-        context: One row per sample, already flat.
-
-    Returns:
-        Tensors of shapes (*batch, *event') and (*batch).
-
-    Examples:
-        >>> doubled = lambda z, context: (2 * z, z.sum(1))
-        >>> x, total = flatten_events(doubled, torch.ones(4, 3, 2), 1)
-        >>> x.shape, total.shape
-        (torch.Size([4, 3, 2]), torch.Size([4, 3]))
+    The map gives (B, *event') and (B,), and the results have shapes (*batch, *event') and
+    (*batch).
     """
     if value.dim() < event_dim:
         raise ShapeError(
@@ -231,19 +214,7 @@ def context_shape(context: Tensor | None) -> torch.Size:
 
 
 def context_rows(context: Tensor | None, batch_shape: Sequence[int]) -> Tensor | None:
-    """A context with one row for each sample of a batch.
-
-    Args:
-        context: Of shape (*batch, C), or labels (*batch), or None.
-        batch_shape: What its batch shape is expanded to.
-
-    Returns:
-        Of shape (B, C) or (B,), or None.
-
-    Examples:
-        >>> context_rows(torch.ones(3, 2), (4, 3)).shape
-        torch.Size([12, 2])
-    """
+    """A context (*batch, C), or labels (*batch), with one row for each sample of a batch."""
     if context is None:
         return None
     row = context.shape[len(context_shape(context)) :]
@@ -264,7 +235,7 @@ def _listed(flows: Any) -> Sequence[nf.flows.Flow]:
             "flows must hold layers of normflows or nfi.flows, at least one, got "
             f"{', '.join(wrong) or 'none'}."
         )
-    # The host's container adds log-dets in float32.
+    # The container of normflows adds log-dets in float32.
     while any(type(flow) is nf.flows.Composite for flow in listed):
         parts = [f._flows if type(f) is nf.flows.Composite else [f] for f in listed]
         listed = [flow for part in parts for flow in part]

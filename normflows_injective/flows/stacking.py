@@ -17,18 +17,13 @@ from .surfaces.surface import SurfaceMap, is_exact
 
 __all__ = ["check_composite", "check_invertible", "check_surfaces"]
 
+# A codomain with the domains that it may serve as: the orthant is a part of the sphere.
+_PARTS = {"sphere": ("sphere",), "orthant": ("orthant", "sphere"), "surface": ("surface",)}
+_ORTHANT = " with kind='orthant'"
+
 
 def check_composite(flows: Flows) -> None:
-    """Raise unless the layers can be one injective map.
-
-    Args:
-        flows: Layers from the first injection to the data.
-
-    Raises:
-        NotInjectiveError: If there are none, or the first is no injection.
-        UnsupportedLayerError: If a layer has no inverse, is stochastic, couples the batch, hides
-            an injection, drops its gradient, or acts on a surface that it is not given.
-    """
+    """Raise unless layers from the first injection to the data can be one injective map."""
     if not flows or not isinstance(flows[0], Injection):
         raise NotInjectiveError(
             "The first layer of an injective map must be an Injection, got "
@@ -50,21 +45,7 @@ def check_composite(flows: Flows) -> None:
 
 
 def check_invertible(flow: nn.Module) -> None:
-    """Raise if a layer has no inverse or hides an injection in a container that sums log-dets.
-
-    Args:
-        flow: Layer of a model.
-
-    Raises:
-        UnsupportedLayerError: Naming the layer and what to use.
-
-    Examples:
-        >>> check_invertible(nf.flows.Radial((2,)))
-        Traceback (most recent call last):
-            ...
-        normflows_injective.errors.UnsupportedLayerError: Radial has no inverse, so no data can \
-be encoded through it. Use an invertible layer such as nf.flows.AffineCouplingBlock.
-    """
+    """Raise if a layer has no inverse, or hides an injection in a container that sums log-dets."""
     if not isinstance(flow, nf.flows.Flow):
         raise UnsupportedLayerError(
             f"{type(flow).__name__} is no flow: it lacks forward and inverse with log-dets. "
@@ -86,23 +67,8 @@ be encoded through it. Use an invertible layer such as nf.flows.AffineCouplingBl
     refuse_one_way(flow)
 
 
-# A codomain with the domains that it may serve as: the orthant is a part of the sphere.
-_PARTS = {"sphere": ("sphere",), "orthant": ("orthant", "sphere"), "surface": ("surface",)}
-
-
-_ORTHANT = " with kind='orthant'"
-
-
 def check_surfaces(flows: Sequence[nf.flows.Flow] | nn.ModuleList) -> None:
-    """Raise unless every map between surfaces is given points of its domain.
-
-    Args:
-        flows: All layers of a model, or those from the first injection to the data.
-
-    Raises:
-        UnsupportedLayerError: If a layer would act on points off its domain, or if one that
-            answers against another measure than the surface's own has layers behind it.
-    """
+    """Raise unless every map between surfaces is given points of its domain, in their measure."""
     codomain, measure, previous = "space", "hausdorff", "the base"
     for flow in flows:
         name = type(flow).__name__

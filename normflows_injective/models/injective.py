@@ -36,7 +36,7 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
 
     ``flows`` is split at its first injection. The flows before it, the latent block :math:`h`, are
     summed as in normflows. Everything from the injection to the data is one map :math:`G` with
-    one encoder :math:`F` and one log-volume, because behind an injection log-dets do not add:
+    one encoder :math:`F` and one log-volume, because after an injection log-dets do not add:
 
     .. math:: \log q(\hat x) = \log q_0(h^{-1}(z)) + \log |\det (h^{-1})'(z)|
               - \tfrac12 \log\det\big(G'(z)^\top G'(z)\big), \quad z = F(x),\ \hat x = G(z)
@@ -52,7 +52,7 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
         q0: Base distribution of the latent shape.
         flows: Layers from latent to data, at least one of them an injection.
         likelihood: The training term; by default ``SurrogateLikelihood()``, :math:`\beta = 10`, or
-            ``ExactLikelihood()`` behind a chart of a known surface, :math:`\beta = 100` if the
+            ``ExactLikelihood()`` after a chart of a known surface, :math:`\beta = 100` if the
             surface is trained.
         p: Target for :meth:`reverse_kld`. It must declare itself a density on the manifold by a
             true attribute ``on_manifold``.

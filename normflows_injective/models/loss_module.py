@@ -23,7 +23,7 @@ class ForwardKLD(nn.Module):
 
     ``DistributedDataParallel`` and FSDP2's ``fully_shard`` act when ``forward`` of the module that
     they wrap is called. So wrap this module, never the encoder, the decoder or the model: the loss
-    differentiates encoder and decoder on the way, behind the back of a wrapper around them
+    differentiates encoder and decoder on the way, unseen by a wrapper around them
     (pytorch#182661, pytorch#102197), and ``forward_kld`` of a wrapped model is no ``forward``.
 
     With :math:`R` processes that each take an equal share of the batch, the averaged gradient is
@@ -41,7 +41,7 @@ class ForwardKLD(nn.Module):
     skip a batch: the other processes would wait for this one's gradients.
 
     Args:
-        model: Any model with a method ``forward_kld``, of this package or of the host.
+        model: Any model with a method ``forward_kld``, of this package or of normflows.
 
     Raises:
         OptionError: If the model has no such method.
@@ -75,7 +75,7 @@ class ForwardKLD(nn.Module):
 
         Args:
             x: Data of shape :math:`(B, *)`.
-            context: One row per sample, or the labels of the host's class-conditional models.
+            context: One row per sample, or the labels of class-conditional models of normflows.
             weights: Weights of the samples, shape :math:`(B,)`. They are normalised in every
                 process by itself.
 
@@ -89,7 +89,7 @@ class ForwardKLD(nn.Module):
             NonFiniteError: As raised by the model.
         """
         _refuse_cold_layers(self.model)
-        # By position, because some of the host's models call it y, and others have no second one.
+        # By position, because some models of normflows call it y, and others have no second one.
         arguments = (x,) if context is None else (x, context)
         if weights is None:
             return self.model.forward_kld(*arguments)
@@ -104,7 +104,8 @@ class ForwardKLD(nn.Module):
 def _refuse_cold_layers(model: nn.Module) -> None:
     """Raise if a layer would initialise itself differently in every process.
 
-    The host's ActNorm replaces the storage of its parameters. Under DistributedDataParallel every
+    The ActNorm of normflows replaces the storage of its parameters. Under DistributedDataParallel,
+    every
     process would keep those of its own share for good; under FSDP they are lost with the gathered
     parameters, while the layer believes to be initialised.
     """
