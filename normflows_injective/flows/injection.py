@@ -115,7 +115,8 @@ class Injection(Layer, ABC):
                 stacklevel=2,
             )
         z = self.encode(x, context=context)
-        return z, -self.decode_and_log_volume(z, context=context).log_volume
+        _, log_volume = self.decode_and_log_volume(z, context=context)
+        return z, -log_volume
 
     def _warn_without_reconstruction(self) -> None:
         """Warn once if a trained manifold is scored as only containers of normflows do."""

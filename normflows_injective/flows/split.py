@@ -74,7 +74,7 @@ def joint_encode_and_log_volume(
         z, log_det = summed_inverse(flows, x, context)
         return z, -log_det
     z = joint_encode(flows, x, context)
-    return z, joint_decode_and_log_volume(flows, z, context).log_volume
+    return z, joint_decode_and_log_volume(flows, z, context)[1]
 
 
 class Passes(NamedTuple):

@@ -2,207 +2,95 @@
 
 from __future__ import annotations
 
-import copy
-
 import normflows as nf
 import pytest
 import torch
-from support.dense import dense_log_volume
 from support.registry import LAYERS, perturb
 from torch import nn
-from torch.autograd import gradcheck, gradgradcheck
 
 import normflows_injective as nfi
+from normflows_injective.testing import LAYER_CHECKS, LayerCase
 
 BATCH = 3
+# They take derivatives by finite differences, or one sample at a time.
+SLOW = ("check_gradients", "check_log_volume", "check_parameters")
 
 
 @pytest.fixture(params=LAYERS)
-def case(request):
-    return LAYERS[request.param]
+def case(request, device, dtype):
+    entry = LAYERS[request.param]
+    z = entry.latents(torch.randn(BATCH, *entry.latent_shape, device=device, dtype=dtype))
+    context = None
+    if entry.context_dim:
+        context = torch.randn(BATCH, entry.context_dim, device=device, dtype=dtype)
+    layer = perturb(entry.build()).to(device=device, dtype=dtype)
+    return LayerCase(layer, z, context, entry.exact_inverse, entry.log_measure)
 
 
-@pytest.fixture
-def layer(case, device, dtype):
-    return perturb(case.build()).to(device=device, dtype=dtype)
+@pytest.mark.parametrize(
+    "check",
+    [
+        pytest.param(check, marks=[pytest.mark.slow] if check.__name__ in SLOW else [])
+        for check in LAYER_CHECKS
+    ],
+    ids=lambda check: check.__name__,
+)
+def test_contract(case, check):
+    check(case)
 
 
-@pytest.fixture
-def z(case, device, dtype):
-    return case.latents(torch.randn(BATCH, *case.latent_shape, device=device, dtype=dtype))
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_registry_declares_the_shape_of_data(name):
+    entry = LAYERS[name]
+    context = torch.randn(BATCH, entry.context_dim) if entry.context_dim else None
+    z = entry.latents(torch.randn(BATCH, *entry.latent_shape))
+    assert entry.build()(z.float(), context)[0].shape == (BATCH, *entry.data_shape)
 
 
-@pytest.fixture
-def context(case, device, dtype):
-    if case.context_dim == 0:
-        return None
-    return torch.randn(BATCH, case.context_dim, device=device, dtype=dtype)
+class Forgetful(nfi.flows.Injection):
+    """x = (z, |z|^2) and the mistakes that a contract must find, by name."""
+
+    def __init__(self, mistake):
+        super().__init__()
+        self.mistake = mistake
+        self.scale = nn.Parameter(torch.ones(()))
+        self.latent_shape, self.data_shape = (2,), (3,)
+
+    def encode(self, x, context=None):
+        return x[:, :-1] / self.scale
+
+    def decode(self, z, context=None):
+        if self.mistake == "batch":
+            z = z - z.mean(0)
+        z = z * self.scale
+        if self.mistake == "argument":
+            z = z.add_(0.0)
+        return torch.cat([z, z.square().sum(1, keepdim=True)], dim=1)
+
+    def decode_and_log_volume(self, z, context=None):
+        x, log_volume = super().decode_and_log_volume(z, context)
+        if self.mistake == "volume":
+            log_volume = log_volume + 0.1
+        if self.mistake == "gradient":
+            log_volume = log_volume.detach()
+        if self.mistake == "shape":
+            log_volume = log_volume.mean()
+        if self.mistake == "dtype":
+            log_volume = log_volume.float()
+        return x, log_volume
 
 
-@pytest.fixture
-def tolerance(dtype):
-    return 1e-9 if dtype == torch.float64 else 1e-3
+def test_a_layer_of_somebody_else_that_keeps_the_contract():
+    z = torch.randn(3, 2, dtype=torch.float64)
+    nfi.testing.check_layer(Forgetful(None).double(), z)
 
 
-def test_is_a_host_flow_with_the_hosts_return_contract(case, layer, z, context):
-    x, log_det = layer(z, context)
-    assert isinstance(layer, nf.flows.Flow)
-    assert x.shape == (BATCH, *case.data_shape)
-    assert log_det.shape == (BATCH,)
-    back, inverse_log_det = layer.inverse(x.detach(), context)
-    assert back.shape == z.shape
-    assert inverse_log_det.shape == (BATCH,)
-
-
-def test_round_trip(case, layer, z, context, tolerance):
-    if not case.exact_inverse:
-        pytest.skip("an untrained free-form pair is no inverse pair")
-    x, log_det = layer(z, context)
-    back, inverse_log_det = layer.inverse(x.detach(), context)
-    torch.testing.assert_close(back, z, atol=tolerance, rtol=tolerance)
-    torch.testing.assert_close(inverse_log_det, -log_det, atol=tolerance, rtol=tolerance)
-
-
-@pytest.mark.slow
-def test_log_volume_against_the_dense_jacobian(case, layer, z, context, tolerance):
-    for sample in range(BATCH):
-        row = None if context is None else context[sample : sample + 1]
-        point = z[sample : sample + 1]
-        expected = dense_log_volume(lambda s, row=row: layer(s, row)[0], point)
-        x, log_volume = layer(point, row)
-        expected = expected + case.log_measure(x.detach().double())
-        actual = log_volume.double()
-        torch.testing.assert_close(actual, expected, atol=tolerance, rtol=tolerance)
-
-
-def test_inverse_returns_minus_the_log_volume_at_the_encoded_point(layer, z, context, tolerance):
-    x = layer(z, context)[0].detach()
-    encoded, log_det = layer.inverse(x, context)
-    expected = -layer(encoded, context)[1]
-    torch.testing.assert_close(log_det, expected, atol=tolerance, rtol=tolerance)
-
-
-@pytest.mark.slow
-def test_gradients_of_value_and_log_volume(layer, z, context):
-    layer, z = layer.double(), z.double().requires_grad_()
-    context = None if context is None else context.double()
-    assert gradcheck(lambda s: layer(s, context), (z,))
-    assert gradgradcheck(lambda s: layer(s, context), (z,))
-
-
-def test_forward_mode_agrees_with_reverse_mode(layer, z, context):
-    """Behind an injection a layer is pushed forward, and what comes out is differentiated."""
-    tangent = torch.randn_like(z)
-
-    def decode(s):
-        # An injection differentiates itself for its log-volume.
-        is_injection = isinstance(layer, nfi.flows.Injection)
-        return layer.decode(s, context) if is_injection else layer(s, context)[0]
-
-    x, pushed = torch.func.jvp(decode, (z,), (tangent,))
-    cotangent = torch.randn_like(x)
-    z = z.requires_grad_()
-    (pulled,) = torch.autograd.grad(decode(z), z, cotangent)
-    expected = (pulled * tangent).sum()
-    torch.testing.assert_close((pushed * cotangent).sum(), expected, atol=1e-4, rtol=1e-4)
-
-
-def test_gradients_by_parameters(layer, z, context):
-    layer, z = layer.double(), z.double()
-    context = None if context is None else context.double()
-    names, parameters = (
-        zip(*layer.named_parameters(), strict=True) if list(layer.parameters()) else ((), ())
-    )
-    if not names:
-        pytest.skip("the layer has no parameters")
-    smallest = min(range(len(names)), key=lambda i: parameters[i].numel())
-
-    def by_parameter(parameter):
-        state = {names[smallest]: parameter}
-        return torch.func.functional_call(layer, state, (z, context))
-
-    assert gradcheck(by_parameter, (parameters[smallest].detach().clone().requires_grad_(),))
-
-
-def test_every_parameter_gets_a_gradient(case, layer, z, context):
-    x, log_det = layer(z, context)
-    encoded, inverse_log_det = layer.inverse(x.detach(), context)
-    total = x.square().sum() + log_det.sum() + encoded.square().sum() + inverse_log_det.sum()
-    parameters = dict(layer.named_parameters())
-    if not parameters:
-        return
-    total.backward()
-    without = [name for name, p in parameters.items() if p.grad is None]
-    assert not without
-
-
-def test_samples_do_not_depend_on_their_batch(layer, z, context, tolerance):
-    x, log_det = layer(z, context)
-    order = torch.tensor([2, 0, 1], device=z.device)
-    permuted = layer(z[order], None if context is None else context[order])
-    alone = layer(z[:1], None if context is None else context[:1])
-    torch.testing.assert_close(permuted[0], x[order], atol=tolerance, rtol=tolerance)
-    torch.testing.assert_close(permuted[1], log_det[order], atol=tolerance, rtol=tolerance)
-    torch.testing.assert_close(alone[1], log_det[:1], atol=tolerance, rtol=tolerance)
-
-
-@pytest.mark.parametrize("kept", [torch.float32, torch.float64])
-def test_dtype_and_device_are_kept(layer, z, context, kept):
-    layer, z = layer.to(kept), z.to(kept)
-    context = None if context is None else context.to(kept)
-    x, log_det = layer(z, context)
-    results = (x, log_det, *layer.inverse(x.detach(), context))
-    assert {r.dtype for r in results} == {kept}
-    assert {r.device.type for r in results} == {z.device.type}
-
-
-def test_input_is_neither_mutated_nor_marked(layer, z, context):
-    before = z.clone()
-    x, _ = layer(z, context)
-    data = x.detach()
-    copy_of_data = data.clone()
-    layer.inverse(data, context)
-    assert torch.equal(z, before)
-    assert torch.equal(data, copy_of_data)
-    assert not z.requires_grad
-    assert not data.requires_grad
-
-
-def test_works_without_gradients(layer, z, context, tolerance):
-    expected = layer(z, context)[1].detach()
-    with torch.no_grad():
-        without = layer(z, context)[1]
-    with torch.inference_mode():
-        inference = layer(z, context)[1]
-    torch.testing.assert_close(without, expected, atol=tolerance, rtol=tolerance)
-    torch.testing.assert_close(inference.clone(), expected, atol=tolerance, rtol=tolerance)
-
-
-def test_context_matters_where_it_is_taken(case, layer, z, context):
-    if context is None:
-        assert not nfi.host.context.needs_context(layer)
-        return
-    moved = layer(z, context + 1)[0]
-    assert not torch.allclose(moved, layer(z, context)[0])
-    says = "takes a context of shape|was built with a context"  # a network, a whole layer
-    with pytest.raises(nfi.errors.ContextError, match=says):
-        layer(z)
-
-
-def test_state_round_trip_deepcopy_and_repr(case, layer, z, context):
-    twin = case.build().to(z)
-    twin.load_state_dict(layer.state_dict())
-    expected = layer(z, context)[0]
-    assert torch.equal(twin(z, context)[0], expected)
-    assert torch.equal(copy.deepcopy(layer)(z, context)[0], expected)
-    assert type(layer).__name__ in repr(layer)
-
-
-def test_wrong_width_is_a_named_error(case, layer, z):
-    if case.context_dim:
-        pytest.skip("the context is checked first")
-    with pytest.raises(nfi.errors.ShapeError, match="must have shape"):
-        layer(torch.cat([z, z], dim=1))
+@pytest.mark.parametrize("mistake", ["batch", "volume", "gradient", "shape", "dtype"])
+def test_a_broken_contract_is_found(mistake):
+    z = torch.randn(3, 2, dtype=torch.float64)
+    found = (AssertionError, nfi.errors.InjectiveFlowError, nfi.errors.NumericalWarning)
+    with pytest.raises((RuntimeError, *found)):
+        nfi.testing.check_layer(Forgetful(mistake).double(), z)
 
 
 def test_injections_that_do_not_raise_the_dimension_are_refused():

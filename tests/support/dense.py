@@ -7,24 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from normflows_injective.testing import dense_jacobian, dense_log_volume
 
-def dense_jacobian(function: Callable[[Tensor], Tensor], point: Tensor) -> Tensor:
-    """Jacobians (B, out, in) of a batched map, one sample and one reverse pass at a time.
-
-    They stay on the graph, so that their gradients can serve as an oracle too.
-    """
-    matrices = []
-    for sample in point:
-        matrix = torch.autograd.functional.jacobian(
-            lambda s: function(s.unsqueeze(0)).flatten(), sample, create_graph=True
-        )
-        matrices.append(matrix.flatten(1))
-    return torch.stack(matrices)
-
-
-def dense_log_volume(function: Callable[[Tensor], Tensor], point: Tensor) -> Tensor:
-    """Log-volumes (B,) from the singular values of dense Jacobians, in float64."""
-    return torch.linalg.svdvals(dense_jacobian(function, point).detach().double()).log().sum(1)
+__all__ = ["dense_jacobian", "dense_log_volume", "numerical_jacobian"]
 
 
 def numerical_jacobian(

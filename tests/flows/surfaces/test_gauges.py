@@ -17,7 +17,8 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import normflows_injective as nfi
 from normflows_injective.flows import InjectiveComposite, RadialSurface, SphereChart
-from normflows_injective.flows.gauges import Gauge, HomogeneousGauge
+from normflows_injective.flows.gauges import HomogeneousGauge
+from normflows_injective.testing import GAUGE_CHECKS, GaugeCase
 
 DIMS = (2, 3, 5, 20)
 LEVEL = 1.7
@@ -87,22 +88,15 @@ def plain(tensors):
     return [tensor.detach().clone() for tensor in tensors]
 
 
-# Geometry
-
-
 @pytest.mark.slow
-def test_log_volumes_in_both_measures_against_dense_jacobians(setting):
-    z = coordinates(setting, directions(setting, 3))
-    layer, gauge = layers(setting)
-    x, log_volume = layer(z)
-    jacobian = dense_jacobian(layer.decode, z).detach()
-    expected = torch.linalg.svdvals(jacobian).log().sum(1)
-    torch.testing.assert_close(log_volume.detach(), expected, **DOUBLE)
-    # (x . n) times the area of the tangents' parallelotope is the volume that x spans with them.
-    cone, _ = layers(setting, gauge, measure="cone")
-    matrix = torch.cat([jacobian, x.detach().unsqueeze(2)], dim=2)
-    expected = torch.linalg.slogdet(matrix).logabsdet
-    torch.testing.assert_close(cone(z)[1].detach(), expected, **DOUBLE)
+@pytest.mark.parametrize("check", GAUGE_CHECKS, ids=lambda check: check.__name__)
+def test_contract(setting, check):
+    if setting[1] == 20 and check.__name__ == "check_gradients":
+        pytest.skip("finite differences in twenty dimensions, which another test takes fast")
+    check(GaugeCase(gauge_of(setting), smooth_directions(setting, 3), LEVEL))
+
+
+# Geometry
 
 
 def test_round_trip_with_opposite_log_dets(setting):
@@ -147,30 +141,6 @@ def test_levels_scale_homogeneous_surfaces(setting):
     torch.testing.assert_close(x, LEVEL * unit, **DOUBLE)
     expected = unit_log_det + (setting[1] - 1) * math.log(LEVEL)
     torch.testing.assert_close(log_det, expected, **DOUBLE)
-
-
-def test_one_level_for_each_sample(setting):
-    u = directions(setting, 3)
-    gauge = gauge_of(setting)
-    levels = [0.7, 1.0, 1.9]
-    together = gauge.radius_and_secant(u, torch.tensor(levels, dtype=u.dtype))
-    alone = [
-        gauge.radius_and_secant(u[i : i + 1], level_of(level)) for i, level in enumerate(levels)
-    ]
-    for index in range(2):
-        expected = torch.cat([pair[index] for pair in alone])
-        torch.testing.assert_close(together[index], expected, **DOUBLE)
-
-
-def test_closed_forms_equal_the_default_by_one_gradient(setting):
-    u = directions(setting, 8)
-    gauge = gauge_of(setting)
-    if type(gauge).radius_and_secant is Gauge.radius_and_secant:
-        pytest.skip("it has the default")
-    closed = gauge.radius_and_secant(u, level_of())
-    default = Gauge.radius_and_secant(gauge, u, level_of())
-    torch.testing.assert_close(closed, default, **DOUBLE)
-    torch.testing.assert_close(closed.log_radius, gauge.log_radius(u, level_of()), **DOUBLE)
 
 
 # Derivatives

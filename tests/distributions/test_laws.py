@@ -1,0 +1,42 @@
+"""The contract of every law of the package."""
+
+from __future__ import annotations
+
+import normflows as nf
+import pytest
+import torch
+
+import normflows_injective as nfi
+from normflows_injective.testing import LAW_CHECKS, LawCase, check_law
+
+DIRECTION = torch.tensor([1.0, 2.0, 2.0], dtype=torch.float64) / 3
+LAWS = {
+    "diag_gaussian": lambda: nf.distributions.DiagGaussian(3),
+    "uniform_sphere": lambda: nfi.distributions.UniformSphere(3),
+    "angular": lambda: nfi.distributions.AngularCentralGaussian(torch.eye(3)),
+    "von_mises_fisher": lambda: nfi.distributions.VonMisesFisher(DIRECTION, 2.0),
+    "uniform_on_surface": lambda: nfi.distributions.UniformOnSurface(
+        nfi.flows.gauges.LpGauge(1.0), dim=3
+    ),
+    "pullback": lambda: nfi.distributions.Pullback(
+        nfi.distributions.UniformSphere(3), nfi.flows.SphereChart(3)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize("check", LAW_CHECKS, ids=lambda check: check.__name__)
+def test_contract(name, check):
+    check(LawCase(LAWS[name]().double()))
+
+
+class Mistaken(nfi.distributions.UniformSphere):
+    """A law whose density is that of another one."""
+
+    def log_prob(self, x):
+        return super().log_prob(x) + x[:, 0]
+
+
+def test_a_broken_contract_is_found():
+    with pytest.raises(AssertionError, match="log_prob of samples is the density of the draw"):
+        check_law(Mistaken(3))
