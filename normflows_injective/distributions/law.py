@@ -1,4 +1,4 @@
-"""What every law of the package is: a distribution of normflows that checks what it is given."""
+"""The base class of the laws of the package: distributions of normflows that check arguments."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Law"]
 
 
 class Law(nf.distributions.BaseDistribution):
-    """A distribution whose methods refuse by name what is no dense tensor of its own width."""
+    """A distribution whose methods refuse everything but dense tensors of its width by name."""
 
     shape: Sequence[int]
 

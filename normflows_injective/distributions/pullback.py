@@ -21,8 +21,8 @@ class Pullback(Law):
 
     .. math:: \log q(z) = \log p(\varphi(z)) + \tfrac12 \log\det \varphi'(z)^\top \varphi'(z)
 
-    As the base of a model that ends in the same chart it makes a fresh model equal to the given
-    law: ``Pullback(UniformSphere(D), SphereChart(D))`` starts at the uniform law of the sphere.
+    As the base of a model that ends in the same chart it makes a fresh model equal to this law:
+    with ``Pullback(UniformSphere(D), SphereChart(D))`` training starts at the uniform law.
 
     Args:
         distribution: Law :math:`p` on the surface, with ``forward(num_samples)`` and ``log_prob``.

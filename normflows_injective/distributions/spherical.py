@@ -1,29 +1,69 @@
 r"""Closed-form densities on the unit sphere :math:`S^{D-1}`, against its surface measure.
 
-All are in nats against the :math:`(D-1)`-dimensional Hausdorff measure, the sphere's own area. A
-density is that of the direction of its argument: norms that are off by rounding do not enter.
+All are in nats against the :math:`(D-1)`-dimensional Hausdorff measure, the sphere's own area.
+Densities are functions of directions, so that rounding of norms does not enter.
 """
 
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import final
 
 import torch
 from torch import Tensor, nn
 
-from ..checks import as_floating, check_count, check_event_shape
+from ..checks import as_floating, check_count
 from ..errors import OptionError, ShapeError
 from ..flows.surfaces.on_sphere import check_policy, unit_vectors
 from ..modules.precision import factored_dtype
 from .law import Law
 
-__all__ = ["AngularCentralGaussian", "UniformSphere", "directions", "log_sphere_area"]
+__all__ = ["AngularCentralGaussian", "SphericalLaw", "UniformSphere", "log_sphere_area"]
+
+
+class SphericalLaw(Law):
+    """A law on the unit sphere, of which a subclass gives the density at directions."""
+
+    on_manifold = True
+    measure = "hausdorff"
+
+    def __init__(self, dim: int, off_manifold: str) -> None:
+        super().__init__()
+        check_policy(off_manifold)
+        if dim < 2:
+            raise OptionError(
+                "The space around a sphere must have an integer dimension of 2 or more, got "
+                f"{dim!r}."
+            )
+        self.shape = (dim,)
+        self.off_manifold = off_manifold
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log-density (B,) in nats of points (B, D) of the sphere.
+
+        Args:
+            x: Points of shape (B, D).
+
+        Returns:
+            Log-density of shape (B,) in nats against the area of the sphere.
+
+        Raises:
+            ShapeError: If the points have another width.
+            OffManifoldError: If points are off the sphere and are to be rejected.
+        """
+        # The density may be large and its logarithm steep: a norm of 1 + 6e-8 would be seen in it.
+        x = x.to(factored_dtype(x.device))
+        return self._log_density(unit_vectors(x, self.off_manifold, "x"))
+
+    @abstractmethod
+    def _log_density(self, u: Tensor) -> Tensor:
+        """Log-density (B,) in nats at directions (B, D) in float64, where the device has it."""
 
 
 @final
-class UniformSphere(Law):
+class UniformSphere(SphericalLaw):
     r"""Uniform distribution on the unit sphere.
 
     .. math:: \log p(x) = -\log A, \quad A = 2 \pi^{D/2} / \Gamma(D/2)
@@ -48,46 +88,24 @@ class UniformSphere(Law):
         tensor([12.5664, 12.5664])
     """
 
-    on_manifold = True
-    measure = "hausdorff"
-
     def __init__(self, dim: int, *, off_manifold: str = "reject") -> None:
-        super().__init__()
-        check_policy(off_manifold)
-        check_sphere_dim(dim)
-        self.dim, self.shape = dim, (dim,)
-        self.off_manifold = off_manifold
-        # Only says the dtype and the device: a number kept in it would lose digits.
+        super().__init__(dim, off_manifold)
+        self.dim = dim
+        # Holds no number, which would lose digits, but the dtype and the device.
         self._like = nn.Buffer(torch.empty(0), persistent=False)
 
     def forward(self, num_samples: int = 1) -> tuple[Tensor, Tensor]:
         """Draw samples (num_samples, D) with their log-density (num_samples,) in nats."""
         like = self._like
         normal = torch.randn(num_samples, *self.shape, dtype=like.dtype, device=like.device)
-        return nn.functional.normalize(normal), self._log_density(num_samples)
+        return nn.functional.normalize(normal), self._log_density(normal)
 
-    def log_prob(self, x: Tensor) -> Tensor:
-        """Log-density (B,) in nats of points (B, D) of the sphere.
-
-        Args:
-            x: Points of shape (B, D).
-
-        Returns:
-            Log-density of shape (B,) in nats against the area of the sphere.
-
-        Raises:
-            ShapeError: If the points have another width.
-            OffManifoldError: If points are off the sphere and are to be rejected.
-        """
-        directions(x, self.shape, self.off_manifold)
-        return self._log_density(x.shape[0])
-
-    def _log_density(self, count: int) -> Tensor:
-        return self._like.new_full((count,), -log_sphere_area(*self.shape))
+    def _log_density(self, u: Tensor) -> Tensor:
+        return self._like.new_full((u.shape[0],), -log_sphere_area(*self.shape))
 
 
 @final
-class AngularCentralGaussian(Law):
+class AngularCentralGaussian(SphericalLaw):
     r"""Law of the direction of a centred normal vector, which is symmetric and may be elongated.
 
     With :math:`\Lambda = A A^\top` it is the law of :math:`A g / |A g|`, :math:`g \sim N(0, I)`,
@@ -122,9 +140,6 @@ class AngularCentralGaussian(Law):
         tensor([0.7162, 0.0265, 0.0265])
     """
 
-    on_manifold = True
-    measure = "hausdorff"
-
     def __init__(
         self,
         scale: Tensor | Sequence[Sequence[float]],
@@ -132,15 +147,11 @@ class AngularCentralGaussian(Law):
         *,
         off_manifold: str = "reject",
     ) -> None:
-        super().__init__()
-        check_policy(off_manifold)
         matrix = as_floating(scale, "scale")
         if matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1]:
             raise ShapeError(f"scale must have shape (D, D), got {tuple(matrix.shape)}.")
-        check_sphere_dim(len(matrix))
+        super().__init__(len(matrix), off_manifold)
         _check_invertible(matrix)
-        self.shape = (len(matrix),)
-        self.off_manifold = off_manifold
         self.scale = nn.Parameter(matrix) if trainable else nn.Buffer(matrix)
 
     @property
@@ -160,20 +171,7 @@ class AngularCentralGaussian(Law):
         log_p = len(scale) * length.log() - log_det - log_sphere_area(len(scale))
         return (y / length[:, None]).to(self.scale.dtype), log_p.to(self.scale.dtype)
 
-    def log_prob(self, x: Tensor) -> Tensor:
-        """Log-density (B,) in nats of points (B, D) of the sphere.
-
-        Args:
-            x: Points of shape (B, D).
-
-        Returns:
-            Log-density of shape (B,) in nats against the area of the sphere.
-
-        Raises:
-            ShapeError: If the points have another width.
-            OffManifoldError: If points are off the sphere and are to be rejected.
-        """
-        u = directions(x, self.shape, self.off_manifold)
+    def _log_density(self, u: Tensor) -> Tensor:
         factors, pivots = torch.linalg.lu_factor(self.scale.to(u.dtype))
         log_det = factors.diagonal().abs().log().sum()
         whitened = torch.linalg.lu_solve(factors, pivots, u.T)
@@ -183,68 +181,9 @@ class AngularCentralGaussian(Law):
 
 
 def log_sphere_area(dim: int) -> float:
-    r"""Log of the area of the unit sphere.
-
-    .. math:: \log A = \log 2 + \tfrac D2 \log \pi - \log \Gamma(D/2)
-
-    Args:
-        dim: Dimension :math:`D \ge 1` of the space around the sphere; in one dimension the sphere
-            is two points, counted.
-
-    Returns:
-        The logarithm.
-
-    Raises:
-        OptionError: If the dimension is no positive integer.
-
-    Examples:
-        >>> round(math.exp(log_sphere_area(2)), 6)  # a circle
-        6.283185
-    """
+    r"""Log-area of the sphere in D dimensions, :math:`\log (2 \pi^{D/2} / \Gamma(D/2))`."""
     check_count(dim, "dim")
     return math.log(2.0) + 0.5 * dim * math.log(math.pi) - math.lgamma(0.5 * dim)
-
-
-def directions(x: Tensor, shape: Sequence[int], off_manifold: str) -> Tensor:
-    """Directions of a batch that must lie on the sphere, in the dtype to compute densities in.
-
-    Args:
-        x: Points of shape (B, D).
-        shape: The event shape (D,) that they must have.
-        off_manifold: Policy, as in :func:`unit_vectors`.
-
-    Returns:
-        Unit vectors of shape (B, D), in float64 where the device has it.
-
-    Raises:
-        ShapeError: If the points have another width.
-        OffManifoldError: If points are off the sphere and are to be rejected.
-
-    Examples:
-        >>> directions(torch.tensor([[3.0, 4.0]]), (2,), "project")
-        tensor([[0.6000, 0.8000]], dtype=torch.float64)
-    """
-    check_event_shape(x, shape, "x")
-    # The density may be large and its logarithm steep: a norm of 1 + 6e-8 would be seen in it.
-    return unit_vectors(x.to(factored_dtype(x.device)), off_manifold, "x")
-
-
-def check_sphere_dim(dim: int) -> None:
-    """Raise unless there is a connected sphere in a space of this dimension.
-
-    Args:
-        dim: Candidate.
-
-    Raises:
-        OptionError: If it is no integer of 2 or more.
-
-    Examples:
-        >>> check_sphere_dim(2)
-    """
-    if dim < 2:
-        raise OptionError(
-            f"The space around a sphere must have an integer dimension of 2 or more, got {dim!r}."
-        )
 
 
 def _check_invertible(matrix: Tensor) -> None:

@@ -1,14 +1,14 @@
 r"""Random directions of star-like surfaces, by importance and by rejection.
 
 A direction is proposed uniformly, or by the cone measure :math:`r^D d\omega` where the gauge can
-draw from that. The measure that is wanted stands to the proposal's in the ratio
+draw from that. The density of the area against the proposal's measure is
 
-.. math:: w(u) = r^{D-1} \sec\psi \;\; (\text{uniform proposal}), \qquad
-          w(u) = \sec\psi / r \;\; (\text{cone proposal, area wanted}).
+.. math:: w(u) = r^{D-1} \sec\psi \;\; (\text{uniform}), \qquad
+          w(u) = \sec\psi / r \;\; (\text{cone}).
 
 For a homogeneous gauge at level 1 the latter is :math:`\lVert\nabla F(x)\rVert`, which is bounded
-for every norm. The mean of :math:`w` gives the total mass, and accepting by :math:`w / \max w` a
-sample.
+for every norm. The mean of :math:`w` gives the total mass, and acceptance with probability
+:math:`w / \max w` gives samples.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = ["Mass", "SurfaceSampler"]
 
 SEED = 20240618
 ROUNDS = 1000
-# Numbers held at once, and the effective number of directions below which a mean is not believed.
+# Numbers in memory at once, and the least effective number of directions of a credible mean.
 CHUNK, FEWEST = 2**22, 1000.0
 
 
@@ -49,16 +49,7 @@ class _Proposal(NamedTuple):
 
 
 class SurfaceSampler:
-    r"""Draws directions of one surface, in float64 on the CPU, and finds its total mass.
-
-    Args:
-        gauge: The surface; a copy is taken.
-        level: :math:`t`.
-        measure: ``"hausdorff"`` or ``"cone"``.
-        dim: :math:`D`.
-        num_directions: Number of directions that mass and bound are found from, where they have no
-            closed form; always the same ones.
-    """
+    """A sampler of directions of one surface, in float64 on the CPU, that knows its total mass."""
 
     def __init__(
         self, gauge: Gauge, level: float, measure: str, dim: int, num_directions: int
@@ -71,7 +62,7 @@ class SurfaceSampler:
         self._dim, self._num_directions = dim, num_directions
 
     def mass(self) -> Mass:
-        """Total mass: a closed form where the gauge knows one, else an average."""
+        """Total mass, by a closed form where the gauge knows one, else by an average."""
         known = self._known_mass()
         if known is not None:
             return Mass(known, 0.0)
@@ -91,7 +82,7 @@ class SurfaceSampler:
         return Mass(log_total + log_mean, relative)
 
     def log_bound(self) -> float:
-        """The greatest log-ratio: a closed form, or the greatest that was seen."""
+        """The greatest log-ratio, by a closed form or over the pool of directions."""
         with OwnRandomNumbers():
             proposal = self._propose(1)
         if proposal.by_cone and self._surface.measure == "cone":
@@ -103,26 +94,15 @@ class SurfaceSampler:
         return float(self._pool()[0].max())
 
     def directions(self, num_samples: int, log_bound: float) -> Tensor:
-        """Directions (n, D) of points of the law, by rejection.
-
-        Args:
-            num_samples: Number n.
-            log_bound: As from :meth:`log_bound`.
-
-        Raises:
-            OptionError: If next to nothing is accepted.
-
-        Warns:
-            NumericalWarning: If a proposal exceeds the bound.
-        """
-        kept: list[Tensor] = []
+        """Directions (n, D) of points of the law, by rejection."""
+        accepted: list[Tensor] = []
         missing, exceeded = num_samples, 0
         for _ in range(ROUNDS):
             proposal = self._propose(max(2 * missing, 1024))
             log_share = self._log_ratio(proposal) - log_bound
             exceeded += int((log_share > 1e-9).sum())
-            kept.append(proposal.u[torch.rand_like(log_share).log() < log_share])
-            missing -= len(kept[-1])
+            accepted.append(proposal.u[torch.rand_like(log_share).log() < log_share])
+            missing -= len(accepted[-1])
             if missing <= 0:
                 break
         else:
@@ -139,7 +119,7 @@ class SurfaceSampler:
                 NumericalWarning,
                 stacklevel=4,
             )
-        return torch.cat(kept)[:num_samples]
+        return torch.cat(accepted)[:num_samples]
 
     def _known_mass(self) -> float | None:
         closed = (

@@ -26,13 +26,13 @@ class UniformOnSurface(Law):
 
     The total mass is a closed form where the gauge knows one: areas of :math:`\ell_1`,
     :math:`\ell_2`, the cube, the simplex, group lasso and SLOPE; cone masses of all homogeneous
-    gauges of ``nfi.flows.gauges``. Else it is an average over random directions, always the same
-    ones, and ``standard_error`` is that of its logarithm (infinite variance is possible for
-    :math:`p < 1`). The area of a homogeneous gauge grows as :math:`t^{D-1}` and the cone mass as
-    :math:`t^D`, so there the level may come from a context.
+    gauges of ``nfi.flows.gauges``. Otherwise it is an average over random directions, always the
+    same ones, and ``standard_error`` is the standard error of its logarithm (infinite variance is
+    possible for :math:`p < 1`). The area of a homogeneous gauge grows as :math:`t^{D-1}` and the
+    cone mass as :math:`t^D`, so there the level may come from a context.
 
-    As target of ``reverse_kld`` and as base through :class:`Pullback` it works as it is; samples
-    carry no gradient.
+    It serves as target of ``reverse_kld``, and as base through :class:`Pullback`; samples carry no
+    gradient.
 
     Args:
         gauge: The surface.
@@ -49,8 +49,8 @@ class UniformOnSurface(Law):
 
     Warns:
         NumericalWarning: If few of the directions count in the average, as in high dimensions;
-            and while sampling by area, where the density ratio to the proposal has no known bound
-            and one is met that exceeds all seen before.
+            and during sampling by area, if the density ratio to the proposal has no known bound
+            and exceeds its greatest value over the directions of the average.
 
     References:
         Surface and cone measure: arXiv 2406.09116; Naor and Romik, Projecting the surface measure
@@ -80,18 +80,18 @@ class UniformOnSurface(Law):
         self.surface = RadialSurface(gauge, level, measure, level_from_context, off_manifold)
         self.measure = measure
         check_count(num_directions, "num_directions")
-        self.dim = _dimension(gauge, dim)
+        self.dim = known_dimension(gauge, dim, least=2)
         self.shape = (self.dim,)
         self._is_homogeneous = isinstance(gauge, HomogeneousGauge)
         _check_fixed(gauge, level_from_context is not None and not self._is_homogeneous)
         self.takes_context = self.surface.takes_context
         self.needs_context = self.surface.needs_context
-        # The mass of a homogeneous gauge is kept at level 1, that of others at their own.
+        # The mass of a homogeneous gauge is stored at level 1, of any other at its own level.
         self._unit = 1.0 if self._is_homogeneous else float(level)
         self.num_directions = num_directions
         self._measure()
         self.register_load_state_dict_post_hook(_measure_again)
-        # Only says the dtype and the device: numbers kept in it would lose digits.
+        # Holds no numbers, which would lose digits, but the dtype and the device.
         self._like = nn.Buffer(torch.empty(0), persistent=False)
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -136,12 +136,12 @@ class UniformOnSurface(Law):
 
     @property
     def level_from_context(self) -> FromContext | None:
-        """How the level is read from a context."""
+        """The rule that reads the level from a context."""
         return self.surface.level_from_context
 
     @property
     def off_manifold(self) -> str:
-        """What is done with points off the surface."""
+        """The policy for points off the surface."""
         return self.surface.off_manifold
 
     def _measure(self) -> None:
@@ -162,18 +162,19 @@ class UniformOnSurface(Law):
 
 
 def _measure_again(law: UniformOnSurface, _: object) -> None:
-    """A gauge that was loaded is another surface."""
+    # A gauge that was loaded is another surface.
     law._measure()
 
 
-def _dimension(gauge: Gauge, dim: int | None) -> int:
+def known_dimension(gauge: Gauge, dim: int | None, least: int) -> int:
+    """The dimension D of an option or a gauge, which must agree if both have one."""
     known = gauge.dim if dim is None else dim
     if known is None or (gauge.dim is not None and gauge.dim != known):
         raise OptionError(
             f"dim must be given, and be that of the gauge where it has one: got dim={dim!r}, and "
             f"{type(gauge).__name__} has {gauge.dim!r}."
         )
-    return check_count(known, "dim", least=2)
+    return check_count(known, "dim", least=least)
 
 
 def _check_fixed(gauge: Gauge, changes_shape: bool) -> None:

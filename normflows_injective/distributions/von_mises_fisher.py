@@ -11,10 +11,8 @@ from torch import Tensor, nn
 
 from ..checks import as_floating, check_finite
 from ..errors import OptionError, ShapeError
-from ..flows.surfaces.on_sphere import check_policy
 from ..modules.precision import factored_dtype
-from .law import Law
-from .spherical import check_sphere_dim, directions, log_sphere_area
+from .spherical import SphericalLaw, log_sphere_area
 
 __all__ = ["VonMisesFisher", "log_normaliser"]
 
@@ -22,17 +20,17 @@ NODES = 129
 
 
 @final
-class VonMisesFisher(Law):
+class VonMisesFisher(SphericalLaw):
     r"""The von Mises-Fisher distribution, the isotropic bump on the unit sphere.
 
     .. math:: \log p(x) = \kappa\, \mu^\top x - \log N_D(\kappa)
 
-    with :math:`N_D` of :func:`log_normaliser`, exact in any dimension. Densities are computed in
-    float64 and rounded to the dtype of ``loc``. Samples carry no gradient, as rejection has none:
-    ``forward`` gives them with log-densities that do, as for a score-function estimator.
+    normalised exactly in any dimension. Densities are computed in float64 and rounded to the dtype
+    of ``loc``. Samples carry no gradient, as rejection has none: ``forward`` gives them with
+    log-densities that do, as for a score-function estimator.
 
-    A trainable concentration is the parameter itself. If a step takes it below zero, the density
-    is that of :math:`-\mu` with :math:`|\kappa|`, normalised and sampled as such.
+    A trainable concentration is the parameter itself. If a step takes it below zero, the law is
+    the one of :math:`-\mu` with :math:`|\kappa|`.
 
     Args:
         loc: Mean direction :math:`\mu` of shape (D,), :math:`D \ge 2`, of any positive length.
@@ -57,9 +55,6 @@ class VonMisesFisher(Law):
         tensor([7.9581e-01, 3.6130e-05])
     """
 
-    on_manifold = True
-    measure = "hausdorff"
-
     def __init__(
         self,
         loc: Tensor | Sequence[float],
@@ -68,12 +63,10 @@ class VonMisesFisher(Law):
         *,
         off_manifold: str = "reject",
     ) -> None:
-        super().__init__()
-        check_policy(off_manifold)
         mean = as_floating(loc, "loc")
         if mean.dim() != 1:
             raise ShapeError(f"loc must be a vector of shape (D,), got {tuple(mean.shape)}.")
-        check_sphere_dim(len(mean))
+        super().__init__(len(mean), off_manifold)
         lifted = mean.to(factored_dtype(mean.device))  # its square may leave the range of float32
         length = torch.linalg.vector_norm(lifted)
         if not length > 0:
@@ -86,8 +79,6 @@ class VonMisesFisher(Law):
                 f"concentration must not be negative, got {float(kappa):g}. "
                 "Turn loc round instead."
             )
-        self.shape = (len(mean),)
-        self.off_manifold = off_manifold
         kind = nn.Parameter if trainable else nn.Buffer
         self.loc = kind((lifted / length).to(mean.dtype))
         self.concentration = kind(kappa.detach().clone())
@@ -122,75 +113,39 @@ class VonMisesFisher(Law):
         """Whether direction and concentration are parameters."""
         return isinstance(self.loc, nn.Parameter)
 
-    def log_prob(self, x: Tensor) -> Tensor:
-        """Log-density (B,) in nats of points (B, D) of the sphere.
-
-        Args:
-            x: Points of shape (B, D).
-
-        Returns:
-            Log-density of shape (B,) in nats against the area of the sphere.
-
-        Raises:
-            ShapeError: If the points have another width.
-            OffManifoldError: If points are off the sphere and are to be rejected.
-        """
-        return self._log_density(directions(x, self.shape, self.off_manifold))
-
     def _log_density(self, u: Tensor) -> Tensor:
         mean, kappa = self._lifted()
         return (kappa * (u @ mean) - log_normaliser(kappa, len(mean))).to(self.loc.dtype)
 
     def _lifted(self) -> tuple[Tensor, Tensor]:
-        kept = factored_dtype(self.loc.device)
-        mean = self.loc.to(kept)
-        return mean / torch.linalg.vector_norm(mean), self.concentration.to(kept)
+        dtype = factored_dtype(self.loc.device)
+        mean = self.loc.to(dtype)
+        return mean / torch.linalg.vector_norm(mean), self.concentration.to(dtype)
 
 
 def log_normaliser(concentration: Tensor, dim: int) -> Tensor:
-    r"""Log of the integral that normalises von Mises-Fisher densities, for a batch of them.
+    r"""Log of the integral that normalises von Mises-Fisher densities, in float64 where possible.
 
     .. math::
 
         N_D(\kappa) = \int_{S^{D-1}} e^{\kappa \mu^\top u}\, du
             = A_{D-2} \int_{-1}^1 e^{\kappa t} (1 - t^2)^{(D-3)/2}\, dt
             = (2\pi)^{D/2}\, \kappa^{1 - D/2} I_{D/2-1}(\kappa)
-
-    with :math:`A_{D-2}` the area of the sphere of the tangent directions. It is differentiable any
-    number of times, also at zero: the first derivative is the mean of :math:`t = \mu^\top u`, the
-    second its variance. It is even in :math:`\kappa`.
-
-    No Bessel function is used. With :math:`t = \tanh s`, :math:`n = D - 1` the integrand is
-    :math:`e^{\kappa \tanh s} \cosh^{-n} s`, analytic around the real line, with one peak at
-    :math:`\kappa = n \sinh s_* \cosh s_*`, that is :math:`s_* = \tfrac12 \sinh^{-1}(2\kappa/n)`,
-    of width :math:`\sigma = (n (1 + \tanh^2 s_*))^{-1/2}`. At a distance :math:`\delta` from the
-    peak its logarithm is lower by
-
-    .. math:: n \Big(\log(c + a) - \frac{a}{c + a}\Big) \ge n \log\cosh\delta,
-        \quad c = \cosh\delta, \quad a = \tanh s_* \sinh\delta
-
-    (the derivative in :math:`a` has the sign of :math:`a`), so that beyond
-    :math:`45/n + \sqrt{90/n}` less than :math:`10^{-19}` is left. A second substitution,
-    :math:`\delta = \sigma \sinh\tau`, makes tails that are slow for small :math:`n` doubly
-    exponential. The trapezoid rule in :math:`\tau` then converges exponentially: 97 nodes give
-    12 digits or more, the 129 used all that float64 holds.
-
-    Args:
-        concentration: :math:`\kappa` of any shape, of either sign.
-        dim: Dimension :math:`D \ge 2` of the space around the sphere.
-
-    Returns:
-        :math:`\log N_D(\kappa)` in nats, of the same shape, in float64 where the device has it:
-        a log-density is a small difference of it and :math:`\kappa t`, so round that, not this.
-
-    Raises:
-        OptionError: If the dimension is below 2.
-
-    Examples:
-        >>> log_normaliser(torch.tensor([0.0, 5.0]), 3)  # log 4 pi, log(4 pi sinh(5) / 5)
-        tensor([2.5310, 5.2284], dtype=torch.float64)
     """
-    check_sphere_dim(dim)
+    # A_{D-2} is the area of the sphere of tangent directions. The result is even in kappa and can
+    # be differentiated any number of times, also at zero. A log-density is a small difference of
+    # it and kappa t, so round that difference, not this.
+    #
+    # No Bessel function is used. With t = tanh s and n = D - 1 the integrand is
+    # exp(kappa tanh s) cosh(s)^-n, analytic around the real line, with one peak at
+    # kappa = n sinh(s*) cosh(s*), that is s* = asinh(2 kappa / n) / 2, of width
+    # sigma = (n (1 + tanh(s*)^2))^(-1/2). At a distance delta from the peak its logarithm is lower
+    # by n (log(c + a) - a / (c + a)) >= n log cosh(delta), with c = cosh(delta) and
+    # a = tanh(s*) sinh(delta) (the derivative in a has the sign of a), so that beyond
+    # 45 / n + sqrt(90 / n) less than 1e-19 is left. A second substitution,
+    # delta = sigma sinh(tau), makes tails that are slow for small n doubly exponential. The
+    # trapezoid rule in tau then converges exponentially: 97 nodes give 12 digits or more, 129 give
+    # all of float64.
     n = dim - 1
     kappa = concentration.to(factored_dtype(concentration.device))[..., None]
     # The grid follows the integrand, but the integral does not depend on it: no graph.

@@ -20,7 +20,7 @@ from .laws.injective_distribution import InjectiveDistribution
 from .laws.surface_distribution import OnSurface, SurfaceDistribution, UniformOnSurface
 from .manifold_reparam import ManifoldReparam
 from .memory.persistence import load, module, save
-from .supports.constraints import StarLikeConstraint
+from .supports.surfaces import StarLikeConstraint
 
 __all__ = [
     "AutoFlow",

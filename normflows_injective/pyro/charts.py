@@ -1,15 +1,23 @@
-"""The ways by which guides and samplers reach our constraints, in the registries of torch."""
+"""The registrations of our constraints with torch, by which guides and samplers reach them."""
 
 from __future__ import annotations
 
-from torch.distributions import ComposeTransform, Transform, biject_to, transform_to
+from torch import Size
+from torch.distributions import (
+    ComposeTransform,
+    IndependentTransform,
+    ReshapeTransform,
+    Transform,
+    biject_to,
+    transform_to,
+)
 
 from ..errors import UnsupportedModelError
 from ..flows.surfaces.graph_surface import GraphSurface
 from ..host.copies import in_evaluation
 from .flow_transform import FlowTransform
-from .supports.constraints import ImageConstraint, StarLikeConstraint
-from .supports.ranges import PushedBox
+from .supports.boxes import Box, BoxTransform, PushedBox, Scalars
+from .supports.surfaces import ImageConstraint, StarLikeConstraint
 
 __all__: list[str] = []
 
@@ -31,6 +39,10 @@ def _to_image(constraint: ImageConstraint) -> Transform:
     return transform
 
 
+def _to_box(constraint: Box) -> Transform:
+    return IndependentTransform(BoxTransform(constraint), constraint.event_dim)
+
+
 def _to_pushed_box(constraint: PushedBox) -> Transform:
     layers: Transform = FlowTransform(
         constraint.layers, event_dim=constraint.event_dim, cache_size=0
@@ -38,7 +50,16 @@ def _to_pushed_box(constraint: PushedBox) -> Transform:
     return ComposeTransform([biject_to(constraint.box), layers])
 
 
+def _to_scalars(constraint: Scalars) -> Transform:
+    scalar, vector = Size(()), Size((1,))
+    vectors = biject_to(constraint.of_vectors)
+    there, back = ReshapeTransform(scalar, vector), ReshapeTransform(vector, scalar)
+    return ComposeTransform([there, vectors, back])
+
+
 for _registry in (biject_to, transform_to):
     _registry.register(StarLikeConstraint, _to_surface)
     _registry.register(ImageConstraint, _to_image)
+    _registry.register(Box, _to_box)
     _registry.register(PushedBox, _to_pushed_box)
+    _registry.register(Scalars, _to_scalars)

@@ -18,7 +18,7 @@ from ..flows.stack import LayerStack, flatten_events
 from ..host.context import needs_context
 from .memory.buffers import make_contiguous, watch_buffers
 from .memory.sample_cache import SampleCache, State, state_of
-from .supports.ranges import bounded_domain
+from .supports.boxes import bounded_domain
 from .supports.support import given_support, support_of
 
 __all__ = ["FlowTransform"]
@@ -35,7 +35,7 @@ class FlowTransform(TransformModule):
     layers may end in charts of known surfaces, surfaces or simplex layers: then the dimension
     grows, the codomain is the surface, and the measure is that of the last layer.
 
-    It remembers what it drew, so that a draw is scored without an inverse, and nothing else: a
+    It remembers its own draws, so that they are scored without an inverse, and nothing else: a
     tensor of data is always scored by the present parameters. Register it with ``pyro.module``, or
     as an attribute of a ``PyroModule``.
 
@@ -44,13 +44,13 @@ class FlowTransform(TransformModule):
         event_dim: Number of dimensions of an event: 1 for vectors, 3 for images.
         cache_size: 1, or 0 to remember nothing.
         codomain: Where the layers lead, for layers of your own that do not reach all of space;
-            None takes what is known of the layers: boxes of logit and circular layers, their
-            images under layers behind, surfaces.
+            None finds the boxes of logit and circular layers, the images of these under later
+            layers, and surfaces.
 
     Raises:
         OptionError: If there is no layer, or the codomain is no constraint of such events.
         UnsupportedLayerError: If a layer has no density, if the manifold is learned (use
-            :class:`InjectiveDistribution`), or if layers stand where they cannot.
+            :class:`InjectiveDistribution`), or if layers are in an order that cannot be scored.
         ContextError: If a layer needs a context (use :class:`FlowDistribution`).
         UnsupportedModelError: When a value is scored that it did not draw, through a layer
             without an inverse.
@@ -91,12 +91,12 @@ class FlowTransform(TransformModule):
             if codomain is None
             else given_support(codomain, event_dim, "codomain")
         )
-        # What was drawn, by the sample; and what was just inverted, by the fresh latents.
+        # Draws, known by the sample, and latest inverses, known by their latents.
         self._drawn, self._inverted = SampleCache(), SampleCache()
 
     @property
     def measure(self) -> str:
-        """What densities of its values are against."""
+        """The measure that densities of its values are against."""
         return getattr(self.stack.flows[-1], "measure", "hausdorff")
 
     @checks_arguments
@@ -110,7 +110,7 @@ class FlowTransform(TransformModule):
 
     @checks_arguments
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """Log-volume (*) in nats of the way from latents x to data y = self(x)."""
+        """Log-volume (*) in nats of the map from latents x to data y = self(x)."""
         drawn = self._drawn.find(y, self._state, self._trains)
         if drawn is not None and drawn[0] is x:
             return drawn[1]
@@ -128,7 +128,7 @@ class FlowTransform(TransformModule):
         return self.stack.shape_of_latents(as_size(shape, "shape"), self._events)
 
     def with_cache(self, cache_size: int = 1) -> FlowTransform:
-        """The same layers with or without memory of what they drew."""
+        """The transform by the same layers, with or without memory of their draws."""
         cache_size = check_count(cache_size, "cache_size", least=0, most=1)
         if cache_size == self._cache_size:
             return self
@@ -137,7 +137,7 @@ class FlowTransform(TransformModule):
         )
 
     def clear_cache(self) -> None:
-        """Forget what was drawn."""
+        """Forget all draws."""
         self._drawn.clear()
         self._inverted.clear()
 
@@ -165,7 +165,7 @@ class FlowTransform(TransformModule):
         if drawn is not None:
             return drawn[0]
         x, log_volume = flatten_events(self.stack.pull, value, self._events)
-        # Known by the latents, which are new at every call, and so never out of date.
+        # The latents are new at every call, so this entry is never out of date.
         self._inverted.store(x, log_volume, self._state())
         return x
 

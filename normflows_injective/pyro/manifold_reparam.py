@@ -23,24 +23,24 @@ class ManifoldReparam(Reparam):
               \log p(z) = \log p(x) + \tfrac12 \log\det \varphi'(z)^\top \varphi'(z)
 
     A site ``"x"`` becomes a latent ``"x_coordinates"`` without constraint, which NUTS, NeuTra and
-    every autoguide can reach, and a deterministic ``"x"``. It serves where a distribution's
-    support has no chart of its own (Pyro's laws on the sphere), and to choose another chart than
-    the registered one, such as one whose missing point is far from the posterior. Draws of the
-    model are those of the site's own law, so that it must have a sampler, which Pyro's
-    ``VonMises3D`` has not: take a uniform prior and ``pyro.factor`` instead.
+    every autoguide can reach, and a deterministic ``"x"``. Use it where a distribution's support
+    has no chart of its own (Pyro's laws on the sphere), or to choose another chart than the
+    registered one, such as one whose missing point is far from the posterior. The model draws from
+    the site's own law, which therefore needs a sampler. Pyro's ``VonMises3D`` has none: take a
+    uniform prior and ``pyro.factor`` instead.
 
     Args:
         transform: Chart from :math:`\mathbb R^d` to the manifold, such as
-            ``FlowTransform(SphereChart(3, "stereographic"))``. It must not wrap around: a chart
-            with an azimuth counts every point many times.
+            ``FlowTransform(SphereChart(3, "stereographic"))``. It must not wrap around, as a chart
+            with an azimuth does, which counts every point many times.
 
     Raises:
-        OptionError: If this is no transform, if its chart wraps around, or if it gives volumes in
-            another measure than the site's density.
+        OptionError: If this is no transform, if its chart wraps around, or if its volumes are
+            against another measure than the site's density.
         UnsupportedModelError: If the site is observed.
 
     References:
-        Change of variables; the same as registering the chart as the ``biject_to`` of the support.
+        Change of variables, as if the chart were registered as the ``biject_to`` of the support.
 
     Examples:
         >>> from pyro import poutine
@@ -67,7 +67,7 @@ class ManifoldReparam(Reparam):
                 f"Coordinates {circular} of the chart are angles, so that a line of latents would "
                 "wind around the manifold. Use SphereChart(kind='stereographic')."
             )
-        # The sampler asks for the same values again after moving other sites.
+        # Samplers ask for the same values again after changing other sites.
         self.transform = transform.with_cache(0)
 
     def apply(self, msg: Any) -> Any:
@@ -81,7 +81,7 @@ class ManifoldReparam(Reparam):
         self._check_measure(name, fn)
         z = pyro.sample(
             f"{name}_coordinates",
-            # The law itself, seen in the chart: draws without a condition are the prior's.
+            # The law itself, seen in the chart: without a condition this draws from the prior.
             dist.TransformedDistribution(fn, [self.transform.inv]),
             obs=None if value is None else self.transform.inv(value),
             infer={"is_observed": False},

@@ -1,7 +1,4 @@
-r"""Decoders of the auxiliary variable of a guide, each with its Jacobian.
-
-All map rows (B, r) to rows (B, D).
-"""
+"""Decoders of the auxiliary variable of a guide, rows (B, r) to rows (B, D), with Jacobians."""
 
 from __future__ import annotations
 
@@ -40,16 +37,7 @@ class Decoder(nn.Module, ABC):
 
 @final
 class LinearDecoder(Decoder):
-    r"""The linear map :math:`h(u) = A u`, which starts with variance about one.
-
-    Args:
-        rank: Width r of the input.
-        latent_dim: Width D of the output.
-
-    Examples:
-        >>> LinearDecoder(2, 5)(torch.ones(3, 2)).shape
-        torch.Size([3, 5])
-    """
+    r"""The linear map :math:`h(u) = A u`, which starts with a variance of about one."""
 
     def __init__(self, rank: int, latent_dim: int) -> None:
         super().__init__()
@@ -68,21 +56,8 @@ class LinearDecoder(Decoder):
 class CurvedDecoder(Decoder):
     r"""A linear map plus a small smooth network, which starts close to the linear map.
 
-    .. math:: h(u) = A u + W_2\, \sigma(W_1\, \sigma(W_0 u + b_0) + b_1) + b_2
-
-    with :math:`\sigma(a) = a / (1 + e^{-a})`. Tangents are pushed through in closed form,
-    :math:`\sigma' = p + a\, p (1 - p)` with :math:`p = 1 / (1 + e^{-a})`, which is a few products
-    of matrices and can be differentiated and traced like any other function.
-
-    Args:
-        rank: Width r of the input.
-        latent_dim: Width D of the output.
-        width: Width of the hidden layers.
-
-    Examples:
-        >>> value, tangents = CurvedDecoder(2, 5).linearise(torch.ones(3, 2))
-        >>> value.shape, tangents.shape
-        (torch.Size([3, 5]), torch.Size([3, 2, 5]))
+    .. math:: h(u) = A u + W_2\, \sigma(W_1\, \sigma(W_0 u + b_0) + b_1) + b_2, \quad
+              \sigma(a) = a / (1 + e^{-a})
     """
 
     def __init__(self, rank: int, latent_dim: int, width: int = 64) -> None:
@@ -103,6 +78,8 @@ class CurvedDecoder(Decoder):
 
     def linearise(self, u: Tensor) -> Linearisation:
         """Values and transposed Jacobians at rows (B, r)."""
+        # In closed form, with p = 1 / (1 + e^-a) and sigma' = p + a p (1 - p): a few products of
+        # matrices that can be differentiated and traced like any other function.
         y = u
         tangents = torch.eye(u.shape[-1], dtype=u.dtype, device=u.device)
         for layer in (self.first, self.second):
@@ -117,23 +94,10 @@ class CurvedDecoder(Decoder):
 
 @final
 class DifferentiatedDecoder(Decoder):
-    r"""Any module, after any flows of normflows, differentiated by forward-mode products.
+    """Any module, after any flows of normflows, differentiated by forward-mode products."""
 
-    The flows reshape the auxiliary variable u before it is decoded. Their log-determinants are
-    not needed: u itself, before the flows, stays the variable that has the standard normal law
-    and that the reverse model gives back, so no density is ever transported.
-
-    Args:
-        module: Maps (B, r) to (B, D).
-        flows: Flows of normflows on r coordinates, applied first, in the order given.
-
-    Raises:
-        UnsupportedLayerError: If it is traced by torch.jit, or a layer has no derivative.
-
-    Examples:
-        >>> DifferentiatedDecoder(nn.Linear(2, 5)).linearise(torch.ones(3, 2)).tangents.shape
-        torch.Size([3, 2, 5])
-    """
+    # No log-determinants of the flows are needed: u before the flows stays the variable of the
+    # standard normal law and of the reverse model, so no density is ever transported.
 
     def __init__(self, module: nn.Module, flows: Sequence[Any] = ()) -> None:
         super().__init__()

@@ -38,16 +38,7 @@ class Noise(nn.Module, ABC):
 
 @final
 class DiagonalNoise(Noise):
-    r"""Noise that is independent in every coordinate, :math:`\Psi = \operatorname{diag}(s^2)`.
-
-    Args:
-        like: Any tensor (D,), for width, dtype and device.
-
-    Examples:
-        >>> noise = DiagonalNoise(torch.zeros(2))
-        >>> noise.gram(torch.tensor([[3.0, 4.0]]))
-        tensor([[25.]], grad_fn=<MmBackward0>)
-    """
+    r"""Noise that is independent in every coordinate, :math:`\Psi = \operatorname{diag}(s^2)`."""
 
     def __init__(self, like: Tensor) -> None:
         super().__init__()
@@ -69,19 +60,7 @@ class DiagonalNoise(Noise):
 
 @final
 class TriangularNoise(Noise):
-    r"""Noise of any covariance, :math:`\Psi = L L^\top`, :math:`L = \operatorname{diag}(s) U`.
-
-    U is lower triangular with a unit diagonal. Storage is :math:`D^2` numbers, a draw costs as
-    many operations.
-
-    Args:
-        like: Any tensor (D,), for width, dtype and device.
-
-    Examples:
-        >>> noise = TriangularNoise(torch.zeros(2))
-        >>> noise.log_prob(torch.zeros(2)).item()  # - log(2 pi)
-        -1.8378770351409912
-    """
+    r"""Noise of any covariance :math:`\Psi = L L^\top`, :math:`L = \operatorname{diag}(s) U`."""
 
     def __init__(self, like: Tensor) -> None:
         super().__init__()
@@ -104,6 +83,7 @@ class TriangularNoise(Noise):
         return whitened @ whitened.mT
 
     def _factor(self) -> Tensor:
+        # U is lower triangular with a unit diagonal.
         unit = torch.ones_like(self.log_scale).diag()
         return self.log_scale.exp().unsqueeze(-1) * (self.below.tril(-1) + unit)
 
@@ -123,26 +103,14 @@ class LowRankNoise(Noise):
         \tfrac12 \log\det\Psi = \sum \log s + \log\det R,
 
     so that all costs are linear in D.
-
-    Args:
-        like: Any tensor (D,), for width, dtype and device.
-        rank: Number k of columns of W, at least 1.
-
-    Raises:
-        OptionError: If the rank is no positive integer.
-
-    Examples:
-        >>> noise = LowRankNoise(torch.zeros(1000), rank=3)
-        >>> noise.gram(torch.ones(7, 2, 1000)).shape
-        torch.Size([7, 2, 2])
     """
 
     def __init__(self, like: Tensor, rank: int) -> None:
         super().__init__()
         check_count(rank, "noise_rank")
-        # Half of the variance from either part. At W = 0 its gradient would vanish.
+        # Half of the variance is from either part. At W = 0 the gradient of W would vanish.
         self.log_scale = nn.Parameter(torch.full_like(like, -0.5 * math.log(2.0)))
-        # Contiguous: the parameter store trains a copy of any other, and the module never sees it.
+        # The parameter store trains a copy of a tensor that is not contiguous.
         self.factor = nn.Parameter(like.new_empty(len(like), rank).normal_(0, rank**-0.5))
 
     def rsample(self, shape: torch.Size) -> Tensor:
@@ -157,8 +125,8 @@ class LowRankNoise(Noise):
     def gram(self, rows: Tensor) -> Tensor:
         """Products (*, m, m) of the rows of matrices (*, m, D)."""
         whitened = rows * (-self.log_scale).exp()
-        seen = (whitened @ self.factor).reshape(-1, self.factor.shape[1])
-        solved = torch.linalg.solve_triangular(self._root(), seen.mT, upper=False).mT
+        projected = (whitened @ self.factor).reshape(-1, self.factor.shape[1])
+        solved = torch.linalg.solve_triangular(self._root(), projected.mT, upper=False).mT
         common = solved.reshape(*rows.shape[:-1], -1)
         return whitened @ whitened.mT - common @ common.mT
 
@@ -168,20 +136,7 @@ class LowRankNoise(Noise):
 
 
 def make_noise(kind: str, like: Tensor, rank: int | None = None) -> Noise:
-    r"""The noise of a name.
-
-    Args:
-        kind: ``"mvn"``, ``"diagonal"`` or ``"low_rank"``.
-        like: Any tensor (D,), for width, dtype and device.
-        rank: Rank of the low-rank part; None takes :math:`\sqrt D`, rounded.
-
-    Raises:
-        OptionError: If the name is unknown.
-
-    Examples:
-        >>> make_noise("diagonal", torch.zeros(3))
-        DiagonalNoise()
-    """
+    r"""The noise of a name, whose low-rank part has rank :math:`\sqrt D` by default."""
     if kind == "low_rank":
         return LowRankNoise(like, max(1, round(len(like) ** 0.5)) if rank is None else rank)
     if kind == "mvn":

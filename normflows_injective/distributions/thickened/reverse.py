@@ -1,4 +1,4 @@
-r"""Reverse models: which auxiliary variable may have led to a value of the guide."""
+"""Reverse models: laws of the auxiliary variable that led to a value of a guide."""
 
 from __future__ import annotations
 
@@ -17,12 +17,7 @@ __all__ = ["LaplaceReverse", "LearnedReverse", "Reverse", "ReverseLaw"]
 
 
 class ReverseLaw(NamedTuple):
-    r"""Gaussian laws :math:`N(m, (R R^\top)^{-1})` of the auxiliary variable, one for each value.
-
-    Args:
-        mean: m of shape (B, r).
-        root: Lower triangular R of shape (B, r, r), with a positive diagonal.
-    """
+    r"""Laws :math:`N(m, (R R^\top)^{-1})`, m (B, r), R (B, r, r), of the auxiliary variable."""
 
     mean: Tensor
     root: Tensor
@@ -30,7 +25,7 @@ class ReverseLaw(NamedTuple):
     def rsample(self, count: int) -> Tensor:
         """Draw (count, B, r) that carry gradients."""
         normal = torch.randn_like(self.mean.expand(count, *self.mean.shape))
-        # Of the covariance R^-T R^-1.
+        # The covariance is R^-T R^-1.
         spread = torch.linalg.solve_triangular(self.root.mT, normal.unsqueeze(-1), upper=True)
         return self.mean + spread.squeeze(-1)
 
@@ -47,13 +42,7 @@ class Reverse(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, e: Tensor, decoder: Decoder, noise: Noise) -> ReverseLaw:
-        """The laws for standardised values (B, D), on the graph of all that they depend on.
-
-        Args:
-            e: Standardised values (B, D).
-            decoder: h, as it is now.
-            noise: Of covariance Psi, as it is now.
-        """
+        """The laws for standardised values (B, D), by the present decoder and noise."""
 
 
 @final
@@ -70,11 +59,6 @@ class LaplaceReverse(Reverse):
 
     For a linear h this is the law of u given e whatever the start, as then
     :math:`P m = J^\top \Psi^{-1} e`.
-
-    Args:
-        decoder: h, at which the start is chosen.
-        like: Any tensor (D,), for width, dtype and device.
-        rank: Width r of the auxiliary variable.
     """
 
     def __init__(self, decoder: Decoder, like: Tensor, rank: int) -> None:
@@ -103,14 +87,7 @@ class LaplaceReverse(Reverse):
 
 @final
 class LearnedReverse(Reverse):
-    """A network that gives mean and log-scale of independent normals.
-
-    Args:
-        network: Maps standardised values (B, D) to (B, 2 r): mean, then logarithm of the scale.
-
-    Raises:
-        ShapeError: When called, if the network returns another shape.
-    """
+    """A network from standardised values (B, D) to (B, 2 r), mean and log-scale of normals."""
 
     def __init__(self, network: nn.Module, rank: int) -> None:
         super().__init__()

@@ -44,21 +44,21 @@ class AutoFlow(JointGuide):
               (z), \qquad z \sim N(0, I_D)
 
     on the unconstrained latents :math:`\theta`, with permutations :math:`\pi_k` between the layers
-    of the factory, so that couplings reach every coordinate, and a trained location and scale
-    behind them, which start at the prototype. ``NeuTraReparam`` takes it. The default layers bear
-    a learning rate of 0.01, and the JIT; the host's own layers want 0.001 to 0.003, and
-    its splines cannot be traced by the JIT.
+    of the factory, so that couplings reach every coordinate, and after them a trained location and
+    scale, which start at the prototype. ``NeuTraReparam`` takes it. The default layers can be
+    trained with a learning rate of 0.01 and traced by the JIT; layers of normflows need 0.001 to
+    0.003, and its splines cannot be traced.
 
     Args:
         model: A Pyro model whose latent variables are continuous.
-        flow_factory: Takes :math:`D` and gives a layer or a list of layers from latent to data;
+        flow_factory: Takes :math:`D` and returns a layer or a list of layers from latent to data;
             by default four rational-quadratic splines with LU linear maps between them.
         init_loc_fn: Pyro's initialisation, for the starting location.
         init_scale: Starting scale of the guide, the same in all directions.
         permute: Whether permutations are put between layers that have none between them.
 
     Raises:
-        OptionError: If an option is out of range, or the factory gives no layers.
+        OptionError: If an option is out of range, or the factory returns no layers.
         ShapeError: If the layers do not keep the dimension.
         UnsupportedModelError: If a latent variable lies in a subsampled plate.
 
@@ -139,24 +139,7 @@ class AutoFlow(JointGuide):
 
 
 def checked_layers(made: Any, dim: int) -> list[nf.flows.Flow]:
-    """The layers that a factory gave, if they can be those of a guide.
-
-    Args:
-        made: What the factory gave.
-        dim: Number of latent dimensions D that it got.
-
-    Returns:
-        The layers as a list.
-
-    Raises:
-        OptionError: If these are no layers, or none.
-        ContextError: If a layer needs a context.
-        ShapeError: If they do not map vectors (B, D) to vectors (B, D).
-
-    Examples:
-        >>> len(checked_layers(nf.flows.Permute(3), 3))
-        1
-    """
+    """The layers that a factory made, checked to map vectors (B, D) to vectors (B, D)."""
     try:
         stack = LayerStack(made)
     except OptionError as error:
@@ -193,45 +176,30 @@ def checked_layers(made: Any, dim: int) -> list[nf.flows.Flow]:
 
 
 def interleaved(layers: Iterable[nf.flows.Flow], dim: int) -> list[nf.flows.Flow]:
-    """Put permutations between layers, except where one of the two mixes coordinates itself.
-
-    They are random, but no coordinate is moved by a coupling again before all others were moved
-    once, whichever coordinates the couplings leave alone.
-
-    Args:
-        layers: Layers of vectors (B, D).
-        dim: D.
-
-    Returns:
-        The layers with permutations between them.
-
-    Examples:
-        >>> spline = nf.flows.AutoregressiveRationalQuadraticSpline(3, 1, 8)
-        >>> [type(layer).__name__ for layer in interleaved([spline, spline], 3)][1]
-        'Permute'
-    """
+    """Put random permutations between layers of which neither mixes all coordinates itself."""
     result: list[nf.flows.Flow] = []
-    waiting = torch.ones(dim, dtype=torch.bool)
-    # Whether a layer stands before that was not followed by a mixing of the coordinates.
-    follows = False
+    # No coordinate is changed by a coupling again before all others were changed once, whichever
+    # coordinates the couplings leave alone.
+    unchanged = torch.ones(dim, dtype=torch.bool)
+    needs_mixing = False
     for layer in layers:
         if dim > 1 and not isinstance(layer, _ELEMENTWISE):
             mixes = isinstance(layer, _MIXING)
-            moved = torch.ones_like(waiting) if mixes else _moved_by(layer, dim)
-            if follows and not mixes:
-                order = _order(waiting, moved)
+            positions = torch.ones_like(unchanged) if mixes else _changed_by(layer, dim)
+            if needs_mixing and not mixes:
+                order = _order(unchanged, positions)
                 result.append(_permutation(order))
-                waiting = waiting[order]
-            follows = not mixes
-            waiting = waiting & ~moved
-            if not waiting.any():
-                waiting = torch.ones_like(waiting)
+                unchanged = unchanged[order]
+            needs_mixing = not mixes
+            unchanged = unchanged & ~positions
+            if not unchanged.any():
+                unchanged = torch.ones_like(unchanged)
         result.append(layer)
     return result
 
 
-def _moved_by(layer: nf.flows.Flow, dim: int) -> Tensor:
-    """Which positions (D,) a layer changes, whatever it does at its initial parameters."""
+def _changed_by(layer: nf.flows.Flow, dim: int) -> Tensor:
+    """Positions (D,) that a layer changes, whatever it does at its initial parameters."""
     z, x = _trial(LayerStack(layer), dim)
     if x.shape != z.shape:
         return torch.ones(dim, dtype=torch.bool)
@@ -240,7 +208,7 @@ def _moved_by(layer: nf.flows.Flow, dim: int) -> Tensor:
 
 @torch.no_grad()
 def _trial(stack: LayerStack, dim: int) -> tuple[Tensor, Tensor]:
-    """Latents (8, D) and where a copy of layers with other parameters sends them."""
+    """Latents (8, D) and their images under a copy of layers with other parameters."""
     stack = deepcopy(stack).eval()
     generator = torch.Generator().manual_seed(0)
     for parameter in stack.parameters():
@@ -251,11 +219,11 @@ def _trial(stack: LayerStack, dim: int) -> tuple[Tensor, Tensor]:
     return z, stack.push(z, None)[0]
 
 
-def _order(waiting: Tensor, moved: Tensor) -> Tensor:
-    """A random order (D,) that puts coordinates that wait where they will be moved."""
-    dim = len(waiting)
-    ranked = (waiting + torch.rand(dim)).argsort(descending=True)
-    places = (moved + torch.rand(dim)).argsort(descending=True)
+def _order(unchanged: Tensor, positions: Tensor) -> Tensor:
+    """A random order (D,) that puts unchanged coordinates at positions that will be changed."""
+    dim = len(unchanged)
+    ranked = (unchanged + torch.rand(dim)).argsort(descending=True)
+    places = (positions + torch.rand(dim)).argsort(descending=True)
     order = torch.empty_like(ranked)
     order[places] = ranked
     return order
@@ -268,24 +236,13 @@ def _permutation(order: Tensor) -> nf.flows.Permute:
 
 
 def spline_layers(dim: int) -> list[nf.flows.Flow]:
-    """Four rational-quadratic spline couplings, which start as the identity, with LU linear maps.
-
-    Args:
-        dim: Number of dimensions; with one, a single spline.
-
-    Returns:
-        Layers of vectors (B, D).
-
-    Examples:
-        >>> len(spline_layers(3))
-        8
-    """
+    """Four rational-quadratic spline couplings, which start as the identity, and LU linear maps."""
     if dim == 1:
         return [AngularSpline(1, max_log_scale=0.0)]
     layers: list[nf.flows.Flow] = []
     for layer in range(4):
-        # Not the host's spline: that picks values by boolean indices, which torch.jit freezes. The
-        # gain bears the learning rate of 0.01 that other guides are trained with.
+        # The spline of normflows picks values by boolean indices, which torch.jit freezes. The
+        # gain allows the learning rate of 0.01 that other guides are trained with.
         spline = AngularSpline(
             dim, num_blocks=1, reverse_mask=layer % 2 == 1, max_log_scale=0.0, gain=0.1
         )

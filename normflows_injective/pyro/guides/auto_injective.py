@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, final
 
 import normflows as nf
 import torch
+from pyro.distributions import TorchDistribution
 from pyro.infer.autoguide.initialization import init_to_median
 from torch import Tensor, nn
 
@@ -36,7 +37,7 @@ _WIDTH = (
 
 
 class _Options(NamedTuple):
-    """What a guide was asked for; in a tuple, modules are not registered a second time."""
+    """Options of a guide, in a tuple so that modules are not registered a second time."""
 
     noise: str
     decoder: nn.Module | Factory | str | None
@@ -66,14 +67,13 @@ class AutoInjective(JointGuide):
         \le \mathrm{ELBO} \le \log p(x),
 
     with slack :math:`E\,\mathrm{KL}(q(u \mid \theta) \,\|\, r)`, which is zero for a linear h
-    and shrinks as ``num_aux`` grows. :class:`Thickened` tells
-    what ``log_prob`` of the posterior means for values that it did not draw.
+    and shrinks as ``num_aux`` grows.
 
-    The noise cannot be left out. Without it the guide is singular: its own density, against the
-    area of the sheet, is no density against the volume that the model's is one of, and their
-    ratio bounds nothing. For a normal target with variances :math:`\lambda_i` it is best at
+    The noise cannot be left out. Without it the guide is singular: its density is against the area
+    of the sheet, the model's density against volume, and their ratio bounds nothing. For a normal
+    target with variances :math:`\lambda_i` its best value is
     :math:`\log Z - \tfrac12 \sum_{i > r} \log 2\pi\lambda_i`, above the evidence, and a sheet
-    that fills space makes it as large as one likes.
+    that fills space makes it arbitrarily large.
 
     Training finds local optima: u turns first to the directions in which the posterior is widest,
     bent or not, and a guide that has spent all of it there stays a normal one. Take a rank some
@@ -86,17 +86,17 @@ class AutoInjective(JointGuide):
         noise: ``"mvn"``, L lower triangular, for D up to some hundreds; ``"diagonal"``; or
             ``"low_rank"``, diagonal plus low rank, linear in D.
         decoder: h. None is a linear map plus a small network; ``"linear"`` a linear map;
-            otherwise a module that maps (B, r) to (B, D), or a callable of (r, D) that makes one.
-            The guide trains it. It should be smooth and start with values of about one.
+            otherwise a module that maps (B, r) to (B, D), or a callable of (r, D) that returns
+            one. The guide trains it. It should be smooth and start with values of about one.
         reverse: r. ``"laplace"`` is one Gauss-Newton step from a learned linear start; otherwise
             a module that maps standardised values (B, D) to (B, 2 r), mean and log-scale, or a
-            callable of (r, D) that makes one.
+            callable of (r, D) that returns one.
         num_aux: Number of extra draws from the reverse model, each of which costs a decoder call.
-        latent_flows: A callable of r that gives flows of normflows on r coordinates, applied to u
-            before h; None for none.
+        latent_flows: A callable of r that returns flows of normflows on r coordinates, applied to
+            u before h; None for none.
         noise_rank: Rank of ``"low_rank"`` noise; None takes :math:`\sqrt D`.
         init_loc_fn: Pyro's initialisation of latent variables.
-        init_scale: Standard deviation of every unconstrained latent at the start, about.
+        init_scale: Approximate standard deviation of every unconstrained latent at the start.
 
     Raises:
         OptionError: If the noise is None, an option is unknown or out of its range, or, when the
@@ -175,23 +175,28 @@ class AutoInjective(JointGuide):
         self.noise = noise
         self.reverse = reverse
 
-    def get_posterior(self, *args: Any, **kwargs: Any) -> Thickened:
-        """The guide's distribution over the unconstrained latents (D,)."""
+    def get_posterior(self, *args: Any, **kwargs: Any) -> TorchDistribution:
+        r"""The guide's distribution over the unconstrained latents (D,).
+
+        Its ``log_prob`` of its own latest draw is at least :math:`\log q` in expectation, as the
+        evidence bound needs; of any other value it is a lower bound in expectation, which serves
+        as a score alone.
+        """
         return Thickened(
             self.frame, self.decoder, self.noise, self.reverse, self.rank, self.num_aux
         )
 
 
 def _make_decoder(options: _Options, rank: int, loc: Tensor) -> Decoder:
-    given = options.decoder
-    if given is None or given == "linear":
-        kind = LinearDecoder if given == "linear" else CurvedDecoder
+    source = options.decoder
+    if source is None or source == "linear":
+        kind = LinearDecoder if source == "linear" else CurvedDecoder
         decoder: Decoder = kind(rank, len(loc)).to(loc)
         if options.latent_flows is None:
             return decoder
         module: nn.Module = decoder
     else:
-        module = _made(given, rank, loc)
+        module = _made(source, rank, loc)
     flows = [] if options.latent_flows is None else _listed(options.latent_flows(rank), rank)
     composed = DifferentiatedDecoder(module, [flow.to(loc) for flow in flows])
     _probe(composed, "decoder", loc.new_zeros(2, rank), (2, len(loc)))
@@ -206,11 +211,11 @@ def _make_reverse(options: _Options, rank: int, loc: Tensor, decoder: Decoder) -
     return LearnedReverse(module, rank)
 
 
-def _made(given: Any, rank: int, loc: Tensor) -> nn.Module:
-    # A module of the caller's is taken as it is; one made for us is converted.
-    if isinstance(given, nn.Module):
-        return given
-    made = given(rank, len(loc))
+def _made(source: Any, rank: int, loc: Tensor) -> nn.Module:
+    # A module of the caller is used as it is; the result of a callable is converted.
+    if isinstance(source, nn.Module):
+        return source
+    made = source(rank, len(loc))
     if not isinstance(made, nn.Module):
         raise OptionError(
             f"The callable of (rank, latent_dim) must give a module, got {describe(made)}. Return "
@@ -255,10 +260,10 @@ def _probe(module: nn.Module, name: str, point: Tensor, expected: tuple[int, ...
             f"{name} must map {tuple(point.shape)} to {expected}, but fails on that: {error}. "
             "Change its first layer."
         ) from error
-    found = tuple(out.shape) if isinstance(out, Tensor) else describe(out)
-    if found != expected:
+    result = tuple(out.shape) if isinstance(out, Tensor) else describe(out)
+    if result != expected:
         raise ShapeError(
-            f"{name} must map {tuple(point.shape)} to {expected}, got {found}. Change its last "
+            f"{name} must map {tuple(point.shape)} to {expected}, got {result}. Change its last "
             "layer."
         )
 
@@ -281,13 +286,10 @@ def _check_noise(noise: Any, noise_rank: int | None) -> int | None:
     return check_count(noise_rank, "noise_rank")
 
 
-def _check_part(given: Any, name: str, names: str, known: tuple[str | None, ...]) -> None:
-    if given is None or isinstance(given, str):
-        if given in known:
-            return
-    elif callable(given):
-        return
-    raise OptionError(
-        f"{name} must be {names}, a module, or a callable of (rank, latent_dim), got "
-        f"{describe(given)}."
-    )
+def _check_part(option: Any, name: str, names: str, known: tuple[str | None, ...]) -> None:
+    named = option is None or isinstance(option, str)
+    if not (option in known if named else callable(option)):
+        raise OptionError(
+            f"{name} must be {names}, a module, or a callable of (rank, latent_dim), got "
+            f"{describe(option)}."
+        )

@@ -1,4 +1,4 @@
-"""What our guides over all latent variables at once have in common."""
+"""The common part of our guides over all latent variables at once."""
 
 from __future__ import annotations
 
@@ -31,19 +31,11 @@ Guide = TypeVar("Guide", bound="JointGuide")
 
 
 class JointGuide(AutoContinuous):
-    """A guide over the unconstrained latents (D,) of a model, in one auxiliary site.
+    """A guide over the unconstrained latents (D,) of a model, in one auxiliary site."""
 
-    It is abstract, although the metaclass of Pyro's modules leaves no room for Python's own.
-    A subclass gives :meth:`make_parameters` and :meth:`get_posterior`, which may be any
-    distribution over (D,). Parameters are made by the first call, or by :meth:`build` before it.
-    Medians and quantiles are those of ``num_quantile_samples`` samples. Gradients of single draws
-    that are far beyond the usual are scaled down, see :class:`ParticleGuard`.
+    # It is abstract, although the metaclass of Pyro's modules leaves no room for Python's own.
 
-    Args:
-        model: A Pyro model whose latent variables are continuous.
-        init_loc_fn: Pyro's initialisation of latent variables.
-    """
-
+    # Medians and quantiles are estimated from this number of draws.
     num_quantile_samples = 1000
     # Attributes that only unbuilt guides need, and that may hold what cannot be pickled.
     recipe: tuple[str, ...] = ()
@@ -67,14 +59,14 @@ class JointGuide(AutoContinuous):
 
     @abstractmethod
     def make_parameters(self) -> None:
-        """Create the parameters, when ``latent_dim`` and the prototype are known."""
+        """Create the parameters, once ``latent_dim`` and the prototype are known."""
 
     @abstractmethod
     def get_posterior(self, *args: Any, **kwargs: Any) -> TorchDistribution:
         """The guide's distribution over the unconstrained latents (D,)."""
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Draw all latent variables, as a guide does."""
+        """Draw all latent variables by sample statements."""
         self.build(*args, **kwargs)
         if torch.is_grad_enabled():
             self._claim_names()
@@ -89,15 +81,15 @@ class JointGuide(AutoContinuous):
         """Run the model once to make the parameters, as ``load_state_dict`` needs them.
 
         Args:
-            *args: What the model takes.
-            **kwargs: What the model takes.
+            *args: Arguments of the model.
+            **kwargs: Keyword arguments of the model.
 
         Returns:
             The guide.
         """
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
-            # NeuTra asks for plates, of a guide that was loaded and never called.
+            # NeuTra asks for plates, also of a guide that was loaded and never called.
             with poutine.block():
                 self._create_plates(*args, **kwargs)
         return self
@@ -108,8 +100,8 @@ class JointGuide(AutoContinuous):
 
         Args:
             num_samples: Number of samples n.
-            *args: What the model takes.
-            **kwargs: What the model takes.
+            *args: Arguments of the model.
+            **kwargs: Keyword arguments of the model.
 
         Returns:
             Samples (n, *) of every latent variable by its name.
@@ -122,7 +114,7 @@ class JointGuide(AutoContinuous):
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Medians of every latent variable, component by component, see :meth:`quantiles`."""
         levels = torch.tensor([0.5])
-        return {name: found[0] for name, found in self._quantiles(levels, args, kwargs).items()}
+        return {name: rows[0] for name, rows in self._quantiles(levels, args, kwargs).items()}
 
     @torch.no_grad()
     def quantiles(
@@ -130,14 +122,14 @@ class JointGuide(AutoContinuous):
     ) -> dict[str, Tensor]:
         """Quantiles of every component of every latent variable, from draws of the guide.
 
-        Each is a quantile of its own component. Where components hang together, as on a simplex or
-        a sphere, those of one level are in general no point of the support: take
+        Each is a quantile of its own component. Where components depend on each other, as on a
+        simplex or a sphere, the quantiles of one level are in general no point of the support: use
         :meth:`sample_posterior` for points.
 
         Args:
             quantiles: q numbers between 0 and 1.
-            *args: What the model takes.
-            **kwargs: What the model takes.
+            *args: Arguments of the model.
+            **kwargs: Keyword arguments of the model.
 
         Returns:
             Tensors (q, *) by the names of the variables.
@@ -159,7 +151,7 @@ class JointGuide(AutoContinuous):
         copied = type(self).__new__(type(self))
         memo[id(self)] = copied
         copied.__setstate__(deepcopy(self.__getstate__(), memo))
-        # A copy guides the same model, and is built by the same recipe.
+        # A copy guides the same model and keeps the recipe.
         copied._model = self._model
         for name in self.recipe:
             object.__setattr__(copied, name, getattr(self, name))
@@ -171,7 +163,7 @@ class JointGuide(AutoContinuous):
             refuse_unserved_sites(self.prototype_trace)
             self.make_parameters()
         except BaseException as error:
-            # Half a prototype would be taken for a whole one by the next call.
+            # The next call would take half a prototype for a whole one.
             trace, self.prototype_trace = self.prototype_trace, None
             if trace is not None and not isinstance(error, InjectiveFlowError):
                 # Pyro's own refusals come before ours.
@@ -202,7 +194,7 @@ class JointGuide(AutoContinuous):
 
     def _draw(self, num_samples: int, *args: Any, **kwargs: Any) -> Tensor:
         self.build(*args, **kwargs)
-        # Not through pyro.sample, so that no handler sees it.
+        # Without pyro.sample, so that no handler sees it.
         return self.get_posterior(*args, **kwargs).sample(torch.Size([num_samples]))
 
     def _quantiles(

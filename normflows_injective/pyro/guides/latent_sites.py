@@ -1,4 +1,4 @@
-"""Which latent variables a joint guide can serve, and which it refuses by name."""
+"""Refusals of latent variables that a joint guide would serve wrongly."""
 
 from __future__ import annotations
 
@@ -14,28 +14,7 @@ __all__ = ["refuse_unserved_sites"]
 
 
 def refuse_unserved_sites(trace: Any) -> None:
-    """Raise if a model has latent variables that one joint guide would serve wrongly.
-
-    Args:
-        trace: A trace of the model.
-
-    Raises:
-        UnsupportedModelError: If a latent variable is discrete, lies in a subsampled plate, or is
-            masked, or if there is none.
-
-    Examples:
-        >>> import pyro.distributions as dist
-        >>> from pyro import poutine, sample
-        >>> some = torch.tensor([True, False])
-        >>> trace = poutine.trace(lambda: sample("x", dist.Normal(torch.zeros(2), 1.0).mask(some)))
-        >>> refuse_unserved_sites(trace.get_trace())
-        Traceback (most recent call last):
-            ...
-        normflows_injective.errors.UnsupportedModelError: Latent variable 'x' is masked, so its \
-prior counts in part or not at all, while a guide scores all of it: the bound on the evidence \
-would grow without limit. Mask observed sites only. In place of obs_mask= index the observed \
-rows, and draw the others by Predictive.
-    """
+    """Raise if latent variables are discrete, subsampled or masked, or if there are none."""
     sites = list(trace.iter_stochastic_nodes())
     if not sites:
         raise UnsupportedModelError(
@@ -84,12 +63,9 @@ def _refuse_masked(name: str, site: Any) -> None:
 
 def _masks_within(fn: Any) -> Iterator[Any]:
     """The masks within a distribution, however it is wrapped."""
-    waiting = [fn]
-    while waiting:
-        fn = waiting.pop()
-        if isinstance(fn, MaskedDistribution):
-            yield fn._mask
-        for part in ("base_dist", "_component_distribution", "component0", "component1"):
-            inner = getattr(fn, part, None)
-            if inner is not None:
-                waiting.append(inner)
+    if isinstance(fn, MaskedDistribution):
+        yield fn._mask
+    for part in ("base_dist", "_component_distribution", "component0", "component1"):
+        inner = getattr(fn, part, None)
+        if inner is not None:
+            yield from _masks_within(inner)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ...host.bases import base_log_prob
-from ..supports.box import Scalars
+from ..supports.boxes import Scalars
 from ..supports.support import given_support, score_where, support_of
 from .model_distribution import ModelDistribution
 
@@ -22,30 +22,30 @@ class FlowDistribution(ModelDistribution):
 
     .. math:: \log q(x) = \log q_0(z) - \tfrac12 \log\det G'(z)^\top G'(z), \quad x = G(z)
 
-    in nats, summed in the dtype of the value, which the host's own sums are not. Draws are
+    in nats, summed in the dtype of the value, unlike the sums of normflows. Draws are
     reparameterised unless the base has trained parameters that its draws carry no gradient to (the
     weights of a mixture); then ``has_rsample`` is false and Pyro uses the score function.
 
-    What was drawn is scored without an inverse, so that a guide may have layers that lack one;
-    what was given is always scored by the present parameters. Build it inside the model or guide,
-    and register the parameters with ``pyro.module`` or :func:`module`.
+    Draws are scored without an inverse, so that a guide may have layers that lack one; other
+    values are always scored by the present parameters. Build it inside the model or guide, and
+    register the parameters with ``pyro.module`` or :func:`module`.
 
     The log-dets of ``nf.flows.Residual`` are random estimates: stochastic variational inference
     may use them, samplers and importance-weighted bounds may not.
 
     Args:
         model: ``nf.NormalizingFlow``, ``nf.ConditionalNormalizingFlow``, ``nf.ClassCondFlow`` or
-            ``nfi.InjectiveNormalizingFlow``. Behind an injection the density is against the
+            ``nfi.InjectiveNormalizingFlow``. After an injection the density is against the
             surface's measure, and values off the surface have none; for a learned manifold see
-            :class:`InjectiveDistribution`, which has more to choose from.
+            :class:`InjectiveDistribution`, which has more options.
         event_dim: Number of dimensions of an event: 1 for vectors, 3 for images, 0 for scalars
             from a model of one dimension.
         context: Of shape (*batch_shape, C), or class labels of shape (*batch_shape).
         validate_args: As in torch.
         support: Where the values lie, for layers of your own that do not reach all of space, as a
-            constraint of events or of their coordinates; None takes what is known of base and
-            layers: boxes of uniform bases, logit and circular layers, their images under layers
-            behind, surfaces. Values outside have no density.
+            constraint of events or of their coordinates; None finds the boxes of uniform bases,
+            logit and circular layers, the images of these under later layers, and surfaces. Values
+            outside have no density.
 
     Raises:
         OptionError: If this is no such model, or the support no such constraint.
@@ -83,15 +83,15 @@ class FlowDistribution(ModelDistribution):
         support: constraints.Constraint | None = None,
     ) -> None:
         super().__init__(model, event_dim, context, validate_args)
-        self._given = (
+        self._own_support = (
             None if support is None else given_support(support, self.event_dim, "support")
         )
 
     @property
     def support(self) -> constraints.Constraint:
-        """All of space, a box or its image, the surface, or what was given."""
-        if self._given is not None:
-            return self._given
+        """The support of the options, or all of space, a box or its image, or the surface."""
+        if self._own_support is not None:
+            return self._own_support
         support = self._support_of_rows(self.context)
         if self.event_dim > 0:
             return support
@@ -107,18 +107,17 @@ class FlowDistribution(ModelDistribution):
         """Log-density (B,) in nats of values (B, *)."""
         if drawn is not None:
             return drawn
-        support = self._support_of_rows(context) if self._given is None else self._given
+        support = self._own_support or self._support_of_rows(context)
         if isinstance(getattr(support, "base_constraint", support), type(constraints.real)):
             return self._score(x, context)
-        # An encoder projects, an inverse may be none out there: such a point has no density.
-        near = support.check(x)
-        near = near.flatten(1).all(1) if near.dim() > 1 else near
-        if self.stack.raises_dimension:
-            return score_where(near, self._score, x, context)
-        # On the faces of a box latents are infinite.
-        with torch.no_grad():
-            near = near & score_where(near, self._reach, x, context).isfinite()
-        return score_where(near, self._score, x, context)
+        # Outside, an encoder projects and an inverse may be none: such a point has no density.
+        inside = support.check(x)
+        inside = inside.flatten(1).all(1) if inside.dim() > 1 else inside
+        if not self.stack.raises_dimension:
+            # On the faces of a box latents are infinite.
+            with torch.no_grad():
+                inside = inside & score_where(inside, self._reach, x, context).isfinite()
+        return score_where(inside, self._score, x, context)
 
     def _support_of_rows(self, context: Tensor | None) -> Any:
         return support_of(self.stack, len(self._model_shape), context, self.model.q0)

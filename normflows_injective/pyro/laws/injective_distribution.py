@@ -1,4 +1,4 @@
-"""Injective flows as distributions of Pyro, with a choice of volume and of what is off them."""
+"""Injective flows as distributions of Pyro, with options for volumes and values off them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = ["InjectiveDistribution"]
 
 
 class _Drawn(NamedTuple):
-    """Base variables that led to a value, with their log-density."""
+    """Base variables (n, *) of draws, with their log-density (n,)."""
 
     base: Tensor
     log_q: Tensor
@@ -41,49 +41,49 @@ class InjectiveDistribution(ModelDistribution):
     .. math:: \log p(\hat x) = \log q_0(z) - \tfrac12 \log\det G'(z)^\top G'(z), \quad
               z = F(x),\ \hat x = G(z)
 
-    in nats against the manifold's own measure, at the projection :math:`\hat x` of a value. What
-    that says of a value off the manifold is for ``off_manifold`` to choose:
+    in nats against the manifold's own measure, at the projection :math:`\hat x` of a value.
+    ``off_manifold`` chooses the density of a value off the manifold:
 
     * ``"reject"``: it has no density. With validation ``OffManifoldError`` says how far off it is,
-      without it the density is zero.
-    * ``"project"``: it has that of its projection. Read it with the reconstruction error.
-    * ``"thicken"``: Gaussian noise of scale :math:`\sigma` surrounds the manifold, and draws
-      have it. The density, now against the volume of :math:`\mathbb R^D`, is
+      without validation the density is zero.
+    * ``"project"``: it has the density of its projection. Read it with the reconstruction error.
+    * ``"thicken"``: Gaussian noise of scale :math:`\sigma` surrounds the manifold, and is added to
+      draws. The density, now against the volume of :math:`\mathbb R^D`, is
 
       .. math:: \log p(\hat x) - \frac{\lVert x - \hat x \rVert^2}{2\sigma^2}
                 - \frac{D - d}{2} \log 2\pi\sigma^2,
 
-      the limit of the convolution for noise small beside the singular values of :math:`G'` and
-      an encoder that projects: it is not normalised far from the manifold. Only such scores of
-      *different* manifolds are comparable, and only they can train one: the others shrink it to
-      a point.
+      the limit of the convolution for an encoder that projects and noise that is small beside the
+      singular values of :math:`G'`: it is not normalised far from the manifold. Only such scores
+      of *different* manifolds are comparable, and only they can train a manifold: other scores
+      shrink it to a point.
 
     Exact gradients shrink a manifold in wide noise to a point. Start with a noise scale well below
-    the spread of the data along the manifold: ``CollapseWarning`` is given once for a model, on
-    the first batch of at least max(10, 4 d) values that is scored with exact gradients, if the
-    scale is above a quarter of the standard deviation along principal direction d. The encoder
-    surrogate knows no such limit, nor does a variational autoencoder, z ~ Normal,
-    x ~ Normal(G(z), sigma), whose networks can be scored here when they are trained.
+    the spread of the data along the manifold: there is one ``CollapseWarning`` for a model, on the
+    first batch of at least max(10, 4 d) values that is scored with exact gradients, if the scale
+    is above a quarter of the standard deviation along principal direction d. The encoder surrogate
+    has no such limit, nor has a variational autoencoder, z ~ Normal, x ~ Normal(G(z), sigma),
+    whose networks can be scored here when they are trained.
 
-    What this object drew is scored without the encoder. Values of known surfaces are scored
+    Draws of this object are scored without the encoder. Values of known surfaces are scored
     exactly, but :class:`FlowDistribution` has better supports for those.
 
     Args:
         model: ``nfi.InjectiveNormalizingFlow``. Bare networks become one by
             ``nfi.flows.FreeFormInjection(encoder, decoder)`` and a base.
         volume: Gradient of the log-volume, whose value is always exact: ``"exact"``, by d
-            Jacobian-vector products; ``"surrogate"``, that of the surrogate of the model's
-            likelihood, for large d, never for draws of this object, see :meth:`surrogate_bias`;
-            ``"auto"``, exact for :math:`d \le 16`, known surfaces and draws.
+            Jacobian-vector products; ``"surrogate"``, by the surrogate of the model's likelihood,
+            for large d, never for draws of this object, see :meth:`surrogate_bias`; ``"auto"``,
+            exact for :math:`d \le 16`, known surfaces and draws.
         off_manifold: ``"reject"``, ``"project"`` or ``"thicken"``.
         noise_scale: :math:`\sigma > 0` of ``"thicken"``, in units of the data: a number, a tensor
-            of one element, or a callable, such as a module, that gives one. It may be trained.
+            of one element, or a callable, such as a module, that returns one. It may be trained.
         tol: Distance from the reconstruction, over 1 + |x|, up to which ``"reject"`` takes values.
         context: Of shape (*batch_shape, C).
         validate_args: As in torch.
 
     Raises:
-        OptionError: If an option is unknown, out of range, or does not go with another.
+        OptionError: If an option is unknown, out of range, or does not fit another.
         ShapeError: If the noise scale is not one number.
         ContextError: If a context is missing or superfluous.
         UnsupportedModelError: When ``volume="surrogate"`` is to score a draw of this object.
@@ -146,14 +146,12 @@ class InjectiveDistribution(ModelDistribution):
         return "lebesgue" if self._thickens else super().measure
 
     def draw(self, num_samples: int, context: Tensor | None) -> tuple[Tensor, Any]:
-        """Draw values (n, *) with the base variables behind them."""
+        """Draw values (n, *) with the base variables that lead to them."""
         z, log_q = self.base_draws(num_samples, context)
         # The volume costs d times as much, and most draws are never scored.
         flows = self.stack.after_samples(z, context).flows
         x = joint_decode(flows, z.clone(), context)
-        if isinstance(self._policy, Thicken):
-            x = self._policy.blur(x)
-        return x, _Drawn(z, log_q)
+        return self._policy.blur(x), _Drawn(z, log_q)
 
     def score(self, x: Tensor, context: Tensor | None, drawn: Any) -> Tensor:
         """Log-density (B,) in nats of values (B, *)."""
@@ -192,7 +190,7 @@ class InjectiveDistribution(ModelDistribution):
 
         A surrogate is unbiased if the encoder's Jacobian is the Moore-Penrose inverse of the
         decoder's. An encoder that was trained on the manifold alone, or on its own draws, inverts
-        the decoder without being that: give it data with noise in all directions
+        the decoder, but its Jacobian is another: train it on data with noise in all directions
         (``input_noise``).
 
         Args:

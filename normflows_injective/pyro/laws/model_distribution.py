@@ -1,24 +1,20 @@
-"""What models of normflows need to be distributions of Pyro."""
+"""Models of normflows as laws of Pyro: their shapes, contexts, and memory of draws."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import copy
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 import normflows as nf
 import pyro
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Size, Tensor, nn
-from torch.distributions import constraints
 
-from ...checks import check_count, check_flag, checks_arguments
-from ...checks.sizes import as_size, expanded_size
+from ...checks import check_count, checks_arguments
 from ...checks.tensors import check_kind, check_type
 from ...errors import (
     ContextError,
@@ -38,48 +34,30 @@ from ...modules.random_numbers import OwnRandomNumbers
 from ..memory.buffers import make_contiguous, watch_buffers
 from ..memory.sample_cache import SampleCache, State, state_of
 from ..supports.support import refuse_off_support
+from .law import PyroLaw, Shape
 
 __all__ = ["ModelDistribution"]
 
 Law = TypeVar("Law", bound="ModelDistribution")
-Shape = Iterable[int]
 
 
 class _Anatomy(NamedTuple):
-    """What a model is made of, found once for each."""
+    """The parts of a model, found once for each."""
 
     stack: LayerStack
     event_shape: tuple[int, ...]
     latent_dim: int
     # Parameters of the base through which its draws pass no gradient.
     unreached: list[nn.Parameter]
-    # By what it is recognised.
-    parts: tuple[Any, ...]
+    # Marks of everything that the anatomy depends on.
+    marks: tuple[Any, ...]
 
 
 _KNOWN: WeakKeyDictionary[nn.Module, _Anatomy] = WeakKeyDictionary()
 
 
-class ModelDistribution(TorchDistribution, ABC):
-    """A model with a base ``q0`` and ``flows`` as a distribution.
-
-    A subclass gives :meth:`draw` and :meth:`score`, of flat batches; shapes, context, expansion
-    and the memory of what was drawn are here.
-
-    Args:
-        model: A model of normflows or ours.
-        event_dim: Number of dimensions of an event; 0 makes scalars of a model of one dimension,
-            None takes the model's.
-        context: Of shape (*batch_shape, C), or class labels (*batch_shape), or None.
-        validate_args: As in torch.
-
-    Raises:
-        OptionError: If this is no such model.
-        ShapeError: If its events have another number of dimensions.
-        ContextError: If a context is missing or superfluous.
-    """
-
-    arg_constraints: dict[str, constraints.Constraint] = {}
+class ModelDistribution(PyroLaw, ABC):
+    """A model as a law, of which a subclass draws and scores flat batches."""
 
     def __init__(
         self,
@@ -91,8 +69,6 @@ class ModelDistribution(TorchDistribution, ABC):
         _check_model(model)
         if event_dim is not None:
             event_dim = check_count(event_dim, "event_dim", least=0)
-        if validate_args is not None:
-            validate_args = check_flag(validate_args, "validate_args")
         if context is not None:
             check_type(context, "context")
             check_kind(context, "context")
@@ -117,7 +93,7 @@ class ModelDistribution(TorchDistribution, ABC):
 
     @abstractmethod
     def draw(self, num_samples: int, context: Tensor | None) -> tuple[Tensor, Any]:
-        """Draw values (n, *) and whatever will help to score them."""
+        """Draw values (n, *) and what helps to score them."""
 
     @abstractmethod
     def score(self, x: Tensor, context: Tensor | None, drawn: Any) -> Tensor:
@@ -131,7 +107,7 @@ class ModelDistribution(TorchDistribution, ABC):
 
     def rsample(self, sample_shape: Shape = ()) -> Tensor:
         """Draw values (*sample_shape, *batch_shape, *event_shape), with gradients."""
-        shape = as_size(sample_shape, "sample_shape") + self.batch_shape
+        shape = self._drawn_shape(sample_shape)
         if math.prod(shape) == 1:
             self._warm_up()
         x, drawn = self.draw(math.prod(shape), context_rows(self.context, shape))
@@ -151,12 +127,7 @@ class ModelDistribution(TorchDistribution, ABC):
         Raises:
             ShapeError: If the values are no events of this shape, which would be stretched.
         """
-        cut = value.dim() - len(self.event_shape)
-        if cut < 0 or value.shape[cut:] != self.event_shape:
-            raise ShapeError(
-                f"Values must end in the event shape {tuple(self.event_shape)} of {self}, got "
-                f"shape {tuple(value.shape)}."
-            )
+        batch = self._batch_of(value, self)
         dtype = model_dtype(self.model.q0, self.model.flows)
         if value.dtype != dtype:
             raise DtypeError(
@@ -166,9 +137,9 @@ class ModelDistribution(TorchDistribution, ABC):
         drawn = self._cache.find(value, self._state, self._trains())
         if self._validate_args and drawn is None:
             self._validate_sample(value)
-        shape = self._broadcast(value.shape[:cut])
+        shape = self._broadcast(batch)
         # Without a context the rows of a batch are alike, so that each value is scored once.
-        scored = value.shape[:cut] if self.context is None else shape
+        scored = batch if self.context is None else shape
         if math.prod(scored) == 0:
             return value.new_zeros(shape)
         rows = value.expand(scored + self.event_shape)
@@ -185,13 +156,11 @@ class ModelDistribution(TorchDistribution, ABC):
 
     def expand(self: Law, batch_shape: Shape, _instance: Any = None) -> Law:
         """The same law over a larger batch."""
-        expanded = copy(self)
-        shape = expanded_size(self, batch_shape)
+        expanded = super().expand(batch_shape)
         if self.context is not None:
             row = self.context.shape[len(context_shape(self.context)) :]
-            expanded.context = self.context.expand(shape + row)
+            expanded.context = self.context.expand(expanded.batch_shape + row)
         expanded._cache = SampleCache()
-        expanded._batch_shape = shape
         return expanded
 
     def __repr__(self) -> str:
@@ -203,7 +172,7 @@ class ModelDistribution(TorchDistribution, ABC):
 
     @property
     def measure(self) -> str:
-        """What its density is against: ``"lebesgue"``, or a measure of a surface."""
+        """The measure of its density: ``"lebesgue"``, or a measure of a surface."""
         if not self.stack.raises_dimension:
             return "lebesgue"
         return getattr(self.stack.flows[-1], "measure", "hausdorff")
@@ -273,20 +242,20 @@ def _event_shape(shape: tuple[int, ...], event_dim: int | None) -> Size:
 
 
 def _anatomy(model: Any, context: Tensor | None) -> _Anatomy:
-    # Distributions are built anew at every call of a Pyro model, modules are not.
-    parts: list[Any] = [id(model.q0), *(id(flow) for flow in model.flows)]
+    # A Pyro model builds its distributions at every call, but not its modules.
+    marks: list[Any] = [id(model.q0), *(id(flow) for flow in model.flows)]
     if context is not None:
-        # One of another width or kind is tried again.
-        parts += [tuple(context.shape[len(context_shape(context)) :]), context.dtype]
+        # A context of another width or kind is tried again.
+        marks += [tuple(context.shape[len(context_shape(context)) :]), context.dtype]
     for parameter in model.q0.parameters():
-        parts += (id(parameter), parameter.requires_grad)
+        marks += (id(parameter), parameter.requires_grad)
     known = _KNOWN.get(model)
-    if known is None or known.parts != tuple(parts):
-        known = _KNOWN[model] = _dissect(model, context, tuple(parts))
+    if known is None or known.marks != tuple(marks):
+        known = _KNOWN[model] = _dissect(model, context, tuple(marks))
     return known
 
 
-def _dissect(model: Any, context: Tensor | None, parts: tuple[Any, ...]) -> _Anatomy:
+def _dissect(model: Any, context: Tensor | None, marks: tuple[Any, ...]) -> _Anatomy:
     _mend_store(make_contiguous(model))
     stack = LayerStack(list(model.flows))
     two = None
@@ -309,12 +278,12 @@ def _dissect(model: Any, context: Tensor | None, parts: tuple[Any, ...]) -> _Ana
             gradients = torch.autograd.grad(z.sum(), parameters, allow_unused=True)
         x, _ = trial.push(z.detach(), two)
     unreached = [p for p, g in zip(parameters, gradients, strict=True) if g is None]
-    return _Anatomy(stack, tuple(x.shape[1:]), z[0].numel(), unreached, parts)
+    return _Anatomy(stack, tuple(x.shape[1:]), z[0].numel(), unreached, marks)
 
 
 @contextmanager
 def _named_context(context: Tensor | None) -> Iterator[None]:
-    """Blame a context, if there is one, where the trial of a model fails over shapes."""
+    """Blame a context, if there is one, for errors of shape in the trial of a model."""
     try:
         yield
     except InjectiveFlowError:
@@ -329,10 +298,10 @@ def _named_context(context: Tensor | None) -> Iterator[None]:
         ) from error
 
 
-def _mend_store(moved: list[nn.Parameter]) -> None:
+def _mend_store(parameters: list[nn.Parameter]) -> None:
     """Replace the copies that Pyro's store made of parameters by the parameters."""
     store: Any = pyro.get_param_store()
-    for parameter in moved:
-        for name, kept in list(store.items()):
-            if kept.shape == parameter.shape and torch.equal(kept, parameter):
+    for parameter in parameters:
+        for name, copied in list(store.items()):
+            if copied.shape == parameter.shape and torch.equal(copied, parameter):
                 store[name] = parameter

@@ -1,4 +1,4 @@
-"""What becomes of values that do not lie on the manifold."""
+"""Policies for values that do not lie on the manifold: reject, project or thicken."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch.distributions import constraints
 from ...checks import check_choice, check_positive, describe, is_number
 from ...errors import OptionError, ShapeError
 from ...flows.stack import LayerStack
-from ..supports.constraints import ImageConstraint
-from ..supports.support import score_where
+from ..supports.support import score_where, whole_space
+from ..supports.surfaces import ImageConstraint
 
 __all__ = [
     "POLICIES",
@@ -43,13 +43,13 @@ Score = Callable[[Tensor, Tensor | None], Projected]
 
 
 class OffManifold(ABC):
-    """What becomes of values that do not lie on the manifold."""
+    """The support and the density of values on and off a manifold."""
 
     @abstractmethod
     def support(
         self, stack: LayerStack, context: Tensor | None, event_dim: int
     ) -> constraints.Constraint:
-        """Which values have a density."""
+        """The values that have a density."""
 
     @abstractmethod
     def log_density(
@@ -57,23 +57,14 @@ class OffManifold(ABC):
     ) -> Tensor:
         """Log-density (B,) in nats of values (B, *), from that of their projections."""
 
+    def blur(self, x: Tensor) -> Tensor:
+        """Points (B, *) of the manifold with the noise of draws, if there is any."""
+        return x
+
 
 @final
 class Reject(OffManifold):
-    """Values off the manifold have no density.
-
-    Args:
-        tol: Largest distance from the reconstruction, over 1 + |x|.
-
-    Raises:
-        OptionError: If the tolerance is not positive.
-
-    Examples:
-        >>> from normflows_injective.flows import Pad
-        >>> plane = LayerStack([Pad(2, 3)])
-        >>> Reject(1e-3).support(plane, None, 1).check(torch.eye(3))
-        tensor([ True,  True, False])
-    """
+    """No density for values farther than `tol`, over 1 + |x|, from their reconstruction."""
 
     def __init__(self, tol: float) -> None:
         self._tol = float(check_positive(tol, "tol"))
@@ -87,25 +78,25 @@ class Reject(OffManifold):
     def log_density(
         self, score: Score, stack: LayerStack, x: Tensor, context: Tensor | None
     ) -> Tensor:
-        """That of the projection, or minus infinity."""
+        """Log-densities of projections, or minus infinity."""
         near = self.support(stack, context, x.dim() - 1).check(x)
         return score_where(near, lambda *rows: score(*rows).log_density, x, context)
 
 
 @final
 class Project(OffManifold):
-    """Every value has the density of its projection."""
+    """The density of its projection for every value."""
 
     def support(
         self, stack: LayerStack, context: Tensor | None, event_dim: int
     ) -> constraints.Constraint:
         """All of space."""
-        return constraints.independent(constraints.real, event_dim)
+        return whole_space(event_dim)
 
     def log_density(
         self, score: Score, stack: LayerStack, x: Tensor, context: Tensor | None
     ) -> Tensor:
-        """That of the projection."""
+        """Log-densities of projections."""
         return score(x, context).log_density
 
 
@@ -115,22 +106,6 @@ class Thicken(OffManifold):
 
     .. math:: \log p(\hat x) - \frac{\lVert x - \hat x \rVert^2}{2\sigma^2}
               - \frac{D - d}{2} \log 2\pi\sigma^2
-
-    Args:
-        noise_scale: :math:`\sigma > 0`: a number, a tensor of one element, or a callable, such as
-            a module, that gives one.
-        latent_dim: :math:`d`.
-
-    Raises:
-        OptionError: If the scale is missing or not positive.
-        ShapeError: If it is not one number.
-
-    References:
-        The limit of small noise of a density convolved with a Gaussian.
-
-    Examples:
-        >>> Thicken(torch.tensor(0.5), latent_dim=2).scale(torch.zeros(3))
-        tensor(0.5000)
     """
 
     def __init__(self, noise_scale: NoiseScale | None, latent_dim: int) -> None:
@@ -141,21 +116,21 @@ class Thicken(OffManifold):
             )
         self._noise_scale = noise_scale
         self._latent_dim = latent_dim
-        # What a callable gives is checked where it is used.
+        # The result of a callable is checked where it is used.
         if not callable(noise_scale):
             self.scale(torch.empty(0))
 
     def scale(self, like: Tensor) -> Tensor:
         """The scale now, of shape (), in the dtype and on the device of a tensor."""
         source: Any = self._noise_scale
-        given = source() if callable(source) else source
-        real = isinstance(given, Tensor) and not given.is_complex() and given.dtype != torch.bool
-        if not (real or is_number(given)):
+        value = source() if callable(source) else source
+        real = isinstance(value, Tensor) and not value.is_complex() and value.dtype != torch.bool
+        if not (real or is_number(value)):
             raise OptionError(
                 "noise_scale must be a positive number, a tensor or a callable that gives one, "
-                f"got {describe(given)}."
+                f"got {describe(value)}."
             )
-        sigma = given.to(like) if isinstance(given, Tensor) else like.new_tensor(given)
+        sigma = value.to(like) if isinstance(value, Tensor) else like.new_tensor(value)
         if sigma.numel() != 1:
             raise ShapeError(
                 f"noise_scale must be one number, got shape {tuple(sigma.shape)}. The noise is "
@@ -177,17 +152,17 @@ class Thicken(OffManifold):
         self, stack: LayerStack, context: Tensor | None, event_dim: int
     ) -> constraints.Constraint:
         """All of space."""
-        return constraints.independent(constraints.real, event_dim)
+        return whole_space(event_dim)
 
     def log_density(
         self, score: Score, stack: LayerStack, x: Tensor, context: Tensor | None
     ) -> Tensor:
-        """That of the projection, and of the noise that leads away from it."""
+        """Log-densities of projections, and of the noise that leads away from them."""
         log_density, reconstruction = score(x, context)
         sigma = self.scale(x)
         squared = (x - reconstruction).flatten(1).square().sum(1)
         codimension = x[0].numel() - self._latent_dim
-        # Of the tensor, by its own logarithm, so that a trained scale gets its gradient.
+        # The logarithm of the tensor itself, so that a trained scale gets its gradient.
         normaliser = codimension * (sigma.log() + 0.5 * math.log(2 * math.pi))
         return log_density - squared / (2 * sigma.square()) - normaliser
 
@@ -195,24 +170,7 @@ class Thicken(OffManifold):
 def policy(
     off_manifold: str, noise_scale: NoiseScale | None, tol: float, latent_dim: int
 ) -> OffManifold:
-    """The policy of a name.
-
-    Args:
-        off_manifold: One of ``POLICIES``.
-        noise_scale: Of ``"thicken"``, see :class:`Thicken`; None for the others.
-        tol: Of ``"reject"``, see :class:`Reject`.
-        latent_dim: Dimension d of the manifold.
-
-    Returns:
-        The policy.
-
-    Raises:
-        OptionError: If the name is unknown, or an option is missing, superfluous or out of range.
-
-    Examples:
-        >>> type(policy("project", None, 1e-3, 2)).__name__
-        'Project'
-    """
+    """The policy of a name, with its options."""
     check_choice(off_manifold, POLICIES, "off_manifold")
     if off_manifold == "thicken":
         return Thicken(noise_scale, latent_dim)

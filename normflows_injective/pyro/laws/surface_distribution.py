@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from copy import copy
 from typing import Any, final
 
 import torch
@@ -11,21 +10,15 @@ from pyro.distributions import Dirichlet, TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from ...checks import (
-    check_choice,
-    check_count,
-    check_flag,
-    check_positive,
-    checks_arguments,
-    describe,
-)
-from ...checks.sizes import as_size, expanded_size
+from ...checks import check_choice, check_count, check_positive, checks_arguments, describe
+from ...checks.sizes import as_size
 from ...distributions import AngularCentralGaussian, UniformSphere, VonMisesFisher
 from ...distributions import UniformOnSurface as _UniformOnSurface
-from ...errors import OffManifoldError, OptionError, ShapeError
+from ...errors import OffManifoldError, OptionError
 from ...flows.gauges.gauge import Gauge
-from ..supports.constraints import StarLikeConstraint, is_standard_simplex, unit_length
 from ..supports.support import refuse_off_support, score_where
+from ..supports.surfaces import StarLikeConstraint, is_standard_simplex, unit_length
+from .law import PyroLaw, Shape, optional_flag
 
 __all__ = ["OnSurface", "SurfaceDistribution", "UniformOnSurface"]
 
@@ -70,11 +63,12 @@ class OnSurface(constraints.Constraint):
 
 
 @final
-class SurfaceDistribution(TorchDistribution):
+class SurfaceDistribution(PyroLaw):
     r"""A law on a surface as a Pyro distribution: a prior, or a likelihood.
 
     Its density is the law's, against the law's measure. Score it with guides whose density
-    is against the same: mixing measures shifts the evidence, and on most surfaces the posterior.
+    is against the same measure: another one shifts the evidence, and on most surfaces the
+    posterior.
 
     The support of the laws of ``nfi.distributions`` is a :class:`StarLikeConstraint`, by whose
     chart autoguides, NUTS and NeuTra reach a site with this distribution as it is.
@@ -99,14 +93,11 @@ class SurfaceDistribution(TorchDistribution):
     """
 
     has_rsample = False
-    arg_constraints: dict[str, constraints.Constraint] = {}
 
     def __init__(self, law: Any, validate_args: bool | None = None) -> None:
         _check_law(law)
-        if validate_args is not None:
-            validate_args = check_flag(validate_args, "validate_args")
         self.law = law
-        super().__init__(torch.Size(), torch.Size(law.shape), validate_args=validate_args)
+        super().__init__(torch.Size(), torch.Size(law.shape), validate_args)
 
     @property
     def support(self) -> constraints.Constraint:
@@ -115,12 +106,12 @@ class SurfaceDistribution(TorchDistribution):
 
     @property
     def measure(self) -> str:
-        """What the density is against."""
+        """The measure that the density is against."""
         return getattr(self.law, "measure", "hausdorff")
 
-    def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
+    def sample(self, sample_shape: Shape = ()) -> Tensor:
         """Draw points of shape (*sample_shape, *batch_shape, D)."""
-        shape = as_size(sample_shape, "sample_shape") + self.batch_shape
+        shape = self._drawn_shape(sample_shape)
         with torch.no_grad():
             x: Tensor = self.law(max(1, math.prod(shape)))[0]
         return x[: math.prod(shape)].view(shape + self.event_shape)
@@ -135,28 +126,17 @@ class SurfaceDistribution(TorchDistribution):
             OffManifoldError: With validation, if points are off the surface.
             ShapeError: If these are no points of :math:`\mathbb R^D`.
         """
-        if value.shape[-1:] != self.event_shape:
-            raise ShapeError(
-                f"Values must end in the event shape {tuple(self.event_shape)} of "
-                f"{type(self.law).__name__}, got shape {tuple(value.shape)}."
-            )
+        batch = self._batch_of(value, type(self.law).__name__)
         if self._validate_args:
             refuse_off_support(self, value)
             self._validate_sample(value)
-        batch_shape = value.shape[:-1]
-        rows = value.reshape(math.prod(batch_shape), *self.event_shape)
-        near = self.support.check(rows)
-        scores = score_where(near, lambda x, _: self.law.log_prob(x), rows).view(batch_shape)
-        return scores.expand(torch.broadcast_shapes(batch_shape, self.batch_shape))
+        rows = value.reshape(math.prod(batch), *self.event_shape)
+        inside = self.support.check(rows)
+        scores = score_where(inside, lambda x, _: self.law.log_prob(x), rows).view(batch)
+        return scores.expand(torch.broadcast_shapes(batch, self.batch_shape))
 
     def __repr__(self) -> str:
         return f"SurfaceDistribution({type(self.law).__name__}, measure={self.measure!r})"
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> SurfaceDistribution:
-        """The same law over a larger batch."""
-        expanded = copy(self)
-        expanded._batch_shape = expanded_size(self, batch_shape)
-        return expanded
 
 
 def UniformOnSurface(  # noqa: N802 - a distribution, to those who call it
@@ -172,11 +152,11 @@ def UniformOnSurface(  # noqa: N802 - a distribution, to those who call it
 
     .. math:: \log p(x) = -\log \mathcal H(\mathcal M_t)
 
-    normalised, so that evidences can be compared; where the area has no closed form it is an
-    average over directions, always the same ones, which takes tens of milliseconds, so build the
-    law once, outside of the model. On the standard simplex the default measure is
-    that of the first :math:`K - 1` coordinates, as in Pyro's ``Dirichlet``, and the law is the
-    flat Dirichlet law; on every other surface it is the surface's own.
+    normalised, so that evidences can be compared. Where the area has no closed form it is an
+    average over directions, always the same ones, which takes tens of milliseconds: build the law
+    once, outside of the model. On the standard simplex the default measure is that of the first
+    :math:`K - 1` coordinates, as in Pyro's ``Dirichlet``, and the law is the flat Dirichlet law.
+    On every other surface it is the surface's own.
 
     Args:
         gauge: The surface, from ``nfi.flows.gauges``, not trained.
@@ -204,8 +184,7 @@ def UniformOnSurface(  # noqa: N802 - a distribution, to those who call it
         >>> UniformOnSurface(HyperplaneGauge(torch.ones(3))).log_prob(torch.ones(3) / 3)
         tensor(0.6931)
     """
-    if validate_args is not None:
-        validate_args = check_flag(validate_args, "validate_args")
+    validate_args = optional_flag(validate_args)
     if measure is not None:
         check_choice(measure, ("hausdorff", "cone", "lebesgue"), "measure")
     dim = None if dim is None else check_count(dim, "dim", least=2)

@@ -1,4 +1,4 @@
-r"""A low-dimensional law, thickened by Gaussian noise, as a distribution of Pyro."""
+"""A low-dimensional law, thickened by Gaussian noise, as a distribution of Pyro."""
 
 from __future__ import annotations
 
@@ -7,31 +7,21 @@ import weakref
 from typing import Any, final
 
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn.functional import softplus
 
-from ...checks.sizes import as_size, expanded_size
 from ...distributions.thickened.decoders import Decoder
 from ...distributions.thickened.noise import Noise
 from ...distributions.thickened.reverse import Reverse
+from .law import PyroLaw, Shape
 
 __all__ = ["Frame", "Thickened"]
 
 
 @final
 class Frame(nn.Module):
-    r"""Location and scales of a guide: :math:`\theta = \mathrm{loc} + \mathrm{scale} \cdot e`.
-
-    Args:
-        loc: Location (D,) at the start.
-        scale: Scale of every coordinate at the start.
-
-    Examples:
-        >>> Frame(torch.ones(2), 0.5).place(torch.ones(2))
-        tensor([1.5000, 1.5000], grad_fn=<AddBackward0>)
-    """
+    r"""Location and scales of a guide: :math:`\theta = \mathrm{loc} + \mathrm{scale} \cdot e`."""
 
     def __init__(self, loc: Tensor, scale: float) -> None:
         super().__init__()
@@ -45,59 +35,39 @@ class Frame(nn.Module):
         return softplus(self.raw_scale)
 
     def place(self, e: Tensor) -> Tensor:
-        """Values of standardised ones (*, D)."""
+        """Values (*, D) for standardised values (*, D)."""
         return self.loc + self.scale * e
 
     def standardise(self, value: Tensor) -> Tensor:
-        """Standardised values of values (*, D)."""
+        """Standardised values (*, D) for values (*, D)."""
         return (value - self.loc) / self.scale
 
 
 @final
-class Thickened(TorchDistribution):
+class Thickened(PyroLaw):
     r"""The law of :math:`\theta = \mathrm{loc} + S (h(u) + \varepsilon)`, scored by a bound.
-
-    With :math:`u \sim N(0, I_r)`, :math:`\varepsilon \sim N(0, \Psi)`, and a reverse model
-    :math:`r(u \mid \theta)`, the density of a value that this object drew itself, last, is
-    reported as
 
     .. math::
 
         \log \hat q = \log \frac{1}{K+1} \sum_{k=0}^{K}
             \frac{q(u_k)\, q(\theta \mid u_k)}{r(u_k \mid \theta)}, \qquad
-        E \log \hat q \ge E \log q(\theta),
-
-    with :math:`u_0` the one that led to the value, and :math:`u_1, \dots, u_K` drawn from r. Used
-    as the entropy term it gives a lower bound of the evidence. It rests on the exchangeability of
-    :math:`u_0, \dots, u_K` under the reweighted law: conditionally on :math:`\theta` they have
-    the density :math:`q(u_0 \mid \theta) \prod_{k \ge 1} r(u_k \mid \theta)`, averaged over which
-    index is special this is :math:`\prod_k r(u_k \mid \theta)\, \hat q / q(\theta)`, a density,
-    so that :math:`E \log (\hat q / q)` is a divergence, hence not negative.
-
-    Of any other value the generating u is unknown. All K + 1 are drawn from r then, and the same
-    average is an unbiased estimate of q: its logarithm is a lower bound of :math:`\log q` in
-    expectation. That is good for scoring, and never for an evidence bound.
-
-    A value is recognised by identity, as long as it lives, and only its u is kept, which depends
-    on no parameter: densities follow the parameters as they are when asked for.
-
-    Args:
-        frame: Location and scales S.
-        decoder: h, maps (B, r) to (B, D).
-        noise: Of covariance :math:`\Psi`.
-        reverse: r.
-        rank: Width r of u.
-        num_aux: Number K of extra draws.
-        batch_shape: Shape of independent copies.
-        validate_args: As in torch.
-
-    References:
-        Sobolev and Vetrov, *Importance weighted hierarchical variational inference*,
-        https://arxiv.org/abs/1905.03290 (2019).
+        E \log \hat q \ge E \log q(\theta)
     """
 
+    # Here u is N(0, I_r), the noise N(0, Psi), and r(u | theta) the reverse model. For the latest
+    # draw u_0 is the one that led to it, and u_1, ..., u_K come from r. Given theta their density
+    # is q(u_0 | theta) prod_{k >= 1} r(u_k | theta); its average over the position of u_0 is
+    # prod_k r(u_k | theta) q_hat / q(theta), a density, so that E log(q_hat / q) is a divergence,
+    # hence not negative, and the bound of the evidence stays one (arXiv 1905.03290).
+    #
+    # The u of any other value is unknown. All K + 1 come from r then, and the average is an
+    # unbiased estimate of q, whose logarithm is too small in expectation: it serves as a score,
+    # never in a bound of the evidence.
+    #
+    # A draw is recognised by identity while it lives, and only its u is stored, which depends on
+    # no parameter: densities follow the present parameters.
+
     has_rsample = True
-    arg_constraints: dict[str, constraints.Constraint] = {}
     support = constraints.real_vector
 
     def __init__(
@@ -108,7 +78,7 @@ class Thickened(TorchDistribution):
         reverse: Reverse,
         rank: int,
         num_aux: int = 0,
-        batch_shape: torch.Size | list[int] | tuple[int, ...] = (),
+        batch_shape: Shape = (),
         validate_args: bool | None = None,
     ) -> None:
         self.frame = frame
@@ -118,29 +88,15 @@ class Thickened(TorchDistribution):
         self.rank = rank
         self.num_aux = num_aux
         self._drawn: tuple[weakref.ref[Tensor], Tensor] | None = None
-        super().__init__(torch.Size(batch_shape), frame.loc.shape, validate_args=validate_args)
+        super().__init__(torch.Size(batch_shape), frame.loc.shape, validate_args)
 
     def __getstate__(self) -> dict[str, Any]:
+        # Copies remember no draws, and neither does an expanded law, which is a copy.
         return {**self.__dict__, "_drawn": None}
 
-    def expand(
-        self, batch_shape: torch.Size | list[int] | tuple[int, ...], _instance: Any = None
-    ) -> Thickened:
-        """The same law with another batch shape, which remembers nothing."""
-        return Thickened(
-            self.frame,
-            self.decoder,
-            self.noise,
-            self.reverse,
-            self.rank,
-            self.num_aux,
-            expanded_size(self, batch_shape),
-            validate_args=self._validate_args,
-        )
-
-    def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
-        """Draw values (*sample_shape, *batch_shape, D), and remember what led to them."""
-        shape = as_size(sample_shape, "sample_shape") + self.batch_shape
+    def rsample(self, sample_shape: Shape = ()) -> Tensor:
+        """Draw values (*sample_shape, *batch_shape, D), and remember their auxiliary variables."""
+        shape = self._drawn_shape(sample_shape)
         loc = self.frame.loc
         u = torch.randn(*shape, self.rank, dtype=loc.dtype, device=loc.device)
         decoded = self.decoder(u.reshape(-1, self.rank)).reshape(*shape, -1)
@@ -149,7 +105,7 @@ class Thickened(TorchDistribution):
         return value
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log-densities (*) of values (*, D), in nats: see above for what they are."""
+        """Estimates of log-densities (*) of values (*, D), in nats."""
         if self._validate_args:
             self._validate_sample(value)
         u = self._generating(value)

@@ -1,8 +1,8 @@
-"""Buffers beside Pyro's parameter store, which keeps parameters only.
+"""Digests of buffers in Pyro's parameter store, which keeps parameters only.
 
 A stack with random permutations or masks that takes its parameters from a loaded store, in a
-process with another seed, has another density and says nothing. So a digest of the buffers is
-left in the store beside the parameters, to compare.
+process with another seed, silently has another density. A digest of the buffers in the store,
+beside the parameters, shows the difference.
 """
 
 from __future__ import annotations
@@ -32,57 +32,29 @@ _SEEN: WeakKeyDictionary[nn.Module, tuple[Any, ...]] = WeakKeyDictionary()
 
 
 def watch_buffers(nn_module: nn.Module) -> None:
-    """Compare a module's buffers with those that the parameters in the store were trained with.
-
-    Does nothing for a module whose parameters are not in the store, or that has no buffers. Later
-    changes, as by normalisation layers in training, renew the digest. A module that is registered
-    under a name of other parameters is refused in training.
-
-    Args:
-        nn_module: A module that is about to draw or to score.
-
-    Raises:
-        RegistrationError: If an optimiser is about to get other parameters under its name.
-
-    Warns:
-        ParamStoreWarning: If the parameters come from a module with other buffers.
-
-    Examples:
-        >>> normed = nn.BatchNorm1d(2)
-        >>> _ = pyro.module("normed", normed)
-        >>> watch_buffers(normed)
-        >>> "normed$$$digest_of_buffers" in pyro.get_param_store()
-        True
-    """
+    """Warn if parameters in the store were trained with other buffers than a module has now."""
     store: Any = pyro.get_param_store()
     key, parameter = _name_in(store, nn_module)
     if key is None:
         refuse_other_tensors(nn_module)
         return
-    found = key, id(parameter), versions(nn_module.buffers())
+    now = key, id(parameter), versions(nn_module.buffers())
     before = _SEEN.get(nn_module)
-    if before == found and found[2] is not None and key in store:
+    if before == now and now[2] is not None and key in store:
         return
     digest = digest_of(nn_module)
     if digest is None:
         return
-    restored = before is None or before[:2] != found[:2]
+    restored = before is None or before[:2] != now[:2]
+    # Later changes, as by normalisation layers in training, renew the digest without a warning.
     if restored and key in store and not torch.equal(store[key], digest):
         warn_of_store(key.partition("$$$")[0], _DIFFERENT)
     store[key] = digest
-    _SEEN[nn_module] = found
+    _SEEN[nn_module] = now
 
 
 def digest_of(nn_module: nn.Module) -> Tensor | None:
-    """Two numbers that tell the buffers of a module from others, or None if it has none.
-
-    Args:
-        nn_module: Any module; only buffers of its ``state_dict`` count.
-
-    Examples:
-        >>> digest_of(nn.Linear(2, 2)) is None
-        True
-    """
+    """Two numbers that tell the saved buffers of a module from others, or None if it has none."""
     parameters = dict(nn_module.named_parameters())
     state = nn_module.state_dict()
     buffers = [key for key in state if key not in parameters]
@@ -100,12 +72,7 @@ def digest_of(nn_module: nn.Module) -> Tensor | None:
 
 
 def warn_of_store(name: str, reason: str) -> None:
-    """Warn that the parameter store has not, or not rightly, restored a module.
-
-    Args:
-        name: Name of the module in the store.
-        reason: What happened.
-    """
+    """Warn that the parameter store has not, or not rightly, restored a module of some name."""
     warnings.warn(
         f"Module {name!r} {reason}. Save and restore whole modules by nfp.save and nfp.load, "
         "or by state_dict.",
@@ -115,7 +82,7 @@ def warn_of_store(name: str, reason: str) -> None:
 
 
 def _name_in(store: Any, nn_module: nn.Module) -> tuple[str | None, Tensor | None]:
-    """Name of the module's digest in the store, and the parameter that it was found by."""
+    """Name of the module's digest in the store, and the parameter that shows the name."""
     for local, parameter in nn_module.named_parameters():
         full = store.param_name(parameter)
         # A module inside the one that was registered has a digest of its own.
@@ -126,24 +93,10 @@ def _name_in(store: Any, nn_module: nn.Module) -> tuple[str | None, Tensor | Non
 
 
 def make_contiguous(module: nn.Module) -> list[nn.Parameter]:
-    """Lay the parameters of a module out in memory as Pyro's store needs them.
-
-    The store trains a copy of a parameter that is not contiguous, such as the matrix of the host's
-    ``InvertibleAffine(use_lu=False)``, and the module never learns.
-
-    Args:
-        module: The module.
-
-    Returns:
-        The parameters that were not contiguous.
-
-    Examples:
-        >>> import normflows as nf
-        >>> layer = nf.flows.InvertibleAffine(3, use_lu=False)
-        >>> len(make_contiguous(layer)), layer.W.is_contiguous()
-        (1, True)
-    """
-    moved = [p for p in module.parameters() if not p.is_contiguous()]
-    for parameter in moved:
+    """Make the parameters of a module contiguous, and return those that were not."""
+    # Of any other, such as the matrix of nf.flows.InvertibleAffine(use_lu=False), the store trains
+    # a copy, and the module never learns.
+    scattered = [p for p in module.parameters() if not p.is_contiguous()]
+    for parameter in scattered:
         parameter.data = parameter.data.contiguous()
-    return moved
+    return scattered

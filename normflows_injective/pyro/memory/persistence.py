@@ -1,4 +1,4 @@
-"""Keeping trained modules: whole in a file of ours, or by halves in Pyro's parameter store."""
+"""Trained modules, kept whole in a file or without their buffers in Pyro's parameter store."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def load(
     path: str | os.PathLike[str],
     map_location: str | torch.device | None = None,
 ) -> None:
-    """Read what :func:`save` wrote into a module of the same structure and options.
+    """Read a file that :func:`save` wrote into a module of the same structure and options.
 
     Args:
         trained: What to load into; call ``guide.build(*args)`` on a fresh autoguide before.
@@ -81,13 +81,13 @@ def module(name: str, nn_module: nn.Module, update_module_params: bool = False) 
     """Register a module's parameters with Pyro, as ``pyro.module`` does, and watch its buffers.
 
     Pyro's parameter store keeps parameters only. A stack with random permutations or masks that
-    takes its parameters from a loaded store, in a process with another seed, has another density
-    and says nothing. A digest of the buffers in the store lets us compare and warn. Our
-    distributions and transforms do so by themselves; this function also says where parameters
-    were not taken over, or came without a digest. It is better to :func:`save` the module.
+    takes its parameters from a loaded store, in a process with another seed, silently has another
+    density. A digest of the buffers in the store shows the difference, and there is a warning. Our
+    distributions and transforms watch their buffers by themselves; this function also says where
+    parameters were not taken over, or came without a digest. Prefer to :func:`save` the module.
 
     Names of a module that is gone, as in a notebook's cell that is run twice, are taken over.
-    Those of a living one are not, and a training step that would give its parameters to the
+    Names of a living module are not, and a training step that would give its parameters to the
     optimiser in place of this module's is refused.
 
     Args:
@@ -104,7 +104,7 @@ def module(name: str, nn_module: nn.Module, update_module_params: bool = False) 
 
     Warns:
         ParamStoreWarning: If the store's parameters come from a module with other buffers, if
-            that cannot be told, or if they are in the store and not taken over.
+            nothing tells whether they do, or if they are in the store and not taken over.
 
     Examples:
         >>> linear = module("linear", nn.Linear(2, 1))
@@ -138,8 +138,8 @@ def module(name: str, nn_module: nn.Module, update_module_params: bool = False) 
 def _comes_from_store(store: Any, name: str, nn_module: nn.Module) -> bool:
     """Whether the store has parameters by these names that are not the module's own."""
     for parameter_name, parameter in nn_module.named_parameters():
-        kept = store._params.get(param_with_module_name(name, parameter_name))
-        if kept is not None and kept is not parameter:
+        stored = store._params.get(param_with_module_name(name, parameter_name))
+        if stored is not None and stored is not parameter:
             return True
     return False
 

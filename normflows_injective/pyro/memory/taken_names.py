@@ -1,7 +1,7 @@
-"""Names in Pyro's parameter store that are taken already, so that a module would not be trained.
+"""Names in Pyro's parameter store that are taken, under which a module would not be trained.
 
-The store keeps the first tensor of a name. A module that comes later under the same name draws and
-scores by its own parameters, while the optimiser gets those of the first.
+The store keeps the first tensor of a name. A later module under the same name draws and scores by
+its own parameters, while the optimiser gets those of the first.
 """
 
 from __future__ import annotations
@@ -23,61 +23,37 @@ __all__ = ["DIGEST", "names_are_free", "refuse_other_tensors", "refuse_taken_nam
 
 DIGEST = "digest_of_buffers"
 
-# Which module a parameter belongs to. The store keeps parameters of modules that are gone.
+# Modules by their parameters. The store keeps parameters of modules that are gone.
 _OWNERS: Any = WeakTensorKeyDictionary()
 
 
 def names_are_free(owner: nn.Module, prefix: str) -> bool:
-    """Free the names of a module from the parameters of one that is gone.
-
-    Args:
-        owner: The module that is about to be registered.
-        prefix: What its names in the store start with.
-
-    Returns:
-        Whether no other parameters are under these names now. Those of a living module, and those
-        whose module is not known, as from a file, are left alone.
-
-    Examples:
-        >>> first, second = nn.Linear(2, 1), nn.Linear(2, 1)
-        >>> names_are_free(first, "linear$$$"), pyro.module("linear", first) is first
-        (True, True)
-        >>> names_are_free(second, "linear$$$")
-        False
-        >>> del first
-        >>> names_are_free(second, "linear$$$")
-        True
-    """
+    """Free names of a module from parameters of one that is gone, and say whether all are free."""
     store = pyro.get_param_store()
     own = {id(parameter) for parameter in owner.parameters()}
     for parameter in owner.parameters():
         _OWNERS[parameter] = weakref.ref(owner)
-    kept = {name: value for name, value in store._params.items() if name.startswith(prefix)}
+    stored = {name: value for name, value in store._params.items() if name.startswith(prefix)}
     others = [
-        value for name, value in kept.items() if id(value) not in own and not name.endswith(DIGEST)
+        value
+        for name, value in stored.items()
+        if id(value) not in own and not name.endswith(DIGEST)
     ]
     if not others:
         return True
+    # Parameters of a living module, or of an unknown one, as from a file, are left alone.
     if not all(_is_gone(value) for value in others):
         # Modules of Pyro refer to themselves, so that only the collector ends them.
         gc.collect()
         if not all(_is_gone(value) for value in others):
             return False
-    for name in kept:
+    for name in stored:
         del store[name]
     return True
 
 
 def refuse_taken_names(owner: nn.Module, name: str) -> None:
-    """Raise that a module cannot be trained under a name.
-
-    Args:
-        owner: The module.
-        name: The name.
-
-    Raises:
-        RegistrationError: Always.
-    """
+    """Raise that a module cannot be trained under a name."""
     raise RegistrationError(
         f"This {type(owner).__name__} cannot be trained: Pyro's parameter store already holds "
         f"other parameters under the name {name!r}, of an earlier module that is still in use or "
@@ -88,16 +64,8 @@ def refuse_taken_names(owner: nn.Module, name: str) -> None:
 
 
 def refuse_other_tensors(nn_module: nn.Module) -> None:
-    """Raise if the present training step was given other tensors for a module's parameters.
-
-    So it is where ``pyro.module`` met a name that is taken: it returns the module all the same.
-
-    Args:
-        nn_module: A module that is about to draw or to score.
-
-    Raises:
-        RegistrationError: If the optimiser will get other tensors.
-    """
+    """Raise if the optimiser of the present step will get other tensors than a module's own."""
+    # That happens where pyro.module meets a name that is taken and returns the module unchanged.
     step = _training_step()
     if step is None:
         return

@@ -1,4 +1,4 @@
-"""The support of a distribution: where values lie, and what becomes of those that do not."""
+"""The support of a distribution, and the densities of values inside and outside of it."""
 
 from __future__ import annotations
 
@@ -16,38 +16,21 @@ from ...flows.gauges.hyperplane import HyperplaneGauge
 from ...flows.stack import LayerStack
 from ...flows.surfaces.radial import RadialSurface
 from ...flows.surfaces.simplex import SimplexFromOrthant, SimplexStickBreaking
-from .constraints import ImageConstraint, StarLikeConstraint, unit_length
-from .ranges import bounded_support
+from .boxes import bounded_support
+from .surfaces import ImageConstraint, StarLikeConstraint, unit_length
 
-__all__ = ["given_support", "refuse_off_support", "score_where", "support_of"]
+__all__ = ["given_support", "refuse_off_support", "score_where", "support_of", "whole_space"]
 
 
 def support_of(
     stack: LayerStack, event_dim: int, context: Tensor | None = None, base: Any = None
 ) -> constraints.Constraint:
-    """Where the values of layers lie.
-
-    Args:
-        stack: Layers from latent to data.
-        event_dim: Number of dimensions of an event.
-        context: Context of shape (*batch, C), or None.
-        base: The law of the latents, or None for one that reaches all of space.
-
-    Returns:
-        All of space, a box or its image, or the surface that the last layer leads to.
-
-    Examples:
-        >>> from normflows_injective.flows import SphereChart
-        >>> from normflows_injective.flows.gauges import LpGauge
-        >>> support_of(LayerStack([SphereChart(3), RadialSurface(LpGauge(1.0))]), 1)
-        StarLikeConstraint(LpGauge, level=1)
-    """
+    """All of space, a box or its image, or the surface that the last of some layers leads to."""
     last: Any = stack.flows[-1]
     while isinstance(getattr(last, "flows", None), nn.ModuleList):
         last = last.flows[-1]
     if not stack.raises_dimension:
-        bounded = bounded_support(stack, event_dim, base, context)
-        return bounded or constraints.independent(constraints.real, event_dim)
+        return bounded_support(stack, event_dim, base, context) or whole_space(event_dim)
     if stack.is_closed_form:
         if isinstance(last, SimplexStickBreaking | SimplexFromOrthant) and last.total == 1:
             # Pyro's simplex stands for Lebesgue measure.
@@ -62,45 +45,29 @@ def support_of(
     return ImageConstraint(stack, context=context, event_dim=event_dim)
 
 
-def given_support(given: Any, event_dim: int, name: str) -> constraints.Constraint:
-    """A support that a caller says, as one of whole events.
+def whole_space(event_dim: int) -> constraints.Constraint:
+    """All of space, as a constraint of whole events."""
+    return constraints.independent(constraints.real, event_dim)
 
-    Args:
-        given: What the caller gave.
-        event_dim: Number of dimensions of an event.
-        name: How the message calls it.
 
-    Raises:
-        OptionError: If it is no continuous constraint of such events.
-
-    Examples:
-        >>> given_support(constraints.unit_interval, 1, "support").event_dim
-        1
-    """
-    if not isinstance(given, constraints.Constraint) or given.is_discrete:
+def given_support(support: Any, event_dim: int, name: str) -> constraints.Constraint:
+    """A caller's continuous constraint of events or of their coordinates, as one of events."""
+    if not isinstance(support, constraints.Constraint) or support.is_discrete:
         raise OptionError(
             f"{name} must be a continuous constraint of torch.distributions.constraints, such as "
-            f"constraints.unit_interval, got {describe(given)}."
+            f"constraints.unit_interval, got {describe(support)}."
         )
-    if given.event_dim > event_dim:
+    if support.event_dim > event_dim:
         raise OptionError(
             f"{name} must be a constraint of events of {event_dim} dimensions or of single "
-            f"coordinates, got one of {given.event_dim} dimensions. Check event_dim."
+            f"coordinates, got one of {support.event_dim} dimensions. Check event_dim."
         )
-    rest = event_dim - given.event_dim
-    return constraints.independent(given, rest) if rest else given
+    rest = event_dim - support.event_dim
+    return constraints.independent(support, rest) if rest else support
 
 
 def refuse_off_support(law: Any, value: Tensor) -> None:
-    """Raise if values lie off the support of a distribution, saying how many or by how much.
-
-    Args:
-        law: A distribution.
-        value: Values (*, *event).
-
-    Raises:
-        OffManifoldError: If its support does not hold all values.
-    """
+    """Raise if values (*, *event) lie off the support of a distribution, and say how far."""
     if value.numel() == 0:
         return
     support = law.support
@@ -116,9 +83,7 @@ def refuse_off_support(law: Any, value: Tensor) -> None:
         return
     outside = ~support.check(value)
     if bool(outside.any()):
-        first = (
-            value.flatten(0, outside.dim() - 1)[outside.flatten()][0] if outside.dim() else value
-        )
+        first = value if outside.dim() == 0 else value[outside][0]
         raise OffManifoldError(
             f"{int(outside.sum())} of {outside.numel()} values lie outside the support of {law}, "
             f"{support}, the first of them {first.flatten()[:4].tolist()}. Check where they come "
@@ -127,33 +92,18 @@ def refuse_off_support(law: Any, value: Tensor) -> None:
 
 
 def score_where(
-    near: Tensor,
+    inside: Tensor,
     score: Callable[[Tensor, Tensor | None], Tensor],
     x: Tensor,
     context: Tensor | None = None,
 ) -> Tensor:
-    """Score the values of a batch that lie on a manifold; the others have no density.
-
-    Args:
-        near: Which values do, of shape (B,).
-        score: Log-density (b,) of values (b, *) with their context.
-        x: Values (B, *).
-        context: One row per value, or None.
-
-    Returns:
-        Log-density (B,), minus infinity off the manifold.
-
-    Examples:
-        >>> near = torch.tensor([True, False])
-        >>> score_where(near, lambda rows, context: rows.sum(1), torch.ones(2, 3))
-        tensor([3., -inf])
-    """
-    if bool(near.all()):
+    """Log-density (B,) of values (B, *) where they lie inside a support, and minus infinity."""
+    if bool(inside.all()):
         return score(x, context)
     scores = x.new_full((len(x),), -math.inf)
-    if bool(near.any()):
-        found = score(x[near], None if context is None else context[near])
-        scores = scores.index_put((near,), found)
+    if bool(inside.any()):
+        some = score(x[inside], None if context is None else context[inside])
+        scores = scores.index_put((inside,), some)
     return scores
 
 

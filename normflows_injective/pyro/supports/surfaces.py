@@ -1,4 +1,4 @@
-"""Surfaces as constraints, with the charts that lead Pyro's guides and samplers to them."""
+"""Surfaces as constraints, with charts by which guides and samplers of Pyro reach them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from ...checks import check_count, check_positive, describe
+from ...checks import check_positive, describe
+from ...distributions.uniform_on_surface import known_dimension
 from ...errors import InjectiveFlowError, OptionError
 from ...flows.gauges.gauge import Gauge
 from ...flows.gauges.hyperplane import HyperplaneGauge
@@ -70,15 +71,8 @@ class StarLikeConstraint(constraints.Constraint):
                 f"gauge must be one of nfi.flows.gauges, got {describe(gauge)}. Write e.g. "
                 "LpGauge(1.0)."
             )
-        dim = None if dim is None else check_count(dim, "dim")
         self.surface = RadialSurface(gauge, level, measure)
-        known = gauge.dim if dim is None else dim
-        if known is None or (gauge.dim is not None and gauge.dim != known):
-            raise OptionError(
-                f"dim must be given, and be that of the gauge where it has one: got dim={dim!r}, "
-                f"and {type(gauge).__name__} has {gauge.dim!r}."
-            )
-        self.dim = known
+        self.dim = known_dimension(gauge, dim, least=1)
         if gauge.needs_context:
             raise OptionError(
                 "The surface depends on a context, so it is a different one for every sample. Fix "
@@ -92,7 +86,7 @@ class StarLikeConstraint(constraints.Constraint):
         return self.deviation(value) <= self.tol
 
     def deviation(self, value: Tensor) -> Tensor:
-        """By which share points (*, D) are farther or nearer than the surface, of shape (*)."""
+        """Share by which points (*, D) are farther or nearer than the surface, of shape (*)."""
         if value.shape[-1:] != (self.dim,):
             return torch.full(value.shape[:-1], math.inf, device=value.device)
         rows = value.detach().reshape(-1, value.shape[-1])
@@ -100,7 +94,7 @@ class StarLikeConstraint(constraints.Constraint):
         usable = (scale[:, 0] > 0) & rows.isfinite().all(1)
         if self.surface.domain == "orthant":
             usable = usable & (rows > 0).all(1)
-        # What is no direction is replaced by one, and reported below.
+        # Rows that have no direction get one here, and an infinite deviation below.
         scaled = torch.where(usable.unsqueeze(1), rows / scale, torch.ones_like(rows))
         norms = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
         with torch.no_grad():
@@ -123,22 +117,7 @@ class StarLikeConstraint(constraints.Constraint):
 
 @final
 class ImageConstraint(constraints.Constraint):
-    r"""Points that layers lead to.
-
-    .. math:: \lVert x - G(F(x)) \rVert \le \tau\, (1 + \lVert x \rVert)
-
-    Args:
-        stack: Layers with an injection among them.
-        tol: :math:`\tau`.
-        context: Context of shape (*batch, C), or None.
-        event_dim: Number of dimensions of a point.
-
-    Examples:
-        >>> from normflows_injective.flows import Pad
-        >>> plane = ImageConstraint(LayerStack([Pad(2, 3)]))
-        >>> plane.check(torch.tensor([[1.0, 2.0, 0.0], [0.0, 0.0, 1.0]]))
-        tensor([ True, False])
-    """
+    r"""Points that layers lead to, :math:`|x - G(F(x))| \le \tau (1 + |x|)`."""
 
     is_discrete = False
 
@@ -172,8 +151,8 @@ class ImageConstraint(constraints.Constraint):
             if len(rows) == 1:
                 return rows.new_full((1,), math.inf)
             single = [None] * len(rows) if context is None else context.unsqueeze(1)
-            parts = zip(rows.unsqueeze(1), single, strict=True)
-            return torch.cat([self._distance(row, one) for row, one in parts])
+            pairs = zip(rows.unsqueeze(1), single, strict=True)
+            return torch.cat([self._distance(*pair) for pair in pairs])
         norms = [torch.linalg.vector_norm(t.flatten(1), dim=1) for t in (gap, rows)]
         return torch.nan_to_num(norms[0] / (1 + norms[1]), nan=math.inf)
 
@@ -182,32 +161,12 @@ class ImageConstraint(constraints.Constraint):
 
 
 def unit_length(dim: int) -> StarLikeConstraint:
-    """Vectors of length one, as Pyro's own constraint of them, but known to the registries.
-
-    Args:
-        dim: Their dimension D.
-
-    Returns:
-        The constraint.
-
-    Examples:
-        >>> unit_length(2).check(torch.tensor([0.6, 0.8]))
-        tensor(True)
-    """
+    """Vectors (D,) of length one, as Pyro's constraint of them, but known to the registries."""
     return StarLikeConstraint(LpGauge(2.0), dim=dim)
 
 
 def is_standard_simplex(gauge: Gauge, level: float) -> bool:
-    """Whether a level set is the simplex of sum one, whose measure in Pyro is Lebesgue's.
-
-    Args:
-        gauge: A gauge.
-        level: Its level.
-
-    Examples:
-        >>> is_standard_simplex(HyperplaneGauge(torch.ones(3)), 1.0)
-        True
-    """
+    """Whether a level set is the simplex of sum one, which Pyro measures by Lebesgue's measure."""
     if not isinstance(gauge, HyperplaneGauge):
         return False
     return bool((gauge.weights / level - 1).abs().max() < 1e-6)
