@@ -32,11 +32,7 @@ class SphericalLaw(Law):
     def __init__(self, dim: int, off_manifold: str) -> None:
         super().__init__()
         check_policy(off_manifold)
-        if dim < 2:
-            raise OptionError(
-                "The space around a sphere must have an integer dimension of 2 or more, got "
-                f"{dim!r}."
-            )
+        check_sphere_dim(dim)
         self.shape = (dim,)
         self.off_manifold = off_manifold
 
@@ -184,6 +180,14 @@ def log_sphere_area(dim: int) -> float:
     r"""Log-area of the sphere in D dimensions, :math:`\log (2 \pi^{D/2} / \Gamma(D/2))`."""
     check_count(dim, "dim")
     return math.log(2.0) + 0.5 * dim * math.log(math.pi) - math.lgamma(0.5 * dim)
+
+
+def check_sphere_dim(dim: int) -> None:
+    """Raise unless there is a connected sphere in a space of this dimension."""
+    if dim < 2:
+        raise OptionError(
+            f"The space around a sphere must have an integer dimension of 2 or more, got {dim!r}."
+        )
 
 
 def _check_invertible(matrix: Tensor) -> None:

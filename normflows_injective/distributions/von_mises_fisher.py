@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..checks import as_floating, check_finite
 from ..errors import OptionError, ShapeError
 from ..modules.precision import factored_dtype
-from .spherical import SphericalLaw, log_sphere_area
+from .spherical import SphericalLaw, check_sphere_dim, log_sphere_area
 
 __all__ = ["VonMisesFisher", "log_normaliser"]
 
@@ -146,6 +146,7 @@ def log_normaliser(concentration: Tensor, dim: int) -> Tensor:
     # delta = sigma sinh(tau), makes tails that are slow for small n doubly exponential. The
     # trapezoid rule in tau then converges exponentially: 97 nodes give 12 digits or more, 129 give
     # all of float64.
+    check_sphere_dim(dim)
     n = dim - 1
     kappa = concentration.to(factored_dtype(concentration.device))[..., None]
     # The grid follows the integrand, but the integral does not depend on it: no graph.

@@ -236,7 +236,7 @@ def _permutation(order: Tensor) -> nf.flows.Permute:
 
 
 def spline_layers(dim: int) -> list[nf.flows.Flow]:
-    """Four rational-quadratic spline couplings, which start as the identity, and LU linear maps."""
+    """Four rational-quadratic spline couplings that start as the identity, with LU linear maps."""
     if dim == 1:
         return [AngularSpline(1, max_log_scale=0.0)]
     layers: list[nf.flows.Flow] = []

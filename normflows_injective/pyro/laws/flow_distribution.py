@@ -120,6 +120,8 @@ class FlowDistribution(ModelDistribution):
         return score_where(inside, self._score, x, context)
 
     def _support_of_rows(self, context: Tensor | None) -> Any:
+        if self._surface is not None:
+            return self._surface
         return support_of(self.stack, len(self._model_shape), context, self.model.q0)
 
     def _score(self, x: Tensor, context: Tensor | None) -> Tensor:

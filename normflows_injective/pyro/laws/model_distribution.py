@@ -13,6 +13,7 @@ import normflows as nf
 import pyro
 import torch
 from torch import Size, Tensor, nn
+from torch.distributions import constraints
 
 from ...checks import check_count, checks_arguments
 from ...checks.tensors import check_kind, check_type
@@ -33,7 +34,7 @@ from ...models.parts import model_dtype
 from ...modules.random_numbers import OwnRandomNumbers
 from ..memory.buffers import make_contiguous, watch_buffers
 from ..memory.sample_cache import SampleCache, State, state_of
-from ..supports.support import refuse_off_support
+from ..supports.support import known_surface, refuse_off_support
 from .law import PyroLaw, Shape
 
 __all__ = ["ModelDistribution"]
@@ -47,6 +48,7 @@ class _Anatomy(NamedTuple):
     stack: LayerStack
     event_shape: tuple[int, ...]
     latent_dim: int
+    surface: constraints.Constraint | None
     # Parameters of the base through which its draws pass no gradient.
     unreached: list[nn.Parameter]
     # Marks of everything that the anatomy depends on.
@@ -85,7 +87,7 @@ class ModelDistribution(PyroLaw, ABC):
         check_context(
             self._conditional, context_rows(context, batch_shape), math.prod(batch_shape)
         )
-        self.stack, shape, self.latent_dim = _anatomy(self.model, context)[:3]
+        self.stack, shape, self.latent_dim, self._surface = _anatomy(self.model, context)[:4]
         self._model_shape = shape
         self._cache = SampleCache()
         watch_buffers(self.model)
@@ -278,7 +280,8 @@ def _dissect(model: Any, context: Tensor | None, marks: tuple[Any, ...]) -> _Ana
             gradients = torch.autograd.grad(z.sum(), parameters, allow_unused=True)
         x, _ = trial.push(z.detach(), two)
     unreached = [p for p, g in zip(parameters, gradients, strict=True) if g is None]
-    return _Anatomy(stack, tuple(x.shape[1:]), z[0].numel(), unreached, marks)
+    surface = known_surface(stack)
+    return _Anatomy(stack, tuple(x.shape[1:]), z[0].numel(), surface, unreached, marks)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from torch.distributions import constraints
 from ...checks import check_choice, check_positive, describe, is_number
 from ...errors import OptionError, ShapeError
 from ...flows.stack import LayerStack
+from ...volume.reconstruction import squared_error
 from ..supports.support import score_where, whole_space
 from ..supports.surfaces import ImageConstraint
 
@@ -160,11 +161,11 @@ class Thicken(OffManifold):
         """Log-densities of projections, and of the noise that leads away from them."""
         log_density, reconstruction = score(x, context)
         sigma = self.scale(x)
-        squared = (x - reconstruction).flatten(1).square().sum(1)
         codimension = x[0].numel() - self._latent_dim
         # The logarithm of the tensor itself, so that a trained scale gets its gradient.
         normaliser = codimension * (sigma.log() + 0.5 * math.log(2 * math.pi))
-        return log_density - squared / (2 * sigma.square()) - normaliser
+        exponent = squared_error(x, reconstruction) / (2 * sigma.square())
+        return log_density - exponent - normaliser
 
 
 def policy(

@@ -6,43 +6,65 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import constraints
 
 from ...checks import describe
 from ...errors import OffManifoldError, OptionError
-from ...flows.gauges.hyperplane import HyperplaneGauge
 from ...flows.stack import LayerStack
-from ...flows.surfaces.radial import RadialSurface
-from ...flows.surfaces.simplex import SimplexFromOrthant, SimplexStickBreaking
+from ...flows.surfaces.surface import Surface, surface_of
 from .boxes import bounded_support
 from .surfaces import ImageConstraint, StarLikeConstraint, unit_length
 
-__all__ = ["given_support", "refuse_off_support", "score_where", "support_of", "whole_space"]
+__all__ = [
+    "given_support",
+    "known_surface",
+    "refuse_off_support",
+    "score_where",
+    "support_of",
+    "whole_space",
+]
 
 
 def support_of(
     stack: LayerStack, event_dim: int, context: Tensor | None = None, base: Any = None
 ) -> constraints.Constraint:
     """All of space, a box or its image, or the surface that the last of some layers leads to."""
-    last: Any = stack.flows[-1]
-    while isinstance(getattr(last, "flows", None), nn.ModuleList):
-        last = last.flows[-1]
     if not stack.raises_dimension:
         return bounded_support(stack, event_dim, base, context) or whole_space(event_dim)
-    if stack.is_closed_form:
-        if isinstance(last, SimplexStickBreaking | SimplexFromOrthant) and last.total == 1:
-            # Pyro's simplex stands for Lebesgue measure.
-            area = StarLikeConstraint(HyperplaneGauge(torch.ones(last.dim)))
-            return area if last.measure == "hausdorff" else constraints.simplex
-        if isinstance(last, RadialSurface) and not last.needs_context:
-            dim = _dimension(stack)
-            level = last.level.level
-            return StarLikeConstraint(last.gauge, level, dim=dim, measure=last.measure)
-        if getattr(last, "codomain", None) == "sphere":
-            return unit_length(_dimension(stack))
-    return ImageConstraint(stack, context=context, event_dim=event_dim)
+    return known_surface(stack) or ImageConstraint(stack, context=context, event_dim=event_dim)
+
+
+def known_surface(stack: LayerStack) -> constraints.Constraint | None:
+    """The surface that layers tell that they lead to, or None for space and for other images."""
+    surface = surface_of(stack.composite) if stack.raises_dimension else None
+    if surface is None or surface.dim is None or surface.kind not in _CONSTRAINTS:
+        return None
+    return _CONSTRAINTS[surface.kind](surface)
+
+
+def _simplex(surface: Surface) -> constraints.Constraint | None:
+    if surface.level != 1:
+        return None
+    # Pyro's simplex stands for Lebesgue measure.
+    return constraints.simplex if surface.measure == "lebesgue" else _level_set(surface)
+
+
+def _level_set(surface: Any) -> constraints.Constraint:
+    _, gauge, level, dim, measure = surface
+    return StarLikeConstraint(gauge, level, dim=dim, measure=measure)
+
+
+def _sphere(surface: Any) -> constraints.Constraint:
+    return unit_length(surface.dim)
+
+
+# By the kind of a surface. All surfaces of other kinds are images.
+_CONSTRAINTS: dict[str, Callable[[Surface], constraints.Constraint | None]] = {
+    "sphere": _sphere,
+    "level_set": _level_set,
+    "simplex": _simplex,
+}
 
 
 def whole_space(event_dim: int) -> constraints.Constraint:
@@ -105,10 +127,3 @@ def score_where(
         some = score(x[inside], None if context is None else context[inside])
         scores = scores.index_put((inside,), some)
     return scores
-
-
-def _dimension(stack: LayerStack) -> int:
-    first: Any = stack.composite[0]
-    while isinstance(getattr(first, "flows", None), nn.ModuleList):
-        first = first.flows[0]
-    return int(first.data_shape[0])
