@@ -13,11 +13,11 @@ from torch.distributions import constraints
 
 from ..checks import check_count, checks_arguments
 from ..checks.sizes import as_size
+from ..distributions.sample_cache import SampleCache, State, state_of
 from ..errors import ContextError, UnsupportedLayerError
 from ..flows.stack import LayerStack, flatten_events
 from ..host.context import needs_context
 from .memory.buffers import make_contiguous, watch_buffers
-from .memory.sample_cache import SampleCache, State, state_of
 from .supports.boxes import bounded_domain
 from .supports.support import given_support, support_of
 

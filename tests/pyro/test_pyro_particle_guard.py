@@ -13,7 +13,7 @@ pyro = pytest.importorskip("pyro", reason="Pyro is not installed")
 dist = pytest.importorskip("pyro.distributions")
 infer = pytest.importorskip("pyro.infer")
 nfp = pytest.importorskip("normflows_injective.pyro")
-guard_module = pytest.importorskip("normflows_injective.pyro.guides.particle_guard")
+guard_module = pytest.importorskip("normflows_injective.distributions.particle_guard")
 ParticleGuard = guard_module.ParticleGuard
 SteadyLinear = pytest.importorskip("normflows_injective.flows.coupling.steady_linear").SteadyLinear
 FACTOR = guard_module._FACTOR

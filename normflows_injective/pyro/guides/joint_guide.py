@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.distributions import Transform, biject_to
 
 from ...checks import check_count, describe
+from ...distributions.particle_guard import ParticleGuard
 from ...errors import InjectiveFlowError, OptionError, ParamStoreWarning
 from ..memory.taken_names import names_are_free, refuse_taken_names, trains_now
 from .latent_sites import refuse_unserved_sites
-from .particle_guard import ParticleGuard
 from .site_quantiles import check_levels, site_quantiles
 
 __all__ = ["JointGuide"]

@@ -17,6 +17,7 @@ from torch.distributions import constraints
 
 from ...checks import check_count, checks_arguments
 from ...checks.tensors import check_kind, check_type
+from ...distributions.sample_cache import SampleCache, State, state_of
 from ...errors import (
     ContextError,
     DtypeError,
@@ -33,7 +34,6 @@ from ...host.first_data import awaits_first_data
 from ...models.parts import model_dtype
 from ...modules.random_numbers import OwnRandomNumbers
 from ..memory.buffers import make_contiguous, watch_buffers
-from ..memory.sample_cache import SampleCache, State, state_of
 from ..supports.support import known_surface, refuse_off_support
 from .law import PyroLaw, Shape
 

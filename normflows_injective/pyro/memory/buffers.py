@@ -16,8 +16,8 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from ...distributions.sample_cache import versions
 from ...errors import ParamStoreWarning
-from .sample_cache import versions
 from .taken_names import DIGEST, refuse_other_tensors
 
 __all__ = ["digest_of", "make_contiguous", "warn_of_store", "watch_buffers"]

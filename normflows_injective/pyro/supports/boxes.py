@@ -17,7 +17,7 @@ from ...errors import UnsupportedModelError
 from ...flows.stack import LayerStack, context_rows
 from ...flows.surfaces.angular_spline import AngularSpline
 from ...host.calls import summed_inverse
-from ...host.first_data import is_cold
+from ...host.first_data import awaits_first_data
 
 __all__ = [
     "Box",
@@ -263,7 +263,7 @@ def _indices(listed: Any) -> tuple[int, ...]:
 
 
 def _inverted(layer: nf.flows.Flow, rows: Tensor, context: Tensor | None) -> Tensor:
-    if any(is_cold(module) for module in layer.modules()):
+    if any(awaits_first_data(module) for module in layer.modules()):
         # A question does not initialise anything.
         layer = deepcopy(layer)
     try:
