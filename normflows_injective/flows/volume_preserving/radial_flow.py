@@ -8,10 +8,11 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor, nn
 
-from ...checks import check_batch, check_count, check_event_shape, check_interval
+from ...checks import check_batch, check_count, check_interval
 from ...errors import ShapeError
 from ...modules.precision import as_factored
 from ..layer import Layer
+from ..splines import Bin
 
 __all__ = ["RadialFlow1D"]
 
@@ -30,16 +31,16 @@ class RadialFlow1D(Layer):
 
     :math:`h` is a rational-quadratic spline with fixed knots, between :math:`h(u) = u + b` below
     the first, where the layer is a plain scaling and smooth through the origin, and a line of
-    learned slope beyond the last. It starts as the identity, and commutes with rotations. Behind
-    it any radial base density is in reach, so that one such layer at the base lifts the floor
-    under volume-preserving flows.
+    learned slope beyond the last. It starts as the identity, and commutes with rotations. It turns
+    a normal base into any radial density, so one such layer at the base lifts the floor under
+    volume-preserving flows.
 
     Args:
         dim: :math:`D`.
         num_bins: Number of bins :math:`K`; the layer has :math:`2K + 1` parameters.
-        log_range: First and last knot, as logarithms of radii. By default they enclose the radii
-            of a standard normal in :math:`D` dimensions, all but a thousandth on either side;
-            :meth:`from_data` chooses by samples.
+        log_range: First and last knot, as logarithms of radii. By default at most a thousandth
+            of a standard normal in :math:`D` dimensions lies beyond either; :meth:`from_data`
+            chooses them by samples.
 
     Raises:
         OptionError: If a count is not a positive integer, or the range is empty.
@@ -56,6 +57,8 @@ class RadialFlow1D(Layer):
         ([[0.0, 0.0], [0.0, 3.0]], [9.0, 9.0])
     """
 
+    takes_context = False
+
     def __init__(
         self, dim: int, num_bins: int = 24, log_range: tuple[float, float] | None = None
     ) -> None:
@@ -71,15 +74,15 @@ class RadialFlow1D(Layer):
         self.knots = nn.Buffer(torch.linspace(low, high, num_bins + 1))
         self.offset = nn.Parameter(torch.zeros(()))
         self.log_slopes = nn.Parameter(torch.zeros(num_bins))
-        # At the knots but the first, whose derivative is that of the scaling below it: one.
+        # At all knots but the first, whose derivative is that of the scaling below it: one.
         self.log_derivatives = nn.Parameter(torch.zeros(num_bins))
 
     @classmethod
     def from_data(cls, z: Tensor, num_bins: int = 24) -> RadialFlow1D:
-        """A layer whose knots enclose the radii of samples, all but a thousandth on either side.
+        """A layer whose knots enclose the radii of samples but for a thousandth on either side.
 
         Args:
-            z: Samples of shape (N, D) of what the layer takes in its forward direction.
+            z: Latents of the layer, (N, D).
             num_bins: Number of bins.
 
         Raises:
@@ -105,48 +108,38 @@ class RadialFlow1D(Layer):
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Latents (B, D) to data (B, D), with the log-det (B,) in nats."""
-        check_event_shape(z, self.shape, "z")
         curve = self._curve()
         first, last = self.knots[0], self.knots[-1]
         u = _log_radius(z, first)
         inside = torch.minimum(u, last)
-        piece = curve.pieces(inside, self.knots)
-        theta = (inside - piece.left) / piece.width
+        image, log_derivative = curve.bins(inside, self.knots).image(inside)
         # Beyond the last knot the line through it goes on, with its derivative.
-        image = piece.value(theta) + curve.derivatives[-1] * torch.relu(u - last)
+        image = image + curve.derivatives[-1] * torch.relu(u - last)
         log_stretch = image - u
         x = z * log_stretch.exp().unsqueeze(1)
-        return x, piece.log_derivative(theta) + self.shape[0] * log_stretch
+        return x, log_derivative + self.dim * log_stretch
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data (B, D) to latents (B, D), with the log-det (B,) in nats."""
-        check_event_shape(x, self.shape, "x")
         curve = self._curve()
         first, last = curve.heights[0], curve.heights[-1]
         image = _log_radius(x, first)
         inside = torch.minimum(image, last)
-        piece = curve.pieces(inside, curve.heights)
-        theta = piece.solve(inside)
-        u = piece.left + theta * piece.width
+        u, log_derivative = curve.bins(inside, curve.heights).preimage(inside)
         u = u + torch.relu(image - last) / curve.derivatives[-1]
         log_stretch = u - image
         z = x * log_stretch.exp().unsqueeze(1)
-        return z, self.shape[0] * log_stretch - piece.log_derivative(theta)
+        return z, log_derivative + self.dim * log_stretch
 
     @property
     def log_range(self) -> tuple[float, float]:
         """Logarithms of the radii of the first and the last knot."""
         return float(self.knots[0]), float(self.knots[-1])
 
-    @property
-    def takes_context(self) -> bool:
-        """False: the keyword is accepted and not used."""
-        return False
-
     def extra_repr(self) -> str:
         """Options as shown by ``print(model)``."""
-        low, high = float(self.knots[0]), float(self.knots[-1])
-        return f"dim={self.shape[0]}, num_bins={self.num_bins}, log_range=({low:.3g}, {high:.3g})"
+        low, high = self.log_range
+        return f"dim={self.dim}, num_bins={self.num_bins}, log_range=({low:.3g}, {high:.3g})"
 
     def _curve(self) -> _Curve:
         slopes, derivatives = _slopes(self.log_slopes), _slopes(self.log_derivatives)
@@ -168,64 +161,20 @@ class _Curve(NamedTuple):
     slopes: Tensor
     derivatives: Tensor
 
-    def pieces(self, values: Tensor, edges: Tensor) -> _Piece:
+    def bins(self, values: Tensor, edges: Tensor) -> Bin:
         """The bin of every value (B,) among edges (K + 1,), the knots or the heights."""
         # Comparisons, unlike a search, go through vmap and compilation; K is small.
         index = (values.detach().unsqueeze(-1) >= edges.detach()[1:-1]).sum(-1)
         width = self.knots.diff()[index]
-        return _Piece(
-            self.knots[:-1][index],
-            width,
-            self.heights[:-1][index],
-            width * self.slopes[index],
-            self.slopes[index],
-            self.derivatives[:-1][index],
-            self.derivatives[1:][index],
+        return Bin(
+            left=self.knots[:-1][index],
+            width=width,
+            bottom=self.heights[:-1][index],
+            height=width * self.slopes[index],
+            slope=self.slopes[index],
+            first=self.derivatives[:-1][index],
+            last=self.derivatives[1:][index],
         )
-
-
-class _Piece(NamedTuple):
-    """The bin of every sample, all (B,): origin, sizes, mean slope, derivatives at its ends."""
-
-    left: Tensor
-    width: Tensor
-    bottom: Tensor
-    height: Tensor
-    slope: Tensor
-    first: Tensor
-    second: Tensor
-
-    def value(self, theta: Tensor) -> Tensor:
-        """The spline at a share theta of the bin."""
-        mixed = theta * (1 - theta)
-        rise = self.slope * theta.square() + self.first * mixed
-        return self.bottom + self.height * rise / self._denominator(mixed)
-
-    def log_derivative(self, theta: Tensor) -> Tensor:
-        """Logarithm of its derivative there."""
-        mixed = theta * (1 - theta)
-        weighted = (
-            self.second * theta.square()
-            + 2 * self.slope * mixed
-            + self.first * (1 - theta).square()
-        )
-        return 2 * (self.slope.log() - self._denominator(mixed).log()) + weighted.log()
-
-    def solve(self, image: Tensor) -> Tensor:
-        """The share theta of the bin at which the spline takes a value.
-
-        The equation is quadratic in theta, and this form of its root in [0, 1] cancels no digits:
-        both terms of the denominator are of one sign.
-        """
-        rise = image - self.bottom
-        bend = rise * (self.first + self.second - 2 * self.slope)
-        a = self.height * (self.slope - self.first) + bend
-        b = self.height * self.first - bend
-        c = self.slope * rise
-        return 2 * c / (b + (b.square() + 4 * a * c).sqrt())
-
-    def _denominator(self, mixed: Tensor) -> Tensor:
-        return self.slope + (self.first + self.second - 2 * self.slope) * mixed
 
 
 def _slopes(parameters: Tensor) -> Tensor:
