@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 
 import normflows as nf
 import pytest
@@ -244,6 +246,64 @@ def test_rotation_stays_orthogonal_in_another_dtype():
     turn = Rotation(random_rotation(4).float()).double()
     z = torch.randn(5, 4, dtype=torch.float64)
     torch.testing.assert_close(turn(z)[0].norm(dim=1), z.norm(dim=1), atol=1e-14, rtol=1e-14)
+
+
+def test_rotation_remembers_its_factor_until_the_matrix_changes():
+    manual_seed(0)
+    turn, z = Rotation(4).double(), torch.randn(5, 4, dtype=torch.float64)
+    first, second = random_rotation(4), random_rotation(4)
+    for write in (
+        lambda: turn.load_state_dict({"matrix": first}),
+        lambda: turn.matrix.copy_(second),
+        lambda: setattr(turn, "matrix", first),
+        lambda: setattr(turn.matrix, "data", second),
+    ):
+        write()
+        torch.testing.assert_close(turn(z)[0], z @ turn.matrix)
+        assert turn._factor.of(turn.matrix) is turn._factor.of(turn.matrix)
+    assert list(turn.state_dict()) == ["matrix"]
+    assert turn.float()(z.float())[0].dtype == torch.float32
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda turn: pickle.loads(pickle.dumps(turn))])
+def test_copies_of_a_rotation_do_not_trust_the_factor_of_the_original(copied):
+    turn, z = Rotation(4).double(), torch.randn(5, 4, dtype=torch.float64)
+    turn.matrix.copy_(random_rotation(4))
+    turn(z)
+    twin = copied(turn)
+    torch.testing.assert_close(twin(z)[0], turn(z)[0])
+    # As many writes as the original has seen.
+    for _ in range(3):
+        twin.matrix.copy_(random_rotation(4))
+        torch.testing.assert_close(twin(z)[0], z @ twin.matrix)
+
+
+def test_rotation_that_was_first_called_in_inference_mode_trains():
+    turn, z = Rotation(4), torch.randn(5, 4)
+    with torch.inference_mode():
+        expected = turn(z)[0].clone()
+    moved = z.clone().requires_grad_()
+    x, _ = turn(moved)
+    x.square().sum().backward()
+    torch.testing.assert_close(x, expected)
+    torch.testing.assert_close(moved.grad, 2 * z)
+    with torch.inference_mode():
+        made = Rotation(4)
+        torch.testing.assert_close(made.inverse(made(z)[0])[0], z)
+
+
+def test_rotation_by_matrices_that_a_transform_hands_in():
+    turn, z = Rotation(random_rotation(3)), torch.randn(5, 3, dtype=torch.float64)
+    # The first call of all is inside two transforms.
+    columns = torch.func.vmap(torch.func.jacfwd(lambda s: turn(s[None])[0][0]))(z)
+    torch.testing.assert_close(columns, turn.matrix.T.expand(5, 3, 3))
+    matrices = torch.stack([random_rotation(3) for _ in range(4)])
+
+    def call(matrix):
+        return torch.func.functional_call(turn, {"matrix": matrix}, (z,))[0]
+
+    torch.testing.assert_close(torch.func.vmap(call)(matrices), z @ matrices)
+    torch.testing.assert_close(turn(z)[0], z @ turn.matrix)
 
 
 def test_rotation_refuses_what_is_none():

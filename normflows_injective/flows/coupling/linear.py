@@ -7,8 +7,9 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from ...checks import check_count, check_event_shape
+from ...checks import check_count
 from ..layer import Layer
+from ..orthogonal import reflected
 
 __all__ = ["Householder", "LULinear", "Permutation"]
 
@@ -23,7 +24,7 @@ class LULinear(Layer):
     with :math:`L` unit lower and :math:`U` strictly upper triangular and the permutation :math:`P`
     fixed. :math:`L`, :math:`U` and :math:`\ell` share one matrix: :math:`D^2` parameters. It
     starts at :math:`W = P`, drawn at random: a dense rotation would make sums of the coordinates,
-    which hide what couplings could have seen in a single one.
+    which hide structure that couplings could have seen in a single one.
 
     Args:
         dim: Number of coordinates :math:`D`.
@@ -41,6 +42,7 @@ class LULinear(Layer):
         True
     """
 
+    takes_context = False
     order: Tensor
 
     def __init__(self, dim: int) -> None:
@@ -53,7 +55,6 @@ class LULinear(Layer):
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Latents (B, D) to data (B, D), with the log-det (B,) in nats."""
-        check_event_shape(z, self.shape, "z")
         lower, upper = self._factors()
         z = z.index_select(1, self.order.argsort()).mT
         x = torch.linalg.solve_triangular(lower, z, upper=False, unitriangular=True)
@@ -62,18 +63,12 @@ class LULinear(Layer):
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data (B, D) to latents (B, D), with the log-det (B,) in nats."""
-        check_event_shape(x, self.shape, "x")
         return x @ self.matrix().mT, self._log_det(x)
 
     def matrix(self) -> Tensor:
         """:math:`W` of shape (D, D), from data to latents."""
         lower, upper = self._factors()
         return (lower @ upper).index_select(0, self.order)
-
-    @property
-    def takes_context(self) -> bool:
-        """False: the keyword is accepted and not used."""
-        return False
 
     def _factors(self) -> tuple[Tensor, Tensor]:
         diagonal = self.packed.diagonal().exp()
@@ -109,6 +104,8 @@ class Householder(Layer):
         (True, tensor([0., 0.]))
     """
 
+    takes_context = False
+
     def __init__(self, dim: int, num_reflections: int = 8) -> None:
         super().__init__()
         check_count(dim, "dim")
@@ -119,25 +116,18 @@ class Householder(Layer):
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Latents (B, D) to data (B, D), with log-det zero."""
-        check_event_shape(z, self.shape, "z")
-        return _reflect(z, self.vectors.flip(0)), z.new_zeros(z.shape[0])
+        return reflected(z, self.vectors, back=True), z.new_zeros(z.shape[0])
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data (B, D) to latents (B, D), with log-det zero."""
-        check_event_shape(x, self.shape, "x")
-        return _reflect(x, self.vectors), x.new_zeros(x.shape[0])
-
-    @property
-    def takes_context(self) -> bool:
-        """False: the keyword is accepted and not used."""
-        return False
+        return reflected(x, self.vectors), x.new_zeros(x.shape[0])
 
 
 @final
 class Permutation(Layer):
     """Fixed random order of the coordinates.
 
-    The host's ``Permute`` returns log-dets of the default dtype whatever the input's.
+    ``Permute`` of normflows returns log-dets of the default dtype whatever that of the input.
 
     Args:
         dim: Number of coordinates D.
@@ -152,6 +142,7 @@ class Permutation(Layer):
         True
     """
 
+    takes_context = False
     order: Tensor
 
     def __init__(self, dim: int) -> None:
@@ -162,21 +153,8 @@ class Permutation(Layer):
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Latents (B, D) to data (B, D), with log-det zero."""
-        check_event_shape(z, self.shape, "z")
         return z.index_select(1, self.order.argsort()), z.new_zeros(z.shape[0])
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data (B, D) to latents (B, D), with log-det zero."""
-        check_event_shape(x, self.shape, "x")
         return x.index_select(1, self.order), x.new_zeros(x.shape[0])
-
-    @property
-    def takes_context(self) -> bool:
-        """False: the keyword is accepted and not used."""
-        return False
-
-
-def _reflect(value: Tensor, vectors: Tensor) -> Tensor:
-    for vector in vectors / vectors.norm(dim=1, keepdim=True):
-        value = value - 2 * (value @ vector).unsqueeze(1) * vector
-    return value

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ...checks import check_choice, check_count, check_event_shape
 from ...errors import UnsupportedLayerError
 from ..layer import Layer
+from ..orthogonal import reflected
 from .on_sphere import check_policy, unit_vectors
 from .sphere_coordinates import COORDINATES
 from .surface import Chart, SurfaceMap
@@ -170,20 +171,9 @@ class SphereLinear(SurfaceMap):
         return f"{self.dim}, rotate={self.reflections is not None}"
 
     def _rotate(self, rows: Tensor, back: bool = False) -> Tensor:
-        r"""Apply the product of reflections :math:`\prod_k (I - 2 v_k v_k^\top / |v_k|^2)`.
-
-        It is :math:`I - V S^{-1} V^\top` with :math:`S + S^\top = V^\top V` and :math:`S` upper
-        triangular: orthogonal for every V and so in every dtype, as a stored matrix is not.
-        """
         if self.reflections is None:
             return rows
-        vectors = self.reflections
-        gram = vectors.T @ vectors
-        factor = gram.triu(1) + 0.5 * torch.diag(gram.diagonal())
-        # The transpose has S^T in the place of S.
-        system, upper = (factor.T, False) if back else (factor, True)
-        inner = torch.linalg.solve_triangular(system, (rows @ vectors).T, upper=upper)
-        return rows - inner.T @ vectors.T
+        return reflected(rows, self.reflections.T, back=not back)
 
     def _factors(self) -> tuple[Tensor, Tensor]:
         ones = torch.eye(self.dim, dtype=self.triangles.dtype, device=self.triangles.device)

@@ -1,4 +1,4 @@
-"""Rotations that are drawn once and kept."""
+"""Fixed rotations."""
 
 from __future__ import annotations
 
@@ -8,17 +8,11 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from ...checks import (
-    as_floating,
-    check_count,
-    check_event_shape,
-    checks_arguments,
-    is_number,
-    is_readable,
-)
+from ...checks import as_floating, check_count, checks_arguments, is_number, is_readable
 from ...errors import OptionError, ShapeError
 from ...modules.precision import factored_dtype
 from ..layer import Layer
+from ..orthogonal import RememberedFactor, orthogonal_factor
 
 __all__ = ["Rotation", "random_rotation"]
 
@@ -49,7 +43,7 @@ def random_rotation(dim: int, generator: torch.Generator | None = None) -> Tenso
     check_count(dim, "dim")
     device = torch.get_default_device() if generator is None else generator.device
     noise = torch.randn(dim, dim, dtype=factored_dtype(device), generator=generator, device=device)
-    return _orthogonal(noise)
+    return orthogonal_factor(noise)
 
 
 @final
@@ -72,6 +66,8 @@ class Rotation(Layer):
         (tensor([[ 2., -1.]]), tensor([0.]))
     """
 
+    takes_context = False
+
     def __init__(self, matrix: Tensor | Sequence[Sequence[float]] | int) -> None:
         super().__init__()
         if is_number(matrix):
@@ -92,32 +88,18 @@ class Rotation(Layer):
             )
         self.shape = (len(matrix),)
         self.matrix = nn.Buffer(matrix.detach().clone())
+        # A matrix rounded to float32 is no longer orthogonal to the digits of float64, should the
+        # layer be converted; its factor is, whatever the dtype.
+        self._factor = RememberedFactor()
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Latents (B, D) to data (B, D), with log_det zero."""
-        check_event_shape(z, self.shape, "z")
-        return z @ self._matrix(), z.new_zeros(z.shape[0])
+        return z @ self._factor.of(self.matrix), z.new_zeros(z.shape[0])
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data (B, D) to latents (B, D), with log_det zero."""
-        check_event_shape(x, self.shape, "x")
-        return x @ self._matrix().T, x.new_zeros(x.shape[0])
-
-    @property
-    def takes_context(self) -> bool:
-        """False: the keyword is accepted and not used."""
-        return False
+        return x @ self._factor.of(self.matrix).T, x.new_zeros(x.shape[0])
 
     def extra_repr(self) -> str:
         """Options as shown by ``print(model)``."""
         return f"dim={self.shape[0]}"
-
-    def _matrix(self) -> Tensor:
-        # A matrix rounded to float32 is no longer orthogonal to the digits of float64, should the
-        # layer be converted; factored anew it is, in whatever dtype it is used.
-        return _orthogonal(self.matrix)
-
-
-def _orthogonal(matrix: Tensor) -> Tensor:
-    q, r = torch.linalg.qr(matrix)
-    return q * r.diagonal().sign()
