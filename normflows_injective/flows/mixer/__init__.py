@@ -16,3 +16,8 @@ __all__ = [
     "dequantise",
     "mixer_flow",
 ]
+
+
+def __dir__() -> list[str]:
+    """The public names, for completion."""
+    return list(__all__)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import normflows as nf
 
-from ...checks import check_choice, check_count, checks_arguments
+from ...checks import check_choice, check_count, check_counts, checks_arguments, lookup
 from ...errors import OptionError
 from ..coupling import (
     ActNorm,
@@ -20,17 +20,16 @@ from ..coupling import (
     Permutation,
     Spline,
 )
-from ..coupling.coupling import check_widths
 from .mixing import ChannelMixing, PatchMixing
 from .patches import patch_counts
-from .shift import PatchShift
+from .shift import SHIFTS, PatchShift
 
 __all__ = ["mixer_flow"]
 
-# From the number of values, of context features, and whether the order is reversed, to a flow.
+# Builds a flow from the number of values, that of context features, and whether it is reversed.
 Element = Callable[[int, int, bool], nf.flows.Flow]
 
-# A dense map of more values than this costs more than all the rest of a step.
+# Above this number of values a dense map costs more than all the rest of a step.
 DENSE_LIMIT = 256
 
 
@@ -52,25 +51,25 @@ def mixer_flow(
     An image is read as a table of :math:`S` patches with :math:`C` values each. A layer transforms
     all patches by one flow of :math:`\mathbb R^C`, then all places within a patch by one flow of
     :math:`\mathbb R^S`, both made of :class:`~normflows_injective.flows.coupling.ActNorm`, an
-    invertible linear map and an element transform, and then shifts the patches. The model knows of
-    no neighbourhood but that of a patch: without a shift, a permutation of the patches or, if the
-    same in all, within them is taken up by the linear maps next to the data. The class of
-    densities is closed under such permutations if the linear maps are permutations or any
-    matrices; an LU decomposition of fixed pivots and a few reflections are nearly so.
+    invertible linear map and an element transform, and then shifts the patches. The model knows no
+    neighbourhood but that of a patch: without a shift, the linear maps next to the data take up
+    any permutation of the patches, and any permutation within patches that is the same in all.
+    The class of densities is closed under such permutations if the linear maps are permutations or
+    any matrices, and nearly so for an LU decomposition of fixed pivots and a few reflections.
 
-    Latents have the shape of images, so that the list stands before, behind and between other
-    layers of images.
+    Latents have the shape of images, so the list fits before, after and between other layers of
+    images.
 
     Args:
         image_shape: Channels, height and width.
         patch_size: :math:`p`, a divisor of height and width.
         layers: Number of layers.
-        hidden: Widths of the networks of a coupling; for ``"autoregressive"`` the first is the
-            width, if there are not more values, and their number less one that of the residual
-            blocks.
+        hidden: Widths of the networks of a coupling. For ``"autoregressive"`` the width is the
+            first, or the number of values if that is larger, and there are as many residual
+            blocks as further widths, at least one.
         element: ``"affine"``, ``"spline"`` (rational-quadratic), ``"autoregressive"`` (masked
-            affine), or a function from the number of values, of context features and a flag that
-            alternates, to a flow of vectors. It is asked for a flow of a single value only if
+            affine), or a function from the number of values, the number of context features and a
+            flag that alternates, to a flow of vectors. It is called for a single value only if
             there are context features.
         linear: ``"lu"`` (dense), ``"householder"`` (eight reflections), ``"permutation"``
             (fixed), or ``"auto"``: dense up to 256 values, and reflections beyond.
@@ -81,7 +80,7 @@ def mixer_flow(
             place within a patch, they see; 0 for none.
 
     Returns:
-        A list of flows for ``nf.NormalizingFlow`` and other models of the host.
+        A list of flows for ``nf.NormalizingFlow`` and other models of normflows.
 
     Raises:
         ShapeError: If the image does not divide into such patches.
@@ -102,20 +101,19 @@ def mixer_flow(
     for count, name in ((context_dim, "context_dim"), (embedding_dim, "embedding_dim")):
         if count:
             check_count(count, name)
-    build = _element(element, check_widths(hidden))
-    check_choice(linear, _LINEAR, "linear")
-    check_choice(shift, ("none", "roll", "interior"), "shift")
+    build = _element(element, check_counts(hidden, "hidden", empty=True))
+    build_linear = lookup(linear, _LINEAR, "linear")
+    check_choice(shift, SHIFTS, "shift")
     features = context_dim + embedding_dim
 
     def steps(dim: int, reverse: bool) -> list[nf.flows.Flow]:
         step: list[nf.flows.Flow] = []
         for k in range(num_steps):
-            # A single value has nothing to be mixed with, and without a context nothing to be
-            # conditioned on.
+            # A single value has nothing to mix with, and without a context no condition.
             if dim > 1 or features:
                 step.append(build(dim, features, reverse != bool(k % 2)))
             if dim > 1:
-                step.append(_LINEAR[linear](dim))
+                step.append(build_linear(dim))
             step.append(ActNorm(dim))
         return step
 
@@ -158,16 +156,12 @@ def _element(element: str | Element, hidden: tuple[int, ...]) -> Element:
         width = max(hidden[0], dim)
         return Autoregressive(dim, Affine(), width, num_blocks, features, reverse)
 
-    known = {
+    known: dict[str, Element] = {
         "affine": coupling(Affine()),
         "spline": coupling(Spline()),
         "autoregressive": autoregressive,
     }
-    if element not in known:
-        raise OptionError(
-            f"element must be one of {', '.join(known)} or a function, got {element!r}."
-        )
-    return known[element]
+    return lookup(element, known, "element", "one of {} or a function")
 
 
 def _auto(dim: int) -> nf.flows.Flow:

@@ -12,7 +12,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ...checks import check_count, check_event_shape
+from ...checks import check_count
 from ...errors import OptionError, ShapeError
 from ...host.calls import summed_forward, summed_inverse
 from ...host.context import expect_context, needs_context, takes_context
@@ -24,7 +24,7 @@ __all__ = ["ChannelMixing", "Mixing", "PatchMixing"]
 
 
 class Mixing(Layer):
-    r"""Flows of vectors applied to every row of a table that an image is read as; a base class.
+    r"""Flows of vectors applied to every row of an image, read as a table; a base class.
 
     With :math:`M` rows that share their parameters, the log-det of an image is the sum of those of
     its rows, so that a term without data, such as that of a linear map, counts :math:`M` times.
@@ -32,18 +32,19 @@ class Mixing(Layer):
     Args:
         image_shape: Channels, height and width.
         patch_size: Size of the square patches.
-        layers: Flows of vectors, ours or the host's, from latent to data.
+        layers: Flows of vectors, ours or those of normflows, from latent to data.
         context_dim: Number of context features that the caller gives; 0 for none.
-        embedding_dim: Number of learned features that say to a layer which row it transforms; 0
-            for none. They reach the layers as context, behind that of the caller.
+        embedding_dim: Number of learned features that tell the layers which row they transform; 0
+            for none. They reach the layers as context, after that of the caller.
 
     Raises:
         ShapeError: If the image does not divide into such patches.
-        OptionError: If a context would come and no layer reads one, or the other way round.
+        OptionError: If there are context features and no layer reads them, or none and a layer
+            needs some.
         UnsupportedLayerError: If a layer is no invertible flow.
     """
 
-    # How rows are made of a table, and back; the axis that counts them within an image.
+    # From a table to rows and back, and the axis that counts the rows of an image.
     to_rows: str
     to_table: str
     row_axis: str
@@ -74,11 +75,11 @@ class Mixing(Layer):
         width = math.prod(self.patchify.latent_shape) // self.num_rows
         for layer in self.layers:
             check_invertible(layer)
-            built_for = getattr(layer, "shape", (width,))
-            if tuple(built_for) != (width,):
+            shape = tuple(getattr(layer, "shape", (width,)))
+            if shape != (width,):
                 raise ShapeError(
                     f"{name} needs layers of vectors of {width} values, got a "
-                    f"{type(layer).__name__} of shape {tuple(built_for)}."
+                    f"{type(layer).__name__} of shape {shape}."
                 )
         for count, name in ((context_dim, "context_dim"), (embedding_dim, "embedding_dim")):
             if count:
@@ -95,7 +96,7 @@ class Mixing(Layer):
         """Number of rows that share their parameters."""
 
     def _check_readers(self, features: int) -> None:
-        """Raise unless a context comes if and only if a layer reads it."""
+        """Raise unless there are context features if and only if a layer reads them."""
         name = type(self).__name__
         if features and not any(takes_context(layer) for layer in self.layers):
             raise OptionError(
@@ -111,27 +112,25 @@ class Mixing(Layer):
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Latent images (B, channels, H, W) to images of data, with the log-det (B,) in nats."""
-        check_event_shape(z, self.shape, "z")
         return self._through(z, context, inverse=False)
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Images of data (B, channels, H, W) to latent ones, with the log-det (B,) in nats."""
-        check_event_shape(x, self.shape, "x")
         return self._through(x, context, inverse=True)
 
     def _through(
         self, image: Tensor, context: Tensor | None, inverse: bool
     ) -> tuple[Tensor, Tensor]:
-        length, said = image.shape[0], self._row_context(context, image.shape[0])
+        row_context = self._row_context(context, image.shape[0])
         rows = rearrange(self.patchify.inverse(image)[0], self.to_rows)
         through = summed_inverse if inverse else summed_forward
-        rows, log_dets = through(list(self.layers), rows, said)
-        log_det = log_dets.reshape(length, self.num_rows).sum(1)
+        rows, log_dets = through(list(self.layers), rows, row_context)
+        log_det = log_dets.reshape(image.shape[0], self.num_rows).sum(1)
         table = rearrange(rows, self.to_table, **{self.row_axis: self.num_rows})
         return self.patchify(table)[0], log_det
 
     def _row_context(self, context: Tensor | None, length: int) -> Tensor | None:
-        """What the layers are told of every row: the caller's context, and which row it is."""
+        """Context of every row: that of the caller, and the learned features of the row."""
         context = context if self.context_dim else None
         expect_context(context, length, self.context_dim, type(self).__name__)
         parts = []
@@ -154,15 +153,16 @@ class ChannelMixing(Mixing):
     Args:
         image_shape: Channels, height and width.
         patch_size: Size of the square patches.
-        layers: Flows of vectors of the :math:`C` values of a patch, ours or the host's, from
-            latent to data.
+        layers: Flows of vectors of the :math:`C` values of a patch, ours or those of normflows,
+            from latent to data.
         context_dim: Number of context features that the caller gives; 0 for none.
-        embedding_dim: Number of learned features that say to a layer which patch it transforms, as
-            context behind the caller's; 0 for none.
+        embedding_dim: Number of learned features that tell the layers which patch they transform,
+            as context after that of the caller; 0 for none.
 
     Raises:
         ShapeError: If the image does not divide into such patches.
-        OptionError: If a context would come and no layer reads one, or the other way round.
+        OptionError: If there are context features and no layer reads them, or none and a layer
+            needs some.
         UnsupportedLayerError: If a layer is no invertible flow.
 
     References:
@@ -192,19 +192,21 @@ class PatchMixing(Mixing):
     .. math:: T_{\cdot j} \leftarrow h(T_{\cdot j}), \quad j = 1, \dots, C, \qquad
               \log\det = \sum_j \log|\det h'(T_{\cdot j})|
 
-    It commutes with every permutation within the patches that is the same in all of them.
+    It commutes with every permutation of the places within a patch, the same in all patches.
 
     Args:
         image_shape: Channels, height and width.
         patch_size: Size of the square patches.
-        layers: Flows of vectors of the :math:`S` patches, ours or the host's, from latent to data.
+        layers: Flows of vectors of the :math:`S` patches, ours or those of normflows, from latent
+            to data.
         context_dim: Number of context features that the caller gives; 0 for none.
-        embedding_dim: Number of learned features that say to a layer which place it transforms, as
-            context behind the caller's; 0 for none.
+        embedding_dim: Number of learned features that tell the layers which place they transform,
+            as context after that of the caller; 0 for none.
 
     Raises:
         ShapeError: If the image does not divide into such patches.
-        OptionError: If a context would come and no layer reads one, or the other way round.
+        OptionError: If there are context features and no layer reads them, or none and a layer
+            needs some.
         UnsupportedLayerError: If a layer is no invertible flow.
 
     References:

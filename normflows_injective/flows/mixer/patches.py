@@ -8,7 +8,7 @@ from typing import final
 from einops import rearrange
 from torch import Tensor
 
-from ...checks import check_count, check_event_shape, check_shape
+from ...checks import check_count, check_shape
 from ...errors import OptionError, ShapeError
 from ..layer import Layer
 
@@ -16,23 +16,7 @@ __all__ = ["Patchify", "patch_counts"]
 
 
 def patch_counts(image_shape: Sequence[int], patch_size: int) -> tuple[int, int]:
-    r"""Number of patches :math:`S` of an image, and number of values :math:`C` in each.
-
-    Args:
-        image_shape: Channels, height :math:`H` and width :math:`W`.
-        patch_size: :math:`p`, which must divide height and width.
-
-    Returns:
-        :math:`S = HW/p^2` and :math:`C = p^2` times the channels.
-
-    Raises:
-        ShapeError: If the image does not divide into such patches.
-        OptionError: If the patch size is not a positive integer.
-
-    Examples:
-        >>> patch_counts((3, 32, 32), 4)
-        (64, 48)
-    """
+    r"""Numbers of patches, :math:`HW/p^2`, and of values in each, :math:`p^2` times channels."""
     check_count(patch_size, "patch_size")
     try:
         channels, height, width = check_shape(image_shape, "image_shape", 3)
@@ -55,7 +39,7 @@ class Patchify(Layer):
 
     .. math:: T_{k} = (x_{c,\, hp + i,\, wp + j})_{c, i, j}, \qquad k = (h, w)
 
-    Between two of them any layer of tables (B, S, C) may stand.
+    Any layer of tables (B, S, C) may stand between two of them.
 
     Args:
         image_shape: Channels, height :math:`H` and width :math:`W`.
@@ -75,6 +59,8 @@ class Patchify(Layer):
                  [2., 3., 6., 7.]]])
     """
 
+    takes_context = False
+
     def __init__(self, image_shape: Sequence[int], patch_size: int) -> None:
         super().__init__()
         self.latent_shape = patch_counts(image_shape, patch_size)
@@ -86,17 +72,10 @@ class Patchify(Layer):
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Tables (B, S, C) to images (B, channels, H, W), with log-det zero."""
-        check_event_shape(z, self.latent_shape, "z")
         x: Tensor = rearrange(z, "b (h w) (c p q) -> b c (h p) (w q)", **self._sizes)
         return x, z.new_zeros(z.shape[0])
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Images (B, channels, H, W) to tables (B, S, C), with log-det zero."""
-        check_event_shape(x, self.data_shape, "x")
         z: Tensor = rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", **self._sizes)
         return z, x.new_zeros(x.shape[0])
-
-    @property
-    def takes_context(self) -> bool:
-        """False: the keyword is accepted and not used."""
-        return False

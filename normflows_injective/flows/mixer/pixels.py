@@ -27,17 +27,17 @@ def dequantise(
 
     Args:
         pixels: Integers from 0 to :math:`2^{b_0} - 1` of any shape.
-        bits: Number of bits :math:`b` that are kept.
+        bits: Number :math:`b` of leading bits that are kept.
         stored_bits: Number of bits :math:`b_0` of the pixels.
         generator: Source of :math:`u`; torch's own if None.
 
     Returns:
-        A tensor of the same shape in torch's default dtype. The noise is of so few digits that
-        the sum is exact, and the pixel can be told from it.
+        A tensor of the same shape in torch's default dtype. The noise has few enough digits that
+        the sum is exact, so the pixel can be recovered.
 
     Raises:
         DtypeError: If the pixels are no tensor of integers.
-        OptionError: If a pixel is out of range, or more bits are to be kept than there are.
+        OptionError: If a pixel is out of range, or ``bits`` exceeds ``stored_bits``.
 
     References:
         Theis, van den Oord, Bethge, arXiv 1511.01844, section 3.1.
@@ -92,7 +92,7 @@ def bits_per_dim(log_prob: Tensor, num_dims: int, bits: int = 8) -> Tensor:
         bits: Number of bits :math:`b` of a value.
 
     Returns:
-        Bits per dimension, of the same shape.
+        Bits per dimension, of the shape of ``log_prob``.
 
     Raises:
         OptionError: If a number is not a positive integer.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import final
 
@@ -9,32 +10,20 @@ import normflows as nf
 import torch
 from torch import Tensor, nn
 
-from ...checks import check_event_shape
+from ...checks import lookup
 from ...errors import OptionError
 from ...host.calls import summed_forward, summed_inverse
 from ...host.context import needs_context, takes_context
 from ..layer import Layer
 from .patches import patch_counts
 
-__all__ = ["PatchShift", "interior_shape"]
+__all__ = ["SHIFTS", "PatchShift", "interior_shape"]
 
 BuildLayers = Callable[[tuple[int, int, int]], Iterable[nf.flows.Flow]]
 
 
 def interior_shape(image_shape: Sequence[int], patch_size: int) -> tuple[int, int, int]:
-    """Shape of an image without a frame that is, of two opposite sides, one patch wide.
-
-    Args:
-        image_shape: Channels, height and width.
-        patch_size: Size of the square patches.
-
-    Raises:
-        OptionError: If nothing would be left, or a frame cannot be half a patch wide.
-
-    Examples:
-        >>> interior_shape((3, 32, 32), 4)
-        (3, 28, 28)
-    """
+    """Shape of an image without a frame whose opposite sides together are one patch wide."""
     patch_counts(image_shape, patch_size)
     channels, height, width = image_shape
     if patch_size < 2 or min(height, width) <= patch_size:
@@ -51,10 +40,10 @@ class PatchShift(Layer):
     r"""Move the borders of the patches by half a patch.
 
     * ``"roll"`` moves the image, :math:`z_{c,i,j} = x_{c,\,i+\lfloor p/2 \rfloor,\,
-      j+\lfloor p/2 \rfloor}` with indices that go round, so that the layers before and behind it
+      j+\lfloor p/2 \rfloor}` with indices that go round, so that the layers before and after it
       cut it differently. Opposite borders meet.
-    * ``"interior"`` leaves a frame half a patch wide as it is, and sends what is within through
-      layers of its own, whose patches straddle the borders of the others.
+    * ``"interior"`` leaves a frame half a patch wide as it is, and sends the rest of the image
+      through layers of its own, whose patches straddle the borders of the others.
     * ``"none"`` does nothing.
 
     Args:
@@ -89,8 +78,7 @@ class PatchShift(Layer):
         back: bool = False,
     ) -> None:
         super().__init__()
-        if kind not in ("interior", "roll", "none"):
-            raise OptionError(f"kind must be 'interior', 'roll' or 'none', got {kind!r}.")
+        shift = lookup(kind, SHIFTS, "kind")
         if (kind == "interior") != (layers is not None):
             raise OptionError(
                 f"layers go with kind='interior' and with it alone, got kind={kind!r}. Pass a "
@@ -100,41 +88,74 @@ class PatchShift(Layer):
         inside = None if kind == "none" else interior_shape(image_shape, patch_size)
         self.kind, self.shape = kind, tuple(image_shape)
         self.image_shape, self.patch_size, self.back = self.shape, patch_size, back
-        self._offset = -(patch_size // 2) if back else patch_size // 2
-        # Left, right, top and bottom widths of the frame.
-        self._frame = [patch_size // 2, patch_size - patch_size // 2] * 2
         self.layers = nn.ModuleList(layers(inside) if layers and inside else [])
         self.takes_context = any(takes_context(flow) for flow in self.layers)
         self.needs_context = any(needs_context(flow) for flow in self.layers)
+        self._shift = shift(patch_size, back)
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Latent images (B, channels, H, W) to images of data, with the log-det (B,) in nats."""
-        check_event_shape(z, self.shape, "z")
-        if self.kind == "interior":
-            return self._through_interior(z, context, inverse=False)
-        return self._roll(z, self._offset), z.new_zeros(z.shape[0])
+        return self._shift.move(z, self.layers, context, inverse=False)
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Images of data (B, channels, H, W) to latent ones, with the log-det (B,) in nats."""
-        check_event_shape(x, self.shape, "x")
-        if self.kind == "interior":
-            return self._through_interior(x, context, inverse=True)
-        return self._roll(x, -self._offset), x.new_zeros(x.shape[0])
+        return self._shift.move(x, self.layers, context, inverse=True)
 
     def extra_repr(self) -> str:
-        """Options that are no modules."""
+        """Options as shown by ``print(model)``."""
         return f"kind={self.kind!r}, image_shape={self.shape}"
 
-    def _roll(self, image: Tensor, offset: int) -> Tensor:
-        return image if self.kind == "none" else image.roll((offset, offset), (2, 3))
 
-    def _through_interior(
-        self, image: Tensor, context: Tensor | None, inverse: bool
+class _Shift(ABC):
+    """A map of images (B, channels, H, W), with log-dets (B,), which may have layers within it."""
+
+    def __init__(self, patch_size: int, back: bool) -> None:
+        self._patch_size, self._back = patch_size, back
+
+    @abstractmethod
+    def move(
+        self, image: Tensor, layers: nn.ModuleList, context: Tensor | None, inverse: bool
     ) -> tuple[Tensor, Tensor]:
-        left, right, top, bottom = self._frame
-        height, width = self.shape[1:]
-        inside = image[:, :, top : height - bottom, left : width - right]
-        is_inside = nn.functional.pad(torch.ones_like(inside[:1, :1]), self._frame).bool()
+        """The image after the map or, if ``inverse``, before it."""
+
+
+@final
+class _None(_Shift):
+    """The identity."""
+
+    def move(
+        self, image: Tensor, layers: nn.ModuleList, context: Tensor | None, inverse: bool
+    ) -> tuple[Tensor, Tensor]:
+        return image, image.new_zeros(image.shape[0])
+
+
+@final
+class _Roll(_Shift):
+    """Both axes are rolled by half a patch."""
+
+    def move(
+        self, image: Tensor, layers: nn.ModuleList, context: Tensor | None, inverse: bool
+    ) -> tuple[Tensor, Tensor]:
+        half = self._patch_size // 2
+        offset = half if inverse == self._back else -half
+        return image.roll((offset, offset), (2, 3)), image.new_zeros(image.shape[0])
+
+
+@final
+class _Interior(_Shift):
+    """Layers act within a frame half a patch wide."""
+
+    def move(
+        self, image: Tensor, layers: nn.ModuleList, context: Tensor | None, inverse: bool
+    ) -> tuple[Tensor, Tensor]:
+        low, high = self._patch_size // 2, self._patch_size - self._patch_size // 2
+        height, width = image.shape[2:]
+        inside = image[:, :, low : height - high, low : width - high]
+        frame = [low, high, low, high]
+        is_inside = nn.functional.pad(torch.ones_like(inside[:1, :1]), frame).bool()
         through = summed_inverse if inverse else summed_forward
-        inside, log_det = through(list(self.layers), inside, context)
-        return torch.where(is_inside, nn.functional.pad(inside, self._frame), image), log_det
+        inside, log_det = through(list(layers), inside, context)
+        return torch.where(is_inside, nn.functional.pad(inside, frame), image), log_det
+
+
+SHIFTS: dict[str, type[_Shift]] = {"none": _None, "roll": _Roll, "interior": _Interior}

@@ -15,6 +15,7 @@ from torch import nn
 from torch.distributions import MultivariateNormal
 
 import normflows_injective as nfi
+from normflows_injective.checkpoints.options import options_of
 from normflows_injective.errors import (
     ContextError,
     DtypeError,
@@ -343,10 +344,30 @@ def test_interior_is_what_its_layers_do_to_a_crop(patch_size):
     assert_bijection([shift], x)
 
 
+@pytest.mark.parametrize("kind", SHIFTS)
+def test_files_know_a_shift_by_these_names(kind):
+    """Files of version 0.1 hold them, and must load."""
+    layers = (lambda shape: [Permutation(4)]) if kind == "interior" else None
+    shift = PatchShift(kind, (1, 4, 6), 2, layers, back=kind == "roll")
+    names = {name: type(module).__name__ for name, module in shift.named_modules()}
+    inside = {"layers.0": "Permutation"} if kind == "interior" else {}
+    assert names == {"": "PatchShift", "layers": "ModuleList"} | inside
+    assert list(shift.state_dict()) == ["layers.0.order"] * len(inside)
+    values = options_of(shift)[""].values
+    assert values == {
+        "kind": kind,
+        "shape": [1, 4, 6],
+        "image_shape": [1, 4, 6],
+        "patch_size": 2,
+        "back": kind == "roll",
+        "takes_context": False,
+        "needs_context": False,
+    }
+
+
 def test_shifts_alternate_in_a_whole_flow():
     flows = mixer_flow((1, 4, 4), 2, 4, (4,), shift="roll")
-    offsets = [flow._offset for flow in flows if isinstance(flow, PatchShift)]
-    assert offsets == [1, -1, 1, -1]
+    assert [flow.back for flow in flows[::3]] == [False, True, False, True]
     kinds = [type(flow) for flow in flows]
     assert kinds == [PatchShift, PatchMixing, ChannelMixing] * 4
 
@@ -661,7 +682,7 @@ def test_bad_options_of_a_flow_are_named_errors(error, message, arguments, optio
 
 
 def test_bad_options_of_layers_are_named_errors():
-    with pytest.raises(OptionError, match="kind must be 'interior', 'roll' or 'none', got 'x'"):
+    with pytest.raises(OptionError, match="kind must be one of none, roll, interior, got 'x'"):
         PatchShift("x", (1, 4, 4), 2)
     with pytest.raises(OptionError, match="layers go with kind='interior' and with it alone"):
         PatchShift("interior", (1, 4, 4), 2)
