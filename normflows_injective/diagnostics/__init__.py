@@ -1,20 +1,37 @@
-"""Measurements on trained models."""
+"""Measurements on trained models, and flows built from such measurements."""
 
+from ..layerwise.block import MomentBlock
 from ..layerwise.regression import MomentRegression
-from ..layerwise.trainer import LayerwiseTrainer
+from ..layerwise.trainer import LayerwiseFit, LayerwiseHistory, LayerwiseTrainer
 from .distances import frechet_distance
-from .floors import volume_preserving_floor, volume_preserving_floor_on_box
+from .floors import (
+    VolumePreservingFloor,
+    volume_preserving_floor,
+    volume_preserving_floor_on_box,
+)
 from .gaps import CouplingGap, coupling_gap
+from .gradient_agreement import GradientBias, SurrogateBias
 from .injectivity import InjectivityReport, injectivity_report
 
 __all__ = [
     "CouplingGap",
+    "GradientBias",
     "InjectivityReport",
+    "LayerwiseFit",
+    "LayerwiseHistory",
     "LayerwiseTrainer",
+    "MomentBlock",
     "MomentRegression",
+    "SurrogateBias",
+    "VolumePreservingFloor",
     "coupling_gap",
     "frechet_distance",
     "injectivity_report",
     "volume_preserving_floor",
     "volume_preserving_floor_on_box",
 ]
+
+
+def __dir__() -> list[str]:
+    """The public names, for completion."""
+    return list(__all__)

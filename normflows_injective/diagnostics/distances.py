@@ -19,8 +19,9 @@ def frechet_distance(samples: Tensor, reference: Tensor) -> Tensor:
     .. math:: \lVert \mu_1 - \mu_2 \rVert^2 + \operatorname{tr} C_1 + \operatorname{tr} C_2
               - 2 \operatorname{tr} (C_1 C_2)^{1/2}
 
-    The "FID-like" score of the tabular experiments. It sees two moments only: a Gaussian fitted by
-    PCA scores well, so report it beside a classifier two-sample test and the reconstruction error.
+    It is the "FID-like" score of the tabular experiments. It sees two moments only: a Gaussian
+    fitted by PCA scores well, so report it beside a classifier two-sample test and the
+    reconstruction error.
 
     Args:
         samples: Shape :math:`(N, D)`.

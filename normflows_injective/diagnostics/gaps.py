@@ -1,4 +1,4 @@
-"""How many nats one more affine coupling block could win."""
+"""The nats that one more affine coupling block could win."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ..flows.volume_preserving.rotation import random_rotation
 from ..layerwise.latents import check_latents
 from ..layerwise.regression import (
     MomentRegression,
+    Rows,
     check_regression,
     fit_moments,
     new_generator,
@@ -23,31 +24,33 @@ from ..layerwise.regression import (
 __all__ = ["CouplingGap", "coupling_gap"]
 
 _LEAST_PER_FOLD = 50
-# Of the rows that a regression sees, the share by which its best state and rotation are chosen.
+# Share of the rows of a regression by which its best state and its rotation are chosen.
 _VALIDATION = 0.25
-# Standard errors of a gain there that make a model better than a simpler one.
+# A model is better than a simpler one if its gain there is more than this many standard errors.
 _MARGIN = 2.0
 
 
 class CouplingGap(NamedTuple):
-    r"""What :func:`coupling_gap` measured, in nats, all in the dtype of the latents.
+    r"""Result of :func:`coupling_gap`, in nats and in the dtype of the latents.
 
     Attributes:
         gap: Gain at the rotations that the validation rows chose, on rows that neither chose nor
             fitted; a lower bound of :math:`\max_Q \Delta(Q)` up to its standard error.
-        standard_error: Of ``gap``. Where no model is kept, the gain is zero, and its error is that
-            of the held-out gains of the best simple model that was rejected: what could not be
-            told from zero. It says nothing of structure that the regressions cannot find.
+        standard_error: Standard error of ``gap``. If no model is better than the identity, the
+            gain is zero, and its error is that of the held-out gains of the best simple model that
+            was rejected: gains of this size look like zero. It tells nothing about structure that
+            the regressions cannot find.
         whitening: The part of ``gap`` that mean and covariance alone would give, by blocks that
             are constant or linear in b, at the same rotations.
-        rest: ``gap - whitening``: what needs a network.
-        mean: Mean gain over the rotations, the same way.
-        mean_standard_error: Of ``mean``, for these rotations; rejected models count as in
-            ``standard_error``.
+        rest: ``gap - whitening``, the part that needs a network.
+        mean: Mean gain over the rotations, on rows that did not fit.
+        mean_standard_error: Standard error of ``mean`` for these rotations; rejected models count
+            as in ``standard_error``.
         per_rotation: Gain at every rotation, (R,).
-        per_rotation_standard_error: Of those, (R,); rejected models count as in
+        per_rotation_standard_error: Standard errors of those, (R,); rejected models count as in
             ``standard_error``.
-        rotations: The orthogonal matrices Q, (R, D, D); the last rows are the active part.
+        rotations: The orthogonal matrices Q, (R, D, D); their last rows give the coordinates that
+            are moved.
         chosen: Index of the rotation that each fold chose, (K,).
     """
 
@@ -77,20 +80,20 @@ def coupling_gap(
     .. math:: \Delta(Q) = \tfrac12 \, \mathbb E_b \sum_i
               \big[m_i^2(b) + \sigma_i^2(b) - 1 - \log \sigma_i^2(b)\big], \qquad (b, a) = Q z,
 
-    with :math:`m_i, \sigma_i` the conditional moments of :math:`a_i`, is by how much the best
-    affine block behind the rotation :math:`Q` lowers the forward KL divergence. It vanishes for
-    all rotations only for a standard normal.
+    with :math:`m_i, \sigma_i` the conditional moments of :math:`a_i`. The best affine block after
+    the rotation :math:`Q` lowers the forward KL divergence by :math:`\Delta(Q)`, which vanishes
+    for all rotations only for a standard normal.
 
-    Every sample is judged by a regression that has not seen it, so that the estimate is a lower
-    bound up to its standard error: moments that are wrong gain less, or lose. The gain on the rows
-    of the fit would instead exceed the truth by half the number of parameters over their number.
+    Every sample is judged by a regression that has not seen it, so the estimate is a lower bound
+    up to its standard error: wrong moments gain less, or lose. The gain on the rows of the fit
+    would instead exceed the truth by half the number of parameters over the number of rows.
 
     Args:
         z: Latents of a model at data, (N, D) with :math:`D \ge 2`.
         num_rotations: Number R of random rotations.
         num_active: Number of coordinates that are moved; by default :math:`\lceil D/2 \rceil`.
         num_folds: Number K of folds. A regression sees :math:`1 - 1/K` of the rows.
-        regression: Size and pace of the regressions.
+        regression: Options of the regressions, :class:`MomentRegression`.
         generator: Source of rotations, folds, weights and batches; by default one of seed 0.
             Torch's own is left alone.
 
@@ -109,7 +112,7 @@ def coupling_gap(
     Examples:
         >>> z = torch.randn(2000, 2, generator=torch.Generator().manual_seed(0))
         >>> gap = coupling_gap(torch.tensor([2.0, 1.0]) * z, 2)
-        >>> bool(gap.gap > 0.1), bool(gap.rest.abs() < 0.02)  # mean and covariance say it all
+        >>> bool(gap.gap > 0.1), bool(gap.rest.abs() < 0.02)  # whitening wins it all
         (True, True)
     """
     check_count(num_rotations, "num_rotations")
@@ -142,26 +145,21 @@ def _measure(
     folds = order.tensor_split(num_folds)
     for fold, held_out in enumerate(folds):
         seen = torch.cat([*folds[:fold], *folds[fold + 1 :]])
-        few = round(_VALIDATION * len(seen))
-        by_validation = []
+        validation, train = seen.tensor_split([round(_VALIDATION * len(seen))])
+        validation_gains = []
         for index, rotation in enumerate(rotations):
             b, a = (z @ rotation.T).split((dim - active, active), dim=1)
-            fit = fit_moments(
-                (b[seen[few:]], a[seen[few:]]),
-                (b[seen[:few]], a[seen[:few]]),
-                options,
-                generator,
-                margin=_MARGIN,
-            )
-            gains[index, held_out] = step_gains(fit.moments, b[held_out], a[held_out])
-            linear[index, held_out] = step_gains(fit.linear, b[held_out], a[held_out])
+            rows = [Rows(b[part], a[part]) for part in (train, validation, held_out)]
+            fit = fit_moments(rows[0], rows[1], options, generator, margin=_MARGIN)
+            gains[index, held_out] = step_gains(fit.moments, *rows[2])
+            linear[index, held_out] = step_gains(fit.linear, *rows[2])
             scatter[index, held_out] = gains[index, held_out]
             if fit.rejected is not None:
-                # The estimate is zero: only how the gains scatter counts, not their mean.
-                lost = step_gains(fit.rejected, b[held_out], a[held_out])
-                scatter[index, held_out] = lost - lost.mean()
-            by_validation.append(fit.validation_gain)
-        winner = max(range(num_rotations), key=by_validation.__getitem__)
+                # The estimate is zero: only the scatter of the gains counts, not their mean.
+                rejected_gains = step_gains(fit.rejected, *rows[2])
+                scatter[index, held_out] = rejected_gains - rejected_gains.mean()
+            validation_gains.append(fit.validation_gain)
+        winner = max(range(num_rotations), key=validation_gains.__getitem__)
         chosen.append(winner)
         for row, values in zip(best, (gains, linear, scatter), strict=True):
             row[held_out] = values[winner, held_out]

@@ -1,12 +1,14 @@
-"""Is the gradient of a surrogate of the log-volume to be trusted?"""
+"""Agreement of the gradients of surrogates with those of exact log-volumes."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
+import normflows as nf
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..autodiff.jacobians import jacobian, jacobian_by_rows
 from ..autodiff.products import out_of_inference
@@ -16,16 +18,27 @@ from ..flows.stack import LayerStack
 from ..modules.precision import as_factored
 from ..volume.log_volumes import matrix_log_volume
 
-__all__ = ["GradientBias", "SurrogateBias", "measure_bias"]
+__all__ = [
+    "GradientBias",
+    "SurrogateBias",
+    "encoder_agreement",
+    "measure_bias",
+    "refuse_closed_form",
+]
 
 
 class GradientBias(NamedTuple):
-    """An estimated gradient beside the exact one.
+    r"""Agreement of an estimated gradient :math:`\hat g` with the exact gradient :math:`g`.
 
     Attributes:
-        relative_error: Norm of their difference over that of the exact one; 0 is unbiased. NaN if
-            the exact one vanishes, as without trained parameters.
-        cosine: Cosine of the angle between them.
+        relative_error: :math:`\lVert \hat g - g \rVert / \lVert g \rVert`, without unit; 0 for an
+            unbiased estimate. NaN if :math:`g` vanishes, as without trained parameters.
+        cosine: Cosine of the angle between both; 1 for one direction, NaN as above.
+
+    Examples:
+        >>> bias = GradientBias(relative_error=0.1, cosine=0.995)
+        >>> bias.cosine
+        0.995
     """
 
     relative_error: float
@@ -33,86 +46,78 @@ class GradientBias(NamedTuple):
 
 
 class SurrogateBias(NamedTuple):
-    r"""Bias of the surrogates of the log-volume, in two groups of parameters.
+    r"""Bias of the surrogates of the log-volume, from ``InjectiveDistribution.surrogate_bias``.
 
     Attributes:
-        decoder: The gradient of
-            :math:`\operatorname{tr}(\mathrm{SG}[F'] G')`, in the parameters of the decoding map,
-            beside that of :math:`\tfrac12 \log\det G'^\top G'` at the same latents.
-        encoder: The gradient of :math:`-\operatorname{tr}(F'\, \mathrm{SG}[G'])`, which training
-            uses by default, in the parameters of the encoding map, beside that of
-            :math:`-\tfrac12 \log\det F' F'^\top` at the same data.
+        decoder: :class:`GradientBias` of
+            :math:`\operatorname{tr}(\mathrm{SG}[F'] G')` against
+            :math:`\tfrac12 \log\det G'^\top G'` at the same latents, by the parameters of the
+            decoding map.
+        encoder: :class:`GradientBias` of :math:`-\operatorname{tr}(F'\, \mathrm{SG}[G'])`, which
+            training uses by default, against :math:`-\tfrac12 \log\det F' F'^\top` at the same
+            data, by the parameters of the encoding map.
+
+    References:
+        Free-form injective flows, arXiv 2306.01843.
+
+    Examples:
+        >>> bias = SurrogateBias(GradientBias(0.0, 1.0), GradientBias(0.1, 0.995))
+        >>> bias.encoder.relative_error
+        0.1
     """
 
     decoder: GradientBias
     encoder: GradientBias
 
 
+class Agreement(NamedTuple):
+    """Relative error, cosine, and ratio of the norms of an estimated and an exact gradient."""
+
+    relative_error: float
+    cosine: float
+    norm_ratio: float
+
+    @property
+    def bias(self) -> GradientBias:
+        """The part of it that is public."""
+        return GradientBias(self.relative_error, self.cosine)
+
+
 def measure_bias(stack: LayerStack, x: Tensor, context: Tensor | None) -> SurrogateBias:
-    r"""Compare expected gradients of surrogates with exact ones, without noise of probes.
+    r"""Compare expected gradients of surrogates, in the mean over data (B, \*), with exact ones.
 
-    Both surrogates are exact if :math:`F'(x)` is the Moore-Penrose inverse of :math:`G'`. That the
-    encoder inverts the decoder on the manifold is not enough: its derivative across the manifold
-    is part of it.
-
-    Args:
-        stack: Layers with an injection among them.
-        x: Data (B, *).
-        context: Context with B rows, or None.
-
-    Returns:
-        :class:`SurrogateBias` of the means over the data.
-
-    Raises:
-        UnsupportedModelError: If the layers are charts of known surfaces.
-
-    Examples:
-        >>> from normflows_injective.flows import LinearInjection
-        >>> bias = measure_bias(LayerStack([LinearInjection(2, 4)]), torch.randn(8, 4), None)
-        >>> bias.decoder.relative_error < 1e-4
-        True
+    Both surrogates are exact if :math:`F'(x)` is the Moore-Penrose inverse of :math:`G'`. It is
+    not enough that the encoder inverts the decoder on the manifold: its derivative across the
+    manifold counts too.
     """
     refuse_closed_form(stack)
-    parameters: list[Tensor] = [
-        p for flow in stack.composite for p in flow.parameters() if p.requires_grad
-    ]
+    parameters = _trained(stack.composite)
     context = None if context is None else out_of_inference(context)
     encode = partial(joint_encode, stack.composite, context=context)
     decode = partial(joint_decode, stack.composite, context=context)
     with torch.inference_mode(False), torch.enable_grad():
-        x = out_of_inference(x).detach()
         # One pass of the encoder at the data themselves, as in training.
-        z, pulling = jacobian_by_rows(encode, x, create_graph=True)
+        z, pulling = jacobian_by_rows(encode, out_of_inference(x).detach(), create_graph=True)
         pushing = jacobian(decode, z.detach()).jacobian
-
-        def bias(surrogate: Tensor, exact: Tensor) -> GradientBias:
-            return _compare(_flat(surrogate, parameters), _flat(exact, parameters))
-
+        surrogate, exact = _trace(pulling.detach(), pushing), matrix_log_volume(pushing).mean()
         return SurrogateBias(
-            decoder=bias(_trace(pulling.detach(), pushing), matrix_log_volume(pushing).mean()),
-            encoder=bias(
-                -_trace(pulling, pushing.detach()), -matrix_log_volume(pulling.mT).mean()
-            ),
+            decoder=_agreement(surrogate, exact, parameters).bias,
+            encoder=_agreement_of_encoder(pulling, pushing.detach(), parameters).bias,
         )
 
 
-def _trace(pulling: Tensor, pushing: Tensor) -> Tensor:
-    return (pulling * pushing.mT).sum((1, 2)).mean()
-
-
-def _compare(estimated: Tensor, exact: Tensor) -> GradientBias:
-    error = (estimated - exact).norm() / exact.norm()
-    cosine = estimated @ exact / (estimated.norm() * exact.norm())
-    return GradientBias(float(error), float(cosine))
-
-
-def _flat(value: Tensor, parameters: list[Tensor]) -> Tensor:
-    if not (parameters and value.requires_grad):
-        return as_factored(value.new_zeros(1))
-    found = torch.autograd.grad(
-        value, parameters, retain_graph=True, allow_unused=True, materialize_grads=True
-    )
-    return as_factored(torch.cat([gradient.detach().flatten() for gradient in found]))
+def encoder_agreement(
+    composite: Sequence[nf.flows.Flow], x: Tensor, context: Tensor | None
+) -> Agreement:
+    """Compare the expected gradient of the encoder surrogate at data (B, *) with the exact one."""
+    # Under autocast, torch before 2.9 takes casts of weights that were made without gradients.
+    torch.clear_autocast_cache()
+    with torch.enable_grad():
+        encode = partial(joint_encode, composite, context=context)
+        z, pulling = jacobian_by_rows(encode, x.detach(), create_graph=True)
+    with torch.no_grad():
+        pushing = jacobian(partial(joint_decode, composite, context=context), z.detach()).jacobian
+    return _agreement_of_encoder(pulling, pushing, _trained(composite))
 
 
 def refuse_closed_form(stack: LayerStack) -> None:
@@ -122,3 +127,37 @@ def refuse_closed_form(stack: LayerStack) -> None:
             "The layers are a chart of a known surface, whose log-volume is a closed form: no "
             "surrogate is used for it, so there is no bias to measure."
         )
+
+
+def _trained(layers: Sequence[nf.flows.Flow]) -> list[Tensor]:
+    return [p for p in nn.ModuleList(layers).parameters() if p.requires_grad]
+
+
+def _agreement_of_encoder(pulling: Tensor, pushing: Tensor, parameters: list[Tensor]) -> Agreement:
+    with torch.enable_grad():
+        surrogate, exact = -_trace(pulling, pushing), -matrix_log_volume(pulling.mT).mean()
+    return _agreement(surrogate, exact, parameters)
+
+
+def _trace(pulling: Tensor, pushing: Tensor) -> Tensor:
+    return (pulling * pushing.mT).sum((1, 2)).mean()
+
+
+def _agreement(estimate: Tensor, exact: Tensor, parameters: list[Tensor]) -> Agreement:
+    """Compare the gradients of two numbers; NaN where there is none to compare with."""
+    estimated, true = _flat_gradient(estimate, parameters), _flat_gradient(exact, parameters)
+    norms = estimated.norm(), true.norm()
+    return Agreement(
+        relative_error=float((estimated - true).norm() / norms[1]),
+        cosine=float(estimated @ true / (norms[0] * norms[1])),
+        norm_ratio=float(norms[0] / norms[1]),
+    )
+
+
+def _flat_gradient(value: Tensor, parameters: list[Tensor]) -> Tensor:
+    if not (parameters and value.requires_grad):
+        return as_factored(value.new_zeros(sum(p.numel() for p in parameters)))
+    gradients = torch.autograd.grad(
+        value, parameters, retain_graph=True, allow_unused=True, materialize_grads=True
+    )
+    return as_factored(torch.cat([gradient.detach().flatten() for gradient in gradients]))

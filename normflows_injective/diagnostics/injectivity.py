@@ -1,8 +1,7 @@
-"""Is the trained pair injective, consistent, and its surrogate gradient to be trusted?"""
+"""A report on injectivity, consistency and surrogate gradients of a trained model."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -10,15 +9,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..autodiff.jacobians import basis_of, jacobian, jacobian_by_rows
+from ..autodiff.jacobians import jacobian, jacobian_by_rows
 from ..checks import check_count, check_finite, checks_arguments
 from ..errors import OptionError
 from ..flows.split import joint_decode, joint_encode
 from ..host.calls import summed_inverse
 from ..models.injective import InjectiveNormalizingFlow
 from ..modules.precision import as_factored
-from ..volume.estimators import Encoder
-from ..volume.log_volumes import matrix_log_volume
+from .gradient_agreement import encoder_agreement
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,24 +26,28 @@ __all__ = ["InjectivityReport", "injectivity_report"]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class InjectivityReport:
-    r"""What :func:`injectivity_report` measured; ``print`` it, or ``plot()`` it.
+    r"""Result of :func:`injectivity_report`; ``print`` it, or ``plot()`` it.
 
     Attributes:
-        singular_values: Of the decoder Jacobian :math:`g'(z)`, descending, shape :math:`(B, d)`.
-        condition_number: Ratio of the extreme ones, shape :math:`(B,)`. Infinite where the decoder
-            is not an immersion.
+        singular_values: Singular values of the decoder Jacobian :math:`g'(z)`, descending, shape
+            :math:`(B, d)`.
+        condition_number: Ratio of the largest to the smallest, shape :math:`(B,)`. Infinite where
+            the decoder is not an immersion.
         left_inverse_error: :math:`\lVert f'(\hat x) g'(z) - I \rVert_F / \sqrt d`, shape
             :math:`(B,)`; 0 where encoder and decoder are locally inverse.
         pseudo_inverse_error: :math:`\lVert g'(z) - f'(\hat x)^\dagger \rVert_F /
             \lVert g'(z) \rVert_F`, shape :math:`(B,)`; 0 where the surrogate is unbiased.
         reconstruction_error: :math:`\lVert x - \hat x \rVert^2`, shape :math:`(B,)`.
         latent_mean: Mean of the base variables, shape :math:`(d,)`.
-        latent_covariance: Their covariance, shape :math:`(d, d)`.
-        latent_kurtosis: Their excess kurtosis per coordinate, shape :math:`(d,)`; 0 for a normal.
+        latent_covariance: Covariance of the base variables, shape :math:`(d, d)`.
+        latent_kurtosis: Excess kurtosis of the base variables, shape :math:`(d,)`; 0 for a normal.
         gradient_cosine: Cosine between the gradient of the encoder surrogate with all :math:`d`
             probes and that of the exact :math:`-\tfrac12 \log\det f' f'^\top`, over the trainable
-            parameters of the encoding map, on a few samples; NaN where there are none.
-        gradient_ratio: Ratio of their norms.
+            parameters of the encoding map, on a few samples; NaN without trainable parameters.
+        gradient_ratio: Ratio of the norms of these two gradients.
+
+    Examples:
+        See :func:`injectivity_report`.
     """
 
     singular_values: Tensor
@@ -138,21 +140,21 @@ def injectivity_report(
 ) -> InjectivityReport:
     r"""Measure how injective and how consistent a model is at given data.
 
-    The model is evaluated in its current mode; call ``model.eval()`` before. Parameters and their
-    ``grad`` are left alone.
+    The model is evaluated in its current mode, so call ``model.eval()`` before. Parameters and
+    their ``grad`` are left alone.
 
     Args:
         model: Model of latent dimension :math:`d` and data dimension :math:`D`.
         x: Data of shape :math:`(B, *)`; a few hundred samples tell enough.
         context: Optional context, one row per sample.
-        num_gradient_samples: How many samples take part in the gradient comparison, which needs
+        num_gradient_samples: Number of samples in the comparison of gradients, which needs
             :math:`d` differentiable reverse-mode products.
 
     Returns:
         :class:`InjectivityReport`.
 
     Raises:
-        OptionError: If fewer than two samples come, which have no covariance.
+        OptionError: If there are fewer than two samples, which have no covariance.
 
     References:
         Conditions for an unbiased surrogate: arXiv 2306.01843; that a left inverse is not enough,
@@ -198,8 +200,8 @@ def _measure(
     mismatch = decoder_jacobian - torch.linalg.pinv(encoder_jacobian)
     centred = base - base.mean(0)
     variance = centred.square().mean(0)
-    few = min(num_gradient_samples, len(x))
-    cosine, ratio = _gradient_agreement(model, x[:few], None if context is None else context[:few])
+    few = slice(num_gradient_samples)
+    agreement = encoder_agreement(composite, x[few], None if context is None else context[few])
     return InjectivityReport(
         singular_values=singular_values,
         condition_number=singular_values[:, 0] / singular_values[:, -1],
@@ -209,46 +211,8 @@ def _measure(
         latent_mean=base.mean(0),
         latent_covariance=centred.mT @ centred / len(base),
         latent_kurtosis=centred.pow(4).mean(0) / variance.square() - 3,
-        gradient_cosine=cosine,
-        gradient_ratio=ratio,
-    )
-
-
-def _gradient_agreement(
-    model: InjectiveNormalizingFlow, x: Tensor, context: Tensor | None
-) -> tuple[float, float]:
-    encode = partial(joint_encode, model.composite, context=context)
-    decode = partial(joint_decode, model.composite, context=context)
-
-    def all_probes(z: Tensor) -> Tensor:
-        return basis_of(z) * z[0].numel() ** 0.5
-
-    parameters = [p for flow in model.composite for p in flow.parameters() if p.requires_grad]
-    if not parameters:
-        return float("nan"), float("nan")
-    # Under autocast, torch before 2.9 takes casts of weights that were made without gradients.
-    torch.clear_autocast_cache()
-    with torch.enable_grad():
-        surrogate = Encoder()(x.detach(), encode, decode, all_probes).volume.sum()
-        encoder_jacobian = jacobian_by_rows(encode, x, create_graph=True).jacobian
-        exact = -matrix_log_volume(encoder_jacobian.mT).sum()
-        estimated, true = (_flat_gradient(value, parameters) for value in (surrogate, exact))
-    norms = estimated.norm(), true.norm()
-    cosine = estimated @ true / (norms[0] * norms[1])
-    return float(cosine), float(norms[0] / norms[1])
-
-
-def _flat_gradient(value: Tensor, parameters: list[Tensor]) -> Tensor:
-    gradients: Sequence[Tensor | None] = [None] * len(parameters)
-    if value.requires_grad:
-        gradients = torch.autograd.grad(value, parameters, allow_unused=True)
-    return as_factored(
-        torch.cat(
-            [
-                torch.zeros_like(p).flatten() if g is None else g.flatten()
-                for p, g in zip(parameters, gradients, strict=True)
-            ]
-        )
+        gradient_cosine=agreement.cosine,
+        gradient_ratio=agreement.norm_ratio,
     )
 
 

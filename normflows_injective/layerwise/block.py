@@ -30,24 +30,9 @@ class Moments(NamedTuple):
 
 
 def partial_step(moments: Moments, step_size: float) -> tuple[Tensor, Tensor]:
-    r"""Log-scale and shift of a step towards zero mean and unit variance.
+    r""":math:`\log S` and :math:`T` of a step towards zero mean and unit variance.
 
     .. math:: a' = S a + T, \qquad S = 1 + \eta \, (1/\sigma - 1), \qquad T = -\eta \, m / \sigma
-
-    Args:
-        moments: :math:`m` and :math:`\log\sigma`, of any one shape.
-        step_size: :math:`\eta`; 1 whitens.
-
-    Returns:
-        :math:`\log S` and :math:`T`, of that shape.
-
-    References:
-        The step of Draxler et al., arXiv 2402.06578, layer-wise experiment.
-
-    Examples:
-        >>> log_scale, shift = partial_step(Moments(torch.tensor(3.0), torch.tensor(2.0).log()), 1)
-        >>> log_scale.exp(), shift
-        (tensor(0.5000), tensor(-1.5000))
     """
     inverse_std = (-moments.log_std).exp()
     # log1p keeps the digits of small steps.
@@ -62,25 +47,10 @@ class ConditionalMoments(nn.Module):
     .. math:: m(b) = c + W t + \sigma_0 \odot n_1(b), \qquad
               \log\sigma(b) = \log\sigma_0 + \kappa \tanh(n_2(b) / \kappa)
 
-    with standardised :math:`t`. The network sees the normal scores of b, by
-    a piecewise linear map through quantiles, in which edges and heavy tails of the law of b are
-    those of a normal, and :math:`\log(1 + \lVert t \rVert^2)`, on which the scale of heavy-tailed
-    laws depends. It starts at zero, and the whole as the moments of a standard normal.
-
-    Args:
-        in_features: Number F of coordinates b that are given.
-        out_features: Number A of coordinates whose moments are wanted.
-        hidden: Widths of the hidden layers of the network; None for no network, a linear model.
-        max_log_ratio: Soft bound :math:`\kappa` of the log-ratio of a conditional to the residual
-            standard deviation.
-
-    References:
-        Features derived here: next to an edge, where :math:`\sigma` vanishes like a power of the
-        distance, its logarithm is a smooth function of the normal score, but not of b.
-
-    Examples:
-        >>> ConditionalMoments(2, 1, hidden=(8,))(torch.ones(3, 2)).mean.shape
-        torch.Size([3, 1])
+    with t the standardised b and :math:`\sigma_0` the residual standard deviation. The network, if
+    there are ``hidden`` layers, sees the normal scores of b and
+    :math:`\log(1 + \lVert t \rVert^2)`, on which the scale of heavy-tailed laws depends. The
+    model starts as the moments of a standard normal.
     """
 
     def __init__(
@@ -116,24 +86,8 @@ class ConditionalMoments(nn.Module):
         max_log_ratio: float,
         like: Tensor,
     ) -> ConditionalMoments:
-        """The moments of a standard normal, all weights zero, drawing no random number.
-
-        Args:
-            in_features: As of the class.
-            out_features: As of the class.
-            hidden: As of the class.
-            max_log_ratio: As of the class.
-            like: A tensor of the device and dtype that are wanted.
-
-        Returns:
-            A model without gradients.
-
-        Examples:
-            >>> moments = ConditionalMoments.blank(1, 1, (8,), 2.0, torch.zeros(1))
-            >>> moments(torch.ones(1, 1))
-            Moments(mean=tensor([[0.]]), log_std=tensor([[0.]]))
-        """
-        # On the meta device no weights are drawn, so that torch's own generator stays where it is.
+        """The moments of a standard normal, in the dtype of ``like``, without any random draw."""
+        # On the meta device no weights are drawn, so torch's own generator stays as it is.
         with torch.device("meta"):
             moments = cls(in_features, out_features, hidden, max_log_ratio)
         moments = moments.to_empty(device=like.device).to(like.dtype).requires_grad_(False)
@@ -149,21 +103,7 @@ class ConditionalMoments(nn.Module):
     def with_network(
         self, hidden: Sequence[int], max_log_ratio: float, generator: torch.Generator
     ) -> ConditionalMoments:
-        """The same moments by a model that has a network, whose last layer is zero.
-
-        Args:
-            hidden: As of the class.
-            max_log_ratio: As of the class.
-            generator: Source of the weights below the last layer.
-
-        Returns:
-            A model without gradients; this one if it has a network.
-
-        Examples:
-            >>> moments = ConditionalMoments(1, 1, None)
-            >>> moments.with_network((8,), 2.0, torch.Generator())(torch.ones(1, 1))
-            Moments(mean=tensor([[0.]]), log_std=tensor([[0.]]))
-        """
+        """A model of the same moments that has a network, with a last layer of zeros."""
         if self.net is not None:
             return self
         out_features, in_features = self.weight.shape
@@ -180,7 +120,7 @@ class ConditionalMoments(nn.Module):
         """Set location, spread and normal scores of b by samples (N, F), N at least two."""
         tiny = torch.finfo(b.dtype).eps
         centre, spread = b.mean(0), b.std(0, correction=0)
-        # A constant coordinate says nothing, and is not blown up.
+        # A constant coordinate tells nothing, and is not blown up.
         spread = torch.where(spread > tiny * (1 + centre.abs()), spread, 1.0)
         self.centre.copy_(centre)
         self.spread.copy_(spread)
@@ -197,13 +137,18 @@ class ConditionalMoments(nn.Module):
         self.knots.copy_((knots + tiny**0.5 * spread * ramp).T)
 
     def forward(self, b: Tensor) -> Moments:
-        """Moments of A coordinates, (B, A), given others (B, F)."""
+        """Moments (B, A) given coordinates (B, F)."""
         return self.from_features(b, self.features(b))
 
     def features(self, b: Tensor) -> Tensor:
-        """What the network sees, (B, F + 1), of coordinates (B, F)."""
-        # Beyond the outermost knots hardly a row has been seen: the network says there what it
-        # says at the knot, and only the linear part goes on.
+        """Inputs of the network, (B, F + 1), from coordinates (B, F).
+
+        The scores are a piecewise linear map of b through its quantiles, after which edges and
+        heavy tails are those of a normal: next to an edge, where the standard deviation vanishes
+        like a power of the distance, its logarithm is smooth in the score, but not in b.
+        """
+        # Beyond the outermost knots hardly any row was seen: the network answers there as at the
+        # knot, and only the linear part goes on.
         b = torch.minimum(torch.maximum(b, self.knots[:, 0]), self.knots[:, -1])
         t = (b - self.centre) / self.spread
         radial = torch.log1p(t.square().sum(1, keepdim=True))
@@ -216,7 +161,7 @@ class ConditionalMoments(nn.Module):
         return torch.cat([score, radial], dim=1)
 
     def from_features(self, b: Tensor, features: Tensor) -> Moments:
-        """Moments (B, A) given coordinates (B, F) and what :meth:`features` made of them."""
+        """Moments (B, A) given coordinates (B, F) and their :meth:`features`."""
         mean = self.intercept + (b - self.centre) / self.spread @ self.weight.T
         log_std = self.log_std.expand_as(mean)
         if self.net is None:
@@ -230,15 +175,21 @@ class ConditionalMoments(nn.Module):
 class MomentBlock(Coupling):
     r"""Affine coupling that takes a step towards conditional mean zero and variance one.
 
-    With :math:`x = (b, a)`, :math:`b` the first :math:`\lfloor D/2 \rfloor` coordinates, from data
-    to latents :math:`a' = S(b)\, a + T(b)` by :func:`partial_step`. A full step is the best affine
-    block there is: it lowers the loss by the coupling gap at this split.
+    With :math:`x = (b, a)`, :math:`b` the first :math:`\lfloor D/2 \rfloor` coordinates, and
+    conditional means :math:`m(b)` and standard deviations :math:`\sigma(b)`, from data to latents
+
+    .. math:: b' = b, \qquad a' = S a + T, \qquad S = 1 + \eta \, (1/\sigma(b) - 1), \qquad
+              T = -\eta \, m(b) / \sigma(b)
+
+    With the exact moments a full step is the best affine block there is: it lowers the loss by the
+    coupling gap at this split.
 
     Args:
         dim: Number of coordinates :math:`D`, at least two.
         moments: Model of the moments of the last :math:`\lceil D/2 \rceil` coordinates given the
-            others; by default one that starts as the identity.
-        step_size: :math:`\eta` in (0, 1].
+            others, as :class:`LayerwiseTrainer` fits it; by default one that starts as the
+            identity.
+        step_size: :math:`\eta` in (0, 1]; 1 whitens.
 
     Raises:
         ShapeError: If ``dim`` is one.
@@ -256,15 +207,15 @@ class MomentBlock(Coupling):
     def __init__(
         self, dim: int, moments: ConditionalMoments | None = None, step_size: float = 0.5
     ) -> None:
-        kept, moved = coupling_sizes(dim, False, type(self).__name__)
+        sizes = coupling_sizes(dim, False, type(self).__name__)
         check_step_size(step_size)
-        moments = ConditionalMoments(kept, moved) if moments is None else moments
+        moments = ConditionalMoments(*sizes) if moments is None else moments
         super().__init__(dim, _Step(moments, step_size), Affine(None))
         self.step_size = step_size
 
     @property
     def moments(self) -> ConditionalMoments:
-        """The moments that it moves towards."""
+        """The model of the conditional moments."""
         return self.conditioner.moments  # type: ignore[return-value]
 
 
@@ -285,14 +236,7 @@ class _Step(nn.Module):
 
 
 def check_step_size(step_size: float) -> None:
-    """Raise unless a step size lies in (0, 1].
-
-    Raises:
-        OptionError: If it does not.
-
-    Examples:
-        >>> check_step_size(0.5)
-    """
+    """Raise unless a step size lies in (0, 1]."""
     if not (math.isfinite(step_size) and 0 < step_size <= 1):
         raise OptionError(
             f"step_size must lie in (0, 1], 1 for a step that whitens, got {step_size!r}."

@@ -1,4 +1,4 @@
-"""Latents from which blocks and gaps can be estimated."""
+"""The check of latents from which blocks and gaps are estimated."""
 
 from __future__ import annotations
 
@@ -12,22 +12,7 @@ __all__ = ["check_latents"]
 
 
 def check_latents(z: Tensor, least: int, name: str) -> None:
-    """Raise unless z is a matrix of enough rows and at least two columns.
-
-    Args:
-        z: Candidate of shape (N, D).
-        least: Number of rows that are needed.
-        name: What needs them.
-
-    Raises:
-        ShapeError: If it is not a matrix, or has one column.
-        DtypeError: If it is neither float32 nor float64.
-        OptionError: If there are too few rows.
-        NonFiniteError: If it holds NaN or infinity, or numbers whose squares overflow.
-
-    Examples:
-        >>> check_latents(torch.zeros(100, 2), 100, "coupling_gap")
-    """
+    """Raise unless z (N, D) is a finite matrix of enough rows and at least two columns."""
     if isinstance(z, Tensor) and z.dim() != 2:
         raise ShapeError(
             f"z must have shape (N, D), a row of D coordinates for each of N samples, got "

@@ -1,4 +1,4 @@
-"""Regression of conditional means and standard deviations that never ends worse than it began."""
+"""Regression of conditional means and standard deviations, never worse than its start."""
 
 from __future__ import annotations
 
@@ -15,33 +15,38 @@ from .block import ConditionalMoments, Moments, partial_step
 __all__ = [
     "MomentFit",
     "MomentRegression",
+    "Rows",
     "check_regression",
     "fit_moments",
     "new_generator",
     "step_gains",
 ]
 
-_CHECKS = 20  # how often the fit looks at the validation rows
-_PATIENCE = 6  # looks without an improvement after which it stops
+_CHECKS = 20  # number of times that a fit looks at the validation rows
+_PATIENCE = 6  # number of looks without an improvement after which it stops
 # Added to the eigenvalues of the correlations of b. In many dimensions A F / 2N nats of noise
-# drown what a least squares fit finds; a ridge r leaves of them the share 1 / (1 + r)^2.
+# drown the structure that least squares find; a ridge r leaves the share 1 / (1 + r)^2 of them.
 _RIDGES = (0.0, 0.1, 1.0, 10.0)  # none first
-# Nats of that noise below which least squares need no ridge.
+# Least squares with less noise than this, in nats, need no ridge.
 _LITTLE_NOISE = 0.02
 
 
 class MomentRegression(NamedTuple):
-    """How conditional moments are fitted.
+    """Options of the regressions that fit conditional moments.
 
     Attributes:
         hidden: Widths of the hidden layers.
-        steps: Number of steps of Adam, at most.
-        batch_size: Rows of a step.
-        learning_rate: Its first value, which falls to zero by a cosine.
+        steps: Largest number of steps of Adam.
+        batch_size: Number of rows in a step.
+        learning_rate: First learning rate; it falls to zero by a cosine.
         weight_decay: Decoupled decay of the weights.
         max_log_ratio: Soft bound of the log-ratio of a conditional to the residual standard
             deviation. A wide one measures gaps where variances vanish; a narrow one is safe in
             blocks that have to serve new data.
+
+    Examples:
+        >>> MomentRegression((8,), steps=20).batch_size
+        512
     """
 
     hidden: tuple[int, ...] = (32, 32)
@@ -52,54 +57,62 @@ class MomentRegression(NamedTuple):
     max_log_ratio: float = 8.0
 
 
-class MomentFit(NamedTuple):
-    """What :func:`fit_moments` found.
+class Rows(NamedTuple):
+    """Coordinates b (N, F) by which the moments of coordinates a (N, A) are predicted."""
 
-    Attributes:
-        moments: The model that is best on the validation rows, without gradients.
-        linear: The best one without a network: linear, constant, or the identity.
-        validation_gain: Mean gain in nats of ``moments`` on those rows; it is not negative.
-        rejected: Where ``moments`` is the identity, the better one there of the constant and the
-            linear one without a ridge; else None. How its gain scatters says what could not be
-            told from zero; models next to the identity scatter as little as one likes.
-    """
+    b: Tensor
+    a: Tensor
+
+
+class MomentFit(NamedTuple):
+    """The models that :func:`fit_moments` chose by the validation rows, without gradients."""
 
     moments: ConditionalMoments
+    """The best of all."""
     linear: ConditionalMoments
+    """The best without a network: linear, constant, or the identity."""
     validation_gain: float
+    """Mean gain of ``moments`` in nats; it is not negative."""
     rejected: ConditionalMoments | None
+    """Where ``moments`` is the identity, the better of the constant and the linear model without a
+    ridge. The scatter of its gains tells which gains look like zero; models near the identity
+    scatter as little as one likes."""
+
+
+class _Judged(NamedTuple):
+    """A model, and its gains (N,) in nats on the validation rows."""
+
+    moments: ConditionalMoments
+    gains: Tensor
+
+    def mean(self) -> float:
+        """Mean gain, with NaN, from numbers out of range, as the worst of all."""
+        mean = float(self.gains.mean())
+        return -math.inf if math.isnan(mean) else mean
+
+    def beats(self, other: _Judged, margin: float) -> bool:
+        """Whether the mean difference of the gains exceeds some standard errors of it."""
+        more = self.gains - other.gains
+        return bool(more.mean() > margin * more.std() / len(more) ** 0.5)
 
 
 def step_gains(
     moments: ConditionalMoments, b: Tensor, a: Tensor, step_size: float = 1.0
 ) -> Tensor:
-    r"""By how much an affine block lowers the loss, for every sample.
+    r"""Gains (N,) in nats: by how much an affine block lowers the loss of every sample.
 
     .. math:: \tfrac12 \lVert a \rVert^2 - \tfrac12 \lVert S a + T \rVert^2 + \sum_i \log S_i
 
-    On rows that the moments have not seen, the mean over samples is an unbiased estimate of what
-    this block gains, which at a full step is at most the coupling gap.
-
-    Args:
-        moments: Conditional moments of a given b.
-        b: Coordinates that are given, (N, F).
-        a: Coordinates that are moved, (N, A).
-        step_size: :math:`\eta` of :func:`~normflows_injective.layerwise.block.partial_step`.
-
-    Returns:
-        Gains in nats, (N,).
-
-    Examples:
-        >>> step_gains(ConditionalMoments(1, 1, None), torch.ones(2, 1), torch.ones(2, 1)).tolist()
-        [0.0, 0.0]
+    On rows that the moments have not seen, the mean over samples is an unbiased estimate of the
+    gain of this block, which at a full step is at most the coupling gap.
     """
     with torch.no_grad():
         return _gains(moments(b), a, step_size)
 
 
 def fit_moments(
-    train: tuple[Tensor, Tensor],
-    validation: tuple[Tensor, Tensor],
+    train: Rows,
+    validation: Rows,
     options: MomentRegression,
     generator: torch.Generator,
     step_size: float = 1.0,
@@ -107,121 +120,86 @@ def fit_moments(
 ) -> MomentFit:
     r"""Fit the moments of a given b by their Gaussian likelihood.
 
-    First, in closed form, constant moments, and linear means with constant variances,
+    Constant moments, and linear means with constant variances, have a closed form,
 
     .. math:: W = C_{at} (C_{tt} + r I)^{-1}, \qquad \sigma_0^2 = \frac{\mathrm{RSS}}{N - 1 - d},
               \qquad d = \mathrm{tr}\, C_{tt} (C_{tt} + r I)^{-1},
 
-    with standardised t, for some ridges r, by which also constant moments are drawn towards those
-    of a standard normal; the validation rows choose one. From what is best on these, a network, by
-    Adam, of which the state is kept that does best there. In the order of identity, constant,
-    linear, network, a kind of model wins if one of its ridges gains on the simpler kinds.
+    with standardised t and a few ridges r, which also draw constant moments towards those of a
+    standard normal. The best of these models on the validation rows starts a network, fitted by
+    Adam and kept in its best state there. In the order of identity, constant, linear, network, a
+    kind of model wins if one of its ridges gains on the simpler kinds by ``margin`` standard
+    errors; a model that wins by chance loses on other rows.
 
-    Where there are so many rows that least squares lose less than 0.02 nats to noise, they alone
-    stand between the identity and the network, which starts from them: choosing among ridges, and
-    starting from what was chosen, would only add the noise of the choice.
-
-    Args:
-        train: b and a, (N, F) and (N, A), to fit on.
-        validation: b and a to choose by.
-        options: Size and pace of the fit.
-        generator: Source of weights and batches; torch's own is left alone.
-        step_size: Step at which the validation gain is taken.
-        margin: Number of standard errors by which a model has to gain on a simpler one. One that
-            wins by chance loses on other rows.
-
-    Returns:
-        :class:`MomentFit`.
-
-    Examples:
-        >>> b, noise = torch.randn(2, 400, 1, generator=new_generator(0))
-        >>> a = 2 * b + 0.1 * noise
-        >>> rows = (b[:200], a[:200]), (b[200:], a[200:])
-        >>> fit = fit_moments(*rows, MomentRegression(steps=20), new_generator(1))
-        >>> round(float(fit.linear.weight.sum() / fit.linear.spread.sum()), 1)
-        2.0
+    With enough rows that least squares lose less than 0.02 nats to noise, these alone stand
+    between the identity and the network, which starts from them: choosing among ridges, and
+    starting from the choice, would only add noise.
     """
 
-    def judged(moments: ConditionalMoments) -> Tensor:
-        return step_gains(moments, *validation, step_size)
+    def judged(moments: ConditionalMoments) -> _Judged:
+        return _Judged(moments, step_gains(moments, *validation, step_size))
 
-    identity, nothing = _blank(train), torch.zeros_like(validation[0][:, 0])
-    simple, fitted, full = (identity, nothing), [], []
-    b, a = train
-    is_safe = 0.5 * a.shape[1] * b.shape[1] / len(b) < _LITTLE_NOISE
-    families = (_linear(train)[:1],) if is_safe else (_constant(train), _linear(train))
-    for family in families:
-        candidates = [(moments, judged(moments)) for moments in family]
-        full.append(candidates[0])
-        fitted.append(max(candidates, key=_mean))
+    identity = _Judged(_blank(train), torch.zeros_like(validation.b[:, 0]))
+    simple, best_of_kinds, without_ridge = identity, [], []
+    noise = 0.5 * train.a.shape[1] * train.b.shape[1] / len(train.b)
+    is_noisy = noise >= _LITTLE_NOISE
+    kinds = (_constant(train), _linear(train)) if is_noisy else (_linear(train)[:1],)
+    for models in kinds:
+        candidates = [judged(moments) for moments in models]
+        best = max(candidates, key=_Judged.mean)
+        without_ridge.append(candidates[0])
+        best_of_kinds.append(best)
         # A short step towards the right moments gains little, but twice as surely as a full one:
         # it tells whether there is something, and the mean tells how far to go.
-        sure = any(_is_gain(gains - simple[1], margin) for _, gains in candidates)
-        if sure and _mean(fitted[-1]) > _mean(simple):
-            simple = fitted[-1]
-    start = fitted[0] if is_safe else max((identity, nothing), *fitted, key=_mean)
-    network = _boost(start[0], train, validation, options, generator, step_size)
-    by_network = judged(network)
-    if _is_gain(by_network - simple[1], margin):
-        return MomentFit(network, simple[0], float(by_network.mean()), None)
-    rejected = max(full, key=_mean)[0] if simple[0] is identity else None
-    return MomentFit(simple[0], simple[0], float(simple[1].mean()), rejected)
-
-
-def _mean(judged: tuple[ConditionalMoments, Tensor]) -> float:
-    """Mean of the gains (N,) of a model; NaN, of numbers out of range, is worst."""
-    mean = float(judged[1].mean())
-    return -math.inf if math.isnan(mean) else mean
-
-
-def _is_gain(gains: Tensor, margin: float) -> bool:
-    """Whether gains (N,) have a mean above zero by some standard errors of it."""
-    return bool(gains.mean() > margin * gains.std() / len(gains) ** 0.5)
+        is_sure = any(candidate.beats(simple, margin) for candidate in candidates)
+        if is_sure and best.mean() > simple.mean():
+            simple = best
+    start = max((identity, *best_of_kinds), key=_Judged.mean) if is_noisy else best_of_kinds[0]
+    network = judged(_boost(start.moments, train, validation, options, generator, step_size))
+    if network.beats(simple, margin):
+        return MomentFit(network.moments, simple.moments, float(network.gains.mean()), None)
+    rejected = max(without_ridge, key=_Judged.mean).moments if simple is identity else None
+    return MomentFit(simple.moments, simple.moments, float(simple.gains.mean()), rejected)
 
 
 def new_generator(seed: int) -> torch.Generator:
-    """A generator of its own on the CPU, whatever the default device.
-
-    Examples:
-        >>> new_generator(3).initial_seed()
-        3
-    """
+    """A generator of its own on the CPU, whatever the default device."""
     return torch.Generator(device="cpu").manual_seed(seed)
 
 
-def _gains(found: Moments, a: Tensor, step_size: float) -> Tensor:
-    log_scale, shift = partial_step(found, step_size)
-    moved = a * log_scale.exp() + shift
-    return (0.5 * (a.square() - moved.square()) + log_scale).sum(1)
+def _gains(moments: Moments, a: Tensor, step_size: float) -> Tensor:
+    log_scale, shift = partial_step(moments, step_size)
+    image = a * log_scale.exp() + shift
+    return (0.5 * (a.square() - image.square()) + log_scale).sum(1)
 
 
-def _blank(train: tuple[Tensor, Tensor]) -> ConditionalMoments:
+def _blank(train: Rows) -> ConditionalMoments:
     b, a = train
     return ConditionalMoments.blank(b.shape[1], a.shape[1], None, 1.0, b)
 
 
-def _constant(train: tuple[Tensor, Tensor]) -> list[ConditionalMoments]:
+def _constant(train: Rows) -> list[ConditionalMoments]:
     """Mean and variance without b, for every ridge."""
-    found: list[ConditionalMoments] = []
+    models: list[ConditionalMoments] = []
     for ridge in _RIDGES:
         moments = _blank(train)
-        moments.intercept.copy_(train[1].mean(0))
+        moments.intercept.copy_(train.a.mean(0))
         _set_variance(moments, train, 0.0)
         moments.intercept.div_(1 + ridge)
         moments.log_std.div_(1 + ridge)
-        found.append(moments)
-    return found
+        models.append(moments)
+    return models
 
 
-def _linear(train: tuple[Tensor, Tensor]) -> list[ConditionalMoments]:
+def _linear(train: Rows) -> list[ConditionalMoments]:
     """A linear mean for every ridge."""
     b, a = train
     intercept = a.mean(0)
-    found: list[ConditionalMoments] = []
+    models: list[ConditionalMoments] = []
     for ridge in _RIDGES:
         moments = _blank(train)
         moments.standardise(b)
-        if not found:
+        if not models:
             t = (b - moments.centre) / moments.spread
             values, basis = torch.linalg.eigh(t.T @ t / len(t))
             # Rounding leaves less than zero, and no ridge at all would divide by it.
@@ -231,11 +209,11 @@ def _linear(train: tuple[Tensor, Tensor]) -> list[ConditionalMoments]:
         moments.intercept.copy_(intercept)
         moments.weight.copy_((basis @ (cross / damped.unsqueeze(1))).T)
         _set_variance(moments, train, float((values / damped).sum()))
-        found.append(moments)
-    return found
+        models.append(moments)
+    return models
 
 
-def _set_variance(moments: ConditionalMoments, train: tuple[Tensor, Tensor], spent: float) -> None:
+def _set_variance(moments: ConditionalMoments, train: Rows, spent: float) -> None:
     """Set the residual variance of a model that has spent some degrees of freedom on slopes."""
     b, a = train
     residuals = a - moments(b).mean
@@ -246,8 +224,8 @@ def _set_variance(moments: ConditionalMoments, train: tuple[Tensor, Tensor], spe
 
 def _boost(
     start: ConditionalMoments,
-    train: tuple[Tensor, Tensor],
-    validation: tuple[Tensor, Tensor],
+    train: Rows,
+    validation: Rows,
     options: MomentRegression,
     generator: torch.Generator,
     step_size: float,
@@ -259,21 +237,21 @@ def _boost(
     moments.standardise(b)
     net = moments.net
     assert net is not None  # for the type checker
-    features, judged = moments.features(b), moments.features(validation[0])
+    features, validation_features = moments.features(b), moments.features(validation.b)
 
     def validation_gain() -> float:
         with torch.no_grad():
-            found = moments.from_features(validation[0], judged)
-            return float(_gains(found, validation[1], step_size).mean())
+            predicted = moments.from_features(validation.b, validation_features)
+            return float(_gains(predicted, validation.a, step_size).mean())
 
-    # The simple part stays: it is in closed form, and a network that adds to it is enough.
+    # The simple part is in closed form and stays: a network that adds to it is enough.
     trained = [parameter.requires_grad_() for parameter in net.parameters()]
     optimizer = torch.optim.AdamW(
         trained, lr=options.learning_rate, weight_decay=options.weight_decay, fused=True
     )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
     every = max(1, options.steps // _CHECKS)
-    best_gain, since = validation_gain(), 0
+    best_gain, num_worse = validation_gain(), 0
     best = {name: value.clone() for name, value in net.state_dict().items()}
     order, position = _shuffled(len(b), generator, b.device), 0
     for step in range(1, options.steps + 1):
@@ -293,11 +271,11 @@ def _boost(
         if step % every:
             continue
         gain = validation_gain()
-        since += 1
+        num_worse += 1
         if gain > best_gain:
-            best_gain, since = gain, 0
+            best_gain, num_worse = gain, 0
             best = {name: value.clone() for name, value in net.state_dict().items()}
-        if since >= _PATIENCE or not math.isfinite(gain):
+        if num_worse >= _PATIENCE or not math.isfinite(gain):
             break
     net.load_state_dict(best)
     return moments.requires_grad_(False)
@@ -308,18 +286,7 @@ def _shuffled(count: int, generator: torch.Generator, device: torch.device) -> T
 
 
 def check_regression(options: MomentRegression) -> MomentRegression:
-    """The options of a regression in plain numbers, each of which is in range.
-
-    Args:
-        options: Candidate.
-
-    Raises:
-        OptionError: If it is no :class:`MomentRegression`, or one of its numbers is out of range.
-
-    Examples:
-        >>> check_regression(MomentRegression(hidden=[8], steps=10)).hidden
-        (8,)
-    """
+    """The options of a regression in plain numbers, or an OptionError if one is out of range."""
     if not isinstance(options, MomentRegression):
         raise OptionError(
             f"regression must be a MomentRegression, got {type(options).__name__}. Give "

@@ -17,21 +17,23 @@ from ..flows.volume_preserving.rotation import Rotation, random_rotation
 from ..host.first_meeting import meet_first_data
 from .block import ConditionalMoments, MomentBlock, check_step_size
 from .latents import check_latents
-from .regression import MomentRegression, check_regression, fit_moments, new_generator, step_gains
+from .regression import (
+    MomentFit,
+    MomentRegression,
+    Rows,
+    check_regression,
+    fit_moments,
+    new_generator,
+    step_gains,
+)
 
-__all__ = ["LatentSplit", "LayerwiseFit", "LayerwiseHistory", "LayerwiseTrainer"]
+__all__ = ["LayerwiseFit", "LayerwiseHistory", "LayerwiseTrainer"]
 
 _LEAST_ROWS = 200
 
 
-class LatentSplit(NamedTuple):
-    """Latents in three roles, each of shape (rows, D).
-
-    Attributes:
-        train: Rows that blocks are fitted on.
-        validation: Rows by which the state of a fit, and the rotation, are chosen.
-        held_out: Rows that say whether a block stays.
-    """
+class _Split(NamedTuple):
+    """Latents (N, D) that blocks are fitted on, that choose among fits, and that judge blocks."""
 
     train: Tensor
     validation: Tensor
@@ -39,19 +41,28 @@ class LatentSplit(NamedTuple):
 
 
 class LayerwiseHistory(NamedTuple):
-    """What every block gained, in nats on the held-out rows, in the order of construction.
+    """Gains of the blocks of :meth:`LayerwiseTrainer.fit`, in nats on the held-out rows.
 
-    Every gain is unbiased before the block is judged, but those that stayed did so because they
-    passed a threshold on the same rows, so that their sum is slightly too large. Judge the whole
-    flow on fresh rows.
+    They stand in the order of construction. The gain of a block is unbiased before the block is
+    judged, but the blocks that stay passed a threshold on the same rows, so the sum is slightly
+    too large. Judge the whole flow on fresh rows.
 
     Attributes:
-        gains: Mean gains, (L,).
-        standard_errors: Of the gains, (L,).
+        gains: Mean gains of the L blocks, (L,).
+        standard_errors: Standard errors of the gains, (L,).
         refused: Gain of the last block that was refused, 0-dimensional; NaN if none was, because
             the number of layers ran out.
-        refused_standard_error: Of that gain. Where the block was the identity, that of the best
-            model that was rejected for it: what could not be told from zero.
+        refused_standard_error: Standard error of that gain. Where the block was the identity, it
+            is that of the best model that was rejected for it: gains of this size look like zero.
+
+    References:
+        Draxler et al., arXiv 2402.06578, layer-wise experiment; the held-out rule is derived here.
+
+    Examples:
+        >>> x = torch.randn(400, 2, generator=torch.Generator().manual_seed(0)) * 0.5 + 1
+        >>> history = LayerwiseTrainer(2, max_layers=1).fit(x).history
+        >>> history.gains.shape, bool(history.gains > 2 * history.standard_errors)
+        (torch.Size([1]), True)
     """
 
     gains: Tensor
@@ -61,20 +72,34 @@ class LayerwiseHistory(NamedTuple):
 
 
 class LayerwiseFit(NamedTuple):
-    """What :meth:`LayerwiseTrainer.fit` built.
+    """The flow that :meth:`LayerwiseTrainer.fit` built, and the gains of its blocks.
 
     Attributes:
-        flows: Layers from latent to data, as ``nf.NormalizingFlow`` wants them: two for each
-            block, the last block first.
+        flows: Layers from latent to data, in the order of ``nf.NormalizingFlow``: a
+            :class:`MomentBlock` and a rotation for each block, the last block first, and after
+            them the layers that were handed in.
         history: :class:`LayerwiseHistory`.
+
+    Examples:
+        >>> x = torch.randn(400, 2, generator=torch.Generator().manual_seed(0)) * 0.5 + 1
+        >>> flows, history = LayerwiseTrainer(2, max_layers=1).fit(x)
+        >>> [type(flow).__name__ for flow in flows]
+        ['MomentBlock', 'Rotation']
     """
 
     flows: list[nf.flows.Flow]
     history: LayerwiseHistory
 
 
+class _Candidate(NamedTuple):
+    """A fit of moments after a rotation (D, D)."""
+
+    fit: MomentFit
+    rotation: Tensor
+
+
 class _Step(NamedTuple):
-    """A block behind its rotation, and its gain on the held-out rows."""
+    """A block with its rotation, and its gain on the held-out rows."""
 
     flows: list[nf.flows.Flow]
     gain: Tensor
@@ -86,21 +111,21 @@ class _Step(NamedTuple):
 class LayerwiseTrainer:
     r"""Add a rotation and an affine block, fit it, freeze it, and so on until nothing is gained.
 
-    A block takes a step of size :math:`\eta` towards conditional mean zero and variance one. The
-    loss falls by the gain that is measured on rows that took no part in the fit, and the
-    construction ends where that gain is no more than some standard errors: with few samples every
-    block beyond fits noise, and the loss on new data rises without bound.
+    A block takes a step of size :math:`\eta` towards conditional mean zero and variance one, see
+    :class:`MomentBlock`. Its gain, by which the loss falls, is measured on rows that took no part
+    in the fit, and the construction ends when the gain is no more than some standard errors. With
+    few samples every further block would fit noise, and raise the loss on new data without bound.
 
-    Half of the rows fit, a quarter chooses among rotations, a quarter decides about staying.
+    Half of the rows fit, a quarter chooses among rotations, and a quarter judges the blocks.
 
     Args:
         dim: Number of coordinates :math:`D`, at least two.
         step_size: :math:`\eta` in (0, 1]. Half steps end lower than full ones, which destroy
             structure that later blocks could use.
         candidates: Number of random rotations that are tried for a block.
-        max_layers: Number of blocks at most.
-        stop_errors: A block whose held-out gain is at most so many standard errors is refused;
-            None to keep all of them.
+        max_layers: Largest number of blocks.
+        stop_errors: A block whose held-out gain is at most this number of standard errors is
+            refused; None to keep all blocks.
         patience: Number of refusals in a row after which the construction ends. A refused block is
             not added; the next try has other rotations.
         regression: Size and pace of the fits.
@@ -142,29 +167,30 @@ class LayerwiseTrainer:
         if stop_errors is not None and not stop_errors >= 0:
             raise OptionError(f"stop_errors must be None or not negative, got {stop_errors!r}.")
         self.dim, self.step_size, self.candidates = dim, step_size, candidates
+        self._sizes = (dim // 2, dim - dim // 2)
         self.max_layers, self.stop_errors, self.patience = max_layers, stop_errors, patience
-        # Small networks and ratios: what a block leaves, the next ones can take.
+        # Small networks and ratios: later blocks can take the structure that a block leaves.
         small = MomentRegression((32,), 160, learning_rate=1e-2, max_log_ratio=2.0)
         self.regression = check_regression(small if regression is None else regression)
         self.generator = new_generator(0) if generator is None else generator
 
     def fit(self, x: Tensor, given: Sequence[nf.flows.Flow] = ()) -> LayerwiseFit:
-        """Build a flow from data, or on top of one that is there.
+        """Build a flow from data, or on top of another flow.
 
         Args:
             x: Data of shape (N, D), N at least 200, best standardised.
-            given: Layers from latent to data that are already there, as a list or ``model.flows``.
-                They stand at the end of the result and are not changed, but for layers that have
-                yet to meet data, which initialise themselves on x.
+            given: Layers of the other flow from latent to data, as a list or ``model.flows``. They
+                stand at the end of the result and are not changed, but for layers that have yet to
+                meet data, which initialise themselves on x.
 
         Returns:
             :class:`LayerwiseFit`; the parameters of its new layers do not require gradients.
 
         Raises:
-            ShapeError: If x, or what ``given`` makes of it, has another width.
+            ShapeError: If x, or its image under ``given``, has another width.
             DtypeError: If x is neither float32 nor float64.
             OptionError: If there are too few rows, or ``given`` is no sequence of layers.
-            NonFiniteError: If x, or what ``given`` makes of it, holds NaN or infinity.
+            NonFiniteError: If x, or its image under ``given``, holds NaN or infinity.
         """
         check_latents(x, _LEAST_ROWS, "LayerwiseTrainer")
         if x.shape[1] != self.dim:
@@ -187,7 +213,7 @@ class LayerwiseTrainer:
             return self._build(self._split(z), list(given))
 
     def skeleton(self, num_blocks: int) -> list[nf.flows.Flow]:
-        """Untrained layers into which the state of what :meth:`fit` built loads.
+        """Untrained layers that can load the state of the layers that :meth:`fit` built.
 
         All blocks of a trainer have one architecture, which its options determine: a trainer of
         the same ``dim``, ``step_size`` and ``regression`` gives the skeleton of another's flows.
@@ -216,24 +242,21 @@ class LayerwiseTrainer:
             True
         """
         check_count(num_blocks, "num_blocks")
-        kept, like = self.dim // 2, torch.zeros(())
         hidden, bound = self.regression.hidden, self.regression.max_log_ratio
         flows: list[nf.flows.Flow] = []
         for _ in range(num_blocks):
-            moments = ConditionalMoments.blank(kept, self.dim - kept, hidden, bound, like)
+            moments = ConditionalMoments.blank(*self._sizes, hidden, bound, torch.zeros(()))
             block = MomentBlock(self.dim, moments, self.step_size)
             flows += [block, Rotation(torch.eye(self.dim))]
         return flows
 
-    def _split(self, z: Tensor) -> LatentSplit:
+    def _split(self, z: Tensor) -> _Split:
         source = self.generator
         order = torch.randperm(len(z), generator=source, device=source.device).to(z.device)
         half, quarter = len(z) // 2, len(z) // 4
-        return LatentSplit(
-            z[order[:half]], z[order[half : half + quarter]], z[order[half + quarter :]]
-        )
+        return _Split(z[order[:half]], z[order[half : half + quarter]], z[order[half + quarter :]])
 
-    def _build(self, split: LatentSplit, flows: list[nf.flows.Flow]) -> LayerwiseFit:
+    def _build(self, split: _Split, flows: list[nf.flows.Flow]) -> LayerwiseFit:
         gains: list[Tensor] = []
         errors: list[Tensor] = []
         nothing = torch.full((), math.nan, dtype=split.train.dtype, device=split.train.device)
@@ -250,8 +273,8 @@ class LayerwiseTrainer:
             gains.append(step.gain)
             errors.append(step.standard_error)
             flows = [*step.flows, *flows]
-            split = LatentSplit(*(joint_encode(step.flows, rows) for rows in split))
-        # A refusal that a later success outlived says nothing about the end.
+            split = _Split(*(joint_encode(step.flows, rows) for rows in split))
+        # A refusal before a later success tells nothing about the end.
         refused, refused_error = (refused, refused_error) if failures else (nothing, nothing)
         empty = split.train.new_zeros(0)
         history = LayerwiseHistory(
@@ -262,34 +285,34 @@ class LayerwiseTrainer:
         )
         return LayerwiseFit(flows, history)
 
-    def _step(self, split: LatentSplit) -> _Step:
-        """The best of some blocks behind random rotations, by the validation rows."""
-        found = []
+    def _step(self, split: _Split) -> _Step:
+        """The block after the best of some random rotations, by the validation rows."""
+        candidates = []
         for _ in range(self.candidates):
             rotation = random_rotation(self.dim, self.generator).to(split.train)
-            train, validation = (self._parts(rows, rotation) for rows in split[:2])
+            train = self._parts(split.train, rotation)
+            validation = self._parts(split.validation, rotation)
             fit = fit_moments(train, validation, self.regression, self.generator, self.step_size)
-            found.append((fit, rotation))
-        fit, rotation = max(found, key=lambda one: one[0].validation_gain)
+            candidates.append(_Candidate(fit, rotation))
+        fit, rotation = max(candidates, key=lambda candidate: candidate.fit.validation_gain)
         held_out = self._parts(split.held_out, rotation)
         gains = step_gains(fit.moments, *held_out, self.step_size)
         # The identity gains zero without scatter, which would look like certainty.
         judged = fit.moments if fit.rejected is None else fit.rejected
         scatter = step_gains(judged, *held_out, self.step_size).std()
-        # One architecture for all, so that a state can be loaded without knowing what was chosen.
+        # One architecture for all, so that a state can be loaded without knowing the choice.
         hidden, bound = self.regression.hidden, self.regression.max_log_ratio
         moments = fit.moments.with_network(hidden, bound, self.generator)
         block = MomentBlock(self.dim, moments, self.step_size).to(split.train)
         layers: list[nf.flows.Flow] = [block, Rotation(rotation)]
         return _Step(layers, gains.mean(), scatter / len(gains) ** 0.5)
 
-    def _parts(self, z: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor]:
-        given, moved = (z @ rotation.T).split((self.dim // 2, self.dim - self.dim // 2), dim=1)
-        return given, moved
+    def _parts(self, z: Tensor, rotation: Tensor) -> Rows:
+        return Rows(*(z @ rotation.T).split(self._sizes, dim=1))
 
 
 def _check_given(given: object) -> None:
-    """Raise unless it is a sequence of layers. A model has an inverse too, but of one result."""
+    """Raise unless it is a sequence of layers: the inverse of a model has but one result."""
     if not isinstance(given, Sequence | nn.ModuleList):
         raise OptionError(
             f"given must be a list of layers, got {type(given).__name__}. Give model.flows for a "

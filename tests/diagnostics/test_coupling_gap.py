@@ -12,7 +12,7 @@ from normflows_injective.diagnostics import MomentRegression, coupling_gap
 from normflows_injective.errors import DtypeError, NonFiniteError, OptionError, ShapeError
 from normflows_injective.flows.volume_preserving import random_rotation
 from normflows_injective.layerwise.block import Moments, partial_step
-from normflows_injective.layerwise.regression import fit_moments, step_gains
+from normflows_injective.layerwise.regression import Rows, fit_moments, step_gains
 
 
 def normal(*shape, seed=0):
@@ -140,7 +140,7 @@ def test_standard_normal_has_no_gap_where_the_training_rows_see_one():
     trained = []
     for seed in range(100):
         b, a = normal(count, dim, seed=300 + seed).split(active, dim=1)
-        rows = (b, a)
+        rows = Rows(b, a)
         fit = fit_moments(rows, rows, MomentRegression(steps=1), seeded_generator(0))
         trained.append(step_gains(fit.linear, *rows).mean())
     # Per active coordinate: intercept, weights and scale; standard error .0035 / sqrt(100).
@@ -153,7 +153,7 @@ def test_standard_normal_has_no_gap_where_the_training_rows_see_one():
 @pytest.mark.slow
 def test_a_network_judged_on_its_training_rows_sees_a_gap_that_is_not_there():
     b, a = normal(1_000, 2, seed=4).split(1, dim=1)
-    seen, fresh = (b[:100], a[:100]), (b[100:], a[100:])
+    seen, fresh = Rows(b[:100], a[:100]), Rows(b[100:], a[100:])
     options = MomentRegression(steps=300)
     greedy = fit_moments(seen, seen, options, seeded_generator(0))
     honest = fit_moments(seen, fresh, options, seeded_generator(0))
@@ -166,7 +166,7 @@ def test_a_network_judged_on_its_training_rows_sees_a_gap_that_is_not_there():
 def test_nothing_is_made_worse_where_validation_sees_no_gain():
     b, a = normal(200, 1, seed=5), normal(200, 1, seed=6)
     # The rows of the fit ask for a scale above one, those that judge for one below.
-    rows = (b, 3 * a), (b, 0.3 * a)
+    rows = Rows(b, 3 * a), Rows(b, 0.3 * a)
     fit = fit_moments(*rows, MomentRegression(steps=40), seeded_generator(0))
     assert fit.validation_gain == 0.0
     assert torch.equal(step_gains(fit.moments, b, a), torch.zeros(200).double())
@@ -235,7 +235,7 @@ def test_mean_is_found_where_least_squares_drown_in_noise(count, dim):
 def test_few_slopes_are_found_by_a_ridge():
     b, noise = normal(300, 100, seed=1), normal(300, 100, seed=2)
     a = 0.5 * b + noise * 0.75**0.5
-    rows = (b[:200], a[:200]), (b[200:], a[200:])
+    rows = Rows(b[:200], a[:200]), Rows(b[200:], a[200:])
     fit = fit_moments(*rows, MomentRegression((8,), 20), seeded_generator(0), margin=2.0)
     assert fit.validation_gain > 0
     assert fit.rejected is None

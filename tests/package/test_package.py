@@ -138,7 +138,7 @@ assert pyro is nfi.pyro
 # By namespace, with room for no more names than these.
 LIMITS = {
     "": 12,
-    "diagnostics": 12,
+    "diagnostics": 15,
     "distributions": 6,
     "errors": 26,
     "flows": 19,
