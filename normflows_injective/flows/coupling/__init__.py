@@ -1,4 +1,4 @@
-"""Couplings, autoregressive layers and what stands between them, for vectors."""
+"""Layers of vectors: couplings, autoregressive layers, normalisation and linear maps."""
 
 from .act_norm import ActNorm
 from .autoregressive import Autoregressive
@@ -20,3 +20,8 @@ __all__ = [
     "Permutation",
     "Spline",
 ]
+
+
+def __dir__() -> list[str]:
+    """The public names, for completion."""
+    return list(__all__)

@@ -27,12 +27,12 @@ class ActNorm(Layer):
 
     .. math:: z = (x + b) \odot e^{a}, \qquad \log\det = \sum_i a_i
 
-    At the first call of :meth:`inverse` every latent coordinate gets mean zero and standard
-    deviation one. That is done once, and only if the parameters are still at zero: a layer that
-    was trained in the other direction, or loaded, or whose parameters are frozen, as objectives
-    with path gradients freeze them for a while, stays as it is. Let a model see data before its
-    own samples. The host's layer initialises
-    itself on samples too, keeps its flag on the CPU, and returns one log-det for the batch.
+    The first call of :meth:`inverse` gives every latent coordinate mean zero and standard
+    deviation one. Initialisation happens once, and only while both parameters are zero. A layer
+    that has been trained, loaded or frozen (objectives with path gradients freeze parameters for a
+    while) is left alone. Let a model see data before its own samples. The layer of normflows
+    initialises itself on samples too, keeps its flag on the CPU, and returns one log-det for the
+    batch.
 
     Args:
         dim: Number of coordinates :math:`D`.
@@ -50,6 +50,7 @@ class ActNorm(Layer):
         (True, [1.0, 1.0])
     """
 
+    takes_context = False
     data_dep_init_done: Tensor
 
     def __init__(self, dim: int) -> None:
@@ -62,12 +63,10 @@ class ActNorm(Layer):
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Latents (B, D) to data (B, D), with the log-det (B,) in nats."""
-        check_event_shape(z, self.shape, "z")
         return z * (-self.log_scale).exp() - self.shift, -self._log_det(z)
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data (B, D) to latents (B, D), with the log-det (B,) in nats."""
-        check_event_shape(x, self.shape, "x")
         if self.log_scale.requires_grad and x.shape[0] and must_initialise(self):
             self.initialise(x)
         return (x + self.shift) * self.log_scale.exp(), self._log_det(x)
@@ -78,8 +77,8 @@ class ActNorm(Layer):
 
         Raises:
             ShapeError: If there is one sample, which has no standard deviation.
-            NonFiniteError: If a value, a mean or a deviation is NaN or infinite, as the
-                parameters would then be. Nothing is changed then.
+            NonFiniteError: If a value, a mean or a deviation is NaN or infinite. Nothing is
+                changed then.
         """
         check_event_shape(x, self.shape, "x")
         if not (self.log_scale.any() or self.shift.any()):
@@ -94,11 +93,6 @@ class ActNorm(Layer):
             self.shift.copy_(shift)
             self.log_scale.copy_(log_scale)
         mark_initialised(self)
-
-    @property
-    def takes_context(self) -> bool:
-        """False: the keyword is accepted and not used."""
-        return False
 
     def _log_det(self, value: Tensor) -> Tensor:
         return self.log_scale.sum() + value.new_zeros(value.shape[0])

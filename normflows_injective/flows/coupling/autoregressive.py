@@ -1,4 +1,4 @@
-"""Autoregressive layers: an element is transformed, given those before it."""
+"""Autoregressive layers: every element is transformed, given those before it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import final
 from normflows.nets.made import MADE
 from torch import Tensor, nn
 
-from ...checks import check_count, check_event_shape
+from ...checks import check_count
 from ...errors import OptionError
 from ...host.context import expect_context
 from ..layer import Layer
@@ -23,20 +23,21 @@ class Autoregressive(Layer):
     .. math:: z_i = h_{\theta_i(x_{1:i-1}, c)}(x_i), \qquad
               \log\det = \sum_i \log h'_{\theta_i}(x_i)
 
-    One pass of the host's masked network gives all parameters, so data go to latents at once;
-    sampling takes :math:`D` passes. The host's own layer does it the other way round.
+    One pass of the masked network of normflows gives all parameters, so data go to latents at
+    once; sampling takes :math:`D` passes. The layer of normflows does it the other way round.
 
     Args:
         dim: Number of coordinates :math:`D`.
-        transform: What is done to an element.
+        transform: Map of one element, ``Affine()`` by default.
         width: Width of the network, at least :math:`D - 1`, or it could not see all elements; by
-            default 64 or :math:`D`, whichever is more.
-        num_blocks: Number of its residual blocks.
+            default the larger of 64 and :math:`D`.
+        num_blocks: Number of residual blocks of the network.
         context_dim: Number of context features; 0 for none.
-        reverse: Whether an element is transformed given those behind it.
+        reverse: Whether an element is transformed given those after it.
 
     Raises:
-        OptionError: If an option is not a positive integer, or the transform is none.
+        OptionError: If a number is not a positive integer, or the transform is no
+            :class:`ElementTransform` of single elements.
         ContextError: When called, if a context is missing or of another width.
 
     References:
@@ -66,7 +67,7 @@ class Autoregressive(Layer):
         check_count(width, "width")
         check_count(num_blocks, "num_blocks")
         if width < dim - 1:
-            # The masks of the host give every hidden unit the number of elements that it may see.
+            # The masks give every hidden unit the number of elements that it may see.
             raise OptionError(
                 f"width must be at least dim - 1 = {dim - 1}, or elements would not see all "
                 f"before them, got {width}. Widen the network."
@@ -95,7 +96,6 @@ class Autoregressive(Layer):
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Latents (B, D) to data (B, D), one after the other, with the log-det (B,) in nats."""
-        check_event_shape(z, self.shape, "z")
         z = z.flip(1) if self.reverse else z
         # After i passes the first i elements are those of the data.
         x = z
@@ -105,17 +105,16 @@ class Autoregressive(Layer):
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data (B, D) to latents (B, D) at once, with the log-det (B,) in nats."""
-        check_event_shape(x, self.shape, "x")
         x = x.flip(1) if self.reverse else x
         z, log_det = self.transform.inverse(x, self._conditions(x, context))
         return (z.flip(1) if self.reverse else z), log_det
 
     def extra_repr(self) -> str:
-        """Options that are no modules."""
+        """Options as shown by ``print(model)``."""
         return f"dim={self.shape[0]}, transform={self.transform}, reverse={self.reverse}"
 
     def _conditions(self, x: Tensor, context: Tensor | None) -> Tensor:
         context = context if self.context_dim else None
         expect_context(context, x.shape[0], self.context_dim, "Autoregressive")
-        said: Tensor = self.net(x, None if context is None else context.to(x.dtype))
-        return said.reshape(*x.shape, self.transform.num_parameters)
+        parameters: Tensor = self.net(x, None if context is None else context.to(x.dtype))
+        return parameters.reshape(*x.shape, self.transform.num_parameters)

@@ -1,4 +1,4 @@
-"""Coupling layers: a part of the coordinates is transformed, given the other part."""
+"""Coupling layers: some coordinates are transformed, given the others."""
 
 from __future__ import annotations
 
@@ -20,21 +20,7 @@ __all__ = ["Coupling", "NetworkCoupling", "coupling_sizes"]
 
 
 def coupling_sizes(dim: int, takes_context: bool, name: str) -> tuple[int, int]:
-    r"""How many of :math:`D` coordinates a coupling keeps, :math:`\lfloor D/2 \rfloor`, and moves.
-
-    Args:
-        dim: :math:`D`.
-        takes_context: Whether there is a context, given which a single coordinate can be moved.
-        name: What the message calls the layer.
-
-    Raises:
-        ShapeError: If no coordinate is left to find the parameters from.
-        OptionError: If it is not a positive integer.
-
-    Examples:
-        >>> coupling_sizes(5, False, "Coupling")
-        (2, 3)
-    """
+    r"""Numbers of coordinates that a coupling keeps, :math:`\lfloor D/2 \rfloor`, and moves."""
     check_count(dim, "dim")
     if dim == 1 and not takes_context:
         raise ShapeError(
@@ -83,56 +69,54 @@ class Coupling(Layer):
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Latents (B, D) to data (B, D), with the log-det (B,) in nats."""
-        kept, moved = self.split(z, "z")
-        x, log_det = self.transform.forward(moved, self.parameters_of(kept, context))
-        return self._join(kept, x), log_det
+        u, v = self.split(z, "z")
+        v, log_det = self.transform.forward(v, self.parameters_of(u, context))
+        return self._join(u, v), log_det
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data (B, D) to latents (B, D), with the log-det (B,) in nats."""
-        kept, moved = self.split(x, "x")
-        z, log_det = self.transform.inverse(moved, self.parameters_of(kept, context))
-        return self._join(kept, z), log_det
+        u, v = self.split(x, "x")
+        v, log_det = self.transform.inverse(v, self.parameters_of(u, context))
+        return self._join(u, v), log_det
 
     def split(self, value: Tensor, name: str) -> tuple[Tensor, Tensor]:
-        """The coordinates that are kept and those that are moved, of a batch (B, D)."""
+        """The coordinates of a batch (B, D) that are kept, and those that are moved."""
         check_event_shape(value, self.shape, name)
         if self.reverse:
-            moved, kept = value.split((self.num_moved, self.num_kept), dim=1)
-            return kept, moved
-        kept, moved = value.split((self.num_kept, self.num_moved), dim=1)
-        return kept, moved
+            return value[:, self.num_moved :], value[:, : self.num_moved]
+        return value[:, : self.num_kept], value[:, self.num_kept :]
 
     def parameters_of(self, kept: Tensor, context: Tensor | None) -> Tensor:
         """Parameters (B, A, P) of the elements that are moved."""
-        said = self.conditioner(kept, **with_context(self.conditioner, context))
+        output: Tensor = self.conditioner(kept, **with_context(self.conditioner, context))
         sizes = (self.num_moved, self.transform.num_parameters)
-        check_event_shape(said.flatten(1), (math.prod(sizes),), "the conditioner's output")
-        parameters: Tensor = said.reshape(kept.shape[0], *sizes)
-        return parameters
+        check_event_shape(output.flatten(1), (math.prod(sizes),), "the conditioner's output")
+        return output.reshape(kept.shape[0], *sizes)
 
     def extra_repr(self) -> str:
-        """Options that are no modules."""
+        """Options as shown by ``print(model)``."""
         return f"dim={self.shape[0]}, transform={self.transform}, reverse={self.reverse}"
 
-    def _join(self, kept: Tensor, moved: Tensor) -> Tensor:
-        return torch.cat([moved, kept] if self.reverse else [kept, moved], dim=1)
+    def _join(self, u: Tensor, v: Tensor) -> Tensor:
+        return torch.cat([v, u] if self.reverse else [u, v], dim=1)
 
 
 @final
 class NetworkCoupling(Coupling):
-    r"""A coupling whose parameters a smooth perceptron finds; it starts as the identity.
+    r"""A coupling with a smooth perceptron as conditioner; it starts as the identity.
 
     Args:
         dim: Number of coordinates :math:`D`.
-        transform: What is done to an element.
+        transform: Map of one element, ``Affine()`` by default.
         hidden: Widths of the hidden layers.
         context_dim: Number of context features; 0 for none.
         reverse: Whether the last rather than the first coordinates are kept.
-        activation: Constructor of the activation. A smooth one serves behind an injection.
+        activation: Constructor of the activation. A smooth one also serves after an injection.
 
     Raises:
         ShapeError: If ``dim`` is one and there is no context.
-        OptionError: If a width or ``context_dim`` is out of range, or the transform is none.
+        OptionError: If a width or ``context_dim`` is out of range, or the transform is no
+            :class:`ElementTransform`.
 
     References:
         Dinh et al., arXiv 1605.08803.
@@ -166,26 +150,8 @@ def network_for(
     context_dim: int,
     activation: Callable[[], nn.Module],
 ) -> SmoothMLP:
-    """A perceptron for the parameters of a coupling, whose last layer is zero.
-
-    Args:
-        name: What messages call the coupling.
-        dim: Number of its coordinates.
-        transform: What it does to an element.
-        hidden: Widths of the hidden layers.
-        context_dim: Number of context features; 0 for none.
-        activation: Constructor of the activation.
-
-    Raises:
-        ShapeError: If no coordinate is left to find the parameters from.
-        OptionError: If a number is not a positive integer.
-
-    Examples:
-        >>> net = network_for("Coupling", 2, Affine(), (4,), 0, nn.GELU)
-        >>> net(torch.ones(1, 1)).abs().sum().item()
-        0.0
-    """
-    hidden = check_widths(hidden)
+    """A perceptron for the parameters of a coupling, with a last layer of zeros."""
+    hidden = check_counts(hidden, "hidden", empty=True)
     if context_dim:
         check_count(context_dim, "context_dim")
     num_kept, num_moved = coupling_sizes(dim, context_dim > 0, name)
@@ -194,16 +160,3 @@ def network_for(
     for parameter in net.layers[-1].parameters():
         nn.init.zeros_(parameter)
     return net
-
-
-def check_widths(hidden: Sequence[int]) -> tuple[int, ...]:
-    """Widths of hidden layers, each a positive integer, as a tuple.
-
-    Raises:
-        OptionError: If they are something else.
-
-    Examples:
-        >>> check_widths([64, 64])
-        (64, 64)
-    """
-    return check_counts(hidden, "hidden", empty=True)

@@ -1,4 +1,4 @@
-"""A linear map for guides that large learning rates cannot drive away."""
+"""A linear map for guides that stays in place at large learning rates."""
 
 from __future__ import annotations
 
@@ -18,36 +18,15 @@ __all__ = ["SteadyLinear"]
 
 @final
 class SteadyLinear(nf.flows.LULinearPermute):
-    r"""The LU linear map of normflows, moved less by every step of an optimiser.
+    r"""The LU linear map of normflows, with parameters that move less in every step.
 
-    With a lower triangular L of unit diagonal and an upper triangular U, latents are multiplied by
-    :math:`(LU)^{-1}` and permuted. The inverse of a triangular matrix grows exponentially with its
-    entries, and Adam moves all of them by the learning rate in every step, so that at 0.03 a few
-    such maps in a row double the width of a guide within ten steps. Here the optimiser sees
-    parameters a, from which those of normflows are :math:`p = p_0 + g (a - p_0)`, with their start
-    :math:`p_0` and a gain :math:`g < 1`.
+    .. math:: p = p_0 + g \, (a - p_0)
 
-    The state that is saved and loaded is p, so that files are those of
+    The optimiser sees a, and p are the parameters of normflows, which start at :math:`p_0`. The
+    inverse of a triangular matrix grows exponentially with its entries, and Adam moves all of them
+    by the learning rate in every step, so that at 0.03 a few such maps in a row double the width
+    of a guide within ten steps. The state that is saved and loaded is p, so files are those of
     ``nf.flows.LULinearPermute``.
-
-    Args:
-        num_channels: Number of dimensions D.
-        gain: g.
-
-    Raises:
-        OptionError: If the number is no positive integer, or the gain not positive.
-
-    References:
-        The linear layers of neural spline flows, arXiv 1906.04032.
-
-    Examples:
-        >>> steady, plain = SteadyLinear(3), nf.flows.LULinearPermute(3)
-        >>> plain.linear.lower_entries.data.normal_()[:0]
-        tensor([])
-        >>> _ = steady.load_state_dict(plain.state_dict())
-        >>> z = torch.randn(4, 3)
-        >>> torch.allclose(steady(z)[0], plain(z)[0], atol=1e-6)
-        True
     """
 
     def __init__(self, num_channels: int, gain: float = 0.125) -> None:
@@ -56,7 +35,7 @@ class SteadyLinear(nf.flows.LULinearPermute):
 
 
 class _SteadyLU(_LULinear):
-    """The part of :class:`SteadyLinear` behind the permutation."""
+    """The triangular factors of :class:`SteadyLinear`, without the permutation."""
 
     def __init__(self, features: int, gain: float) -> None:
         super().__init__(features)
@@ -96,8 +75,8 @@ class _SteadyLU(_LULinear):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *options: Any, **more: Any
     ) -> None:
-        seen = dict(state_dict)
+        state = dict(state_dict)
         for name, start in self._start.items():
-            if prefix + name in seen:
-                seen[prefix + name] = start + (seen[prefix + name] - start) / self.gain
-        super()._load_from_state_dict(seen, prefix, *options, **more)
+            if prefix + name in state:
+                state[prefix + name] = start + (state[prefix + name] - start) / self.gain
+        super()._load_from_state_dict(state, prefix, *options, **more)

@@ -1,4 +1,4 @@
-"""What a coupling or an autoregressive layer does to an element, given its parameters."""
+"""Maps of one element by given parameters, for couplings and autoregressive layers."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ __all__ = ["Additive", "Affine", "CentredAffine", "ElementTransform", "Spline"]
 def _check_parameters(
     transform: ElementTransform, elements: Tensor | None = None, *args: Any, **kwargs: Any
 ) -> None:
-    """Refuse parameters that are not the transform's own number for every element."""
-    given = [elements, *args, *kwargs.values()] if elements is not None else [*kwargs.values()]
-    if len(given) != 2 or not all(isinstance(tensor, Tensor) for tensor in given):
+    """Raise unless there are ``num_parameters`` parameters for every element."""
+    tensors = (
+        [*args, *kwargs.values()] if elements is None else [elements, *args, *kwargs.values()]
+    )
+    if len(tensors) != 2 or not all(isinstance(tensor, Tensor) for tensor in tensors):
         return
-    elements, parameters = given
+    elements, parameters = tensors
     expected = (*elements.shape, transform.num_parameters)
     if tuple(parameters.shape) != expected:
         raise ShapeError(
@@ -46,7 +48,7 @@ class ElementTransform(ABC):
             autoregressive layer needs.
 
     Examples:
-        A transform of one's own gives both directions, and the log-det of each:
+        A transform of your own gives both directions, each with its log-det:
 
         >>> class Scale(ElementTransform):
         ...     num_parameters = 1
@@ -148,10 +150,10 @@ class CentredAffine(ElementTransform):
     .. math:: z_i = x_i \, e^{\sigma(s_i) - \frac1A \sum_j \sigma(s_j)} + t_i, \qquad
               \log\det = 0
 
-    Of a single element it is :class:`Additive`.
+    For a single element it is :class:`Additive`.
 
     Args:
-        max_log_scale: Bound of the log-scales before the mean is taken off.
+        max_log_scale: Soft bound of the log-scales before their mean is subtracted; None for none.
 
     Raises:
         OptionError: If the bound is not positive.
@@ -181,8 +183,8 @@ class CentredAffine(ElementTransform):
         log_scale = self._centred(parameters[..., 0])
         return x * log_scale.exp() + parameters[..., 1], x.new_zeros(x.shape[0])
 
-    def _centred(self, said: Tensor) -> Tensor:
-        log_scale = _soft_clamp(said, self.max_log_scale)
+    def _centred(self, parameters: Tensor) -> Tensor:
+        log_scale = _soft_clamp(parameters, self.max_log_scale)
         return log_scale - log_scale.mean(-1, keepdim=True)
 
 
@@ -230,27 +232,17 @@ class Spline(ElementTransform):
     def _spline(self, value: Tensor, parameters: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         inner = parameters[..., 2 * self.num_bins :]
         derivatives = nn.functional.pad(inner, (1, 1)) + UNIT_DERIVATIVE
-        moved, log_derivative = bounded_spline(value, parameters, derivatives, self.bound, inverse)
-        return moved, log_derivative.sum(-1)
+        image, log_derivative = bounded_spline(value, parameters, derivatives, self.bound, inverse)
+        return image, log_derivative.sum(-1)
 
 
 def check_transform(transform: object) -> ElementTransform:
-    """An element transform as it is.
-
-    Raises:
-        OptionError: If it is something else, such as the class of one.
-
-    Examples:
-        >>> check_transform(Additive())
-        Additive()
-    """
-    if not isinstance(transform, ElementTransform):
-        came = transform if isinstance(transform, type) else type(transform)
-        raise OptionError(
-            "transform must be an ElementTransform, for instance Affine(), got "
-            f"{'the class ' * isinstance(transform, type)}{came.__name__}."
-        )
-    return transform
+    """An element transform as it is, or an OptionError for anything else, such as its class."""
+    if isinstance(transform, ElementTransform):
+        return transform
+    kind = transform if isinstance(transform, type) else type(transform)
+    name = f"{'the class ' * (kind is transform)}{kind.__name__}"
+    raise OptionError(f"transform must be an ElementTransform, for instance Affine(), got {name}.")
 
 
 def _checked_bound(max_log_scale: float | None) -> float | None:
@@ -262,5 +254,5 @@ def _checked_bound(max_log_scale: float | None) -> float | None:
     return max_log_scale
 
 
-def _soft_clamp(said: Tensor, bound: float | None) -> Tensor:
-    return said if bound is None else bound * torch.tanh(said / bound)
+def _soft_clamp(value: Tensor, bound: float | None) -> Tensor:
+    return value if bound is None else bound * torch.tanh(value / bound)

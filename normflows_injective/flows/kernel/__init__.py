@@ -11,3 +11,8 @@ __all__ = [
     "ferumal_realnvp",
     "rkhs_penalty",
 ]
+
+
+def __dir__() -> list[str]:
+    """The public names, for completion."""
+    return list(__all__)

@@ -20,8 +20,8 @@ def ferumal_realnvp(
 ) -> list[nf.flows.Flow]:
     r"""Kernelised couplings that keep the first and the last half in turn.
 
-    After every two of them there is a random permutation, so that all pairs of coordinates meet,
-    also where the halves differ in size.
+    A random permutation follows every two of them, so that all pairs of coordinates meet, also
+    where the halves differ in size.
 
     Args:
         dim: Number of coordinates :math:`D`.
@@ -30,7 +30,7 @@ def ferumal_realnvp(
         **options: Further options of :class:`KernelCoupling`.
 
     Returns:
-        Flows for a host's model, with :math:`L [2N(D - d) + Nd + d]` parameters by default,
+        Flows for a model of normflows, with :math:`L [2N(D - d) + Nd + d]` parameters by default,
         :math:`d = \lfloor D/2 \rfloor`.
 
     Raises:
@@ -67,7 +67,7 @@ def ferumal_glow(
         **options: Further options of :class:`KernelCoupling`.
 
     Returns:
-        Flows for a host's model.
+        Flows for a model of normflows.
 
     Raises:
         ShapeError: If ``dim`` is one and there is no context.

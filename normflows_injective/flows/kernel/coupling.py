@@ -34,11 +34,11 @@ class KernelCoupling(Coupling):
     the auxiliary points the layer is the identity: the tails of a flow of such layers are those
     of its base density.
 
-    At the first call of :meth:`inverse` with two rows or more the points and length-scales are
-    taken from the data, if the weights are still zero. That leaves the map as it is, so in a stack
-    of such layers each gets the data as the layers behind it hand them on. Pass all training data
-    once before training, ``with torch.no_grad(): model.log_prob(x)``, or the points come from
-    the first batch. Until then they suit standard normal inputs. Data should be standardised.
+    The first call of :meth:`inverse` with two rows or more takes the points and length-scales from
+    the data, if the weights are still zero. That leaves the map as it is, so in a stack of such
+    layers each sees the data as the layers after it hand them on. Pass all training data once
+    before training, ``with torch.no_grad(): model.log_prob(x)``, or the points come from the first
+    batch. Until then they suit standard normal inputs. Data should be standardised.
 
     Args:
         dim: Number of coordinates :math:`D`.
@@ -49,7 +49,7 @@ class KernelCoupling(Coupling):
         learn_auxiliary: Whether the auxiliary points are trained.
         context_dim: Number of context features, inputs of the kernel like :math:`u`; 0 for none.
         reverse: Whether the last rather than the first coordinates are kept.
-        transform: What is done to an element; ``Affine(None)``, as above, unless given.
+        transform: Map of one element; by default ``Affine(None)``, as above.
         precondition: Whether weights of an orthonormal basis are trained instead of :math:`A`:
             see :class:`KernelExpansion`.
 
@@ -89,10 +89,10 @@ class KernelCoupling(Coupling):
         transform = check_transform(Affine(None) if transform is None else transform)
         if context_dim:
             check_count(context_dim, "context_dim")
-        kept, moved = coupling_sizes(dim, context_dim > 0, type(self).__name__)
+        num_kept, num_moved = coupling_sizes(dim, context_dim > 0, type(self).__name__)
         expansion = KernelExpansion(
-            kept,
-            moved * transform.num_parameters,
+            num_kept,
+            num_moved * transform.num_parameters,
             num_auxiliary,
             kernel,
             1 if share_kernel else transform.num_parameters,
@@ -112,9 +112,8 @@ class KernelCoupling(Coupling):
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data (B, D) to latents (B, D), with the log-det (B,) in nats."""
-        kept, _ = self.split(x, "x")
-        trained = self.conditioner.weights.requires_grad
-        if trained and kept.shape[0] > 1 and must_initialise(self.conditioner):
+        is_trained = self.conditioner.weights.requires_grad
+        if is_trained and x.shape[0] > 1 and must_initialise(self.conditioner):
             self.initialise(x, context)
         return super().inverse(x, context)
 
@@ -135,8 +134,8 @@ class KernelCoupling(Coupling):
             >>> coupling.conditioner.points.flatten().sort().values.tolist()
             [0.0, 1.0, 3.0]
         """
-        kept, _ = self.split(x, "x")
-        self.conditioner.initialise(kept.detach(), **with_context(self.conditioner, context))
+        u, _ = self.split(x, "x")
+        self.conditioner.initialise(u.detach(), **with_context(self.conditioner, context))
 
     def penalty(self) -> Tensor:
         """Squared norms of s and t in their Hilbert space: see :meth:`KernelExpansion.penalty`."""
@@ -158,22 +157,22 @@ def rkhs_penalty(parts: nn.Module | Iterable[nn.Module]) -> Tensor:
         A number without unit, 0-dimensional, to be added to a loss times a weight.
 
     Raises:
-        OptionError: If there is no kernel expansion in it.
+        OptionError: If none of them holds a kernel expansion.
 
     References:
-        Derived here; for one layer it is the squared norm of s and t.
+        Derived here; for one layer it is the sum of the squared norms of s and t.
 
     Examples:
         >>> rkhs_penalty([KernelCoupling(3), KernelCoupling(3)]).item()
         0.0
     """
-    given = [parts] if isinstance(parts, nn.Module) else check_modules(parts, "parts", _PARTS)
-    modules = dict.fromkeys(module for part in given for module in part.modules())
-    found = [module for module in modules if isinstance(module, KernelExpansion)]
-    if not found:
-        names = ", ".join(type(part).__name__ for part in given) or "an empty list"
+    layers = [parts] if isinstance(parts, nn.Module) else check_modules(parts, "parts", _PARTS)
+    modules = dict.fromkeys(module for layer in layers for module in layer.modules())
+    expansions = [module for module in modules if isinstance(module, KernelExpansion)]
+    if not expansions:
+        names = ", ".join(type(layer).__name__ for layer in layers) or "an empty list"
         raise OptionError(
             f"There is no kernel expansion in {names}, so there is no norm to penalise. Hand in "
             "a model with KernelCoupling layers, or its flows."
         )
-    return torch.stack([expansion.penalty() for expansion in found]).sum()
+    return torch.stack([expansion.penalty() for expansion in expansions]).sum()

@@ -8,20 +8,27 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from ...checks import RenamedAttribute, check_count, check_event_shape, check_finite, renamed
+from ...checks import (
+    RenamedAttribute,
+    check_count,
+    check_event_shape,
+    check_finite,
+    lookup,
+    renamed,
+)
 from ...errors import ShapeError
 from ...host.first_data import FIRST_STATISTICS, expect_first_data, mark_initialised, spread_of
 from ...modules.precision import as_factored
 from ...nets.joining import ContextNetwork
-from .kernels import kernel_named, squared_distances
+from .kernels import KERNELS, squared_distances
 
 __all__ = ["KernelExpansion"]
 
 # Below it the kernel matrix of standardised data is the identity and nothing is shared.
 LENGTH_SCALE_FLOOR = 1e-2
-# Points made from fewer rows than points are moved by this many standard deviations.
+# A row that serves as a second point is moved by this many standard deviations.
 JITTER = 0.1
-# What is added to the eigenvalues of K(Z, Z), those of rough functions being near zero.
+# Added to the eigenvalues of K(Z, Z), because those of rough functions are near zero.
 RIDGE = 1e-3
 # Length-scales in typical distances. On held-out rows of real tables a half was far worse, one
 # was worse more often than better, and four no better.
@@ -96,7 +103,7 @@ class KernelExpansion(ContextNetwork):
             check_count(count, name)
         self.in_features, self.out_features = in_features, out_features
         self.num_auxiliary, self.num_scales = num_auxiliary, num_scales
-        self.kernel, self._kernel, self.ard = kernel, kernel_named(kernel), ard
+        self.kernel, self._kernel, self.ard = kernel, lookup(kernel, KERNELS, "kernel"), ard
         self.precondition = precondition
         # Until there are data: points and typical distances of standard normal inputs.
         points = torch.randn(num_auxiliary, width)
@@ -166,9 +173,9 @@ class KernelExpansion(ContextNetwork):
     def initialise(self, x: Tensor, context: Tensor | None = None) -> None:
         r"""Take points and length-scales from data, unless the weights are trained or loaded.
 
-        The points are rows drawn without replacement; of fewer rows than points, all of them and
-        further draws moved by a tenth of a standard deviation. With :math:`\sigma_j` the standard
-        deviation of input :math:`j`, and the median over pairs of rows,
+        The points are rows drawn without replacement. If there are fewer rows than points, all of
+        them are taken, and some again, moved by a tenth of a standard deviation. With
+        :math:`\sigma_j` the standard deviation of input :math:`j`, and the median over pairs,
 
         .. math:: l_j = 2 \sigma_j \, \mathrm{median} \, \big| (u - u') / \sigma \big|
 
@@ -196,12 +203,12 @@ class KernelExpansion(ContextNetwork):
         mark_initialised(self)
 
     def extra_repr(self) -> str:
-        """Options that are no modules."""
+        """Options as shown by ``print(model)``."""
         (points, width), (num_scales, _) = self.points.shape, self.raw_length_scales.shape
         return (
             f"in_features={width - self.context_dim}, out_features={self.weights.shape[1]}, "
             f"num_auxiliary={points}, kernel={self.kernel!r}, num_scales={num_scales}, "
-            f"ard={self.ard}, learn_auxiliary={isinstance(self.points, nn.Parameter)}, "
+            f"ard={self.ard}, learn_auxiliary={self.learn_auxiliary}, "
             f"context_dim={self.context_dim}, precondition={self.basis is not None}"
         )
 
@@ -224,7 +231,7 @@ class KernelExpansion(ContextNetwork):
 
     @torch.no_grad()
     def _orthonormal(self) -> Tensor:
-        # All sets of length-scales are equal when this is called: the first stands for them.
+        # All sets of length-scales are equal when this is called, so the first serves for all.
         gram = as_factored(self.kernel_matrix(self.points, self.points)[0])
         values, vectors = torch.linalg.eigh(gram)
         roots = (values.clamp_min(0) + RIDGE).rsqrt()

@@ -1,4 +1,4 @@
-"""Layers that keep volumes, and the two that repair what such flows cannot do."""
+"""Layers that keep volumes, and two that lift the limits of flows made of them."""
 
 from .couplings import GINCoupling, NICECoupling
 from .global_scale import GlobalScale
@@ -13,3 +13,8 @@ __all__ = [
     "Rotation",
     "random_rotation",
 ]
+
+
+def __dir__() -> list[str]:
+    """The public names, for completion."""
+    return list(__all__)

@@ -23,8 +23,8 @@ class NICECoupling(Coupling):
 
     .. math:: u' = u, \qquad v' = v + t(u, c)
 
-    A flow of such layers only moves the values of its base density about; what that costs is
-    :func:`~normflows_injective.diagnostics.floors`.
+    A flow of such layers only moves the values of its base density about;
+    :func:`~normflows_injective.diagnostics.volume_preserving_floor` measures the cost of that.
 
     Args:
         dim: Number of coordinates :math:`D`.
@@ -69,15 +69,15 @@ class GINCoupling(Coupling):
     .. math:: u' = u, \qquad
               v'_i = v_i \exp\Big(s_i(u, c) - \tfrac1A \sum_j s_j(u, c)\Big) + t_i(u, c)
 
-    Where :math:`A = 1`, as in two dimensions, the scale is one: the layer is then
-    :class:`NICECoupling`, its network finds no scales, and a warning says so.
+    If :math:`A = 1`, as in two dimensions, the scale is one, and the layer is
+    :class:`NICECoupling`. A warning says so.
 
     Args:
         dim: Number of coordinates :math:`D`.
         hidden: Widths of the hidden layers.
         context_dim: Number of context features; 0 for none.
         reverse: Whether the last rather than the first coordinates are kept.
-        max_log_scale: Soft bound of the log-scales before their mean is taken off; None for none.
+        max_log_scale: Soft bound of the log-scales before their mean is subtracted; None for none.
         activation: Constructor of the activation.
 
     Raises:
@@ -85,8 +85,8 @@ class GINCoupling(Coupling):
         OptionError: If the bound is not positive.
 
     References:
-        Sorrenson et al., GIN, arXiv 2001.04872. The mean over the active coordinates alone, and
-        the case of one, are derived here.
+        Sorrenson et al., GIN, arXiv 2001.04872. The mean over the moved coordinates alone, and
+        the case of a single one, are derived here.
 
     Examples:
         >>> import torch
@@ -103,9 +103,9 @@ class GINCoupling(Coupling):
         max_log_scale: float | None = 2.0,
         activation: Callable[[], nn.Module] = nn.GELU,
     ) -> None:
-        _, moved = coupling_sizes(dim, context_dim > 0, type(self).__name__)
+        _, num_moved = coupling_sizes(dim, context_dim > 0, type(self).__name__)
         transform: ElementTransform = CentredAffine(max_log_scale)
-        if moved == 1:
+        if num_moved == 1:
             warnings.warn(
                 f"GINCoupling of dim={dim} moves one coordinate, whose log-scale minus its own "
                 "mean is zero: the layer is NICECoupling. Take that, or more dimensions.",

@@ -9,7 +9,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from ...checks import check_event_shape, check_shape
+from ...checks import check_shape
 from ..layer import Layer
 
 __all__ = ["GlobalScale"]
@@ -42,6 +42,8 @@ class GlobalScale(Layer):
         ([[2.0, 2.0, 2.0]], [8.0])
     """
 
+    takes_context = False
+
     def __init__(self, shape: int | Sequence[int]) -> None:
         super().__init__()
         self.shape = check_shape(shape, "shape")
@@ -50,18 +52,11 @@ class GlobalScale(Layer):
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Latents (B, *shape) to data, with the log-det (B,) in nats."""
-        check_event_shape(z, self.shape, "z")
         return z * self.log_scale.exp(), self.size * self.log_scale + z.new_zeros(z.shape[0])
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data (B, *shape) to latents, with the log-det (B,) in nats."""
-        check_event_shape(x, self.shape, "x")
         return x * (-self.log_scale).exp(), x.new_zeros(x.shape[0]) - self.size * self.log_scale
-
-    @property
-    def takes_context(self) -> bool:
-        """False: the keyword is accepted and not used."""
-        return False
 
     def extra_repr(self) -> str:
         """Options as shown by ``print(model)``."""
