@@ -52,6 +52,9 @@ class CouplingGap(NamedTuple):
         rotations: The orthogonal matrices Q, (R, D, D); their last rows give the coordinates that
             are moved.
         chosen: Index of the rotation that each fold chose, (K,).
+
+    Examples:
+        See :func:`coupling_gap`.
     """
 
     gap: Tensor

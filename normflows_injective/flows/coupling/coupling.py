@@ -51,6 +51,15 @@ class Coupling(Layer):
         ShapeError: If no coordinate is left to find the parameters from, or when called, if the
             conditioner answers with another number of parameters.
         OptionError: If the transform is no :class:`ElementTransform`.
+
+    References:
+        Dinh et al., Density estimation using Real NVP, arXiv 1605.08803.
+
+    Examples:
+        >>> coupling = Coupling(3, nn.Linear(1, 4), Affine())
+        >>> x = torch.randn(2, 3)
+        >>> bool(torch.allclose(coupling(coupling.inverse(x)[0])[0], x, atol=1e-5))
+        True
     """
 
     def __init__(

@@ -42,6 +42,12 @@ class Mixing(Layer):
         OptionError: If there are context features and no layer reads them, or none and a layer
             needs some.
         UnsupportedLayerError: If a layer is no invertible flow.
+
+    References:
+        English, Kirchler, Lippert, MixerFlow, arXiv 2310.16777.
+
+    Examples:
+        See :class:`ChannelMixing` and :class:`PatchMixing`.
     """
 
     # From a table to rows and back, and the axis that counts the rows of an image.
