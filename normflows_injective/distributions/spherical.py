@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..checks import as_floating, check_count
 from ..errors import OptionError, ShapeError
-from ..flows.surfaces.on_sphere import check_policy, unit_vectors
+from ..flows.surfaces.off_manifold import check_policy, unit_vectors
 from ..modules.precision import factored_dtype
 from .law import Law
 

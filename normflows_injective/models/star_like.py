@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import normflows as nf
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from ..checks import check_choice, checks_arguments
+from ..distributions import Pullback, UniformOnSurface, UniformSphere
 from ..errors import OptionError
 from ..flows.composite import InjectiveComposite
 from ..flows.gauges.gauge import Gauge
@@ -17,7 +19,6 @@ from ..flows.surfaces.angular_spline import AngularSpline
 from ..flows.surfaces.radial import FromContext, RadialSurface
 from ..flows.surfaces.sphere import InChart, SphereChart, SphereLinear
 from ..flows.surfaces.sphere_coordinates import COORDINATES
-from ..flows.surfaces.surface import SurfaceMap
 from .injective import InjectiveNormalizingFlow
 
 __all__ = ["star_like_flow"]
@@ -42,7 +43,7 @@ def star_like_flow(
     off_manifold: str = "reject",
     p: Any = None,
 ) -> InjectiveNormalizingFlow:
-    r"""Put a flow on a star-like surface together, starting from the uniform law of directions.
+    r"""Build a flow on a star-like surface, which starts from the uniform law of directions.
 
     .. math:: z \sim q_0 \;\to\; \text{(spline, linear map of the sphere)} \times \text{layers}
               \;\to\; u \in S^{D-1} \;\to\; x = r_t(u)\, u
@@ -50,8 +51,8 @@ def star_like_flow(
     The base is the uniform law of the sphere seen in the chart. Every layer is a spline coupling
     whose azimuth is circular (:class:`~normflows_injective.flows.AngularSpline`)
     followed by a linear map of the sphere seen in the chart, which moves the poles and the seam.
-    Choose ``chart="stereographic"``, whose coordinates have no angle and are mixed by the host's
-    ``LULinearPermute``, where most mass is in one narrow place, as posteriors have it.
+    Choose ``chart="stereographic"``, whose coordinates have no angle and are mixed by
+    ``LULinearPermute`` of normflows, where most mass is in one narrow place, as in posteriors.
     ``flows`` of the model is an ordinary list: add to it, or write your own.
 
     Args:
@@ -90,58 +91,51 @@ def star_like_flow(
         >>> bool(torch.allclose(x.abs().sum(1), torch.tensor(3.0)))
         True
     """
-    surface: list[SurfaceMap] = []
+    surface: list[nf.flows.Flow] = []
     if gauge is not None:
         surface = [RadialSurface(gauge, level, measure, level_from_context, off_manifold)]
-    domain = surface[0].domain if surface else "sphere"
-    kind = ("orthant" if domain == "orthant" else "cot") if chart is None else chart
-    check_choice(kind, COORDINATES, "chart")
-    if (kind == "orthant") != (domain == "orthant") or kind == "angles":
-        raise OptionError(
-            f"chart={kind!r} does not fit a surface over the {domain}. Leave chart out; 'cot' and "
-            "'stereographic' serve the sphere."
-        )
-    sphere = SphereChart(dim, kind, off_manifold=off_manifold if gauge is None else "reject")
-    flows: list[nf.flows.Flow] = []
-    for layer in range(num_layers):
-        flows.append(
-            AngularSpline(
-                dim - 1,
-                sphere.ind_circ,
-                width,
-                num_blocks,
-                num_bins,
-                bound,
-                num_frequencies,
-                context_dim,
-                reverse_mask=layer % 2 == 1,
-            )
-        )
-        flows.append(_mixing(dim, kind))
-    if gauge is None and (
-        level != 1.0 or level_from_context is not None or measure != "hausdorff"
-    ):
+    elif (level, level_from_context, measure) != (1.0, None, "hausdorff"):
         raise OptionError(
             "level, level_from_context and measure belong to a gauge; the unit sphere has none. "
             "Spheres of other radii are gauges.LpGauge(2)."
         )
-    base = _orthant_base(dim) if domain == "orthant" else _sphere_base(dim, kind)
-    return InjectiveNormalizingFlow(base, [*flows, sphere, *surface], p=p)
+    kind = _checked_kind(chart, "sphere" if gauge is None else gauge.domain)
+    sphere = SphereChart(dim, kind, off_manifold if gauge is None else "reject")
+    spline = partial(
+        AngularSpline,
+        dim - 1,
+        sphere.ind_circ,
+        width=width,
+        num_blocks=num_blocks,
+        num_bins=num_bins,
+        bound=bound,
+        num_frequencies=num_frequencies,
+        context_dim=context_dim,
+    )
+    flows: list[nf.flows.Flow] = []
+    for layer in range(num_layers):
+        flows += [spline(reverse_mask=layer % 2 == 1), _mixing(dim, kind)]
+    return InjectiveNormalizingFlow(_base(dim, kind), [*flows, sphere, *surface], p=p)
 
 
-def _sphere_base(dim: int, kind: str) -> nn.Module:
-    from ..distributions import Pullback, UniformSphere
+def _checked_kind(chart: str | None, domain: str) -> str:
+    fitting = ("orthant",) if domain == "orthant" else ("cot", "stereographic")
+    kind = fitting[0] if chart is None else check_choice(chart, COORDINATES, "chart")
+    if kind not in fitting:
+        raise OptionError(
+            f"chart={kind!r} does not fit a surface over the {domain}. Leave chart out; 'cot' and "
+            "'stereographic' serve the sphere."
+        )
+    return kind
 
-    return Pullback(UniformSphere(dim), SphereChart(dim, kind))
 
-
-def _orthant_base(dim: int) -> nn.Module:
-    """Directions of uniform points of the standard simplex."""
-    from ..distributions import Pullback, UniformOnSurface
-
+def _base(dim: int, kind: str) -> nn.Module:
+    """The uniform law of the sphere, or the directions of that of the simplex, in the chart."""
+    chart = SphereChart(dim, kind)
+    if kind != "orthant":
+        return Pullback(UniformSphere(dim), chart)
     gauge = HyperplaneGauge(torch.ones(dim))
-    chart = InjectiveComposite([SphereChart(dim, "orthant"), RadialSurface(gauge)])
-    return Pullback(UniformOnSurface(gauge), chart)
+    return Pullback(UniformOnSurface(gauge), InjectiveComposite([chart, RadialSurface(gauge)]))
 
 
 def _mixing(dim: int, kind: str) -> nf.flows.Flow:

@@ -25,7 +25,7 @@ from normflows_injective.distributions.spherical import (
     log_sphere_area,
 )
 from normflows_injective.distributions.von_mises_fisher import VonMisesFisher, log_normaliser
-from normflows_injective.flows.surfaces.on_sphere import check_policy, unit_vectors
+from normflows_injective.flows.surfaces.off_manifold import check_policy, unit_vectors
 
 DIMS = (2, 3, 4, 5, 10, 50, 300, 2000)
 KAPPAS = (1e-3, 0.1, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 1e5, 1e6)

@@ -10,11 +10,10 @@ from typing import final
 import torch
 from torch import Tensor
 
-from ...checks import check_event_shape
+from ...checks import check_choice, check_event_shape
 from ...errors import NonFiniteError, OffManifoldError
-from ..surfaces.on_simplex import closed_parts
-from ..surfaces.on_sphere import check_policy
-from ..surfaces.surface import Chart, check_measure
+from ..surfaces.off_manifold import check_policy, closed_parts
+from ..surfaces.surface import Chart
 from .simplices import Simplices
 
 __all__ = ["SimplexLift"]
@@ -66,7 +65,7 @@ class SimplexLift(Chart):
         super().__init__()
         check_policy(off_manifold)
         self.simplices = Simplices(num_variables, num_classes)
-        self.measure = check_measure(measure, ("lebesgue", "hausdorff"))
+        self.measure = check_choice(measure, ("lebesgue", "hausdorff"), "measure")
         self.off_manifold = off_manifold
         counts = self.simplices.class_counts
         self.latent_shape, self.data_shape = (self.simplices.dim,), (sum(counts),)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ...checks import as_floating, is_readable
 from ...errors import OptionError, ShapeError
 from ...modules.precision import as_factored
-from .gauge import HomogeneousGauge, RadiusAndSecant
+from .gauge import HomogeneousGauge, RadiusAndSecant, unit_rows
 
 __all__ = ["EllipsoidGauge"]
 
@@ -30,7 +30,7 @@ class EllipsoidGauge(HomogeneousGauge):
         trainable: Whether they are a parameter.
 
     Raises:
-        ShapeError: If they are neither.
+        ShapeError: If the axes have neither shape.
         OptionError: If the map is not invertible.
 
     References:
@@ -67,7 +67,7 @@ class EllipsoidGauge(HomogeneousGauge):
         return isinstance(self.axes, nn.Parameter)
 
     def value(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """The norm (B,) of the points (B, D) sent back to the unit sphere."""
+        """The norm (B,) of points (B, D) after the map back to the unit sphere."""
         return torch.linalg.vector_norm(self._pull(x), dim=1)
 
     def radius_and_secant(
@@ -98,8 +98,7 @@ class EllipsoidGauge(HomogeneousGauge):
         """Directions of the images of uniform points of the sphere."""
         points = torch.randn(num_samples, dim, dtype=like.dtype, device=like.device)
         axes = self.axes.detach().to(like)
-        points = points * axes if axes.dim() == 1 else points @ axes.T
-        return points / torch.linalg.vector_norm(points, dim=1, keepdim=True)
+        return unit_rows(points * axes if axes.dim() == 1 else points @ axes.T)
 
     def extra_repr(self) -> str:
         """Options as shown by ``print(model)``."""

@@ -25,16 +25,24 @@ from torch import Tensor, nn
 from ...autodiff.products import out_of_inference, value_and_gradient
 from ...checks import check_event_shape, checks_arguments_of, looks_first
 from ...errors import ShapeError
+from ...host.context import with_context
 from ...modules.precision import as_factored
 
-__all__ = ["ConstantSlopeGauge", "Gauge", "HomogeneousGauge", "RadiusAndSecant"]
-
+__all__ = [
+    "ConstantSlopeGauge",
+    "Gauge",
+    "HomogeneousGauge",
+    "RadiusAndSecant",
+    "one_each",
+    "unit_rows",
+    "with_random_signs",
+]
 
 _OF_POINTS = ("log_radius", "radius_and_secant", "value", "log_value")
 
 
 def _check_points(gauge: Gauge, *args: Any, **kwargs: Any) -> None:
-    """Refuse what is no batch of vectors, or of another width than the gauge knows."""
+    """Refuse a first argument that is no batch of vectors of the gauge's dimension."""
     name: str
     points: Any
     name, points = ("points", args[0]) if args else next(iter(kwargs.items()), ("points", None))
@@ -45,7 +53,7 @@ def _check_points(gauge: Gauge, *args: Any, **kwargs: Any) -> None:
 
 
 class RadiusAndSecant(NamedTuple):
-    r"""What a gauge says of a direction: :math:`\log r` and :math:`\log\sec\psi`, (B,) each."""
+    r"""Two values for every direction: :math:`\log r` and :math:`\log\sec\psi`, (B,) each."""
 
     log_radius: Tensor
     log_secant: Tensor
@@ -56,7 +64,7 @@ class Gauge(nn.Module, ABC):
     r"""A family of star-like surfaces :math:`\{r_t(u)\, u\}`, one for each level :math:`t`.
 
     A subclass gives :meth:`log_radius`. It may replace :meth:`radius_and_secant`, which by default
-    differentiates it, by a closed form, and give what is known about the whole surface:
+    differentiates it, by a closed form, and add facts about the whole surface:
     :meth:`log_cone_mass`, :meth:`log_area` and :meth:`sample_cone`.
 
     ``domain`` is ``"sphere"``, or ``"orthant"`` if only directions with positive coordinates meet
@@ -179,15 +187,10 @@ class ConstantSlopeGauge(HomogeneousGauge):
     .. math:: \log\sec\psi = \log\lVert w \rVert - \log F(u)
 
     because :math:`\sec\psi = \lVert x\rVert \lVert\nabla F\rVert / (x \cdot \nabla F)` and
-    :math:`x \cdot \nabla F = F`. Area and cone measure then differ by a constant only. A subclass
-    keeps :math:`w` in the buffer ``weights``.
-
-    Examples:
-        >>> from normflows_injective.flows.gauges import SlopeGauge
-        >>> isinstance(SlopeGauge([2.0, 1.0]), ConstantSlopeGauge)
-        True
+    :math:`x \cdot \nabla F = F`. Area and cone measure then differ by a constant only.
     """
 
+    # The vector w, a buffer of the subclass.
     weights: Tensor
 
     def radius_and_secant(
@@ -202,3 +205,22 @@ class ConstantSlopeGauge(HomogeneousGauge):
         """The norm of the weights, twice."""
         log_norm = math.log(float(torch.linalg.vector_norm(as_factored(self.weights))))
         return log_norm, log_norm
+
+
+def one_each(function: Any, points: Tensor, context: Tensor | None, rule: str) -> Tensor:
+    """Values (B,) of a function at points (B, D), which may return (B, 1) but nothing else."""
+    value: Tensor = function(points, **with_context(function, context))
+    rows = len(points)
+    if value.shape not in ((rows,), (rows, 1)):
+        raise ShapeError(f"{rule}, shape ({rows},) or ({rows}, 1), got {tuple(value.shape)}.")
+    return value.reshape(rows)
+
+
+def unit_rows(points: Tensor) -> Tensor:
+    """Points (n, D) divided by their norms."""
+    return points / torch.linalg.vector_norm(points, dim=1, keepdim=True)
+
+
+def with_random_signs(sizes: Tensor) -> Tensor:
+    """Sizes of any shape, each with a fair random sign."""
+    return sizes * (2 * torch.randint_like(sizes, 2) - 1)

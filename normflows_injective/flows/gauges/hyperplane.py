@@ -12,7 +12,7 @@ from torch import Tensor
 from ...checks import as_floating, is_readable
 from ...errors import OptionError, ShapeError
 from ...modules.precision import as_factored
-from .gauge import ConstantSlopeGauge
+from .gauge import ConstantSlopeGauge, unit_rows
 
 __all__ = ["HyperplaneGauge"]
 
@@ -28,7 +28,7 @@ class HyperplaneGauge(ConstantSlopeGauge):
         weights: :math:`w > 0` of shape :math:`(D,)`; ones give the standard simplex.
 
     Raises:
-        ShapeError: If they are no vector.
+        ShapeError: If the weights are no vector.
         OptionError: If one is not positive.
 
     References:
@@ -68,5 +68,4 @@ class HyperplaneGauge(ConstantSlopeGauge):
         """Directions of exponential variables divided by the weights."""
         draws = torch.rand(num_samples, dim, dtype=like.dtype, device=like.device)
         points = -draws.neg().log1p() / self.weights.to(like)
-        points = points.clamp_min(torch.finfo(like.dtype).tiny)
-        return points / torch.linalg.vector_norm(points, dim=1, keepdim=True)
+        return unit_rows(points.clamp_min(torch.finfo(like.dtype).tiny))

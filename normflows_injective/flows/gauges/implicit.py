@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ...autodiff.products import out_of_inference, value_and_gradient
 from ...checks import check_interval, is_readable
-from ...errors import OffManifoldError, ShapeError
-from ...host.context import needs_context, takes_context, with_context
-from .gauge import Gauge, RadiusAndSecant
+from ...errors import OffManifoldError
+from ...host.context import needs_context, takes_context
+from .gauge import Gauge, RadiusAndSecant, one_each
 
 __all__ = ["ImplicitGauge"]
 
@@ -26,8 +26,8 @@ class ImplicitGauge(Gauge):
     r"""Level sets :math:`\{F = t\}` of any function that increases along every ray.
 
     The radius solves :math:`F(e^\rho u) = t` by bisection, without a graph, followed by two steps
-    of Newton's method with one. At a root such a step does not change the value, and it makes the
-    first derivatives right; the second makes those up to the third right. With the gradient of
+    of Newton's method with one. At a root such a step does not change the value; the first step
+    makes the first derivatives right, and the second those up to the third. With the gradient of
     :math:`F` at :math:`x = r u`,
 
     .. math:: \sec\psi = \lVert x \rVert \, \lVert\nabla F(x)\rVert \,/\, (x \cdot \nabla F(x))
@@ -37,7 +37,7 @@ class ImplicitGauge(Gauge):
             :math:`(B, 1)`, acting on each sample alone. With a context it is called
             ``function(x, context=context)`` if it has that keyword. A module's parameters are
             trained with the model.
-        log_bounds: Interval in which :math:`\log r` is looked for.
+        log_bounds: Interval that holds :math:`\log r`.
 
     Raises:
         OptionError: If the interval is empty.
@@ -94,15 +94,8 @@ class ImplicitGauge(Gauge):
         return 0.5 * (low + high)
 
     def _value(self, x: Tensor, context: Tensor | None) -> Tensor:
-        value: Tensor = self.function(x, **with_context(self.function, context))
-        if value.shape == (x.shape[0], 1):
-            return value.squeeze(1)
-        if value.shape != (x.shape[0],):
-            raise ShapeError(
-                f"The function of ImplicitGauge must return one value per point, shape "
-                f"({len(x)},), got {tuple(value.shape)}."
-            )
-        return value
+        name = "The function of ImplicitGauge must return one value per point"
+        return one_each(self.function, x, context, name)
 
     def _check(self, log_radius: Tensor, u: Tensor, level: Tensor, context: Tensor | None) -> None:
         if not is_readable(log_radius, level):

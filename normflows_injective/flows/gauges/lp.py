@@ -1,4 +1,4 @@
-"""The gauge of p-norms, for every positive p."""
+"""The gauge of p-norms, for every positive p and for the cube."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...checks import check_not_negative
 from ...errors import OptionError
-from .gauge import HomogeneousGauge, RadiusAndSecant
+from .gauge import HomogeneousGauge, RadiusAndSecant, unit_rows, with_random_signs
 
 __all__ = ["LpGauge"]
 
@@ -36,7 +36,7 @@ class LpGauge(HomogeneousGauge):
     ======================  ====================================================
 
     For :math:`p < 1` clip gradients, smooth, or take ``measure="cone"``, whose log-volume
-    :math:`D \log r` has a finite mean always and a finite variance for :math:`p > 1/2`; the two
+    :math:`D \log r` always has a finite mean, and a finite variance for :math:`p > 1/2`; the two
     measures give different posteriors there. The area is finite for every :math:`p`. Smoothing by
     :math:`\epsilon` keeps the function homogeneous,
 
@@ -66,6 +66,7 @@ class LpGauge(HomogeneousGauge):
             raise OptionError(f"p must be positive, got {p!r}.")
         self.p = float(p)
         self.eps = float(check_not_negative(eps, "eps"))
+        self._norm = _Cube(self.eps) if self.p == math.inf else _PowerSum(self.p, self.eps)
 
     def value(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The p-norm (B,) of points (B, D)."""
@@ -73,30 +74,16 @@ class LpGauge(HomogeneousGauge):
 
     def log_value(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Log of the p-norm, which does not overflow for small p."""
-        log_sizes = self._log_sizes(x)
-        if self.p == math.inf:
-            return log_sizes.amax(1)
-        return (self.p * log_sizes).logsumexp(1) / self.p
+        return self._norm.log_value(_log_sizes(x, self.eps))
 
     def radius_and_secant(
         self, u: Tensor, level: Tensor, context: Tensor | None = None
     ) -> RadiusAndSecant:
         r"""Log-radius and log-secant in closed form, without a gradient."""
-        log_value = self.log_value(u)
-        log_radius = torch.as_tensor(level).log() - log_value
-        if self.p == math.inf:
-            return RadiusAndSecant(log_radius, self._secant_of_the_cube(u, log_value))
-        # grad F / F of the smoothed norm is u_k (v_k^(p/2-1) + eps^2 sum_j v_j^(p/2-1)) / F^p with
-        # v = u^2 + eps^2; without smoothing it is |u_k|^(p-1) / F^p.
-        log_sizes = self._log_sizes(u)
-        if self.eps == 0:
-            log_slopes = (self.p - 1) * log_sizes
-        else:
-            weights = (self.p - 2) * log_sizes
-            common = weights.logsumexp(1, keepdim=True) + 2 * math.log(self.eps)
-            log_slopes = _log_abs(u) + torch.logaddexp(weights, common)
-        log_gradient = 0.5 * (2 * log_slopes).logsumexp(1)
-        return RadiusAndSecant(log_radius, log_gradient - self.p * log_value)
+        log_sizes = _log_sizes(u, self.eps)
+        log_value = self._norm.log_value(log_sizes)
+        log_secant = self._norm.log_secant(u, log_sizes, log_value)
+        return RadiusAndSecant(torch.as_tensor(level).log() - log_value, log_secant)
 
     def unit_cone_mass(self, dim: int) -> Tensor | None:
         r""":math:`\log D + D \log(2\Gamma(1 + 1/p)) - \log\Gamma(1 + D/p)`, without smoothing."""
@@ -110,13 +97,7 @@ class LpGauge(HomogeneousGauge):
 
     def log_slope_bounds(self, dim: int) -> tuple[float, float] | None:
         """From the dual norm: |grad F|_q = 1 with 1/p + 1/q = 1, for p of at least one."""
-        if self.eps > 0 or self.p < 1:
-            return None
-        if self.p == math.inf:
-            return 0.0, 0.0
-        # |g|_2 lies between 1 and D^(1/2 - 1/q), and 1/2 - 1/q = 1/p - 1/2.
-        other = (1 / self.p - 0.5) * math.log(dim)
-        return min(0.0, other), max(0.0, other)
+        return None if self.eps > 0 else self._norm.log_slope_bounds(dim)
 
     def log_area(self, dim: int, level: Tensor) -> Tensor | None:
         r"""Log-area in closed form for p of 1, 2 and infinity."""
@@ -130,33 +111,78 @@ class LpGauge(HomogeneousGauge):
         r"""Directions of variables of density :math:`\propto e^{-\lVert x \rVert_p^p}`."""
         if self.eps > 0:
             return None
-        sizes = torch.rand(num_samples, dim, dtype=like.dtype, device=like.device)
-        if self.p == math.inf:
-            face = torch.randint(dim, (num_samples, 1), device=like.device)
-            sizes = sizes.scatter(1, face, 1.0)
-            log_sizes = sizes.log()
-        else:
-            # |x|^p is Gamma(1/p), and Gamma(a) is Gamma(a + 1) U^(1/a), which does not underflow.
-            shape = torch.full_like(sizes, 1 / self.p + 1)
-            log_sizes = torch.distributions.Gamma(shape, 1.0).sample().log() / self.p + sizes.log()
+        uniform = torch.rand(num_samples, dim, dtype=like.dtype, device=like.device)
+        log_sizes = self._norm.sample_log_sizes(uniform)
         sizes = (log_sizes - log_sizes.amax(1, keepdim=True)).exp()
-        points = sizes * (2 * torch.randint_like(sizes, 2) - 1)
-        return points / torch.linalg.vector_norm(points, dim=1, keepdim=True)
+        return unit_rows(with_random_signs(sizes))
 
     def extra_repr(self) -> str:
         """Options as shown by ``print(model)``."""
         return f"{self.p:g}" + (f", eps={self.eps:g}" if self.eps else "")
 
-    def _log_sizes(self, x: Tensor) -> Tensor:
-        if self.eps == 0:
-            return _log_abs(x)
-        squares = x.square()
-        return 0.5 * (squares + self.eps**2 * squares.sum(1, keepdim=True)).log()
 
-    def _secant_of_the_cube(self, u: Tensor, log_value: Tensor) -> Tensor:
+class _PowerSum:
+    """The p-norm of finite p, as the sum of the powers of sizes."""
+
+    def __init__(self, p: float, eps: float) -> None:
+        self.p, self.eps = p, eps
+
+    def log_value(self, log_sizes: Tensor) -> Tensor:
+        return (self.p * log_sizes).logsumexp(1) / self.p
+
+    def log_secant(self, u: Tensor, log_sizes: Tensor, log_value: Tensor) -> Tensor:
+        # grad F / F of the smoothed norm is u_k (v_k^(p/2-1) + eps^2 sum_j v_j^(p/2-1)) / F^p with
+        # v = u^2 + eps^2; without smoothing it is |u_k|^(p-1) / F^p.
+        if self.eps == 0:
+            log_slopes = (self.p - 1) * log_sizes
+        else:
+            weights = (self.p - 2) * log_sizes
+            common = weights.logsumexp(1, keepdim=True) + 2 * math.log(self.eps)
+            log_slopes = _log_abs(u) + torch.logaddexp(weights, common)
+        return 0.5 * (2 * log_slopes).logsumexp(1) - self.p * log_value
+
+    def log_slope_bounds(self, dim: int) -> tuple[float, float] | None:
+        if self.p < 1:
+            return None
+        # |g|_2 lies between 1 and D^(1/2 - 1/q), and 1/2 - 1/q = 1/p - 1/2.
+        other = (1 / self.p - 0.5) * math.log(dim)
+        return min(0.0, other), max(0.0, other)
+
+    def sample_log_sizes(self, uniform: Tensor) -> Tensor:
+        # |x|^p is Gamma(1/p), and Gamma(a) is Gamma(a + 1) U^(1/a), which does not underflow.
+        shape = torch.full_like(uniform, 1 / self.p + 1)
+        return torch.distributions.Gamma(shape, 1.0).sample().log() / self.p + uniform.log()
+
+
+class _Cube:
+    """The norm of infinite p, the largest size."""
+
+    def __init__(self, eps: float) -> None:
+        self.eps = eps
+
+    def log_value(self, log_sizes: Tensor) -> Tensor:
+        return log_sizes.amax(1)
+
+    def log_secant(self, u: Tensor, log_sizes: Tensor, log_value: Tensor) -> Tensor:
         if self.eps == 0:
             return -log_value
-        return super().radius_and_secant(u, u.new_ones(())).log_secant
+        # F^2 = u_k^2 + eps^2 at the largest coordinate, so F grad F = u_k e_k + eps^2 u.
+        square, eps2 = (2 * log_value).exp(), self.eps**2
+        return 0.5 * ((1 + 2 * eps2) * square - eps2 * (1 + eps2)).log() - 2 * log_value
+
+    def log_slope_bounds(self, dim: int) -> tuple[float, float]:
+        return 0.0, 0.0
+
+    def sample_log_sizes(self, uniform: Tensor) -> Tensor:
+        face = torch.randint(uniform.shape[1], (len(uniform), 1), device=uniform.device)
+        return uniform.scatter(1, face, 1.0).log()
+
+
+def _log_sizes(x: Tensor, eps: float) -> Tensor:
+    if eps == 0:
+        return _log_abs(x)
+    squares = x.square()
+    return 0.5 * (squares + eps**2 * squares.sum(1, keepdim=True)).log()
 
 
 def _log_abs(x: Tensor) -> Tensor:

@@ -8,9 +8,9 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from ...errors import OptionError, ShapeError
-from ...host.context import needs_context, takes_context, with_context
-from .gauge import Gauge
+from ...errors import OptionError
+from ...host.context import needs_context, takes_context
+from .gauge import Gauge, one_each
 
 __all__ = ["NetworkRadius"]
 
@@ -22,7 +22,7 @@ class NetworkRadius(Gauge):
     .. math:: \log r = \log t + \log r_{\min}
               + \sigma(g(u)) \log\frac{r_{\max}}{r_{\min}}
 
-    The network is given the direction :math:`u`, never angles: those have a seam and poles, where
+    The network takes the direction :math:`u`, never angles: those have a seam and poles, where
     a network of them is no surface. Use smooth activations, because the volume holds its gradient
     and training differentiates that. With ``even=True`` the surface is symmetric about the
     centre. Train with a reconstruction term, ``nfi.ExactLikelihood(beta=100.0)``, and with
@@ -58,23 +58,13 @@ class NetworkRadius(Gauge):
 
     def log_radius(self, u: Tensor, level: Tensor, context: Tensor | None = None) -> Tensor:
         """Log-radius along directions."""
-        height = self._height(u, context)
+        name = "The network of NetworkRadius must return one value per direction"
+        height = one_each(self.net, u, context, name)
         if self.even:
-            height = 0.5 * (height + self._height(-u, context))
+            height = 0.5 * (height + one_each(self.net, -u, context, name))
         share = height.sigmoid() * math.log(self.r_max / self.r_min)
         return torch.as_tensor(level).log() + math.log(self.r_min) + share
 
     def extra_repr(self) -> str:
         """Options as shown by ``print(model)``."""
         return f"r_min={self.r_min:g}, r_max={self.r_max:g}, even={self.even}"
-
-    def _height(self, u: Tensor, context: Tensor | None) -> Tensor:
-        height: Tensor = self.net(u, **with_context(self.net, context))
-        if height.shape == (u.shape[0], 1):
-            return height.squeeze(1)
-        if height.shape != (u.shape[0],):
-            raise ShapeError(
-                "The network of NetworkRadius must return one value per direction, shape "
-                f"({len(u)},) or ({len(u)}, 1), got {tuple(height.shape)}."
-            )
-        return height

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...checks import as_floating, check_counts, check_not_negative, describe, is_readable
 from ...errors import OptionError, ShapeError
 from ...modules.precision import as_factored
-from .gauge import ConstantSlopeGauge, Gauge, RadiusAndSecant
+from .gauge import ConstantSlopeGauge, Gauge, RadiusAndSecant, unit_rows, with_random_signs
 
 __all__ = ["ElasticNetGauge", "GroupLassoGauge", "SlopeGauge"]
 
@@ -150,8 +150,7 @@ class GroupLassoGauge(ConstantSlopeGauge):
         norms = norms / self.weights.to(like)
         points = torch.randn(num_samples, self.dim or dim, dtype=like.dtype, device=like.device)
         squares = torch.zeros_like(norms).index_add(1, self.membership, points.square())
-        points = points * (norms / squares.sqrt())[:, self.membership]
-        return points / torch.linalg.vector_norm(points, dim=1, keepdim=True)
+        return unit_rows(points * (norms / squares.sqrt())[:, self.membership])
 
 
 @final
@@ -168,7 +167,7 @@ class SlopeGauge(ConstantSlopeGauge):
         weights: :math:`w_1 \ge w_2 \ge \dots \ge w_D \ge 0`, :math:`w_1 > 0`.
 
     Raises:
-        ShapeError: If they are no vector.
+        ShapeError: If the weights are no vector.
         OptionError: If they are not in descending order, or negative, or all zero.
 
     References:
@@ -214,8 +213,7 @@ class SlopeGauge(ConstantSlopeGauge):
         gaps = -gaps.log1p() / sums
         sizes = gaps.flip(1).cumsum(1).flip(1)
         order = torch.rand_like(sizes).argsort(1)
-        points = sizes.gather(1, order) * (2 * torch.randint_like(sizes, 2) - 1)
-        return points / torch.linalg.vector_norm(points, dim=1, keepdim=True)
+        return unit_rows(with_random_signs(sizes.gather(1, order)))
 
 
 def _checked_groups(groups: object) -> list[list[int]]:

@@ -9,7 +9,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from ...checks import check_count, check_event_shape
+from ...checks import check_count
 from ...nets.mlp import ResidualMLP
 from ..layer import Layer
 from ..splines import UNIT_DERIVATIVE, bounded_spline
@@ -26,11 +26,11 @@ class AngularSpline(Layer):
     and then by a scale and a shift, without which the tails would be those of the base. The
     network sees an angle as sines and cosines of its multiples, and another coordinate
     :math:`z` as :math:`b = z / \sqrt{1 + z^2/9}`, which stays bounded towards the poles of a
-    chart, with sines and cosines of multiples of :math:`\pi b / 6` if there are several. It
-    starts as the identity.
+    chart, with sines and cosines of multiples of :math:`\pi b / 6` if there are several. The
+    layer starts as the identity.
 
-    The host's circular couplings send linear coordinates beyond the bound to zero, and show an
-    angle to the network by one number, which does not tell it from its reflection.
+    The circular couplings of normflows send linear coordinates beyond the bound to zero, and show
+    an angle to the network by one number, which does not tell it from its reflection.
 
     Args:
         num_coordinates: Number of coordinates :math:`d`.
@@ -45,8 +45,8 @@ class AngularSpline(Layer):
         reverse_mask: Whether the odd rather than the even coordinates are transformed.
         max_log_scale: Bound of the logarithm of the scale; 0 for tails that stay as they are,
             without scale and shift, which large learning rates cannot drive away.
-        gain: Factor of what the network says. Below 1, a step of an optimiser moves the splines
-            less, which bears large learning rates.
+        gain: Factor of the output of the network. Below 1, a step of an optimiser moves the
+            splines less, which allows large learning rates.
 
     References:
         Durkan et al., Neural spline flows, arXiv 1906.04032; on circles, arXiv 2002.02428.
@@ -73,12 +73,12 @@ class AngularSpline(Layer):
         gain: float = 1.0,
     ) -> None:
         super().__init__()
-        moved = set(range(num_coordinates))
+        coordinates, angles = set(range(num_coordinates)), set(ind_circ)
+        transformed = coordinates
         if num_coordinates > 1:
-            moved = {i for i in moved if i % 2 == int(reverse_mask)}
-        kept = set(range(num_coordinates)) - moved
-        angles = set(ind_circ)
-        groups = (moved - angles, moved & angles, kept - angles, kept & angles)
+            transformed = {i for i in coordinates if i % 2 == int(reverse_mask)}
+        passed = coordinates - transformed
+        groups = (transformed - angles, transformed & angles, passed - angles, passed & angles)
         self.num_coordinates, self.ind_circ = num_coordinates, tuple(sorted(angles))
         self.width, self.num_blocks, self.context_dim = width, num_blocks, context_dim
         self.reverse_mask = reverse_mask
@@ -88,15 +88,15 @@ class AngularSpline(Layer):
         self._order = nn.Buffer(order, persistent=False)
         self._back = nn.Buffer(order.argsort(), persistent=False)
         self._counts = [len(group) for group in groups]
-        num_linear, num_circular, seen_linear, seen_circular = self._counts
+        num_linear, num_circular, passed_linear, passed_circular = self._counts
         self._sizes = (num_linear * (3 * num_bins + 1), num_circular * 3 * num_bins)
         check_count(num_frequencies, "num_frequencies")
         self.num_frequencies = num_frequencies
-        seen = self._features(torch.ones(1, seen_linear), torch.ones(1, seen_circular))
+        features = self._features(torch.ones(1, passed_linear), torch.ones(1, passed_circular))
         self.max_log_scale, self.gain = max_log_scale, gain
         self.net: nn.Module = _Constant(sum(self._sizes))
         if num_coordinates > 1 or context_dim > 0:
-            net = ResidualMLP(seen.shape[1], sum(self._sizes), width, num_blocks, context_dim)
+            net = ResidualMLP(features.shape[1], sum(self._sizes), width, num_blocks, context_dim)
             nn.init.zeros_(net.output.weight)
             nn.init.zeros_(net.output.bias)
             self.net = net
@@ -113,12 +113,11 @@ class AngularSpline(Layer):
     def _transform(
         self, z: Tensor, context: Tensor | None, inverse: bool
     ) -> tuple[Tensor, Tensor]:
-        check_event_shape(z, self.shape, "z")
-        linear, circular, *kept = z.index_select(1, self._order).split(self._counts, dim=1)
-        said = self.gain * self.net(self._features(*kept), context)
-        parameters = said.split(self._sizes, dim=1)
+        linear, circular, *passed = z.index_select(1, self._order).split(self._counts, dim=1)
+        output = self.gain * self.net(self._features(*passed), context)
+        parameters = output.split(self._sizes, dim=1)
         log_det = z.new_zeros(z.shape[0])
-        moved: list[Tensor] = []
+        transformed: list[Tensor] = []
         for group, rows, transform in (
             (linear, parameters[0], self._stretch),
             (circular, parameters[1], self._turn),
@@ -126,18 +125,18 @@ class AngularSpline(Layer):
             if group.shape[1]:
                 group, log_derivative = transform(group, rows.view(*group.shape, -1), inverse)
                 log_det = log_det + log_derivative.sum(1)
-            moved.append(group)
-        return torch.cat([*moved, *kept], dim=1).index_select(1, self._back), log_det
+            transformed.append(group)
+        return torch.cat([*transformed, *passed], dim=1).index_select(1, self._back), log_det
 
     def _features(self, linear: Tensor, angles: Tensor) -> Tensor:
-        """What the network sees of the coordinates that are kept."""
+        """The input of the network: bounded coordinates, sines and cosines."""
         bounded = linear / (1 + linear.square() / 9).sqrt()
-        waving = angles
+        waves = angles
         if self.num_frequencies > 1:
-            waving = torch.cat([angles, bounded * (math.pi / 6)], dim=1)
-        phases = torch.cat([waving * k for k in range(1, self.num_frequencies + 1)], dim=1)
+            waves = torch.cat([angles, bounded * (math.pi / 6)], dim=1)
+        phases = torch.cat([waves * k for k in range(1, self.num_frequencies + 1)], dim=1)
         features = torch.cat([bounded, phases.sin(), phases.cos()], dim=1)
-        # With a context alone the network still wants something, and torch warns of nothing.
+        # With a context alone the network still needs an input, and torch warns of empty ones.
         return features if features.shape[1] else linear.new_ones(linear.shape[0], 1)
 
     def _turn(self, angles: Tensor, rows: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
@@ -154,17 +153,16 @@ class AngularSpline(Layer):
         shift = rows[..., -1]
         if inverse:
             z = (z - shift) * (-log_scale).exp()
-            moved, log_derivative = bounded_spline(z, rows, derivatives, self.bound, inverse)
-            return moved, log_derivative - log_scale
-        moved, log_derivative = bounded_spline(z, rows, derivatives, self.bound, inverse)
-        return moved * log_scale.exp() + shift, log_derivative + log_scale
+            latent, log_derivative = bounded_spline(z, rows, derivatives, self.bound, inverse)
+            return latent, log_derivative - log_scale
+        bent, log_derivative = bounded_spline(z, rows, derivatives, self.bound, inverse)
+        return bent * log_scale.exp() + shift, log_derivative + log_scale
 
 
 class _Constant(nn.Module):
-    """The parameters of a spline that sees no other coordinate, as they are.
+    """The parameters of a spline that sees no other coordinate."""
 
-    A network of a constant input would multiply every step of an optimiser by its width.
-    """
+    # A network of a constant input would multiply every step of an optimiser by its width.
 
     def __init__(self, size: int) -> None:
         super().__init__()

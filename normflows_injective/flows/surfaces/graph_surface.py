@@ -10,18 +10,16 @@ import torch
 from torch import Tensor
 
 from ...autodiff.products import out_of_inference, value_and_gradient
-from ...checks import check_event_shape, check_finite, is_readable
+from ...checks import check_choice, check_finite, is_readable
 from ...errors import OffManifoldError, ShapeError
 from ...host.context import needs_context, takes_context, with_context
 from ...host.first_meeting import give_first_data
 from ...host.refusals import refuse_unsupported
 from ...modules.contents import modules_of
-from .on_sphere import check_policy
-from .surface import Chart, check_measure
+from .off_manifold import TOLERANCE, check_policy
+from .surface import Chart
 
 __all__ = ["GraphSurface"]
-
-TOLERANCE = 1e-4
 
 
 @final
@@ -31,8 +29,8 @@ class GraphSurface(Chart):
     .. math:: x = (z, f(z)), \qquad
               \tfrac12 \log\det J^\top J = \tfrac12 \log\big(1 + \lVert \nabla f \rVert^2\big)
 
-    One gradient of :math:`f`, no matrix. Whatever :math:`f` holds is trained with the model;
-    use smooth activations.
+    It takes one gradient of :math:`f`, and no matrix. The parameters of :math:`f` are trained
+    with the model; use smooth activations.
 
     Args:
         f: Module or callable taking (B, D - 1) to heights (B,) or (B, 1), each sample alone. With
@@ -65,7 +63,7 @@ class GraphSurface(Chart):
     ) -> None:
         super().__init__()
         check_policy(off_manifold)
-        self.measure = check_measure(measure, ("hausdorff", "lebesgue"))
+        self.measure = check_choice(measure, ("hausdorff", "lebesgue"), "measure")
         self.f, self.off_manifold = f, off_manifold
         self.takes_context, self.needs_context = takes_context(f), needs_context(f)
         shape = getattr(f, "input_shape", None)
@@ -74,7 +72,7 @@ class GraphSurface(Chart):
 
     def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Coordinates (B, D - 1) to points (B, D), without a gradient."""
-        self._check_rows(z, "z")
+        _check_rows(z, "z", 1, "(B, D - 1)")
         return torch.cat([z, self._height(z, context).unsqueeze(1)], dim=1)
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -83,7 +81,7 @@ class GraphSurface(Chart):
         Raises:
             ShapeError: If the coordinates or the result of f have a wrong shape.
         """
-        self._check_rows(z, "z")
+        _check_rows(z, "z", 1, "(B, D - 1)")
         height, log_volume = self._height_and_log_volume(z, context)
         return torch.cat([z, height.unsqueeze(1)], dim=1), log_volume
 
@@ -94,7 +92,7 @@ class GraphSurface(Chart):
             ShapeError: If the points or the result of f have a wrong shape.
             OffManifoldError: If points are off the graph and are to be refused.
         """
-        self._check_rows(x, "x")
+        _check_rows(x, "x", 2, "(B, D), D >= 2")
         z = x[:, :-1]
         height, log_volume = self._height_and_log_volume(z, context)
         if self.off_manifold == "reject":
@@ -124,11 +122,10 @@ class GraphSurface(Chart):
             )
         return height.reshape(z.shape[0])
 
-    def _check_rows(self, rows: Tensor, name: str) -> None:
-        least, expected = (1, "(B, D - 1)") if name == "z" else (2, "(B, D), D >= 2")
-        if rows.dim() != 2 or rows.shape[1] < least:
-            raise ShapeError(f"{name} must have shape {expected}, got {tuple(rows.shape)}.")
-        check_event_shape(rows, self.latent_shape if name == "z" else self.data_shape, name)
+
+def _check_rows(rows: Tensor, name: str, least: int, expected: str) -> None:
+    if rows.dim() != 2 or rows.shape[1] < least:
+        raise ShapeError(f"{name} must have shape {expected}, got {tuple(rows.shape)}.")
 
 
 def _refuse_off_graph(last: Tensor, height: Tensor) -> None:

@@ -11,21 +11,19 @@ from torch import Tensor, nn
 
 from ...checks import (
     check_callable,
+    check_choice,
     check_count,
-    check_event_shape,
-    check_finite,
     check_positive,
     is_number,
     is_readable,
 )
-from ...errors import ContextError, OffManifoldError, OptionError, ShapeError
+from ...errors import ContextError, OptionError, ShapeError
 from ..gauges.gauge import Gauge
-from .on_sphere import TOLERANCE, check_policy, refuse_off_orthant, unit_vectors
-from .surface import Surface, SurfaceMap, check_measure
+from .off_manifold import TOLERANCE, check_policy, refuse_far, refuse_off_orthant, unit_vectors
+from .surface import Surface, SurfaceMap
 
 __all__ = ["Level", "RadialSurface"]
 
-MEASURES = ("hausdorff", "cone")
 FromContext = int | Callable[[Tensor], Tensor]
 
 
@@ -37,21 +35,21 @@ class RadialSurface(SurfaceMap):
               \log\frac{d\mu}{d\omega} = D \log r
 
     in the surface's own measure, ``"hausdorff"``, and in the cone measure
-    :math:`d\mu = (x \cdot n)\, d\mathcal H` (:math:`n` the unit normal), ``"cone"``. Costs
+    :math:`d\mu = (x \cdot n)\, d\mathcal H` (:math:`n` the unit normal), ``"cone"``. It costs
     :math:`O(D)` besides one evaluation of the gauge.
 
-    **Which measure?** "Uniform on the surface" by area is the first. The second is what a prior
-    that depends on :math:`x` only through :math:`F(x)` leaves when it is conditioned on
-    :math:`F(x) = t`, and what normalised generalised-Gaussian variables follow. They differ by
-    more than a constant unless :math:`x \cdot n` is constant, as it is for :math:`\ell_1`,
-    :math:`\ell_2`, the simplex, group lasso and SLOPE.
+    **Which measure?** "Uniform on the surface" as geometers mean it is uniform by ``"hausdorff"``,
+    which is area. A prior that depends on :math:`x` only through :math:`F(x)`, conditioned on
+    :math:`F(x) = t`, is uniform by ``"cone"``, and so are normalised generalised-Gaussian
+    variables. The two differ by more than a constant unless :math:`x \cdot n` is constant, as it
+    is for :math:`\ell_1`, :math:`\ell_2`, the simplex, group lasso and SLOPE.
 
     Args:
         gauge: The surface, from ``nfi.flows.gauges``.
         level: :math:`t > 0`.
         measure: ``"hausdorff"`` or ``"cone"``.
-        level_from_context: Where the level comes from instead, one per sample: the index of a
-            column of the context, or a callable of the context (B, *) to levels (B,).
+        level_from_context: Source of one level per sample instead: the index of a column of the
+            context, or a callable of the context (B, *) to levels (B,).
         off_manifold: What :meth:`inverse` does with points whose distance from the centre differs
             from the surface's by more than a factor of 1e-4: ``"reject"`` raises, ``"project"``
             moves them along their rays.
@@ -85,15 +83,13 @@ class RadialSurface(SurfaceMap):
                 "that increases along rays becomes one by ImplicitGauge(function)."
             )
         self.gauge, self.off_manifold = gauge, off_manifold
-        self.measure = check_measure(measure, MEASURES)
+        self.measure = check_choice(measure, ("hausdorff", "cone"), "measure")
         self.level = Level(level, level_from_context)
         self.domain = gauge.domain
         if gauge.dim is not None:
             self.latent_shape = self.data_shape = (gauge.dim,)
         self.takes_context = gauge.takes_context or self.level.from_context is not None
         self.needs_context = gauge.needs_context or self.level.from_context is not None
-
-    latent_shape: tuple[int, ...] | None = None
 
     @property
     def level_from_context(self) -> FromContext | None:
@@ -109,29 +105,25 @@ class RadialSurface(SurfaceMap):
 
     def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Points (B, D) of the sphere to points (B, D) of the surface."""
-        z = self._checked(z, "z")
-        return self._log_radius(z, context).exp().unsqueeze(1) * z
+        u = self._directions(z, "reject", "z")
+        return self._log_radius(u, context).exp().unsqueeze(1) * u
 
     def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Points (B, D) of the surface to their directions (B, D)."""
-        u = self._directions(x)
+        u = self._directions(x, "project", "x")
         if self.off_manifold == "reject":
             self._refuse_off_surface(x, self._log_radius(u, context))
         return u
 
-    def log_stretch(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """Log-factor (B,) in nats from the sphere's measure to the surface's."""
-        return self._stretch(self._checked(z, "z"), context)[1]
-
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Points (B, D) of the sphere to the surface, with the log-factor (B,) in nats."""
-        z = self._checked(z, "z")
-        log_radius, log_stretch = self._stretch(z, context)
-        return log_radius.exp().unsqueeze(1) * z, log_stretch
+        u = self._directions(z, "reject", "z")
+        log_radius, log_stretch = self._stretch(u, context)
+        return log_radius.exp().unsqueeze(1) * u, log_stretch
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Points (B, D) of the surface to the sphere, with minus the log-factor (B,) in nats."""
-        u = self._directions(x)
+        u = self._directions(x, "project", "x")
         log_radius, log_stretch = self._stretch(u, context)
         if self.off_manifold == "reject":
             self._refuse_off_surface(x, log_radius)
@@ -141,15 +133,8 @@ class RadialSurface(SurfaceMap):
         """Options as shown by ``print(model)``."""
         return f"measure={self.measure!r}, off_manifold={self.off_manifold!r}"
 
-    def _checked(self, z: Tensor, name: str) -> Tensor:
-        check_event_shape(z, self.latent_shape, name)
-        return self._in_domain(unit_vectors(z, "reject", name), name)
-
-    def _directions(self, x: Tensor) -> Tensor:
-        check_event_shape(x, self.data_shape, "x")
-        return self._in_domain(unit_vectors(x, "project", "x"), "x")
-
-    def _in_domain(self, u: Tensor, name: str) -> Tensor:
+    def _directions(self, points: Tensor, off_manifold: str, name: str) -> Tensor:
+        u = unit_vectors(points, off_manifold, name)
         if self.domain == "orthant":
             refuse_off_orthant(u, name)
         return u
@@ -175,43 +160,24 @@ class RadialSurface(SurfaceMap):
         return log_radius, (dim - 1) * log_radius + log_secant
 
     def _refuse_off_surface(self, x: Tensor, log_radius: Tensor) -> None:
-        if not is_readable(x, log_radius):
-            return
         # By logarithms of scaled norms: surfaces of small p reach far towards the centre.
         scale = x.detach().abs().amax(1)
         scaled = x.detach() / scale.unsqueeze(1)
         log_norms = torch.linalg.vector_norm(scaled, dim=1).log() + scale.log()
-        factors = (log_norms - log_radius.detach()).exp()
-        near = (factors - 1).abs() <= TOLERANCE
-        if bool(near.all()):
-            return
-        check_finite(x, "x")
-        worst = int((factors - 1).abs().argmax())
-        raise OffManifoldError(
-            f"x has {int((~near).sum())} of {len(near)} rows off the surface of "
-            f"{self.gauge}, the worst at index {worst}, whose distance from the centre is "
-            f"{float(factors[worst]):.6g} times that of the surface, where 1 +- {TOLERANCE} is "
-            "allowed. Check the level, or build with off_manifold='project', which moves points "
-            "along their rays."
+        refuse_far(
+            (log_norms - log_radius.detach()).exp(),
+            (x, "x"),
+            lambda rows, index, factor: (
+                f"x has {rows} off the surface of {self.gauge}, the worst at index {index[0]}, "
+                f"whose distance from the centre is {factor:.6g} times that of the surface, where "
+                f"1 +- {TOLERANCE} is allowed. Check the level, or build with "
+                "off_manifold='project', which moves points along their rays."
+            ),
         )
 
 
 class Level(nn.Module):
-    r"""The level :math:`t` of a surface: a number, or read from the context of each sample.
-
-    Args:
-        level: :math:`t > 0`.
-        from_context: Index of a column of the context, or a callable of the context to levels.
-
-    Raises:
-        OptionError: If the level is not positive and finite.
-
-    Examples:
-        >>> Level(2.0)(torch.zeros(3, 4), None)
-        tensor(2.)
-        >>> Level(1.0, 0)(torch.zeros(2, 4), torch.tensor([[3.0], [4.0]]))
-        tensor([3., 4.])
-    """
+    """The level t of a surface: a number, or a column or a function of the context."""
 
     def __init__(self, level: float = 1.0, from_context: FromContext | None = None) -> None:
         super().__init__()

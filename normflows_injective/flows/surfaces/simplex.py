@@ -3,28 +3,56 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, final
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple, final
 
 import torch
 from torch import Tensor
 
-from ...checks import check_choice, check_event_shape, check_positive, is_readable
+from ...checks import check_choice, check_positive, is_readable, lookup
 from ...errors import OffManifoldError
 from ..gauges.hyperplane import HyperplaneGauge
-from .on_simplex import closed_parts
-from .on_sphere import check_policy, refuse_off_orthant, unit_vectors
+from .off_manifold import check_policy, closed_parts, refuse_off_orthant, unit_vectors
 from .simplex_coordinates import COORDINATES
 from .sphere import check_dim
-from .surface import Chart, Surface, SurfaceMap, check_measure
+from .surface import Chart, Surface, SurfaceLayer, SurfaceMap
 
 __all__ = ["SimplexFromOrthant", "SimplexStickBreaking"]
 
-MEASURES = ("lebesgue", "hausdorff")
+
+class _ToSimplex(SurfaceLayer):
+    """A layer that leads to the simplex of a given sum, by one of several kinds of maps."""
+
+    _kinds: ClassVar[Mapping[str, Any]]
+
+    def __init__(self, dim: int, kind: str, measure: str, total: float, off_manifold: str) -> None:
+        super().__init__()
+        check_dim(dim)
+        self._map: Any = lookup(kind, self._kinds, "kind")
+        check_positive(total, "total")
+        check_policy(off_manifold)
+        self.measure = check_choice(measure, ("lebesgue", "hausdorff"), "measure")
+        self.dim, self.kind, self.total, self.off_manifold = dim, kind, total, off_manifold
+        self.data_shape = (dim,)
+        # The total and the area add this to the log-volume on the first K - 1 parts.
+        area = 0.5 * math.log(dim) if measure == "hausdorff" else 0.0
+        self._log_factor = (dim - 1) * math.log(total) + area
+
+    def surface(self, before: Surface | None = None) -> Surface:
+        """The simplex, with the gauge whose level is the sum."""
+        gauge = HyperplaneGauge(torch.ones(self.dim))
+        return Surface("simplex", gauge, float(self.total), self.dim, self.measure)
+
+    def extra_repr(self) -> str:
+        """Options as shown by ``print(model)``."""
+        return (
+            f"{self.dim}, kind={self.kind!r}, measure={self.measure!r}, total={self.total:g}, "
+            f"off_manifold={self.off_manifold!r}"
+        )
 
 
 @final
-class SimplexStickBreaking(Chart):
+class SimplexStickBreaking(_ToSimplex, Chart):
     r"""Coordinates of the simplex :math:`\{x > 0, \sum_k x_k = s\}`, from :math:`\mathbb R^{K-1}`.
 
     Stick-breaking cuts :math:`x_i = v_i (s - x_1 - \dots - x_{i-1})`, with :math:`e_i = K - i`:
@@ -77,6 +105,8 @@ class SimplexStickBreaking(Chart):
         tensor([0.6931])
     """
 
+    _kinds = COORDINATES
+
     def __init__(
         self,
         dim: int,
@@ -85,46 +115,29 @@ class SimplexStickBreaking(Chart):
         total: float = 1.0,
         off_manifold: str = "reject",
     ) -> None:
-        super().__init__()
-        _check_options(dim, kind, tuple(COORDINATES), total, off_manifold)
-        self.measure = check_measure(measure, MEASURES)
-        self.dim, self.kind, self.total, self.off_manifold = dim, kind, total, off_manifold
-        self.latent_shape, self.data_shape = (dim - 1,), (dim,)
-        self._coordinates = COORDINATES[kind]
-        self._log_factor = _log_factor(dim, measure, total)
-
-    def surface(self, before: Surface | None = None) -> Surface:
-        """The simplex of its total."""
-        return _simplex(self)
+        super().__init__(dim, kind, measure, total, off_manifold)
+        self.latent_shape = (dim - 1,)
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Coordinates (B, K - 1) to parts (B, K), with the log-volume (B,) in nats."""
-        check_event_shape(z, self.latent_shape, "z")
-        log_parts = self._coordinates.to_log_parts(z)
-        log_volume = self._coordinates.log_volume(z, log_parts) + self._log_factor
+        log_parts = self._map.to_log_parts(z)
+        log_volume = self._map.log_volume(z, log_parts) + self._log_factor
         return self.total * log_parts.exp(), log_volume
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Parts (B, K) to coordinates (B, K - 1), with minus the log-volume (B,) in nats."""
-        check_event_shape(x, self.data_shape, "x")
         parts = closed_parts(x, self.total, self.off_manifold, "x")
-        z = self._coordinates.from_parts(parts)
-        log_volume = self._coordinates.log_volume(z, parts.log()) + self._log_factor
+        z = self._map.from_parts(parts)
+        log_volume = self._map.log_volume(z, parts.log()) + self._log_factor
         return z, -log_volume
-
-    def extra_repr(self) -> str:
-        """Options as shown by ``print(model)``."""
-        return _options(self)
 
 
 class _OrthantMap(NamedTuple):
-    """One kind of map from the orthant of unit vectors (B, K) to parts (B, K) of sum one.
-
-    ``log_stretch`` is relative to the sphere's measure, against that of the first K - 1 parts.
-    """
+    """One kind of map from positive unit vectors (B, K) to parts (B, K) of sum one."""
 
     to_parts: Callable[[Tensor], Tensor]
     from_parts: Callable[[Tensor], Tensor]
+    # From the measure of the sphere to that of the first K - 1 parts.
     log_stretch: Callable[[Tensor], Tensor]
 
 
@@ -159,7 +172,7 @@ _ORTHANT_MAPS = {
 
 
 @final
-class SimplexFromOrthant(SurfaceMap):
+class SimplexFromOrthant(_ToSimplex, SurfaceMap):
     r"""A map of the positive orthant of the unit sphere to the simplex of sum :math:`s`.
 
     .. math:: \text{radial:}\quad x = \frac{s\,u}{\sum_k u_k}, \quad
@@ -171,7 +184,7 @@ class SimplexFromOrthant(SurfaceMap):
 
     The radial map follows the ray; the square sends the uniform law to
     :math:`\mathrm{Dirichlet}(\tfrac12, \dots, \tfrac12)`. The measure ``"hausdorff"`` adds
-    :math:`\tfrac12 \log K`. Put it behind a chart of the orthant.
+    :math:`\tfrac12 \log K`. Put it after a chart of the orthant.
 
     Args:
         dim: :math:`K \ge 2`, the number of parts.
@@ -195,6 +208,7 @@ class SimplexFromOrthant(SurfaceMap):
     """
 
     domain = "orthant"
+    _kinds = _ORTHANT_MAPS
 
     def __init__(
         self,
@@ -204,17 +218,8 @@ class SimplexFromOrthant(SurfaceMap):
         total: float = 1.0,
         off_manifold: str = "reject",
     ) -> None:
-        super().__init__()
-        _check_options(dim, kind, tuple(_ORTHANT_MAPS), total, off_manifold)
-        self.measure = check_measure(measure, MEASURES)
-        self.dim, self.kind, self.total, self.off_manifold = dim, kind, total, off_manifold
-        self.latent_shape = self.data_shape = (dim,)
-        self._map = _ORTHANT_MAPS[kind]
-        self._log_factor = _log_factor(dim, measure, total)
-
-    def surface(self, before: Surface | None = None) -> Surface:
-        """The simplex of its total."""
-        return _simplex(self)
+        super().__init__(dim, kind, measure, total, off_manifold)
+        self.latent_shape = (dim,)
 
     def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Points (B, K) of the orthant to parts (B, K)."""
@@ -222,48 +227,15 @@ class SimplexFromOrthant(SurfaceMap):
 
     def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Parts (B, K) to points (B, K) of the orthant."""
-        check_event_shape(x, self.data_shape, "x")
         return self._map.from_parts(closed_parts(x, self.total, self.off_manifold, "x"))
 
     def log_stretch(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Log-factor (B,) in nats by which measure is stretched at points (B, K)."""
         return self._map.log_stretch(self._directions(z)) + self._log_factor
 
-    def extra_repr(self) -> str:
-        """Options as shown by ``print(model)``."""
-        return _options(self)
-
     def _directions(self, z: Tensor) -> Tensor:
-        check_event_shape(z, self.latent_shape, "z")
         _refuse_negative(z.detach())
         return unit_vectors(z, self.off_manifold, "z")
-
-
-def _check_options(
-    dim: int, kind: str, known: Sequence[str], total: float, off_manifold: str
-) -> None:
-    check_dim(dim)
-    check_choice(kind, known, "kind")
-    check_positive(total, "total")
-    check_policy(off_manifold)
-
-
-def _log_factor(dim: int, measure: str, total: float) -> float:
-    """What the total and the measure add to the log-volume on the first K - 1 parts."""
-    area = 0.5 * math.log(dim) if measure == "hausdorff" else 0.0
-    return (dim - 1) * math.log(total) + area
-
-
-def _simplex(layer: SimplexStickBreaking | SimplexFromOrthant) -> Surface:
-    gauge = HyperplaneGauge(torch.ones(layer.dim))
-    return Surface("simplex", gauge, float(layer.total), layer.dim, layer.measure)
-
-
-def _options(layer: SimplexStickBreaking | SimplexFromOrthant) -> str:
-    return (
-        f"{layer.dim}, kind={layer.kind!r}, measure={layer.measure!r}, total={layer.total:g}, "
-        f"off_manifold={layer.off_manifold!r}"
-    )
 
 
 def _refuse_negative(u: Tensor) -> None:

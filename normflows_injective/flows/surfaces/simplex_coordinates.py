@@ -39,21 +39,18 @@ _LEAST_EXPONENT = -80.0
 
 
 class SimplexCoordinates(NamedTuple):
-    r"""One kind of coordinates, as two functions and a volume.
+    """One kind of coordinates, as two functions and a volume."""
 
-    Attributes:
-        to_log_parts: Coordinates (B, K - 1) to logarithms (B, K) of parts that sum to one.
-        from_parts: Parts (B, K) that sum to one to coordinates (B, K - 1).
-        log_volume: Coordinates and :math:`\log x` to :math:`\log|dx_{1:K-1} / dz|`, (B,) in nats.
-    """
-
+    # Coordinates (B, K - 1) to logarithms (B, K) of parts that sum to one.
     to_log_parts: Callable[[Tensor], Tensor]
+    # Parts (B, K) that sum to one to coordinates (B, K - 1).
     from_parts: Callable[[Tensor], Tensor]
+    # Coordinates and log x to log |dx_{1:K-1} / dz|, (B,) in nats.
     log_volume: Callable[[Tensor, Tensor], Tensor]
 
 
 def _exponents(z: Tensor) -> Tensor:
-    """The numbers e_i = K - i of parts behind each of the first K - 1, for z (B, K - 1)."""
+    """The numbers e_i = K - i of parts after each of the first K - 1, for z (B, K - 1)."""
     return torch.arange(z.shape[1], 0, -1, dtype=z.dtype, device=z.device)
 
 
@@ -63,7 +60,7 @@ def _log_parts(log_sticks: Tensor, log_rests: Tensor) -> Tensor:
 
 
 def _tails(x: Tensor) -> Tensor:
-    """Sums of each part and all behind it, (*, K)."""
+    """Sums of each part and all after it, (*, K)."""
     return x.flip(-1).cumsum(-1).flip(-1)
 
 
@@ -80,15 +77,13 @@ def _log_rests(x: Tensor) -> Tensor:
 
 
 def _log_parts_of_tails(log_lower: Tensor, log_upper: Tensor, small: Tensor) -> Tensor:
-    r"""Logarithms of parts, from :math:`\log w` and :math:`\log(1 - w)`, (B, K - 1).
-
-    Where :math:`w` is small, :math:`\log v = \log w - \log e + \tfrac12 (1 - 1/e) w + O(w^2)`,
-    which has all digits of :math:`\log w` where :math:`1 - w` has none.
-    """
+    r"""Logarithms of parts, from :math:`\log w` and :math:`\log(1 - w)`, (B, K - 1)."""
     exponents = _exponents(log_upper)
     log_rests = log_upper / exponents
     # Where the series counts the other must not be infinite: zero times infinity is NaN.
     ordinary = (-log_rests.masked_fill(small, -1.0).expm1()).log()
+    # Where w is small, log v = log w - log e + (1 - 1/e) w / 2 + O(w^2) has all digits of log w,
+    # and 1 - w has none.
     series = log_lower - exponents.log() + 0.5 * (1 - 1 / exponents) * log_lower.exp()
     return _log_parts(torch.where(small, series, ordinary), log_rests)
 
@@ -115,13 +110,10 @@ def _normal_log_volume(z: Tensor, log_parts: Tensor) -> Tensor:
 
 
 def _log_normal_quantile(log_probability: Tensor) -> Tensor:
-    r"""The :math:`z` with :math:`\log\Phi(z) = y`, for :math:`y \le -\log 2`; torch lacks it.
-
-    The guess is torch's where that has digits, and solves :math:`-2y = t^2 + \log 2\pi +
-    \log t^2`, :math:`z = -t`, further out. Newton steps then double the digits, and the order to
-    which derivatives by :math:`y` are right: of a constant guess the first step makes a value with
-    the first derivative, the second one with the third.
-    """
+    r"""The :math:`z` with :math:`\log\Phi(z) = y`, for :math:`y \le -\log 2`; torch lacks it."""
+    # The guess is torch's where that has digits, and z = -t with -2y = t^2 + log 2 pi + log t^2
+    # further out. A Newton step doubles the digits, and the order to which derivatives by y are
+    # right: from a constant guess the first step has the first derivative, the second the third.
     y = log_probability.detach()
     near = ndtri(y.clamp_min(_LEAST_EXPONENT).exp())
     square = -2 * y.clamp_max(_LEAST_EXPONENT) - _LOG_TWO_PI
@@ -173,10 +165,8 @@ def _logit_from_parts(x: Tensor) -> Tensor:
 
 
 def _sum_of_logs(z: Tensor, log_parts: Tensor) -> Tensor:
-    r"""The volume of logits, :math:`\sum_k \log x_k`, by sticks as by softmax.
-
-    By sticks it is :math:`\sum_i \log v_i + e_i \log(1 - v_i)`, which telescopes to that.
-    """
+    r"""The log-volume of logits, :math:`\sum_k \log x_k`, by sticks as by softmax."""
+    # By sticks it is sum_i log v_i + e_i log(1 - v_i), which telescopes to that.
     return log_parts.sum(1)
 
 
@@ -194,41 +184,21 @@ def _additive_from_parts(x: Tensor) -> Tensor:
 
 
 def isometric_logits(z: Tensor, exponents: Tensor) -> Tensor:
-    r"""The vector of sum zero, :math:`z H`, with given isometric coordinates.
+    r"""The logits :math:`z H` (*, K) of isometric coordinates (*, K - 1), with sum zero.
 
-    Args:
-        z: Coordinates of shape :math:`(*, K - 1)`.
-        exponents: :math:`e_i = K - i`, to be broadcast to the shape of z. Rows of fewer parts end
-            in coordinates zero, with any exponent; what is returned behind their parts means
-            nothing.
-
-    Returns:
-        Logits of shape :math:`(*, K)`.
-
-    Examples:
-        >>> isometric_logits(torch.tensor([[2.0**0.5]]), torch.tensor([1.0]))
-        tensor([[ 1.0000, -1.0000]])
+    Rows of fewer parts end in coordinates zero; the logits after their parts mean nothing.
     """
     scaled = z * (exponents / (exponents + 1)).sqrt()
     return pad(scaled, (0, 1)) - pad((scaled / exponents).cumsum(-1), (1, 0))
 
 
 def isometric_coordinates(logits: Tensor, exponents: Tensor) -> Tensor:
-    r"""Isometric coordinates :math:`y H^\top` of logits, whatever their sum.
+    r"""Isometric coordinates :math:`y H^\top` (*, K - 1) of logits y (*, K) of any sum.
 
-    Args:
-        logits: :math:`y` of shape :math:`(*, K)`; zero behind the parts of rows that have fewer.
-        exponents: As in :func:`isometric_logits`.
-
-    Returns:
-        Coordinates of shape :math:`(*, K - 1)`.
-
-    Examples:
-        >>> isometric_coordinates(torch.tensor([[1.0, -1.0]]), torch.tensor([1.0]))
-        tensor([[1.4142]])
+    Rows of fewer parts end in logits zero.
     """
-    means_behind = _tails(logits)[..., 1:] / exponents
-    return (logits[..., :-1] - means_behind) * (exponents / (exponents + 1)).sqrt()
+    means_after = _tails(logits)[..., 1:] / exponents
+    return (logits[..., :-1] - means_after) * (exponents / (exponents + 1)).sqrt()
 
 
 def _isometric_to_log_parts(z: Tensor) -> Tensor:

@@ -7,11 +7,11 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from ...checks import check_choice, check_count, check_event_shape
+from ...checks import check_count, lookup
 from ...errors import UnsupportedLayerError
 from ..layer import Layer
 from ..orthogonal import reflected
-from .on_sphere import check_policy, unit_vectors
+from .off_manifold import check_policy, unit_vectors
 from .sphere_coordinates import COORDINATES
 from .surface import Chart, SurfaceMap
 
@@ -36,7 +36,7 @@ class SphereChart(Chart):
     :math:`D - 1` angles and leads to the part of the sphere with positive coordinates.
 
     A chart of the whole sphere misses a set of measure zero. ``ind_circ`` lists the coordinates
-    that are angles of period :math:`2\pi`, as the host's circular splines want them.
+    that are angles of period :math:`2\pi`, in the form that circular splines of normflows take.
 
     Args:
         dim: :math:`D \ge 2`, the dimension of the ambient space.
@@ -62,21 +62,18 @@ class SphereChart(Chart):
         super().__init__()
         check_dim(dim)
         check_policy(off_manifold)
-        check_choice(kind, COORDINATES, "kind")
+        self._coordinates = lookup(kind, COORDINATES, "kind")
         self.dim, self.kind, self.off_manifold = dim, kind, off_manifold
         self.latent_shape, self.data_shape = (dim - 1,), (dim,)
-        self._coordinates = COORDINATES[kind]
         self.codomain = self._coordinates.codomain
         self.ind_circ = [dim - 2] if self._coordinates.has_azimuth else []
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Coordinates (B, D - 1) to points (B, D), with the log-volume (B,) in nats."""
-        check_event_shape(z, self.latent_shape, "z")
         return self._coordinates.to_sphere(z)
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Points (B, D) to coordinates (B, D - 1), with minus the log-volume (B,) in nats."""
-        check_event_shape(x, self.data_shape, "x")
         return self._coordinates.from_sphere(unit_vectors(x, self.off_manifold, "x"))
 
     def extra_repr(self) -> str:
@@ -134,21 +131,8 @@ class SphereLinear(SurfaceMap):
         """Whether there is a random rotation."""
         return self.reflections is not None
 
-    def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """Points (B, D) of the sphere to points (B, D) of the sphere."""
-        return self.forward(z)[0]
-
-    def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Points (B, D) of the sphere back to points (B, D) of the sphere."""
-        return self.inverse(x)[0]
-
-    def log_stretch(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """Log-factor (B,) in nats by which surface measure is stretched at points (B, D)."""
-        return self.forward(z)[1]
-
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Points (B, D) of the sphere to the sphere, with the log-factor (B,) in nats."""
-        check_event_shape(z, self.latent_shape, "z")
         lower, upper = self._factors()
         mapped = self._rotate(unit_vectors(z, self.off_manifold, "z") @ upper.T @ lower.T)
         norms = torch.linalg.vector_norm(mapped, dim=1)
@@ -156,7 +140,6 @@ class SphereLinear(SurfaceMap):
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Points (B, D) of the sphere back to it, with minus the log-factor (B,) in nats."""
-        check_event_shape(x, self.data_shape, "x")
         lower, upper = self._factors()
         columns = self._rotate(unit_vectors(x, self.off_manifold, "x"), back=True).T
         solve = torch.linalg.solve_triangular
@@ -189,7 +172,7 @@ class InChart(Layer):
               \log|\det| = \log|\varphi|(z) + \log|a| - \log|\varphi|(z')
 
     ``InChart(SphereLinear(D, rotate=True), SphereChart(D))`` between splines of the coordinates
-    mixes these as the host's ``LULinearPermute`` does, and lets each spline see the sphere with
+    mixes these as ``LULinearPermute`` of normflows does, and lets each spline see the sphere with
     other poles and another seam.
 
     Args:
@@ -242,12 +225,5 @@ class InChart(Layer):
 
 
 def check_dim(dim: int) -> None:
-    """Raise unless there is a sphere in a space of this dimension.
-
-    Args:
-        dim: Dimension :math:`D` of the ambient space.
-
-    Raises:
-        OptionError: If it is no integer of at least two.
-    """
+    """Raise unless there is a sphere in a space of this dimension."""
     check_count(dim, "dim", least=2, advice="A sphere needs a space of two dimensions or more.")

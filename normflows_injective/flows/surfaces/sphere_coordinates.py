@@ -3,7 +3,7 @@ r"""Coordinates of the unit sphere :math:`S^{D-1}`, as pure functions in both di
 With :math:`n_i = D - i` and :math:`u_i = \cos\theta_i \prod_{j<i} \sin\theta_j`, the surface
 measure of the sphere is :math:`d\omega = \prod_i \sin^{n_i - 1}\theta_i\, d\theta`. Angles are
 never found by an arc cosine, which loses all digits near the poles, but as ratios of a coordinate
-to the norm of those behind it; products of sines are sums of logarithms, which do not underflow.
+to the norm of those after it; products of sines are sums of logarithms, which do not underflow.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...checks import is_readable
 from ...errors import OffManifoldError
-from .on_sphere import refuse_off_orthant
+from .off_manifold import refuse_off_orthant
 
 __all__ = ["COORDINATES", "Coordinates"]
 
@@ -25,18 +25,15 @@ Direction = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class Coordinates(NamedTuple):
-    r"""One kind of coordinates, as two functions and the part of the sphere that they reach.
+    """One kind of coordinates, as two functions and the part of the sphere that they reach."""
 
-    Attributes:
-        to_sphere: Coordinates (B, D - 1) to points (B, D) and the log-volume (B,).
-        from_sphere: Points (B, D) to coordinates (B, D - 1) and minus the log-volume (B,).
-        codomain: ``"sphere"`` or ``"orthant"``.
-        has_azimuth: Whether the last coordinate is an angle in :math:`(-\pi, \pi]`.
-    """
-
+    # Coordinates (B, D - 1) to points (B, D) and the log-volume (B,).
     to_sphere: Direction
+    # Points (B, D) to coordinates (B, D - 1) and minus the log-volume (B,).
     from_sphere: Direction
+    # "sphere" or "orthant".
     codomain: str
+    # Whether the last coordinate is an angle in (-pi, pi].
     has_azimuth: bool
 
 
@@ -46,15 +43,13 @@ def _degrees(count: int, dim: int, like: Tensor) -> Tensor:
 
 
 def _log_volume_of_cotangents(log_squares: Tensor, degrees: Tensor) -> Tensor:
-    r"""Log-volume by :math:`z_i = \sqrt{n_i}\cot\theta_i`, given :math:`\log(1 + z_i^2/n_i)`.
-
-    From :math:`d\theta = n^{-1/2} \sin^2\theta\, dz` and :math:`\sin^{-2}\theta = 1 + z^2/n`.
-    """
+    r"""Log-volume by :math:`z_i = \sqrt{n_i}\cot\theta_i`, given :math:`\log(1 + z_i^2/n_i)`."""
+    # From dtheta = n^(-1/2) sin^2(theta) dz and sin^(-2)(theta) = 1 + z^2/n.
     return -0.5 * (degrees.log() + (degrees + 1) * log_squares).sum(1)
 
 
 def _tail_norms(u: Tensor) -> Tensor:
-    """Norms |u_{i+1:}| (B, D - 1) of what stands behind each coordinate, above zero."""
+    """Norms |u_{i+1:}| (B, D - 1) of the coordinates after each one, above zero."""
     squares = u[:, 1:].square().flip(1).cumsum(1).flip(1)
     # Below the clamp, at a pole, the square root would have an infinite derivative.
     return squares.clamp_min(torch.finfo(u.dtype).tiny).sqrt()

@@ -12,54 +12,85 @@ an exact sum, unlike for layers that know nothing of the surface that they act o
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import normflows as nf
 from torch import Tensor, nn
 
-from ...checks import check_choice
 from ...volume.log_volumes import DecodedVolume
 from ..gauges.gauge import Gauge
 from ..injection import Injection
 from ..layer import Layer
 
-__all__ = ["Chart", "Surface", "SurfaceMap", "check_measure", "is_exact", "surface_of"]
+__all__ = ["Chart", "Surface", "SurfaceLayer", "SurfaceMap", "is_exact", "surface_of"]
 
 
 class Surface(NamedTuple):
-    r"""A surface that layers lead to, as :func:`surface_of` tells it.
+    """A surface that layers lead to, with None for what is unknown or does not apply."""
 
-    Attributes:
-        kind: ``"sphere"`` (unit vectors), ``"orthant"`` (positive unit vectors), ``"level_set"``
-            (of a gauge), ``"simplex"`` (positive parts of a given sum) or ``"image"``, of which
-            nothing is known but the layers.
-        gauge: The gauge whose level set it is, or None.
-        level: The level of that gauge, or None.
-        dim: The dimension :math:`D` of the space around it, or None if no layer declares it.
-        measure: The measure that densities on it are against.
-    """
-
+    # "sphere" (unit vectors), "orthant" (those with positive coordinates), "level_set" (of the
+    # gauge), "simplex" (positive parts whose sum is the level), or "image": all other surfaces.
     kind: str
     gauge: Gauge | None = None
     level: float | None = None
+    # The dimension of the space around it, which some layers do not declare.
     dim: int | None = None
+    # Densities on it are against this measure.
     measure: str = "hausdorff"
 
 
 class SurfaceLayer(Layer, ABC):
-    """A layer that leads to a known surface, which ``codomain`` or :meth:`surface` tells."""
+    """A layer with a known log-factor of measure: ``forward`` and ``inverse``, or their parts."""
 
     codomain: str = "surface"
     measure: str = "hausdorff"
     # Whether it maps its domain to itself whatever its parameters are.
     keeps_surface: bool = False
+    latent_shape: Sequence[int] | None = None
     data_shape: Sequence[int] | None = None
+    takes_context: bool = False
+    needs_context: bool = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        for whole, parts in (("forward", ("decode", "log_stretch")), ("inverse", ("encode",))):
+            if self._inherits(whole) and any(map(self._inherits, parts)):
+                raise TypeError(
+                    f"Can't instantiate abstract class {type(self).__name__}: give {whole}, or "
+                    f"{' and '.join(parts)}."
+                )
+
+    def _inherits(self, method: str) -> bool:
+        return getattr(type(self), method) is getattr(SurfaceLayer, method)
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Latents (B, *) to points (B, D), with the log-factor (B,) of measure in nats."""
+        return self.decode(z, context=context), self.log_stretch(z, context=context)
+
+    def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Points (B, D) to latents (B, *), with minus the log-factor (B,) of measure in nats."""
+        z = self.encode(x, context=context)
+        return z, -self.log_stretch(z, context=context)
+
+    def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """Latents (B, *) to points (B, D)."""
+        return self.forward(z, context)[0]
+
+    def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Points (B, D) to latents (B, *)."""
+        return self.inverse(x, context)[0]
+
+    def log_stretch(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """Log-factor (B,) in nats by which measure is stretched at latents (B, *)."""
+        return self.forward(z, context)[1]
 
     def surface(self, before: Surface | None = None) -> Surface:
-        """The surface that it leads to from another one, or from coordinates."""
-        dim = self.data_shape[0] if self.data_shape else before.dim if before else None
+        """The surface that the layer leads to, given the one that it starts from, if any."""
+        dim = before.dim if before else None
+        if self.data_shape:
+            dim = self.data_shape[0]
         if self.codomain in ("sphere", "orthant"):
             return Surface(self.codomain, dim=dim, measure=self.measure)
         if self.keeps_surface and before is not None:
@@ -71,9 +102,9 @@ class Chart(SurfaceLayer, Injection):
     r"""An injection onto a known surface, with an exact inverse and a closed-form log-volume.
 
     A subclass gives :meth:`forward` and :meth:`inverse`, whose log-dets are opposite at matching
-    points. ``codomain`` says where it leads: ``"sphere"``, ``"orthant"`` (the part of the sphere
-    whose coordinates are positive) or ``"surface"``. ``measure`` says against what the log-volume
-    is taken.
+    points, or :meth:`decode`, :meth:`encode` and :meth:`log_stretch`, the log-volume. ``codomain``
+    says where it leads: ``"sphere"``, ``"orthant"`` (the part of the sphere whose coordinates are
+    positive) or ``"surface"``. ``measure`` names the measure of the log-volume.
 
     Examples:
         >>> import torch
@@ -89,22 +120,6 @@ class Chart(SurfaceLayer, Injection):
 
     is_exact = True
 
-    @abstractmethod
-    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Coordinates (B, d) to points (B, D), with the log-volume (B,) in nats."""
-
-    @abstractmethod
-    def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Points (B, D) to coordinates (B, d), with minus the log-volume (B,) in nats."""
-
-    def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """Coordinates (B, d) to points (B, D)."""
-        return self.forward(z, context)[0]
-
-    def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Points (B, D) to coordinates (B, d)."""
-        return self.inverse(x, context)[0]
-
     def decode_and_log_volume(self, z: Tensor, context: Tensor | None = None) -> DecodedVolume:
         """Coordinates (B, d) to points (B, D), with the log-volume (B,) in nats."""
         return DecodedVolume(*self.forward(z, context))
@@ -114,8 +129,9 @@ class SurfaceMap(SurfaceLayer):
     r"""A bijection between two surfaces of one ambient space.
 
     ``forward`` returns the logarithm of the factor by which it stretches surface measure, as
-    ``log_det``; ``inverse`` returns minus that. ``domain`` and ``codomain`` are as in
-    :class:`Chart`. It stands behind a chart or another map that leads to its domain.
+    ``log_det``; ``inverse`` returns minus that. A subclass gives both, or :meth:`decode`,
+    :meth:`encode` and :meth:`log_stretch`. ``domain`` and ``codomain`` are as in :class:`Chart`.
+    It stands after a chart or another map that leads to its domain.
 
     Examples:
         >>> import torch
@@ -131,29 +147,6 @@ class SurfaceMap(SurfaceLayer):
     """
 
     domain: str = "sphere"
-    takes_context: bool = False
-    needs_context: bool = False
-
-    @abstractmethod
-    def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """Points (B, D) of the domain to points (B, D) of the codomain."""
-
-    @abstractmethod
-    def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Points (B, D) of the codomain to points (B, D) of the domain."""
-
-    @abstractmethod
-    def log_stretch(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """Log-factor (B,) in nats by which measure is stretched at points (B, D) of the domain."""
-
-    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Points (B, D) of the domain to the codomain, with the log-factor (B,) in nats."""
-        return self.decode(z, context=context), self.log_stretch(z, context=context)
-
-    def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Points (B, D) of the codomain to the domain, with minus the log-factor (B,) in nats."""
-        z = self.encode(x, context=context)
-        return z, -self.log_stretch(z, context=context)
 
 
 def surface_of(flows: Sequence[nf.flows.Flow] | nn.ModuleList) -> Surface:
@@ -168,29 +161,7 @@ def surface_of(flows: Sequence[nf.flows.Flow] | nn.ModuleList) -> Surface:
 
 
 def is_exact(flows: Sequence[nf.flows.Flow] | nn.ModuleList) -> bool:
-    """Whether layers are a chart followed by maps between surfaces, so that log-dets add.
-
-    Args:
-        flows: Layers from the first injection to the data.
-
-    Returns:
-        True if the log-volume is a sum of closed forms.
-    """
-    behind = list(flows)[1:]
+    """Whether layers are a chart followed by maps between surfaces, so that log-dets add."""
     return getattr(flows[0], "is_exact", False) and all(
-        isinstance(flow, SurfaceMap) for flow in behind
+        isinstance(flow, SurfaceMap) for flow in list(flows)[1:]
     )
-
-
-def check_measure(measure: str, known: Sequence[str]) -> str:
-    """Return the measure if it is one of the known ones.
-
-    Args:
-        measure: What the caller asked for.
-        known: What the layer can do.
-
-    Raises:
-        OptionError: If it is unknown.
-    """
-    check_choice(measure, known, "measure")
-    return measure

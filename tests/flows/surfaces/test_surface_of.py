@@ -127,3 +127,59 @@ def test_layers_of_third_parties_need_no_method():
     before = surface_of([circle, cube])
     assert surface_of([circle, cube, Reflection()]) == before
     assert Reflection().surface().kind == "image"
+
+
+# The two ways to write a layer of a known surface
+
+
+class CircleByParts(Chart):
+    codomain = "sphere"
+
+    def decode(self, z, context=None):
+        return torch.cat([z.cos(), z.sin()], dim=1)
+
+    def encode(self, x, context=None):
+        return torch.atan2(x[:, 1:], x[:, :1])
+
+    def log_stretch(self, z, context=None):
+        return z.new_zeros(len(z))
+
+
+class ReflectionByWholes(SurfaceMap):
+    def forward(self, z, context=None):
+        return -z, z.new_zeros(len(z))
+
+    def inverse(self, x, context=None):
+        return -x, x.new_zeros(len(x))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [(Circle, CircleByParts), (ReflectionByWholes, Reflection)]
+)
+def test_a_layer_may_be_given_by_wholes_or_by_parts(one, other):
+    one, other = one(), other()
+    z = torch.rand(3, 1 if isinstance(one, Circle) else 2)
+    for name in ("forward", "decode", "log_stretch"):
+        torch.testing.assert_close(getattr(one, name)(z), getattr(other, name)(z))
+    x = one.decode(z)
+    for name in ("inverse", "encode"):
+        torch.testing.assert_close(getattr(one, name)(x), getattr(other, name)(x))
+
+
+def test_a_layer_that_lacks_a_part_is_abstract():
+    class Incomplete(SurfaceMap):
+        def decode(self, z, context=None):
+            return z
+
+        def encode(self, x, context=None):
+            return x
+
+    with pytest.raises(TypeError, match="abstract class Incomplete: give forward, or decode and"):
+        Incomplete()
+
+    class OneWay(Chart):
+        def forward(self, z, context=None):
+            return z, z.new_zeros(len(z))
+
+    with pytest.raises(TypeError, match="abstract class OneWay: give inverse, or encode"):
+        OneWay()
