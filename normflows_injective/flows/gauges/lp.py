@@ -166,7 +166,7 @@ class _Cube:
     def log_secant(self, u: Tensor, log_sizes: Tensor, log_value: Tensor) -> Tensor:
         if self.eps == 0:
             return -log_value
-        # F^2 = u_k^2 + eps^2 at the largest coordinate, so F grad F = u_k e_k + eps^2 u.
+        # F^2 = u_k^2 + eps^2 |u|^2 at the largest coordinate, so F grad F = u_k e_k + eps^2 u.
         square, eps2 = (2 * log_value).exp(), self.eps**2
         return 0.5 * ((1 + 2 * eps2) * square - eps2 * (1 + eps2)).log() - 2 * log_value
 

@@ -1,4 +1,4 @@
-"""The contract of every gauge in the registry, behind a chart, in four dimensions.
+"""The contract of every gauge in the registry, after a chart, in four dimensions.
 
 Statistical tests start from a fixed seed and allow 4.5 of the standard errors that they compute.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -16,8 +17,9 @@ from support.seeds import manual_seed
 from torch.autograd import gradcheck, gradgradcheck
 
 import normflows_injective as nfi
+from normflows_injective.checkpoints.options import options_of
 from normflows_injective.flows import InjectiveComposite, RadialSurface, SphereChart
-from normflows_injective.flows.gauges import HomogeneousGauge
+from normflows_injective.flows.gauges import HomogeneousGauge, LpGauge
 from normflows_injective.testing import GAUGE_CHECKS, GaugeCase
 
 DIMS = (2, 3, 5, 20)
@@ -423,3 +425,13 @@ def test_dense_volumes_notice_a_missing_slope():
     z = coordinates(setting, smooth_directions(setting, 1))
     without = 2 * gauge.log_radius(SphereChart(3).decode(z), level_of()) + SphereChart(3)(z)[1]
     assert float(dense_log_volume(layer.decode, z) - without) > 1e-2
+
+
+def test_the_cube_is_a_gauge_of_p_norms():
+    cube = LpGauge(torch.inf)
+    assert type(cube) is LpGauge
+    assert repr(cube) == "LpGauge(inf)"
+    assert options_of(cube)[""].values == {"p": "inf", "eps": 0.0}
+    assert not cube.state_dict()
+    x = torch.tensor([[1.0, -3.0, 2.0]])
+    assert copy.deepcopy(cube).value(x) == pickle.loads(pickle.dumps(cube)).value(x) == 3
