@@ -21,38 +21,22 @@ from torch import Tensor
 
 from .transforms import is_batching
 
-__all__ = ["push_silu", "silu"]
+__all__ = ["jvp_silu", "silu"]
 
 
 def silu(x: Tensor) -> Tensor:
-    r"""SiLU, :math:`x \sigma(x)`, of any shape, cheap to differentiate twice.
-
-    Args:
-        x: Tensor of any shape.
-
-    Returns:
-        Tensor of the same shape.
-
-    Examples:
-        >>> silu(torch.zeros(2))
-        tensor([0., 0.])
-    """
+    r"""SiLU, :math:`x \sigma(x)`, of any shape, cheap to differentiate twice."""
     y: Tensor
     y, _ = _SiLU.apply(x)  # type: ignore[no-untyped-call]
     return y
 
 
-def push_silu(tangent: Tensor, x: Tensor) -> Tensor:
-    """Product of the Jacobian of SiLU at x, which is diagonal, with a tangent of its shape.
-
-    Examples:
-        >>> push_silu(torch.ones(2), torch.zeros(2))
-        tensor([0.5000, 0.5000])
-    """
+def jvp_silu(tangent: Tensor, x: Tensor) -> Tensor:
+    """Product of the Jacobian of SiLU at x, which is diagonal, with a tangent of its shape."""
     if is_batching():  # over tangents: the exponential of x is taken once for all
         return tangent * _value_and_derivative(x)[1]
-    pushed: Tensor = torch.ops.aten.silu_backward(tangent, x)
-    return pushed
+    product: Tensor = torch.ops.aten.silu_backward(tangent, x)
+    return product
 
 
 class _SiLU(torch.autograd.Function):
@@ -70,15 +54,15 @@ class _SiLU(torch.autograd.Function):
             return None if cotangent is None else cotangent * dy
         s = torch.sigmoid(x)
         if torch.is_grad_enabled():
-            pulled = (s + dy - 2 * s * dy) * cotangent_dy
-            return pulled if cotangent is None else pulled + cotangent * dy
+            product = (s + dy - 2 * s * dy) * cotangent_dy
+            return product if cotangent is None else product + cotangent * dy
         # In place: fetching fresh memory costs several times the arithmetic.
-        pulled = s.addcmul_(s, dy, value=-2).add_(dy).mul_(cotangent_dy)
-        return pulled if cotangent is None else pulled.addcmul_(cotangent, dy)
+        product = s.addcmul_(s, dy, value=-2).add_(dy).mul_(cotangent_dy)
+        return product if cotangent is None else product.addcmul_(cotangent, dy)
 
 
 def _value_and_derivative(x: Tensor) -> tuple[Tensor, Tensor]:
-    """For tensors without a graph."""
+    """SiLU and its derivative at a tensor without a graph."""
     s = torch.sigmoid(x)
     y = x * s
     return y, s.addcmul_(s, y, value=-1).add_(y)

@@ -1,14 +1,14 @@
 r"""Convolutions whose products with a Jacobian are cheap to differentiate again.
 
-A convolution :math:`y = W x + b` pulls a cotangent back by :math:`W^\top u`. Torch takes both this
-and the gradient of the weight by one function, and when the product is differentiated, that
-function gives the gradients of all its arguments, whether or not they are wanted. Tangents are
-pushed as derivatives by :math:`u`, so that for every tangent a gradient of the weight would be
-computed and thrown away, which costs as much as the tangent. Here :math:`W^\top u` is a
-convolution by itself, of which torch differentiates by no more than is wanted.
+The product of a convolution :math:`y = W x + b` with a cotangent is :math:`W^\top u`. Torch takes
+both this and the gradient of the weight by one function, and when the product is differentiated,
+that function gives the gradients of all its arguments, needed or not. The products :math:`W v` are
+its derivatives by :math:`u`, so that for every tangent :math:`v` a gradient of the weight would be
+computed and thrown away, which costs as much as the product. Here :math:`W^\top u` is a
+convolution by itself, which torch differentiates only where it must.
 
 The gradient of the weight is a node of its own, to which no gradient by :math:`x` leads, because
-an ``autograd.Function`` cannot know which of its gradients are wanted.
+an ``autograd.Function`` cannot know which of its gradients are needed.
 """
 
 from __future__ import annotations
@@ -31,11 +31,10 @@ _TRANSPOSED: tuple[Function, ...] = (
     F.conv_transpose3d,
 )
 CONVOLUTIONS: frozenset[Function] = frozenset({*_DIRECT, *_TRANSPOSED})
-"""Functions that :func:`convolve` stands for."""
 
 
 class _Options(NamedTuple):
-    """What ``torch.convolution`` takes after the tensors."""
+    """The arguments of ``torch.convolution`` after the tensors."""
 
     stride: list[int]
     padding: list[int]
@@ -48,24 +47,7 @@ class _Options(NamedTuple):
 def convolve(
     func: Function, x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any, **kwargs: Any
 ) -> Tensor:
-    """A convolution, cheap to differentiate by the cotangent of its derivative.
-
-    Args:
-        func: One of ``CONVOLUTIONS``, of which this is the result.
-        x: Input, as the function takes it.
-        weight: Weight, as the function takes it.
-        bias: Bias, or None.
-        *rest: Other arguments of the function, in its order.
-        **kwargs: Other arguments of the function, by name.
-
-    Returns:
-        The output.
-
-    Examples:
-        >>> x, weight = torch.ones(1, 1, 3), torch.ones(1, 1, 2)
-        >>> convolve(F.conv1d, x, weight, None)
-        tensor([[[2., 2.]]])
-    """
+    """One of ``CONVOLUTIONS``, cheap to differentiate by the cotangent of its derivative."""
     options = None
     if _is_simple(x, weight, bias):
         options = (_transposed if func in _TRANSPOSED else _direct)(x, weight, *rest, **kwargs)
@@ -95,7 +77,7 @@ def _direct(
     if isinstance(padding, str):
         return None
     steps, pads, gaps = (_each(size, weight) for size in (stride, padding, dilation))
-    # What the last stride does not reach would be padding of the transposed map's output, which
+    # Elements beyond the last stride would be padding of the transposed map's output, which
     # torch fails to differentiate three times.
     sizes = zip(x.shape[2:], weight.shape[2:], steps, pads, gaps, strict=True)
     rests = [
@@ -133,10 +115,9 @@ def _adjoint(options: _Options) -> _Options:
 
 
 class _Input(torch.autograd.Function):
-    """The output, as a function of the input; parameters have gradients by the shift alone.
+    """The output, as a function of the input; parameters have gradients by the shift alone."""
 
-    Tensors that come in a list have no edge from this node.
-    """
+    # Tensors that come in a list have no edge from this node.
 
     @staticmethod
     def forward(
@@ -150,10 +131,10 @@ class _Input(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         (weight,) = ctx.saved_tensors
-        pulled = None
+        product = None
         if ctx.needs_input_grad[0]:
-            pulled = torch.convolution(cotangent, weight, None, *ctx.options)
-        return pulled, cotangent, None, None
+            product = torch.convolution(cotangent, weight, None, *ctx.options)
+        return product, cotangent, None, None
 
 
 class _Parameters(torch.autograd.Function):

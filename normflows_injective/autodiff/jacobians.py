@@ -22,7 +22,7 @@ from .products import (
     vjp,
 )
 from .recording import point_at
-from .reverse import Reverse, push_by_reverse, reverse
+from .reverse import Reverse, reverse
 from .settings import as_written, differentiable_attention
 from .transforms import Function, Interception, refuse_tangents
 
@@ -71,7 +71,7 @@ def jacobian(function: Map, point: Tensor, chunk_size: int | None = None) -> Val
     as many products, where all derivatives of the map are proved right (see ``proven.py``), and
     else as :math:`D` rows, which can be differentiated once.
 
-    Without gradients the memory is bounded: the basis is taken in chunks whose widest tangent
+    Without gradients the memory is bounded: the basis is evaluated in chunks whose widest tangent
     keeps to 256 MiB, at the cost of one more evaluation of the map for every chunk.
 
     Args:
@@ -79,7 +79,7 @@ def jacobian(function: Map, point: Tensor, chunk_size: int | None = None) -> Val
             :math:`D` elements.
         point: Where to evaluate, shape :math:`(B, *)`.
         chunk_size: Number of basis vectors per pass without gradients; None takes as many as the
-            bound allows. With gradients all are taken at once, because the graph keeps them.
+            bound allows. With gradients all are evaluated at once, because the graph keeps them.
 
     Returns:
         :class:`ValueAndJacobian` with matrices of shape :math:`(B, D, d)`.
@@ -105,13 +105,13 @@ def jacobian(function: Map, point: Tensor, chunk_size: int | None = None) -> Val
     if not torch.is_grad_enabled():
         result = jacobian_without_graph(function, point, chunk_size)
     else:
-        taken = reverse(function, point)
-        if taken.unproven:
-            result = _rows(taken, point)
+        evaluated = reverse(function, point)
+        if evaluated.unproven:
+            result = _rows(evaluated, point)
         else:
-            columns = push_by_reverse(taken, basis_of(point))
-            result = ValueAndJacobian(taken.value, event_rows(columns).permute(1, 2, 0))
-        if taken.is_constant:
+            columns = evaluated.jvp(basis_of(point))
+            result = ValueAndJacobian(evaluated.value, event_rows(columns).permute(1, 2, 0))
+        if evaluated.is_constant:
             result = ValueAndJacobian(*(part.detach() for part in result))
     if len(result.value) != len(point):
         raise ShapeError(
@@ -169,9 +169,9 @@ def _rows_without_graph(function: Map, point: Tensor) -> ValueAndJacobian:
     return ValueAndJacobian(value.detach(), matrix.detach())
 
 
-def _rows(taken: Reverse, point: Tensor) -> ValueAndJacobian:
-    rows = taken.pull(basis_of(taken.value))
-    return ValueAndJacobian(taken.value, event_rows(rows).transpose(0, 1))
+def _rows(evaluated: Reverse, point: Tensor) -> ValueAndJacobian:
+    rows = evaluated.vjp(basis_of(evaluated.value))
+    return ValueAndJacobian(evaluated.value, event_rows(rows).transpose(0, 1))
 
 
 def basis_of(batch: Tensor) -> Tensor:
@@ -222,18 +222,17 @@ class _WidestResult(Interception):
 
 @as_written
 def trace_of_jacobian(function: Map, m: Tensor, probes: Tensor | None) -> tuple[Tensor, Tensor]:
-    r"""Value (B, d) of a map at m, and the trace of its Jacobian (B, 1) or estimates (B, K).
+    r"""Value (B, d) of a map at m, and its divergence (B, 1), or with probes estimates (B, K).
 
-    .. math:: \operatorname{tr} J = \mathbb E\, v_k^\top J v_k \text{ for probes } v_k,\quad
-        \text{else } \sum_i e_i^\top J e_i
+    .. math:: \operatorname{tr} J = \sum_i e_i^\top J e_i = \mathbb E\, v_k^\top J v_k
     """
-    # Forward mode gives it without gradients, and v^T J, whose derivative torch has right, with.
+    # By J v without gradients, and with them by v^T J, whose derivative torch has right.
     if torch.is_grad_enabled():
-        taken = reverse(function, m)
-        value, directions = taken.value, basis_of(m) if probes is None else probes
-        terms = (taken.pull(directions) * directions).sum(2)
+        evaluated = reverse(function, m)
+        value, directions = evaluated.value, basis_of(m) if probes is None else probes
+        terms = (evaluated.vjp(directions) * directions).sum(2)
         trace = terms.T if probes is not None else terms.sum(0).unsqueeze(1)
-        if taken.is_constant:
+        if evaluated.is_constant:
             value, trace = value.detach(), trace.detach()
     elif probes is not None:
         value, products = jvp(function, m, probes)

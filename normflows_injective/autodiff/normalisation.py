@@ -23,7 +23,8 @@ seventy kernels. As :math:`P` is symmetric, forward products are reverse product
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,13 +34,22 @@ from torch import Tensor
 from .transforms import is_batching
 
 __all__ = [
-    "affine",
     "group_norm",
+    "jvp_group_norm",
+    "jvp_layer_norm",
     "layer_norm",
     "per_channel",
-    "push_group_norm",
-    "push_layer_norm",
+    "scaled_and_shifted",
 ]
+
+# Takes rows (R, M) and the number that is added to their variances.
+Normalise = Callable[[Tensor, float], Tensor]
+
+
+def _normalise(rows: Tensor, eps: float) -> Tensor:
+    normalised: Tensor
+    normalised, _ = _Normalise.apply(rows, eps)  # type: ignore[no-untyped-call]
+    return normalised
 
 
 def group_norm(
@@ -48,29 +58,16 @@ def group_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
+    normalise: Normalise = _normalise,
 ) -> Tensor:
-    """Group normalisation that is cheap to differentiate twice; arguments as in torch.
-
-    Args:
-        x: Contiguous tensor of shape (B, C, *).
-        num_groups: Number of groups of channels.
-        weight: Scale of shape (C,), or None.
-        bias: Shift of shape (C,), or None.
-        eps: Added to the variances.
-
-    Returns:
-        Tensor of the shape of ``x``.
-
-    Examples:
-        >>> group_norm(torch.tensor([[1.0, 3.0]]), 1, eps=0.0)
-        tensor([[-1.,  1.]])
-    """
+    """Group normalisation that is cheap to differentiate twice; arguments as in torch."""
     # What torch refuses it shall refuse in its own words.
     wrong = x.numel() <= num_groups or x.dim() < 2 or x.shape[1] % num_groups != 0
-    if wrong or not _fit((weight, bias), x.shape[1:2]):
+    if wrong or not (_fits(weight, x.shape[1:2]) and _fits(bias, x.shape[1:2])):
         return F.group_norm(x, num_groups, weight, bias, eps)
-    normalised, _ = _normalise(_group_rows(x, num_groups), eps)
-    return affine(normalised.view_as(x), per_channel(weight, x), per_channel(bias, x))
+    rows = x.reshape(-1, x.shape[1:].numel() // num_groups)
+    normalised = normalise(rows, eps).view_as(x)
+    return scaled_and_shifted(normalised, per_channel(weight, x), per_channel(bias, x))
 
 
 def layer_norm(
@@ -79,32 +76,19 @@ def layer_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
+    cudnn_enable: bool = True,
+    normalise: Normalise = _normalise,
 ) -> Tensor:
-    """Layer normalisation that is cheap to differentiate twice; arguments as in torch.
-
-    Args:
-        x: Contiguous tensor of shape (*, normalized_shape).
-        normalized_shape: Trailing dimensions to normalise over.
-        weight: Scale of that shape, or None.
-        bias: Shift of that shape, or None.
-        eps: Added to the variances.
-
-    Returns:
-        Tensor of the shape of ``x``.
-
-    Examples:
-        >>> layer_norm(torch.tensor([[1.0, 3.0]]), (2,), eps=0.0)
-        tensor([[-1.,  1.]])
-    """
+    """Layer normalisation that is cheap to differentiate twice; arguments as in torch."""
     shape = tuple(normalized_shape)
     wrong = x.numel() == 0 or tuple(x.shape[-len(shape) :]) != shape
-    if wrong or not _fit((weight, bias), shape):
-        return F.layer_norm(x, list(normalized_shape), weight, bias, eps)
-    normalised, _ = _normalise(_trailing_rows(x, normalized_shape), eps)
-    return affine(normalised.view_as(x), weight, bias)
+    if wrong or not (_fits(weight, shape) and _fits(bias, shape)):
+        return F.layer_norm(x, list(shape), weight, bias, eps)
+    normalised = normalise(x.reshape(-1, math.prod(shape)), eps).view_as(x)
+    return scaled_and_shifted(normalised, weight, bias)
 
 
-def push_group_norm(
+def jvp_group_norm(
     tangent: Tensor,
     x: Tensor,
     num_groups: int,
@@ -112,18 +96,11 @@ def push_group_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
-    """Product of the Jacobian of :func:`group_norm` at x with a tangent of its shape.
-
-    Examples:
-        >>> push_group_norm(torch.ones(1, 2), torch.tensor([[1.0, 3.0]]), 1, eps=0.0)
-        tensor([[0., 0.]])
-    """
-    normalised, r = _normalised_rows(_group_rows(x, num_groups), eps)
-    pushed = _pull(_group_rows(tangent, num_groups), normalised, r)
-    return affine(pushed.view_as(x), per_channel(weight, x), None)
+    """Product of the Jacobian of :func:`group_norm` at x with a tangent of its shape."""
+    return group_norm(x, num_groups, weight, None, eps, partial(_jvp_of_rows, tangent))
 
 
-def push_layer_norm(
+def jvp_layer_norm(
     tangent: Tensor,
     x: Tensor,
     normalized_shape: Sequence[int],
@@ -131,27 +108,18 @@ def push_layer_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
-    """Product of the Jacobian of :func:`layer_norm` at x with a tangent of its shape.
-
-    Examples:
-        >>> push_layer_norm(torch.ones(1, 2), torch.tensor([[1.0, 3.0]]), (2,), eps=0.0)
-        tensor([[0., 0.]])
-    """
-    normalised, r = _normalised_rows(_trailing_rows(x, normalized_shape), eps)
-    pushed = _pull(_trailing_rows(tangent, normalized_shape), normalised, r)
-    return affine(pushed.view_as(x), weight, None)
+    """Product of the Jacobian of :func:`layer_norm` at x with a tangent of its shape."""
+    product = partial(_jvp_of_rows, tangent)
+    return layer_norm(x, normalized_shape, weight, None, eps, normalise=product)
 
 
-def _fit(parameters: tuple[Tensor | None, ...], shape: Sequence[int]) -> bool:
-    return all(part is None or tuple(part.shape) == tuple(shape) for part in parameters)
+def _jvp_of_rows(tangent: Tensor, rows: Tensor, eps: float) -> Tensor:
+    normalised, r = _normalised_rows(rows, eps)
+    return _times_jacobian(tangent.reshape(rows.shape), normalised, r)
 
 
-def _group_rows(x: Tensor, num_groups: int) -> Tensor:
-    return x.reshape(-1, x.shape[1:].numel() // num_groups)
-
-
-def _trailing_rows(x: Tensor, normalized_shape: Sequence[int]) -> Tensor:
-    return x.reshape(-1, math.prod(normalized_shape))
+def _fits(parameter: Tensor | None, shape: Sequence[int]) -> bool:
+    return parameter is None or tuple(parameter.shape) == tuple(shape)
 
 
 def per_channel(parameter: Tensor | None, x: Tensor) -> Tensor | None:
@@ -159,7 +127,7 @@ def per_channel(parameter: Tensor | None, x: Tensor) -> Tensor | None:
     return None if parameter is None else parameter.view(-1, *(1 for _ in x.shape[2:]))
 
 
-def affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+def scaled_and_shifted(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     """The product with a weight plus a bias, where there are any."""
     if weight is not None and bias is not None:
         return torch.addcmul(bias, x, weight)
@@ -167,29 +135,24 @@ def affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     return x if bias is None else x + bias
 
 
-def _normalise(rows: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    normalised, r = _Normalise.apply(rows, eps)  # type: ignore[no-untyped-call]
+def _normalised_rows(rows: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    normalised, _, r = torch.ops.aten.native_layer_norm(rows, [rows.shape[1]], None, None, eps)
     return normalised, r
 
 
-def _normalised_rows(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    normalised, _, r = torch.ops.aten.native_layer_norm(x, [x.shape[1]], None, None, eps)
-    return normalised, r
-
-
-def _pull(h: Tensor, normalised: Tensor, r: Tensor) -> Tensor:
+def _times_jacobian(h: Tensor, normalised: Tensor, r: Tensor) -> Tensor:
     """The product r P h; h has shape (R, M), or (K, R, M) with K probes."""
-    pulled: Tensor
+    product: Tensor
     if is_batching():
-        pulled = _PullProbes.apply(h, normalised, r)  # type: ignore[no-untyped-call]
+        product = _OverProbes.apply(h, normalised, r)  # type: ignore[no-untyped-call]
     elif torch.is_grad_enabled() and any(part.requires_grad for part in (h, normalised, r)):
-        pulled = _NormaliseBackward.apply(h, normalised, r)  # type: ignore[no-untyped-call]
+        product = _NormaliseBackward.apply(h, normalised, r)  # type: ignore[no-untyped-call]
     elif h.dim() == 2:
-        pulled = _project(h, normalised).mul_(r)
+        product = _project(h, normalised).mul_(r)
     else:
         # One kernel for each probe: fetching memory for intermediate results would cost more.
-        pulled = torch.stack([_project(probe, normalised).mul_(r) for probe in h])
-    return pulled
+        product = torch.stack([_project(probe, normalised).mul_(r) for probe in h])
+    return product
 
 
 class _Normalise(torch.autograd.Function):
@@ -205,14 +168,15 @@ class _Normalise(torch.autograd.Function):
     def backward(ctx: Any, cotangent: Tensor, cotangent_r: Tensor) -> tuple[Tensor, None]:
         normalised, r = ctx.saved_tensors
         along = cotangent_r * r.square() / normalised.shape[1]
-        return torch.addcmul(_pull(cotangent, normalised, r), normalised, along, value=-1), None
+        product = _times_jacobian(cotangent, normalised, r)
+        return torch.addcmul(product, normalised, along, value=-1), None
 
 
 class _NormaliseBackward(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, h: Tensor, normalised: Tensor, r: Tensor) -> Tensor:
         ctx.save_for_backward(h, normalised, r)
-        return _pull(h, normalised, r)
+        return _times_jacobian(h, normalised, r)
 
     @staticmethod
     def backward(ctx: Any, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -224,12 +188,12 @@ class _NormaliseBackward(torch.autograd.Function):
         return torch.stack(for_h), sum(for_normalised), sum(for_r)
 
 
-class _PullProbes(torch.autograd.Function):
+class _OverProbes(torch.autograd.Function):
     """Hands all probes of a vmap to the kernels; a Function with this rule is slow to call."""
 
     @staticmethod
     def forward(h: Tensor, normalised: Tensor, r: Tensor) -> Tensor:
-        return _pull(h, normalised, r)
+        return _times_jacobian(h, normalised, r)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -241,7 +205,7 @@ class _PullProbes(torch.autograd.Function):
     ) -> tuple[Tensor, int]:
         if in_dims[0] is None or in_dims[1:] != (None, None):
             raise RuntimeError("Only the cotangent of a normalisation can be batched.")
-        return _pull(h.movedim(in_dims[0], 0), normalised, r), 0
+        return _times_jacobian(h.movedim(in_dims[0], 0), normalised, r), 0
 
 
 def _differentiate(
@@ -262,10 +226,10 @@ def _project(h: Tensor, normalised: Tensor) -> Tensor:
         return torch.addcmul(h - h.mean(-1, keepdim=True), normalised, along, value=-1)
     # torch's kernel for rows that have mean 0 and standard deviation 1 already.
     mean, r = normalised.new_zeros(len(h), 1), normalised.new_ones(len(h), 1)
-    pulled: Tensor = torch.ops.aten.native_layer_norm_backward(
+    product: Tensor = torch.ops.aten.native_layer_norm_backward(
         h, normalised, [h.shape[1]], mean, r, None, None, [True, False, False]
     )[0]
-    return pulled
+    return product
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

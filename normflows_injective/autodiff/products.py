@@ -13,14 +13,14 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
-from ..errors import NotInjectiveError, ShapeError, UnsupportedLayerError
+from ..errors import ShapeError, UnsupportedLayerError
 from ..modules.contents import holds_script
 from .proven import unproven_nodes
-from .pulling import DETACHED, first_derivative_only, is_broken, pull_each
-from .recording import Recorded, point_at, record
+from .recording import Map, Recorded, point_at, record
 from .settings import FORWARD_MODE, differentiable_attention, uncompiled
 from .tangents import SkipZeroProducts, TangentsWithoutGraph
 from .transforms import refuse_tangents
+from .vjps import attached, first_derivative_only, is_broken, refuse_detached, vjps_one_by_one
 
 __all__ = [
     "Map",
@@ -32,8 +32,6 @@ __all__ = [
     "value_and_gradient",
     "vjp",
 ]
-
-Map = Callable[[Tensor], Tensor]
 
 _RANDOM = (
     "The map gives another value at every call, so every tangent would belong to another network. "
@@ -47,7 +45,7 @@ class NoProductError(UnsupportedLayerError):
 
 def vjp(output: Tensor, point: Tensor, cotangents: Tensor, create_graph: bool) -> Tensor:
     r"""Products :math:`u_k^\top J`, (K, B, *), of a map whose output's graph reaches the point."""
-    return Recorded(output, point).pull(cotangents, create_graph)
+    return Recorded(output, point).vjp(cotangents, create_graph)
 
 
 def jvp(function: Map, point: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,18 +117,16 @@ def jvp_by_reverse(function: Map, point: Tensor, tangents: Tensor) -> tuple[Tens
     with torch.inference_mode(False), torch.enable_grad():
         leaf = point_at(out_of_inference(point))
         value = record(function, leaf, by_cotangent=True).value
-        if not value.requires_grad:
-            raise NotInjectiveError(DETACHED)
+        refuse_detached(value)
         # Any number but zero, of which torch's derivative of logcumsumexp takes the logarithm.
         dummy = torch.ones_like(value.detach(), requires_grad=True)
         try:
-            (pulled,) = torch.autograd.grad(
+            (product,) = torch.autograd.grad(
                 value, leaf, dummy, create_graph=True, allow_unused=True
             )
-            if pulled is None:
-                raise NotInjectiveError(DETACHED)
-            (products,) = pull_each(pulled, [dummy], tangents, create_graph=False)
-            if products is None or is_broken(pulled):
+            product = attached(product)
+            (products,) = vjps_one_by_one(product, [dummy], tangents, create_graph=False)
+            if products is None or is_broken(product):
                 raise RuntimeError("The product is cut off the graph, as by once_differentiable.")
         except torch.cuda.OutOfMemoryError:
             raise

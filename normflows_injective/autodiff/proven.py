@@ -33,7 +33,7 @@ __all__ = [
     "unproven_nodes",
 ]
 
-# What has no derivative to be wrong: questions, constants, comparisons, random numbers.
+# Functions without a derivative that could be wrong: questions, constants, comparisons, draws.
 _NEUTRAL = """
 __and__ __bool__ __contains__ __deepcopy__ __delete__ __eq__ __float__ __format__ __ge__
 __get__ __gt__ __hash__ __index__ __int__ __invert__ __iter__ __le__ __len__ __lt__ __ne__

@@ -1,15 +1,15 @@
 r"""One pass of a map, recorded so that products with its Jacobian can be differentiated.
 
 The surrogate needs :math:`\langle v, f'(x) u \rangle` with a graph, for constant :math:`u`. For
-all layers but the first the cheapest way is to pull :math:`v` back. At a first layer
-:math:`h = W x + b` it is to push :math:`u` forward instead,
+all layers but the first the cheapest way is the product :math:`v^\top f'`. At a first layer
+:math:`h = W x + b` it is the product :math:`W u` instead,
 
 .. math:: \langle v, f'(x) u \rangle = \langle (\partial z / \partial h)^\top v, W u \rangle,
 
 because the graph then ends at :math:`h`: no product takes a cotangent to the data, neither here
 nor in the backward pass of the loss, which would throw it away. That saves two of six products
-with :math:`W`. Where the data reach other layers too (a skip connection), what arrives there is
-pulled back to the data and added, which is the chain rule for several first layers.
+with :math:`W`. Where the data reach other layers too (a skip connection), the product with the
+data is added, which is the chain rule for several first layers.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from ..errors import NotInjectiveError
 from .activations import silu
 from .convolutions import CONVOLUTIONS, convolve
 from .normalisation import group_norm, layer_norm
-from .pulling import DETACHED, pull_back
 from .tangents import AFFINE, DIFFERENTIATING, affine_arguments, is_in_place, is_plain
 from .transforms import Function, Interception, open_transforms, saving_hooks
+from .vjps import attached, vjps
 from .written_out import WRITTEN_OUT
 
 __all__ = [
+    "Map",
     "Recorded",
     "inner",
     "point_at",
@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 Map = Callable[[Tensor], Tensor]
-Push = Callable[[Tensor], Tensor]
+Jvp = Callable[[Tensor], Tensor]
 
 # Linear maps without parameters, which often stand before the first layer.
 _RESHAPING: frozenset[Function] = frozenset(
@@ -67,90 +67,53 @@ _TWICE: dict[Function, Function] = {
 
 
 class _FirstLayer(NamedTuple):
-    """Where the graph of the value begins, and the map from the data to there."""
+    """Where the graph of the value begins, and the product with the map from the data to there."""
 
     edge: GradientEdge
-    push: Push
+    jvp: Jvp
 
 
 class Recorded(NamedTuple):
-    """Value of a map at a point, on a graph that reaches the point or its first layers.
-
-    Attributes:
-        value: :math:`f(x)` of shape (B, *).
-        point: The point :math:`x`, shape (B, *).
-        first_layers: Where the graph ends before it reaches the point.
-    """
+    """Value (B, *) of a map on a graph that reaches the point (B, *) or the first layers."""
 
     value: Tensor
     point: Tensor
     first_layers: tuple[_FirstLayer, ...] = ()
 
-    def pull(self, cotangents: Tensor, create_graph: bool) -> Tensor:
-        r"""Vector-Jacobian products :math:`u_k^\top f'(x)`, as :func:`pull_back` gives them."""
-        (pulled,) = pull_back(self.value, [self.point], cotangents, create_graph)
-        if pulled is None:
-            raise NotInjectiveError(DETACHED)
-        return pulled
+    def vjp(self, cotangents: Tensor, create_graph: bool) -> Tensor:
+        r"""Vector-Jacobian products :math:`u_k^\top f'(x)`, (K, B, *)."""
+        return attached(vjps(self.value, [self.point], cotangents, create_graph)[0])
 
     def contract(self, cotangents: Tensor, tangents: Tensor) -> Tensor:
-        r"""Inner products :math:`\langle v_k, f'(x) u_k \rangle` with a graph.
-
-        Args:
-            cotangents: :math:`v` of shape :math:`(K, B, *)`.
-            tangents: :math:`u` of shape :math:`(K, B, *)`, constant.
-
-        Returns:
-            Inner products of shape :math:`(K, B)`.
-
-        Raises:
-            NotInjectiveError: If the value does not depend on the point.
-        """
+        r"""Inner products :math:`\langle v_k, f'(x) u_k \rangle`, (K, B), for constant u."""
         ends = [*(layer.edge for layer in self.first_layers), self.point]
-        pushes = [*(layer.push for layer in self.first_layers), None]
-        pulled = pull_back(self.value, ends, cotangents, create_graph=True)
+        jvps = [*(layer.jvp for layer in self.first_layers), None]
         products = [
-            inner(cotangent, tangents if push is None else _over_probes(push, tangents))
-            for cotangent, push in zip(pulled, pushes, strict=True)
-            if cotangent is not None
+            inner(product, tangents if jvp is None else _over_probes(jvp, tangents))
+            for product, jvp in zip(
+                vjps(self.value, ends, cotangents, create_graph=True), jvps, strict=True
+            )
+            if product is not None
         ]
-        if not products:
-            raise NotInjectiveError(DETACHED)
+        attached(products[0] if products else None)
         return torch.stack(products).sum(0) if len(products) > 1 else products[0]
 
 
 def record(function: Map, point: Tensor, by_cotangent: bool = False) -> Recorded:
-    """Evaluate a map so that products with its Jacobian at a point can be taken.
-
-    Args:
-        function: Map of a batch (B, *) to a batch.
-        point: Where to evaluate, shape (B, *), requiring gradients.
-        by_cotangent: Whether a product will be differentiated by its cotangent, along many
-            directions, for which :func:`convolve` stands in.
-
-    Returns:
-        :class:`Recorded`, whose graph reaches the point.
-
-    Examples:
-        >>> x = torch.ones(1, 2, requires_grad=True)
-        >>> record(torch.square, x).pull(torch.ones(1, 1, 2), create_graph=False)
-        tensor([[[2., 2.]]])
-    """
+    """Evaluate a map so that products with its Jacobian at a point can be taken."""
+    # By cotangent: if a product will be differentiated by its cotangent, along many directions.
     with _Recording(by_cotangent):
-        # A copy goes in, because some of the host's layers shift their input in place.
+        # A copy goes in, because some layers of normflows shift their input in place.
         return Recorded(function(point.clone()), point)
 
 
 def record_first_layers(function: Map, point: Tensor) -> Recorded:
-    """As :func:`record`, with a graph that ends at the first affine layers where there are some.
-
-    Only for points whose gradient nobody wants.
-    """
+    """As :func:`record`, for points without gradients: the graph ends at first affine layers."""
     copy = point.clone()
     try:
         with _RecordingFirstLayers(copy) as recording:
             value = function(copy)
-    except _PointWanted:
+    except _PointNeeded:
         return record(function, point)
     return Recorded(value, point, tuple(recording.first_layers))
 
@@ -169,23 +132,22 @@ def inner(a: Tensor, b: Tensor) -> Tensor:
     return product.sum(tuple(range(2, product.dim())), dtype=kept)
 
 
-def _over_probes(push: Push, tangents: Tensor) -> Tensor:
+def _over_probes(jvp: Jvp, tangents: Tensor) -> Tensor:
     if len(tangents) == 1:
-        return push(tangents[0]).unsqueeze(0)
-    pushed: Tensor = torch.func.vmap(push)(tangents)
-    return pushed
+        return jvp(tangents[0]).unsqueeze(0)
+    products: Tensor = torch.func.vmap(jvp)(tangents)
+    return products
 
 
-class _PointWanted(Exception):
+class _PointNeeded(Exception):
     """The map takes gradients itself, for which its graph must reach the data."""
 
 
 class _Recording(Interception):
-    """Use activations and normalisations whose second derivatives are cheap.
+    """Use activations and normalisations whose second derivatives are cheap."""
 
-    In a functional transform they have no rules, so that there functions stand in that are written
-    out. Nothing is replaced in checkpoints, which are computed a second time outside of this mode.
-    """
+    # In a functional transform they have no rules, so that there functions stand in that are
+    # written out. Nothing is replaced in checkpoints, which are computed a second time outside.
 
     def __init__(self, by_cotangent: bool = False) -> None:
         super().__init__()
@@ -216,25 +178,25 @@ class _RecordingFirstLayers(_Recording):
         super().__init__()
         self.first_layers: list[_FirstLayer] = []
         # By identity, with the tensor kept alive so that its identity is not taken over, and the
-        # version at which it was equal to its push.
-        self._images: dict[int, tuple[Tensor, int, Push]] = {}
+        # version at which its product was right.
+        self._images: dict[int, tuple[Tensor, int, Jvp]] = {}
         self._batch = len(point)
         self._remember(point, lambda tangent: tangent)
 
     def _intercept(self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if func in DIFFERENTIATING and self.first_layers and self._is_outermost():
-            raise _PointWanted
-        push = self._push_of(args[0]) if args else None
-        if push is None:
+            raise _PointNeeded
+        jvp = self._jvp_to(args[0]) if args else None
+        if jvp is None:
             return super()._intercept(func, args, kwargs)
         if func in _RESHAPING and not any(isinstance(arg, torch.dtype) for arg in args):
             image = func(*args, **kwargs)
             # A tangent need not lie in memory as the data do, which a view asks for.
             again = Tensor.reshape if func is Tensor.view else func
-            self._remember(image, lambda tangent: again(push(tangent), *args[1:], **kwargs))
+            self._remember(image, lambda tangent: again(jvp(tangent), *args[1:], **kwargs))
             return image
         if func in AFFINE and len(args) >= 2 and self._can_begin(args[0], args[1]):
-            return self._first_layer(func, push, args, kwargs)
+            return self._first_layer(func, jvp, args, kwargs)
         return super()._intercept(func, args, kwargs)
 
     def _can_begin(self, x: Tensor, weight: Tensor) -> bool:
@@ -244,7 +206,7 @@ class _RecordingFirstLayers(_Recording):
         return keeps_batch and recorded and self._is_outermost()
 
     def _first_layer(
-        self, func: Function, push: Push, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, func: Function, jvp: Jvp, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Tensor:
         x, weight, bias, rest, kwargs = affine_arguments(args, kwargs)
         value: Tensor = func(x.detach(), weight, bias, *rest, **kwargs)
@@ -255,15 +217,15 @@ class _RecordingFirstLayers(_Recording):
                 get_gradient_edge(value),
                 # Autocast knows no vmap, and may have ended with the layer.
                 lambda tangent: func(
-                    push(tangent).to(dtype), weight.to(dtype), None, *rest, **kwargs
+                    jvp(tangent).to(dtype), weight.to(dtype), None, *rest, **kwargs
                 ),
             )
         )
         return value
 
-    def _remember(self, image: Tensor, push: Push) -> None:
-        self._images[id(image)] = (image, image._version, push)
+    def _remember(self, image: Tensor, jvp: Jvp) -> None:
+        self._images[id(image)] = (image, image._version, jvp)
 
-    def _push_of(self, value: Any) -> Push | None:
-        image, version, push = self._images.get(id(value), (None, 0, None))
-        return push if image is not None and image._version == version else None
+    def _jvp_to(self, value: Any) -> Jvp | None:
+        image, version, jvp = self._images.get(id(value), (None, 0, None))
+        return jvp if image is not None and image._version == version else None

@@ -1,4 +1,4 @@
-r"""A map evaluated once, with its vector-Jacobian products, also inside functional transforms."""
+r"""A map evaluated once, with its Jacobian products, also inside functional transforms."""
 
 from __future__ import annotations
 
@@ -8,17 +8,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import NotInjectiveError, UnsupportedLayerError
+from ..errors import UnsupportedLayerError
 from ..modules.contents import holds_script
 from .proven import depends_on_others, unproven_nodes
-from .pulling import DETACHED, first_derivative_only, pull_each, pull_together
-from .recording import point_at, record
+from .recording import Map, point_at, record
 from .settings import differentiable_attention
 from .transforms import open_transforms
+from .vjps import (
+    attached,
+    first_derivative_only,
+    refuse_detached,
+    vjps_one_by_one,
+    vjps_together,
+)
 
-__all__ = ["Reverse", "push_by_reverse", "reverse"]
-
-Map = Callable[[Tensor], Tensor]
+__all__ = ["Reverse", "reverse"]
 
 # The tensors that TorchScript saves for the backward pass are off the levels of torch.func.
 _SCRIPTED = (
@@ -30,97 +34,57 @@ _SCRIPTED = (
 # The node of the graph in which TorchScript hides what it has optimised.
 _OPTIMISED = "DifferentiableGraphBackward"
 
+_vjp: Any = torch.func.vjp
+
 
 class Reverse(NamedTuple):
-    r"""Value of a map and its products.
-
-    Attributes:
-        value: :math:`f(x)` of shape (B, *).
-        pull: :math:`u \mapsto u^\top f'(x)` of tensors (K, B, *), on a graph. Products through
-            unproven functions can be differentiated once.
-        unproven: Names of what has no proved derivatives beyond the second.
-        is_constant: Whether nobody can differentiate the value, because neither the point nor what
-            the map holds has gradients.
-    """
+    r"""Value :math:`f(x)`, (B, *), of a map, with products that are on a graph."""
 
     value: Tensor
-    pull: Callable[[Tensor], Tensor]
+    # Takes cotangents u (K, B, *) to u^T f'(x).
+    vjp: Callable[[Tensor], Tensor]
+    # Names of functions whose derivatives beyond the second are not proved. Products through them
+    # can be differentiated once.
     unproven: frozenset[str]
+    # Whether neither the point nor the map has gradients, so that nobody can differentiate.
     is_constant: bool = False
+
+    def jvp(self, tangents: Tensor) -> Tensor:
+        r"""Products :math:`J v_k = \partial_u (u^\top J) v_k`, (K, B, *), on a graph."""
+        # They can be differentiated again where all functions of the map are proven, and only
+        # there. The product is linear in u, so that any u will do but zero, of which torch's
+        # derivative of logcumsumexp takes the logarithm.
+        u = torch.ones_like(self.value.detach(), requires_grad=not open_transforms())
+        if open_transforms():
+            product, transposed = _vjp(lambda v: self.vjp(v.unsqueeze(0))[0], u)
+            products: Tensor = torch.func.vmap(transposed)(tangents.to(product.dtype))[0]
+            return products
+        product = self.vjp(u.unsqueeze(0))[0]
+        return attached(vjps_together(product, [u], tangents, create_graph=True)[0])
 
 
 def reverse(function: Map, point: Tensor) -> Reverse:
-    r"""Evaluate a map so that differentiable products :math:`u^\top J` can be taken.
-
-    Args:
-        function: Map of a batch (B, *) to a batch, acting on each sample alone.
-        point: Where to evaluate, shape (B, *).
-
-    Returns:
-        :class:`Reverse`; gradients must be enabled, and reach the point if it has some.
-
-    Raises:
-        NotInjectiveError: If the value does not depend on the point.
-        UnsupportedLayerError: If the map holds TorchScript and runs inside ``torch.func``.
-
-    Examples:
-        >>> reverse(torch.square, torch.ones(1, 2)).pull(torch.ones(1, 1, 2))
-        tensor([[[2., 2.]]], grad_fn=<UnsqueezeBackward0>)
-    """
+    r"""Evaluate a map at a point (B, *) so that differentiable products can be taken."""
     with differentiable_attention():
         return _by_transform(function, point) if open_transforms() else _by_graph(function, point)
-
-
-def push_by_reverse(taken: Reverse, tangents: Tensor) -> Tensor:
-    r"""Jacobian-vector products :math:`J v = \partial_u (u^\top J) v`, on a graph.
-
-    They can be differentiated again where all functions of the map are proven, and only there.
-
-    Args:
-        taken: The map.
-        tangents: :math:`v` of shape (K, B, *).
-
-    Returns:
-        Products of shape (K, B, *).
-
-    Examples:
-        >>> taken = reverse(torch.square, torch.ones(1, 2))
-        >>> push_by_reverse(taken, torch.ones(1, 1, 2)).detach()
-        tensor([[[2., 2.]]])
-    """
-    # The product is linear in u, so that any u will do but zero, of which torch's derivative of
-    # logcumsumexp takes the logarithm.
-    u = torch.ones_like(taken.value.detach(), requires_grad=not open_transforms())
-    if open_transforms():
-        vjp: Any = torch.func.vjp
-        pulled, push = vjp(lambda v: taken.pull(v.unsqueeze(0))[0], u)
-        products: Tensor = torch.func.vmap(push)(tangents.to(pulled.dtype))[0]
-        return products
-    (found,) = pull_together(taken.pull(u.unsqueeze(0))[0], [u], tangents, create_graph=True)
-    if found is None:
-        raise NotInjectiveError(DETACHED)
-    return found
 
 
 def _by_graph(function: Map, point: Tensor) -> Reverse:
     leaf = point_at(point)
     value = record(function, leaf, by_cotangent=True).value
-    if not value.requires_grad:
-        raise NotInjectiveError(DETACHED)
+    refuse_detached(value)
     unproven = unproven_nodes(value, [leaf])
 
-    def pull(cotangents: Tensor) -> Tensor:
+    def vjp(cotangents: Tensor) -> Tensor:
         if unproven:
-            pulled = pull_each(value, [leaf], cotangents, create_graph=True)
-            (found,) = first_derivative_only(pulled, [leaf], unproven)
+            products = vjps_one_by_one(value, [leaf], cotangents, create_graph=True)
+            products = first_derivative_only(products, [leaf], unproven)
         else:
-            (found,) = pull_together(value, [leaf], cotangents, create_graph=True)
-        if found is None:
-            raise NotInjectiveError(DETACHED)
-        return found
+            products = vjps_together(value, [leaf], cotangents, create_graph=True)
+        return attached(products[0])
 
     is_constant = not (point.requires_grad or depends_on_others(value, leaf))
-    return Reverse(value, pull, unproven, is_constant)
+    return Reverse(value, vjp, unproven, is_constant)
 
 
 def _by_transform(function: Map, point: Tensor) -> Reverse:
@@ -130,8 +94,7 @@ def _by_transform(function: Map, point: Tensor) -> Reverse:
 
     def noting(x: Tensor) -> Tensor:
         value = record(function, x).value
-        if not value.requires_grad:
-            raise NotInjectiveError(DETACHED)
+        refuse_detached(value)
         unproven = unproven_nodes(value, [x])
         # A script that no look found. Until TorchScript optimises it, its nodes are torch's own,
         # and their derivatives are right.
@@ -140,17 +103,16 @@ def _by_transform(function: Map, point: Tensor) -> Reverse:
         names.append(unproven)
         return value
 
-    vjp: Any = torch.func.vjp
-    value, pull_one = vjp(noting, point)
+    value, vjp_of_one = _vjp(noting, point)
     unproven = names[0]
 
-    def pull(cotangents: Tensor) -> Tensor:
+    def vjp(cotangents: Tensor) -> Tensor:
         cotangents = cotangents.to(value.dtype)
         if not unproven:
-            together: Tensor = torch.func.vmap(pull_one)(cotangents)[0]
+            together: Tensor = torch.func.vmap(vjp_of_one)(cotangents)[0]
             return together
-        pulled = torch.stack([pull_one(cotangent)[0] for cotangent in cotangents])
-        (found,) = first_derivative_only([pulled], [point], unproven)
-        return pulled if found is None else found
+        products = torch.stack([vjp_of_one(cotangent)[0] for cotangent in cotangents])
+        (once,) = first_derivative_only([products], [point], unproven)
+        return products if once is None else once
 
-    return Reverse(value, pull, unproven)
+    return Reverse(value, vjp, unproven)

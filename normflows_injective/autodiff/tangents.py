@@ -1,4 +1,4 @@
-r"""Forward mode without waste: what torch does for tangents, and need not do.
+r"""Forward mode without the work that torch does for tangents and need not do.
 
 For a layer :math:`y = W x + b` torch's forward mode computes :math:`W \dot x + \dot W x`, with a
 tangent :math:`\dot W = 0` that it writes out and multiplies (pytorch#69687): a third product
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch._C._functorch import TransformType
 from torch.autograd.forward_ad import make_dual, unpack_dual
 
-from .activations import push_silu
-from .normalisation import push_group_norm, push_layer_norm
+from .activations import jvp_silu
+from .normalisation import jvp_group_norm, jvp_layer_norm
 from .proven import has_proven_tangent
 from .transforms import Function, Interception, number_open, open_transforms, saving_hooks
 from .written_out import WRITTEN_OUT
@@ -36,7 +36,8 @@ __all__ = [
     "is_plain",
 ]
 
-# Tuples, because older compilers do not trace a look into a frozenset.
+# Functions of (input, weight, bias, ...), linear in the first without the third. Tuples, because
+# older compilers do not trace a look into a frozenset.
 AFFINE: tuple[Function, ...] = (
     F.linear,
     F.conv1d,
@@ -46,20 +47,19 @@ AFFINE: tuple[Function, ...] = (
     F.conv_transpose2d,
     F.conv_transpose3d,
 )
-"""Functions of (input, weight, bias, ...), linear in the first without the third."""
 
+# Functions that take derivatives on the graph of the value.
 DIFFERENTIATING: tuple[Function, ...] = (
     torch.autograd.grad,
     torch.autograd.backward,
     Tensor.backward,
 )
-"""What a network calls that is itself built of derivatives, taken on the graph of the value."""
 
 # Functions whose forward product has a kernel, with arguments (tangent, input, ...).
-_PUSHED: dict[Function, Function] = {
-    F.silu: lambda tangent, x, inplace=False: push_silu(tangent, x),
-    F.group_norm: push_group_norm,
-    F.layer_norm: push_layer_norm,
+_JVPS: dict[Function, Function] = {
+    F.silu: lambda tangent, x, inplace=False: jvp_silu(tangent, x),
+    F.group_norm: jvp_group_norm,
+    F.layer_norm: jvp_layer_norm,
 }
 
 # Functions whose result shares no memory with their arguments. Evaluating them a second time,
@@ -97,23 +97,12 @@ class NoTangentError(RuntimeError):
 
 
 class SkipZeroProducts(Interception):
-    """Run no product with the tangent of a weight that has none.
+    """Run no product with the tangent of a weight of an affine layer that has none."""
 
-    Covers linear layers, convolutions and transposed convolutions. Where the weight or the bias
-    carries a tangent, as in a network whose weights are the output of another, torch's own rule
-    stands, as it does for a forward mode that the network itself starts.
-
-    Raises:
-        NoTangentError: If the network differentiates or checkpoints its own graph, whose saved
-            tensors would have no tangents, or calls a function whose tangent is not proved right.
-
-    Examples:
-        >>> weight = torch.ones(1, 2)
-        >>> with SkipZeroProducts():
-        ...     torch.func.jvp(lambda z: F.linear(z, weight), (torch.ones(3, 2),),
-        ...                    (torch.ones(3, 2),))[1].flatten()
-        tensor([2., 2., 2.])
-    """
+    # Where the weight or the bias carries a tangent, as in a network whose weights are the output
+    # of another, torch's own rule stands, as it does for a forward mode that the network itself
+    # starts. A network that differentiates or checkpoints its own graph, whose saved tensors would
+    # have no tangents, or calls a function whose tangent is not proved right, is a NoTangentError.
 
     def __init__(self) -> None:
         super().__init__()
@@ -158,22 +147,21 @@ class SkipZeroProducts(Interception):
         # The value first: under autocast its copy of the weight is kept, and must have a graph.
         value = func(point, weight, bias, *rest, **kwargs)
         with self._recording():
-            pushed = func(tangent, weight, None, *rest, **kwargs)
-        return make_dual(value, pushed)
+            product = func(tangent, weight, None, *rest, **kwargs)
+        return make_dual(value, product)
 
     def _recording(self) -> AbstractContextManager[None]:
         return nullcontext()
 
 
 class TangentsWithoutGraph(SkipZeroProducts):
-    """Keep tangents off the graph as well, for products that are not differentiated again.
+    """Keep tangents off the graph as well, for products that are not differentiated again."""
 
-    Covers smooth activations and normalisations beside the affine layers; tangents that other
-    functions put on the graph leave it at the next one that is covered.
-    """
+    # Covers smooth activations and normalisations beside the affine layers; tangents that other
+    # functions put on the graph leave it at the next one that is covered.
 
     def _intercept(self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        covered = (func in _PUSHED or func in _FRESH) and not is_in_place(kwargs)
+        covered = (func in _JVPS or func in _FRESH) and not is_in_place(kwargs)
         if covered and args and isinstance(args[0], Tensor) and not self._is_nested():
             self._refuse_own_graph(func)
             point, tangent = unpack_dual(args[0])
@@ -192,13 +180,13 @@ class TangentsWithoutGraph(SkipZeroProducts):
     ) -> Tensor:
         value = func(point, *args, **kwargs)
         with torch.no_grad():
-            if func in _PUSHED and is_plain(point):
+            if func in _JVPS and is_plain(point):
                 # Detached, because a functional transform enables gradients for our kernels.
-                pushed = _PUSHED[func](tangent.detach(), point.detach(), *args, **kwargs)
+                product = _JVPS[func](tangent.detach(), point.detach(), *args, **kwargs)
             else:
                 dual = make_dual(point.detach(), tangent)
-                pushed = unpack_dual(func(dual, *args, **kwargs)).tangent
-        return make_dual(value, pushed)
+                product = unpack_dual(func(dual, *args, **kwargs)).tangent
+        return make_dual(value, product)
 
     def _recording(self) -> AbstractContextManager[None]:
         return torch.no_grad()

@@ -46,6 +46,12 @@ _MAY_DIFFER_IN_TORCH: tuple[tuple[type[nn.Module], frozenset[str]], ...] = (
     (nn.modules.batchnorm._NormBase, frozenset({"momentum"})),
 )
 _DEPTH = 8
+# Classes of estimators by the names that older files have for them.
+_ESTIMATORS = {
+    "Decoder": "DecoderSurrogate",
+    "Encoder": "EncoderSurrogate",
+    "OnManifold": "OnManifoldSurrogate",
+}
 # Numbers of numpy by the kind of their dtype.
 _SCALARS: dict[str, Any] = {"b": bool, "i": int, "u": int, "f": float, "c": complex}
 
@@ -142,7 +148,8 @@ def differences(
     for path in dict.fromkeys([*here, *saved]):
         options = here.get(path, nothing)
         old = {
-            options.renamed.get(name, name): value for name, value in saved.get(path, {}).items()
+            options.renamed.get(name, name): _present_value(name, value)
+            for name, value in saved.get(path, {}).items()
         }
         for name in dict.fromkeys([*options.values, *old]):
             values = old.get(name, _ABSENT), options.values.get(name, _ABSENT)
@@ -152,6 +159,11 @@ def differences(
                     yield Difference(path, name, *values, name not in options.may_differ)
             elif not options.is_of_library:
                 yield Difference(path, name, *values, False)
+
+
+def _present_value(name: str, value: Any) -> Any:
+    """A value of a file, with the present name of a class that was renamed."""
+    return _ESTIMATORS.get(value, value) if name == "estimator" else value
 
 
 def _attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:

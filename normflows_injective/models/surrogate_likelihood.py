@@ -24,7 +24,7 @@ from ..errors import OptionError
 from ..flows.split import Passes
 from ..host.context import read_while_tracing
 from ..volume.compiled import CompiledSurrogate
-from ..volume.estimators import Encoder, NoVolume, OnManifold, estimator_from
+from ..volume.estimators import EncoderSurrogate, NoVolume, OnManifoldSurrogate, estimator_from
 from ..volume.probes import PROBES, draw_probes
 from ..volume.surrogate import DrawProbes, Estimator, SurrogateAndErrors, with_errors
 from .collapse import CollapseWatch
@@ -275,7 +275,8 @@ class SurrogateLikelihood(TrainingTerm):
             return
         self._watch.begin(module, x, terms.reconstruction_error)
         # Only these surrogates have the value -d at a consistent pair, for probes of fixed length.
-        is_telling = isinstance(estimator_from(self.estimator), (Encoder, OnManifold))
+        kinds = (EncoderSurrogate, OnManifoldSurrogate)
+        is_telling = isinstance(estimator_from(self.estimator), kinds)
         if is_telling and self.probes != "gaussian" and self.likelihood_weight() == 1:
             dim = terms.z.shape[1:].numel()
             self._watch.look(x, terms.reconstruction_error, terms.volume, dim)
@@ -336,7 +337,7 @@ class SurrogateLikelihood(TrainingTerm):
 
 
 def _check_compilable(estimator: Estimator) -> None:
-    if not isinstance(estimator, Encoder):
+    if not isinstance(estimator, EncoderSurrogate):
         raise OptionError(
             "compile= serves the estimator 'encoder' alone. Use it, or compile=False; got "
             f"{estimator}."

@@ -19,7 +19,7 @@ from ..checks import check_choice
 from ..errors import OptionError, UnsupportedModelError
 from ..flows.split import Projection, joint_decode, joint_decode_and_log_volume, joint_encode
 from ..flows.stack import LayerStack
-from ..volume.estimators import Encoder, estimator_from
+from ..volume.estimators import EncoderSurrogate, estimator_from
 from ..volume.probes import draw_probes
 from ..volume.surrogate import Estimator
 from .surrogate_likelihood import SurrogateLikelihood
@@ -86,7 +86,7 @@ class CorrectedSurrogate(VolumeRule):
     ) -> None:
         self._estimator = estimator_from(estimator)
         # Its gradient goes to the encoder alone, so the decoder cannot gain by shrinking.
-        self.collapses = not isinstance(self._estimator, Encoder)
+        self.collapses = not isinstance(self._estimator, EncoderSurrogate)
         self._draw_probes = partial(draw_probes, probes, num_probes)
         self._refuses_draws = refuses_draws
 

@@ -7,13 +7,16 @@ weights of the Gauss rule with :math:`m` nodes for :math:`v^\top f(J^\top J)\, v
 Golub and Kahan's process, started at the same :math:`v`, gives orthonormal :math:`U, V` and an
 upper bidiagonal :math:`B` with :math:`J V = U B`, so that :math:`V^\top J^\top J V = B^\top B =
 T_m`, from as many products. Thus the singular values of :math:`B` are the square roots of the same
-nodes, and its right singular vectors are the same eigenvectors.
+nodes, and its right singular vectors are the same eigenvectors. References: Golub and Kahan,
+Calculating the singular values and pseudo-inverse of a matrix, 1965; Golub and Meurant, Matrices,
+moments and quadrature, 1994.
 
-Rounding differs. What is computed belongs to a neighbour :math:`J + E` with :math:`\lVert E \rVert
-\approx \epsilon \lVert J \rVert`, which moves no singular value by more than that (Weyl), hence
-the smallest one by the fraction :math:`\epsilon \operatorname{cond} J`. An error of
-:math:`\epsilon \lVert J \rVert^2` in :math:`T_m` moves its smallest eigenvalue by the fraction
-:math:`\epsilon (\operatorname{cond} J)^2`, and where that exceeds one, possibly below zero.
+Rounding differs. The computed values belong to a neighbour :math:`J + E` with
+:math:`\lVert E \rVert \approx \epsilon \lVert J \rVert`, which moves no singular value by more
+than that (Weyl), hence the smallest one by the fraction :math:`\epsilon \operatorname{cond} J`.
+An error of :math:`\epsilon \lVert J \rVert^2` in :math:`T_m` moves its smallest eigenvalue by the
+fraction :math:`\epsilon (\operatorname{cond} J)^2`, and where that exceeds one, possibly below
+zero.
 """
 
 from __future__ import annotations
@@ -32,40 +35,25 @@ Product = Callable[[Tensor], Tensor]
 
 
 class Bidiagonal(NamedTuple):
-    """Diagonal (K, B, m), superdiagonal (K, B, m - 1), and which rules are exact (K, B)."""
+    """Diagonal (K, B, m), superdiagonal (K, B, m - 1), and which rules are complete (K, B)."""
 
     diagonal: Tensor
     superdiagonal: Tensor
-    exact: Tensor
+    complete: Tensor
 
 
 def bidiagonalise(
-    push: Product, pull: Product, start: Tensor, data_dim: int, num_steps: int, tolerance: float
+    jacobian_times: Product,
+    transpose_times: Product,
+    start: Tensor,
+    data_dim: int,
+    num_steps: int,
+    tolerance: float,
 ) -> Bidiagonal:
-    r"""Run Golub and Kahan's process for every probe and sample, with full reorthogonalisation.
-
-    A process whose next vector vanishes has found an invariant subspace, and its rule is exact. It
-    goes on with zero vectors, and with diagonal entries that the first row is not coupled to.
-
-    Args:
-        push: :math:`v \mapsto J v`, from shape :math:`(K, B, d)` to :math:`(K, B, D)`.
-        pull: :math:`u \mapsto J^\top u`, the other way.
-        start: Unit vectors of shape :math:`(K, B, d)`.
-        data_dim: :math:`D`.
-        num_steps: Number of steps :math:`m`, at most :math:`d`.
-        tolerance: Length, relative to the largest entry so far, below which a vector has vanished.
-
-    Returns:
-        :class:`Bidiagonal` in the dtype of ``start``.
-
-    References:
-        Golub and Kahan, Calculating the singular values and pseudo-inverse of a matrix, 1965.
-
-    Examples:
-        >>> start = torch.tensor([[[0.0, 1.0]]])
-        >>> bidiagonalise(lambda v: 3 * v, lambda u: 3 * u, start, 2, 1, 1e-6).diagonal
-        tensor([[[3.]]])
-    """
+    """Run Golub and Kahan's process from unit vectors (K, B, d), reorthogonalising fully."""
+    # A process whose next vector vanishes, relative to the largest entry so far, has found an
+    # invariant subspace, and its rule is complete. It goes on with zero vectors, and with diagonal
+    # entries that the first row is not coupled to.
     shape, dimension = start.shape[:2], start.shape[2]
     right, left = (start.new_zeros(*shape, num_steps, n) for n in (dimension, data_dim))
     diagonal = start.new_zeros(*shape, num_steps)
@@ -75,7 +63,7 @@ def bidiagonalise(
     v = start
     for step in range(num_steps):
         right[:, :, step] = v
-        u = push(v)
+        u = jacobian_times(v)
         if step > 0:
             u = u - superdiagonal[:, :, step - 1, None] * left[:, :, step - 1]
         u, alpha = _orthonormalise(u, left[:, :, :step])
@@ -89,7 +77,9 @@ def bidiagonalise(
             break
         u = u * active.unsqueeze(2)
         left[:, :, step] = u
-        v, beta = _orthonormalise(pull(u) - alpha.unsqueeze(2) * v, right[:, :, : step + 1])
+        v, beta = _orthonormalise(
+            transpose_times(u) - alpha.unsqueeze(2) * v, right[:, :, : step + 1]
+        )
         scale = torch.maximum(scale, beta)
         active = active & ~(beta <= tolerance * scale)
         superdiagonal[:, :, step] = beta * active
@@ -100,24 +90,9 @@ def bidiagonalise(
 
 
 def gauss_rule(bidiagonal: Bidiagonal, num_nodes: int) -> tuple[Tensor, Tensor]:
-    r"""Gauss rules for :math:`v^\top \tfrac12 \log(J^\top J)\, v` from leading blocks.
+    r"""Integrals and singular values :math:`\sigma`, (K, B, n), of rules with so many nodes.
 
-    Args:
-        bidiagonal: As from :func:`bidiagonalise`.
-        num_nodes: Size of the leading blocks, at most the number of steps.
-
-    Returns:
-        The integrals :math:`\sum_i w_i \log\sigma_i`, shape :math:`(K, B)`, NaN where the block is
-        not finite, and the singular values :math:`\sigma`, shape :math:`(K, B, n)`.
-
-    References:
-        Golub and Meurant, Matrices, moments and quadrature, 1994.
-
-    Examples:
-        >>> diagonal = torch.tensor([[[3.0, 1.0]]])
-        >>> exact = torch.tensor([[True]])
-        >>> gauss_rule(Bidiagonal(diagonal, torch.zeros(1, 1, 1), exact), 2)[0].exp()
-        tensor([[3.0000]], dtype=torch.float64)
+    .. math:: v^\top \tfrac12 \log(J^\top J)\, v \approx \sum_i w_i \log\sigma_i
     """
     factored = factored_dtype(bidiagonal.diagonal.device)
     diagonal = bidiagonal.diagonal[:, :, :num_nodes].to(factored)

@@ -27,37 +27,23 @@ from ..errors import OptionError, UnsupportedLayerError
 from ..host.first_meeting import give_first_data
 from ..host.refusals import refuse_unsupported
 from ..modules.contents import modules_of
-from .estimators import Encoder
+from .estimators import EncoderSurrogate
 from .surrogate import DrawProbes, Surrogate, SurrogateAndErrors, lifted, with_errors
 
 __all__ = ["CompiledSurrogate"]
 
 # Every batch size is compiled for itself, because forward mode does not know symbolic sizes.
 _MOST_SHAPES = 8
+_SURROGATE = EncoderSurrogate()
 
 
 class CompiledSurrogate:
-    r"""The encoder surrogate with its errors, through one ``torch.compile``.
+    """The encoder surrogate with its errors, through one ``torch.compile``."""
 
-    The first call at every shape runs the eager form once, which initialises layers on data and
-    raises what there is to raise, and then compiles for some ten seconds to minutes. After
-    8 shapes, or as many compilations, others run eagerly. Random numbers are drawn outside, so
-    that the result is that of the eager form up to rounding.
-
-    Args:
-        options: Keyword arguments for ``torch.compile``, such as ``mode`` or ``backend``.
-
-    Raises:
-        OptionError: If ``torch.compile`` has no such argument.
-
-    Examples:
-        >>> surrogate = CompiledSurrogate({"backend": "eager"})
-        >>> encode, decode = (lambda x: x[:, :1] / 2), (lambda z: torch.cat([2 * z, 0 * z], 1))
-        >>> one_probe = lambda z: torch.ones(1, *z.shape)
-        >>> x = torch.ones(1, 2, requires_grad=True)
-        >>> surrogate(x, encode, decode, one_probe, None).surrogate.volume.detach()
-        tensor([-1.])
-    """
+    # The first call at every shape runs the eager form once, which initialises layers on data and
+    # raises its errors, and then compiles for some ten seconds to minutes. After 8 shapes, or as
+    # many compilations, others run eagerly. Random numbers are drawn outside, so that the result
+    # is that of the eager form up to rounding.
 
     def __init__(self, options: Mapping[str, Any] | None = None) -> None:
         self.options = dict(options or {})
@@ -72,21 +58,7 @@ class CompiledSurrogate:
     def __call__(
         self, x: Tensor, encode: Map, decode: Map, draw_probes: DrawProbes, prior: Tensor | None
     ) -> SurrogateAndErrors:
-        """Encode, decode and form the surrogate and the errors.
-
-        Args:
-            x: Data of shape (B, *).
-            encode: Data to latents.
-            decode: Latents to data.
-            draw_probes: Gives probes (K, B, *) for a latent batch.
-            prior: Latents (B, *) to decode and encode, or None.
-
-        Returns:
-            :class:`SurrogateAndErrors`.
-
-        Raises:
-            UnsupportedLayerError: If torch.compile cannot trace a layer.
-        """
+        """Encode, decode and form the surrogate and the errors."""
         if not torch.is_grad_enabled() or in_forward_mode():
             return _eager(x, encode, decode, draw_probes, prior)
         refuse_unsupported(modules_of(encode, decode))
@@ -136,9 +108,9 @@ class CompiledSurrogate:
         if key not in self._latents:
             if len(self._latents) >= _MOST_SHAPES:
                 return None
-            tried = Encoder()(x, encode, decode, lambda z: torch.ones_like(z).unsqueeze(0))
-            _refuse_functions(tried.reconstruction)
-            self._latents[key] = torch.empty_like(tried.z)
+            eager = _SURROGATE(x, encode, decode, lambda z: torch.ones_like(z).unsqueeze(0))
+            _refuse_functions(eager.reconstruction)
+            self._latents[key] = torch.empty_like(eager.z)
         else:
             give_first_data(encode, x)
         return self._latents[key]
@@ -147,7 +119,7 @@ class CompiledSurrogate:
 def _eager(
     x: Tensor, encode: Map, decode: Map, draw_probes: DrawProbes, prior: Tensor | None
 ) -> SurrogateAndErrors:
-    return with_errors(Encoder()(x, encode, decode, draw_probes), x, encode, decode, prior)
+    return with_errors(_SURROGATE(x, encode, decode, draw_probes), x, encode, decode, prior)
 
 
 def _refuse_functions(value: Tensor) -> None:
@@ -168,25 +140,25 @@ def _surrogate_and_errors(
 ) -> SurrogateAndErrors:
     vjp: Any = torch.func.vjp
     # Copies go in, because some layers shift their input in place.
-    z, pull = vjp(lambda point: encode(point.clone()), x)
+    z, vjp_of_encoder = vjp(lambda point: encode(point.clone()), x)
 
-    def push(tangent: Tensor) -> tuple[Tensor, Tensor]:
-        return _push(decode, z, tangent)
+    def decode_along(tangent: Tensor) -> tuple[Tensor, Tensor]:
+        return _decode_and_jvp(decode, z, tangent)
 
     if len(probes) == 1:
-        reconstruction, pushed = push(probes[0])
-        pulled = pull(probes[0])[0]
-        volume = -inner(pulled.unsqueeze(0), pushed.detach().unsqueeze(0))[0]
+        reconstruction, jvps = decode_along(probes[0])
+        (vjps,) = vjp_of_encoder(probes[0])
+        volume = -inner(vjps.unsqueeze(0), jvps.detach().unsqueeze(0))[0]
     else:
         in_common: Any = (None, 0)  # The reconstruction does not depend on the probe.
-        reconstruction, pushed = torch.func.vmap(push, out_dims=in_common)(probes)
-        (pulled,) = torch.func.vmap(pull)(probes)
-        volume = -inner(pulled, pushed.detach()).mean(0)
+        reconstruction, jvps = torch.func.vmap(decode_along, out_dims=in_common)(probes)
+        (vjps,) = torch.func.vmap(vjp_of_encoder)(probes)
+        volume = -inner(vjps, jvps.detach()).mean(0)
     surrogate = Surrogate(lifted(z, x), reconstruction, volume)
     return with_errors(surrogate, x, encode, decode, prior)
 
 
-def _push(decode: Map, z: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor]:
+def _decode_and_jvp(decode: Map, z: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor]:
     def covered(point: Tensor) -> Tensor:
         with _Traceable():
             return decode(point.clone())

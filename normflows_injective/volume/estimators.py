@@ -4,6 +4,9 @@ Notation: encoder :math:`f`, decoder :math:`g`, :math:`z = f(x)`, :math:`\hat x 
 :math:`v_k`, SG = stop-gradient. All signs are those of a term *added to the loss*, so every
 surrogate estimates the gradient of :math:`+\tfrac12 \log\det g'^\top g'`. Their values mean
 nothing: at a consistent pair the encoder surrogate is :math:`-d` whatever the volume is.
+
+The encoder surrogate and the ablation are those of free-form injective flows, arXiv 2306.01843;
+the decoder surrogate is also that of free-form flows, arXiv 2310.16624.
 """
 
 from __future__ import annotations
@@ -23,44 +26,31 @@ from .normal_equations import conjugate_gradient
 from .surrogate import (
     Estimator,
     Surrogate,
+    decode_and_jvp,
     decode_checked,
     decode_recorded,
-    decode_with_tangents,
+    jvp_without_graph,
     mean_inner,
     mean_over_probes,
-    push_tangents,
 )
 
 __all__ = [
     "ESTIMATORS",
     "Conditional",
     "ConjugateGradient",
-    "Decoder",
-    "Encoder",
+    "DecoderSurrogate",
+    "EncoderSurrogate",
     "NoVolume",
-    "OnManifold",
+    "OnManifoldSurrogate",
     "estimator_from",
 ]
 
 
 @dataclass(frozen=True)
-class Encoder(Estimator):
-    r"""Encoder surrogate with its Jacobian at the data, the default.
+class EncoderSurrogate(Estimator):
+    r"""The surrogate with the encoder's Jacobian at the data, the default.
 
     .. math:: S_E = -\frac1K \sum_k v_k^\top f'(x)\, \mathrm{SG}[g'(z) v_k]
-
-    References:
-        Free-form injective flows, arXiv 2306.01843, the final loss.
-
-    Examples:
-        >>> surrogate = Encoder()(
-        ...     torch.ones(1, 2),
-        ...     encode=lambda x: x[:, :1] / 2,
-        ...     decode=lambda z: torch.cat([2 * z, 0 * z], 1),
-        ...     draw_probes=lambda z: torch.ones(1, 1, 1),
-        ... )
-        >>> surrogate.volume.detach()
-        tensor([-1.])
     """
 
     def _encode(self, encode: Map, x: Tensor) -> Recorded:
@@ -68,62 +58,42 @@ class Encoder(Estimator):
 
     def _surrogate(self, encoded: Recorded, encode: Map, decode: Map, probes: Tensor) -> Surrogate:
         z, x = encoded.value, encoded.point
-        reconstruction, pushed = decode_with_tangents(decode, z, probes, x)
-        return Surrogate(z, reconstruction, -mean_over_probes(encoded.contract(probes, pushed)))
+        reconstruction, jvps = decode_and_jvp(decode, z, probes, x)
+        return Surrogate(z, reconstruction, -mean_over_probes(encoded.contract(probes, jvps)))
 
 
 @dataclass(frozen=True)
-class OnManifold(Estimator):
-    r"""Encoder surrogate with its Jacobian at the reconstruction: the ablation that diverges.
+class OnManifoldSurrogate(Estimator):
+    r"""The surrogate with the encoder's Jacobian at the reconstruction, an ablation.
 
     .. math:: S = -\frac1K \sum_k v_k^\top f'(\hat x)\, \mathrm{SG}[g'(z) v_k]
-
-    This is the gradient of joint maximum likelihood, which can win without bound by moving the
-    manifold. It is here to be compared with, not to be trained.
-
-    References:
-        Free-form injective flows, arXiv 2306.01843, section on the on-manifold pathology.
-
-    Examples:
-        >>> encode, decode = (lambda x: x[:, :1] / 2), (lambda z: torch.cat([2 * z, 0 * z], 1))
-        >>> one_probe = lambda z: torch.ones(1, *z.shape)
-        >>> OnManifold()(torch.ones(1, 2), encode, decode, one_probe).volume.detach()
-        tensor([-1.])
     """
 
+    # This is the gradient of joint maximum likelihood, which can win without bound by moving the
+    # manifold. It is here to be compared with, not to be trained.
     def _surrogate(self, encoded: Recorded, encode: Map, decode: Map, probes: Tensor) -> Surrogate:
         z, x = encoded.value, encoded.point
-        reconstruction, pushed = decode_with_tangents(decode, z, probes, x)
+        reconstruction, jvps = decode_and_jvp(decode, z, probes, x)
         again = record(encode, reconstruction)
-        return Surrogate(z, reconstruction, -mean_over_probes(again.contract(probes, pushed)))
+        return Surrogate(z, reconstruction, -mean_over_probes(again.contract(probes, jvps)))
 
 
 @dataclass(frozen=True)
-class Decoder(Estimator):
-    r"""Decoder surrogate: the same trace with the stop-gradient on the encoder's side.
+class DecoderSurrogate(Estimator):
+    r"""The same trace with the stop-gradient on the encoder's side.
 
     .. math:: S_D = +\frac1K \sum_k \mathrm{SG}[v_k^\top f'(x)]\, g'(z) v_k
-
-    Computed as :math:`\langle g'^\top a_k, v_k \rangle`, :math:`a_k = \mathrm{SG}[f'^\top v_k]`,
-    by a reverse-mode product of the decoder: backward through a *tangent* is silently wrong for
-    many functions in torch, backward through a reverse-mode product is right.
-
-    References:
-        Free-form injective flows, arXiv 2306.01843; free-form flows, arXiv 2310.16624.
-
-    Examples:
-        >>> encode, decode = (lambda x: x[:, :1] / 2), (lambda z: torch.cat([2 * z, 0 * z], 1))
-        >>> one_probe = lambda z: torch.ones(1, *z.shape)
-        >>> Decoder()(torch.ones(1, 2), encode, decode, one_probe).volume.detach()
-        tensor([1.])
     """
 
+    # Computed as <g'^T a_k, v_k>, a_k = SG[f'^T v_k], by a reverse-mode product of the decoder:
+    # backward through a tangent is silently wrong for many functions in torch, backward through a
+    # reverse-mode product is right.
     def _surrogate(self, encoded: Recorded, encode: Map, decode: Map, probes: Tensor) -> Surrogate:
         z, x = encoded.value, encoded.point
-        pulled = encoded.pull(probes, create_graph=False).detach()
+        vjps = encoded.vjp(probes, create_graph=False).detach()
         reconstruction = decode_recorded(decode, z, x)
-        back = vjp(reconstruction, z, pulled, create_graph=True)
-        return Surrogate(z, reconstruction, mean_inner(back, probes))
+        vjps_of_both = vjp(reconstruction, z, vjps, create_graph=True)
+        return Surrogate(z, reconstruction, mean_inner(vjps_of_both, probes))
 
 
 @dataclass(frozen=True)
@@ -131,7 +101,7 @@ class Conditional(Estimator):
     r"""Per probe, the one of the two surrogates whose gradient agrees with the reconstruction's.
 
     With :math:`c = v^\top (f'g' - I) v`, descending :math:`S_E` raises :math:`v^\top f'g' v` and
-    descending :math:`S_D` lowers it, and reconstruction of noisy data pulls :math:`f'g'` to
+    descending :math:`S_D` lowers it, and reconstruction of noisy data draws :math:`f'g'` to
     :math:`I`. Alignment therefore means :math:`S_E` where :math:`c < 0` and :math:`S_D` where
     :math:`c > 0`.
 
@@ -156,16 +126,15 @@ class Conditional(Estimator):
 
     def _surrogate(self, encoded: Recorded, encode: Map, decode: Map, probes: Tensor) -> Surrogate:
         z, x = encoded.value, encoded.point
-        reconstruction, pushed = decode_with_tangents(decode, z, probes, x)
-        pulled = encoded.pull(probes, create_graph=True)
-        back = vjp(reconstruction, z, pulled.detach(), create_graph=True)
-        encoder_form = -inner(pulled, pushed)
-        decoder_form = inner(back, probes)
-        below = decoder_form.detach() < inner(probes, probes)
-        use_encoder = ~below if self.opposite else below
-        return Surrogate(
-            z, reconstruction, torch.where(use_encoder, encoder_form, decoder_form).mean(0)
-        )
+        reconstruction, jvps = decode_and_jvp(decode, z, probes, x)
+        vjps = encoded.vjp(probes, create_graph=True)
+        vjps_of_both = vjp(reconstruction, z, vjps.detach(), create_graph=True)
+        encoder_surrogate = -inner(vjps, jvps)
+        decoder_surrogate = inner(vjps_of_both, probes)
+        is_below = decoder_surrogate.detach() < inner(probes, probes)
+        use_encoder = ~is_below if self.opposite else is_below
+        volume = torch.where(use_encoder, encoder_surrogate, decoder_surrogate).mean(0)
+        return Surrogate(z, reconstruction, volume)
 
 
 @dataclass(frozen=True)
@@ -218,28 +187,27 @@ class ConjugateGradient(Estimator):
     def _surrogate(self, encoded: Recorded, encode: Map, decode: Map, probes: Tensor) -> Surrogate:
         z, x = encoded.value, encoded.point
         reconstruction = decode_recorded(decode, z, x)
-        push = partial(push_tangents, decode, z.detach())
+        product = partial(jvp_without_graph, decode, z.detach())
 
         def gram(p: Tensor) -> Tensor:
-            return vjp(reconstruction, z, push(p), create_graph=False).detach().to(p.dtype)
+            return vjp(reconstruction, z, product(p), create_graph=False).detach().to(p.dtype)
 
         # Networks may run in half precision, the recursion cannot.
         probes = probes.to(torch.promote_types(probes.dtype, torch.float32))
         bound = self.max_iterations or 2 * z[0].numel()
-        solved, residual, _ = conjugate_gradient(gram, probes, bound, self.tolerance)
+        solution, residual, _ = conjugate_gradient(gram, probes, bound, self.tolerance)
         if self.max_iterations is None:
             _warn_if_unsolved(residual)
-        pushed_solution, pushed_probes = push(solved), push(probes)
-        a_jv = vjp(reconstruction, z, pushed_solution, create_graph=True)
-        b_js = vjp(reconstruction, z, pushed_probes, create_graph=True)
-        sum_of_rules = mean_inner(a_jv, probes) + mean_inner(b_js, solved)
-        value = mean_inner(pushed_solution, pushed_probes)
-        return Surrogate(z, reconstruction, (sum_of_rules - value) / 2)
+        a, b = product(solution), product(probes)
+        a_jv = vjp(reconstruction, z, a, create_graph=True)
+        b_js = vjp(reconstruction, z, b, create_graph=True)
+        product_rule = mean_inner(a_jv, probes) + mean_inner(b_js, solution)
+        return Surrogate(z, reconstruction, (product_rule - mean_inner(a, b)) / 2)
 
 
 @dataclass(frozen=True)
 class NoVolume(Estimator):
-    """No volume term: encode and decode alone, for the reconstruction phase of a warm-up."""
+    """No volume term, for the reconstruction phase of a warm-up."""
 
     def _encode(self, encode: Map, x: Tensor) -> Recorded:
         return Recorded(encode(x.clone()), x)
@@ -263,9 +231,9 @@ def _warn_if_unsolved(residual: Tensor) -> None:
 
 
 ESTIMATORS: dict[str, Estimator] = {
-    "encoder": Encoder(),
-    "on_manifold": OnManifold(),
-    "decoder": Decoder(),
+    "encoder": EncoderSurrogate(),
+    "on_manifold": OnManifoldSurrogate(),
+    "decoder": DecoderSurrogate(),
     "conditional": Conditional(),
     "conditional_opposite": Conditional(opposite=True),
     "conjugate_gradient": ConjugateGradient(),
@@ -273,21 +241,7 @@ ESTIMATORS: dict[str, Estimator] = {
 
 
 def estimator_from(estimator: str | Estimator) -> Estimator:
-    """Look an estimator up by name, or pass one through.
-
-    Args:
-        estimator: A key of ``ESTIMATORS`` or an :class:`Estimator`.
-
-    Returns:
-        The estimator.
-
-    Raises:
-        OptionError: If the name is unknown.
-
-    Examples:
-        >>> estimator_from("conditional")
-        Conditional(opposite=False)
-    """
+    """An estimator by its name in ``ESTIMATORS``, or as it is."""
     if isinstance(estimator, Estimator):
         return estimator
     if not (isinstance(estimator, str) and estimator in ESTIMATORS):

@@ -1,4 +1,4 @@
-r"""Ways to the exact log-volume: without gradients, with them, and for forward mode."""
+"""Ways to the exact log-volume: without gradients, with them, and for forward mode."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 
 from ..autodiff.jacobians import TooLarge, basis_of, jacobian_by_reverse, jacobian_without_graph
 from ..autodiff.products import Map, event_rows
-from ..autodiff.reverse import Reverse, push_by_reverse, reverse
+from ..autodiff.reverse import Reverse, reverse
 from ..autodiff.transforms import in_forward_mode, open_transforms, refuse_nested, refuse_tangents
 from ..errors import ContextError, OptionError, ShapeError
 from ..host.first_data import awaits_first_data
@@ -25,7 +25,7 @@ from .factoring import factor
 __all__ = ["ExactVolume", "exact_volume"]
 
 _JACOBIAN_BYTES = 2**25
-# The Jacobians as they come, in the dtype of the factorisation, and what that makes of them.
+# The Jacobians as computed, in the dtype of the factorisation, and the two factors.
 _COPIES = 4
 
 
@@ -40,24 +40,7 @@ class ExactVolume(NamedTuple):
 def exact_volume(
     decode: Callable[..., Tensor], z: Tensor, chunk_size: int | None, context: Tensor | None
 ) -> ExactVolume:
-    """Decode with the exact log-volume, as ``decode_and_log_volume`` describes.
-
-    Args:
-        decode: Called ``decode(z)``, or ``decode(z, context=context)`` with a context.
-        z: Latents (B, *).
-        chunk_size: Number of tangents per pass without gradients, or None.
-        context: One row per sample, or None.
-
-    Returns:
-        :class:`ExactVolume`, with log-volumes in the dtype that Jacobians are factored in.
-
-    Raises:
-        OptionError: If ``chunk_size`` is less than 1.
-
-    Examples:
-        >>> exact_volume(lambda z: torch.cat([z, z], 1), torch.ones(1, 1), None, None).deficient
-        tensor([False])
-    """
+    """Decode z with log-volumes, in the dtype that Jacobians are factored in."""
     if chunk_size is not None and chunk_size < 1:
         raise OptionError(f"chunk_size must be at least 1 or None, got {chunk_size}.")
     modules = modules_of(decode)
@@ -77,20 +60,20 @@ def _with_rows(decode: Callable[..., Tensor], context: Tensor | None) -> Map:
 
 
 def _with_graph(decode: Map, z: Tensor) -> ExactVolume:
-    taken = reverse(decode, z)
-    if taken.unproven:
-        found = _first_derivative_of_volume(decode, z, taken)
+    evaluated = reverse(decode, z)
+    if evaluated.unproven:
+        volume = _first_derivative_of_volume(decode, z, evaluated)
     else:
-        columns = event_rows(push_by_reverse(taken, basis_of(z)))
+        columns = event_rows(evaluated.jvp(basis_of(z)))
         factors = factor(columns.permute(1, 2, 0))
-        found = ExactVolume(taken.value, factors.log_volume, factors.deficient)
+        volume = ExactVolume(evaluated.value, factors.log_volume, factors.deficient)
     # The graph that leads to the latents alone is our own.
-    return ExactVolume(*(part.detach() for part in found)) if taken.is_constant else found
+    return ExactVolume(*(p.detach() for p in volume)) if evaluated.is_constant else volume
 
 
-def _first_derivative_of_volume(decode: Map, z: Tensor, taken: Reverse) -> ExactVolume:
+def _first_derivative_of_volume(decode: Map, z: Tensor, evaluated: Reverse) -> ExactVolume:
     if open_transforms():
-        matrix = event_rows(taken.pull(basis_of(taken.value))).transpose(0, 1).detach()
+        matrix = event_rows(evaluated.vjp(basis_of(evaluated.value))).transpose(0, 1).detach()
     else:
         matrix = jacobian_by_reverse(decode, z.detach())
     with torch.no_grad():
@@ -98,10 +81,10 @@ def _first_derivative_of_volume(decode: Map, z: Tensor, taken: Reverse) -> Exact
         identity = torch.eye(r.shape[2], dtype=r.dtype, device=r.device).expand_as(r)
         inverse = torch.linalg.solve_triangular(r, identity, upper=True)
         transposed_pinv = (q @ inverse.mT).to(matrix.dtype)
-    cotangents = transposed_pinv.permute(2, 0, 1).reshape(-1, *taken.value.shape)
-    pulled = event_rows(taken.pull(cotangents))
-    trace = pulled.diagonal(dim1=0, dim2=2).sum(1)
-    return ExactVolume(taken.value, factors.log_volume + (trace - trace.detach()), deficient)
+    cotangents = transposed_pinv.permute(2, 0, 1).reshape(-1, *evaluated.value.shape)
+    products = event_rows(evaluated.vjp(cotangents))
+    trace = products.diagonal(dim1=0, dim2=2).sum(1)
+    return ExactVolume(evaluated.value, factors.log_volume + (trace - trace.detach()), deficient)
 
 
 def _with_tangent(decode: Map, z: Tensor) -> ExactVolume:
@@ -115,31 +98,31 @@ def _with_tangent(decode: Map, z: Tensor) -> ExactVolume:
         return _of_rows(decode, z, None, None)
 
     def volume(s: Tensor) -> tuple[Tensor, Tensor]:
-        found = _with_graph(decode, s)
-        return found.log_volume, found.deficient
+        result = _with_graph(decode, s)
+        return result.log_volume, result.deficient
 
     recording = torch.is_grad_enabled()
     with torch.enable_grad():
         vjp: Any = torch.func.vjp
-        log_volume, pull, deficient = vjp(volume, point, has_aux=True)
-        (gradient,) = pull(torch.ones_like(log_volume))
+        log_volume, gradient_of_volume, deficient = vjp(volume, point, has_aux=True)
+        (gradient,) = gradient_of_volume(torch.ones_like(log_volume))
         slope = (gradient * tangent).reshape(len(z), -1).sum(1, dtype=log_volume.dtype)
-        taken = reverse(decode, point)
-        pushed = _push(taken, tangent)
-    parts = [taken.value, pushed, log_volume, slope]
+        evaluated = reverse(decode, point)
+        product = _jvp(evaluated, tangent)
+    parts = [evaluated.value, product, log_volume, slope]
     if not recording:
         parts = [part.detach() for part in parts]
     x, volumes = (forward_ad.make_dual(*pair) for pair in (parts[:2], parts[2:]))
     return ExactVolume(x, volumes, deficient)
 
 
-def _push(taken: Reverse, tangent: Tensor) -> Tensor:
+def _jvp(evaluated: Reverse, tangent: Tensor) -> Tensor:
     """The product (B, *) of the Jacobian with one tangent (B, *), on a graph."""
-    if not taken.unproven:
-        return push_by_reverse(taken, tangent.unsqueeze(0))[0]
-    rows = event_rows(taken.pull(basis_of(taken.value)))
+    if not evaluated.unproven:
+        return evaluated.jvp(tangent.unsqueeze(0))[0]
+    rows = event_rows(evaluated.vjp(basis_of(evaluated.value)))
     products = (rows * tangent.reshape(len(tangent), -1)).sum(2)
-    return products.T.reshape(taken.value.shape)
+    return products.T.reshape(evaluated.value.shape)
 
 
 def _without_graph(
@@ -154,9 +137,9 @@ def _without_graph(
         num_rows, expected = error.num_rows, error.value
     # A callable may hold what belongs to the rows of this batch, and then serves no other.
     try:
-        found = _in_pieces(decode, z, chunk_size, context, num_rows)
-        if _is_close(found.x, expected):
-            return found
+        volume = _in_pieces(decode, z, chunk_size, context, num_rows)
+        if _is_close(volume.x, expected):
+            return volume
     except torch.cuda.OutOfMemoryError:
         raise
     except (RuntimeError, ShapeError, ContextError):
@@ -173,15 +156,15 @@ def _in_pieces(
 ) -> ExactVolume:
     pieces = z.split(num_rows)
     contexts = [None] * len(pieces) if context is None else context.split(num_rows)
-    # Results that outlived their piece would lie between the large arrays of the next ones, and an
+    # Results that outlive their piece would lie between the large arrays of the next ones, and an
     # allocator could not give the same room to each piece.
     results: list[Tensor] = []
     for i, (piece, rows) in enumerate(zip(pieces, contexts, strict=True)):
-        found = _of_rows(_with_rows(decode, rows), piece, chunk_size, None)
-        results = results or [part.new_empty(len(z), *part.shape[1:]) for part in found]
-        for result, part in zip(results, found, strict=True):
+        parts = _of_rows(_with_rows(decode, rows), piece, chunk_size, None)
+        results = results or [part.new_empty(len(z), *part.shape[1:]) for part in parts]
+        for result, part in zip(results, parts, strict=True):
             result.narrow(0, i * num_rows, len(piece)).copy_(part)
-        del found, part
+        del parts, part
     return ExactVolume(*results)
 
 
@@ -194,7 +177,7 @@ def _of_rows(
 ) -> ExactVolume:
     x, matrix = jacobian_without_graph(decode, z, chunk_size, at_most)
     factors = [factor(piece) for piece in matrix.split(num_rows or max(1, len(matrix)))]
-    parts = zip(*(found[:2] for found in factors), strict=True)
+    parts = zip(*((each.log_volume, each.deficient) for each in factors), strict=True)
     return ExactVolume(x, *(torch.cat(part) for part in parts))
 
 

@@ -1,4 +1,4 @@
-"""What every factorisation of Jacobians shares: its dtype, what it refuses, when it warns."""
+"""Factorisation of Jacobians, with what it refuses and when it warns."""
 
 from __future__ import annotations
 
@@ -23,18 +23,7 @@ __all__ = [
 
 
 def refuse_lower_dimension(latent_dim: int, data_dim: int) -> None:
-    """Raise if a decoding map lowers the dimension.
-
-    Args:
-        latent_dim: Number of elements of a latent.
-        data_dim: Number of elements of what it is decoded to.
-
-    Raises:
-        NotInjectiveError: If the second is smaller.
-
-    Examples:
-        >>> refuse_lower_dimension(2, 3)
-    """
+    """Raise if a decoding map lowers the dimension."""
     if data_dim < latent_dim:
         raise NotInjectiveError(
             f"The decoding map takes {latent_dim} dimensions to {data_dim}: it cannot "
@@ -43,18 +32,7 @@ def refuse_lower_dimension(latent_dim: int, data_dim: int) -> None:
 
 
 def warn_if_deficient(deficient: Tensor) -> None:
-    """Warn if Jacobians are rank deficient to the precision they were computed in.
-
-    Args:
-        deficient: Which samples of the batch are, booleans of shape (B,).
-
-    Warns:
-        NumericalWarning: With the number of them and the first index, in the name of the line that
-            called the package.
-
-    Examples:
-        >>> warn_if_deficient(torch.tensor([False, False]))
-    """
+    """Warn if Jacobians are rank deficient (B,), in the name of the line that called us."""
     if is_readable(deficient) and bool(deficient.any()):
         first = int(deficient.nonzero()[0])
         warnings.warn(
@@ -86,22 +64,7 @@ class Factors(NamedTuple):
 
 
 def factor(matrix: Tensor, with_q: bool = False) -> Factors:
-    r"""Factor tall matrices :math:`J = Q R`.
-
-    Args:
-        matrix: :math:`J` of shape :math:`(B, D, d)`.
-        with_q: Whether Q is wanted; else it may be empty.
-
-    Returns:
-        :class:`Factors`, in float64 where the device has it.
-
-    Raises:
-        NotInjectiveError: If :math:`D < d`.
-
-    Examples:
-        >>> factor(torch.tensor([[[3.0], [4.0]]])).log_volume.exp()
-        tensor([5.0000], dtype=torch.float64)
-    """
+    r"""Factor tall matrices :math:`J = Q R`, (B, D, d); without ``with_q`` Q may be empty."""
     refuse_lower_dimension(matrix.shape[2], matrix.shape[1])
     lifted = as_factored(matrix)
     # Derivatives of R need Q.

@@ -21,8 +21,8 @@ normal. Where a few singular values lie far from all others it has their chi-squ
 and few probes that miss them state too small an error.
 
 **Truncation.** The even derivatives of the logarithm are negative, so the rule :math:`G_m` lies
-above the integral, decreases with :math:`m`, and is exact after :math:`d` steps. Two sizes of what
-is missing are formed from :math:`\Delta = G_{m/2} - G_m` and :math:`\Delta' = G_{m/4} - G_{m/2}`:
+above the integral, decreases with :math:`m`, and is exact after :math:`d` steps. The error is
+estimated in two ways from :math:`\Delta = G_{m/2} - G_m` and :math:`\Delta' = G_{m/4} - G_{m/2}`:
 
 * if doubling the steps went on shrinking the differences by :math:`r = \Delta / \Delta'`, the rest
   of the geometric series is :math:`\Delta\, r / (1 - r)`. That is right for errors that fall like
@@ -83,45 +83,11 @@ def lanczos_log_volume(
 
     .. math:: \tfrac12 \log\det J^\top J \approx
         \frac dK \sum_k \sum_i w_{ki} \log\sigma_{ki}
-
-    over the singular values :math:`\sigma_{ki}` of the bidiagonal matrix of probe :math:`k`, and
-    the squared first components :math:`w_{ki}` of their right singular vectors. Takes
-    :math:`2 K m` products, where the exact value takes :math:`d` and a factorisation, and the
-    memory of :math:`K m (d + D)` numbers per sample, where the Jacobian has :math:`d D`.
-
-    Args:
-        decode: Map :math:`g` of :math:`(B, *)` to :math:`(B, *)`, acting on each sample alone.
-        z: Latents of shape :math:`(B, *)` with :math:`d` elements per sample.
-        chunk_size: Number of probes bidiagonalised at a time, which bounds the memory; None takes
-            all :math:`K`.
-        num_probes: Number of probes :math:`K` from 2, default 8. More than :math:`d` count as
-            :math:`d`, which leave no statistical error.
-        num_steps: Number of steps :math:`m` from 4, default 64. More than :math:`d` count as
-            :math:`d`, which leave no truncation error.
-
-    Returns:
-        :class:`EstimatedVolume` in the dtype of ``z`` but at least float32, without a graph. The
-        standard error covers the draw of the probes and the truncation of the quadrature, not
-        rounding.
-
-    Raises:
-        NotInjectiveError: If the map lowers the dimension.
-        UnsupportedLayerError: If a layer behind ``decode`` has no per-sample Jacobian.
-        OptionError: If ``num_probes``, ``num_steps`` or ``chunk_size`` is too small.
-
-    Warns:
-        NumericalWarning: If a Jacobian is seen to be rank deficient to the precision it was
-            computed in. A deficiency that the steps do not reach is not seen.
-
-    References:
-        Golub and Kahan, Calculating the singular values and pseudo-inverse of a matrix, 1965;
-        Golub and Meurant, Matrices, moments and quadrature, 1994; Ubaru, Chen and Saad, Fast
-        estimation of tr(f(A)) via stochastic Lanczos quadrature, 2017.
-
-    Examples:
-        >>> lanczos_log_volume(lambda z: torch.cat([z, z], 1), torch.zeros(1, 100)).log_volume
-        tensor([34.6574])
     """
+    # Over the singular values of the bidiagonal matrix of probe k, and the squared first
+    # components w of their right singular vectors. Takes 2 K m products, where the exact value
+    # takes d and a factorisation, and the memory of K m (d + D) numbers per sample, where the
+    # Jacobian has d D.
     dimension = z[0].numel()
     _check_options(dimension, chunk_size, num_probes, num_steps)
     num_probes = min(num_probes or NUM_PROBES, dimension)
@@ -130,34 +96,34 @@ def lanczos_log_volume(
     with torch.inference_mode(False), torch.enable_grad(), differentiable_attention():
         point = (z.clone() if z.is_inference() else z).detach().requires_grad_()
         give_first_data(decode, point)
-        # A copy goes in, because some of the host's layers shift their input in place.
+        # A copy goes in, because some layers of normflows shift their input in place.
         value = decode(point.clone())
     data_dim = value[0].numel()
     refuse_lower_dimension(dimension, data_dim)
-    kept = torch.promote_types(z.dtype, torch.float32)
+    dtype = torch.promote_types(z.dtype, torch.float32)
 
-    def push(v: Tensor) -> Tensor:
+    def jacobian_times(v: Tensor) -> Tensor:
         tangents = v.view(len(v), *z.shape).to(z.dtype)
-        return event_rows(jvp(decode, point.detach(), tangents)[1]).to(kept)
+        return event_rows(jvp(decode, point.detach(), tangents)[1]).to(dtype)
 
-    def pull(u: Tensor) -> Tensor:
+    def transpose_times(u: Tensor) -> Tensor:
         cotangents = u.view(len(u), *value.shape).to(value.dtype)
-        return event_rows(vjp(value, point, cotangents, create_graph=False)).to(kept)
+        return event_rows(vjp(value, point, cotangents, create_graph=False)).to(dtype)
 
     # A sum of n rounded terms errs by about sqrt(n) units; what is smaller counts as zero.
     tolerance = torch.finfo(z.dtype).eps * data_dim**0.5
     with torch.inference_mode(False), torch.no_grad(), differentiable_attention():
-        drawn = draw_probes("orthonormal", num_probes, point.to(kept))
+        drawn = draw_probes("orthonormal", num_probes, point.to(dtype))
         probes = event_rows(drawn) / dimension**0.5
         parts = [
-            bidiagonalise(push, pull, chunk, data_dim, num_steps, tolerance)
+            bidiagonalise(jacobian_times, transpose_times, chunk, data_dim, num_steps, tolerance)
             for chunk in probes.split(chunk_size or num_probes)
         ]
         bidiagonal = Bidiagonal(*(torch.cat(part) for part in zip(*parts, strict=True)))
         estimate, singular_values = _estimate(bidiagonal, dimension)
     extremes = singular_values.amin(2), singular_values.amax(2)
     warn_if_deficient((extremes[0] <= tolerance * extremes[1]).any(0))
-    return EstimatedVolume(*(term.to(kept) for term in estimate))
+    return EstimatedVolume(*(term.to(dtype) for term in estimate))
 
 
 def _check_options(
@@ -188,12 +154,12 @@ def _estimate(bidiagonal: Bidiagonal, dimension: int) -> tuple[EstimatedVolume, 
     variance = mean - mean  # zero, but NaN where the mean is
     if num_probes < dimension:
         variance = values.var(0) * (1 - num_probes / dimension) / num_probes
-    if not bool(bidiagonal.exact.all()):
+    if not bool(bidiagonal.complete.all()):
         half, quarter = (
             dimension * gauss_rule(bidiagonal, num_steps // part)[0] for part in (2, 4)
         )
-        last = torch.where(bidiagonal.exact, 0.0, half - values).mean(0).clamp(min=0)
-        before = torch.where(bidiagonal.exact, 0.0, quarter - half).mean(0).clamp(min=0)
+        last = torch.where(bidiagonal.complete, 0.0, half - values).mean(0).clamp(min=0)
+        before = torch.where(bidiagonal.complete, 0.0, quarter - half).mean(0).clamp(min=0)
         rest = _remainder(last, before, max(1.0, log2(dimension / num_steps)))
         mean = mean - rest / 2
         variance = variance + (rest / 2).square()
@@ -203,7 +169,7 @@ def _estimate(bidiagonal: Bidiagonal, dimension: int) -> tuple[EstimatedVolume, 
 
 
 def _remainder(last: Tensor, before: Tensor, doublings: float) -> Tensor:
-    """What the differences (B,) of two doublings of the steps leave to the doublings to come."""
+    """The error (B,) that remains after two doublings of the steps with these differences."""
     shrinking = last < before
     series = last.square() / torch.where(shrinking, before - last, 1.0)
     bounded = last * doublings

@@ -67,10 +67,11 @@ def log_volume(
     TorchScript as a module: through one that hides in a list, a dictionary or an object, forward
     mode, which is taken without gradients, may lose tangents in silence.
 
-    With ``"lanczos"`` the Jacobian is not formed either. The value is estimated from
-    ``2 * num_probes * num_steps`` products and comes with a standard error, as
-    :func:`~normflows_injective.volume.lanczos.lanczos_log_volume` describes. It is for latents of
-    so many dimensions that the Jacobian does not fit, and for values only: train with a surrogate.
+    With ``"lanczos"`` the Jacobian is not formed either. The value is estimated by stochastic
+    Lanczos quadrature from ``2 * num_probes * num_steps`` products. Its standard error covers the
+    draw of the probes and the truncation of the quadrature, not rounding, and a deficiency that
+    the steps do not reach is not seen. It is for latents of so many dimensions that the Jacobian
+    does not fit, and for values only: train with a surrogate.
 
     Args:
         decode: Map :math:`g` of :math:`(B, *)` to :math:`(B, *)`, acting on each sample alone.
@@ -78,8 +79,10 @@ def log_volume(
         chunk_size: Number of tangents per pass. None bounds the memory by itself without
             gradients, and with them, or with probes, takes all.
         method: ``"exact"`` or ``"lanczos"``.
-        num_probes: Number of random directions of ``"lanczos"``, 2 or more; None takes 8.
-        num_steps: Number of steps of ``"lanczos"`` per direction, 4 or more; None takes 64.
+        num_probes: Number of random directions of ``"lanczos"``, 2 or more; None takes 8. As many
+            as :math:`d`, or more, leave no statistical error.
+        num_steps: Number of steps of ``"lanczos"`` per direction, 4 or more; None takes 64. As
+            many as :math:`d`, or more, leave no truncation error.
 
     Returns:
         Log-volumes of shape :math:`(B,)` in nats, in the dtype of ``z`` but at least float32. With
@@ -96,7 +99,8 @@ def log_volume(
 
     References:
         Free-form injective flows, arXiv 2306.01843, eq. for the change of variables across
-        dimensions.
+        dimensions; Ubaru, Chen and Saad, Fast estimation of tr(f(A)) via stochastic Lanczos
+        quadrature, 2017.
 
     Examples:
         >>> circle = lambda z: 2.0 * torch.cat([z.cos(), z.sin()], dim=1)
@@ -153,37 +157,18 @@ def decode_and_log_volume(
         >>> x, volume
         (tensor([[1., 1.]]), tensor([0.3466]))
     """
-    found = exact_volume(decode, z, chunk_size, context)
-    if found.x.shape[0] != z.shape[0]:
+    x, volume, deficient = exact_volume(decode, z, chunk_size, context)
+    if x.shape[0] != z.shape[0]:
         raise ShapeError(
-            f"decode must give one row for each of {z.shape[0]} latents, got {found.x.shape[0]}. "
+            f"decode must give one row for each of {z.shape[0]} latents, got {x.shape[0]}. "
             "It must act on each sample alone."
         )
-    warn_if_deficient(found.deficient)
-    kept = torch.promote_types(found.x.dtype, torch.float32)
-    return DecodedVolume(found.x, found.log_volume.to(kept))
+    warn_if_deficient(deficient)
+    return DecodedVolume(x, volume.to(torch.promote_types(x.dtype, torch.float32)))
 
 
 def matrix_log_volume(matrix: Tensor) -> Tensor:
-    r"""Half the log-determinant of the Gram matrix of tall matrices, by QR.
-
-    Args:
-        matrix: :math:`J` of shape :math:`(B, D, d)`, :math:`D \ge d`.
-
-    Returns:
-        :math:`\tfrac12 \log\det J^\top J` of shape :math:`(B,)` in nats, in float64 where the
-        device has it, else in float32.
-
-    Raises:
-        NotInjectiveError: If :math:`D < d`.
-
-    Warns:
-        NumericalWarning: If a matrix is rank deficient to the precision of its dtype.
-
-    Examples:
-        >>> matrix_log_volume(torch.tensor([[[3.0], [4.0]]])).exp()
-        tensor([5.0000], dtype=torch.float64)
-    """
+    r"""Log-volumes :math:`\tfrac12 \log\det J^\top J`, (B,), of tall matrices (B, D, d), by QR."""
     factors = factor(matrix)
     warn_if_deficient(factors.deficient)
     return factors.log_volume

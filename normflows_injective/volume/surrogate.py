@@ -1,4 +1,4 @@
-"""What an estimator of the log-volume's gradient is, and the parts they share."""
+"""Estimators of the gradient of a log-volume, and the parts that they share."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ __all__ = [
     "Estimator",
     "Surrogate",
     "SurrogateAndErrors",
+    "decode_and_jvp",
     "decode_checked",
     "decode_recorded",
-    "decode_with_tangents",
+    "jvp_without_graph",
     "lifted",
     "mean_inner",
     "mean_over_probes",
-    "push_tangents",
     "with_errors",
 ]
 
@@ -47,13 +47,7 @@ class Surrogate(NamedTuple):
 
 
 class SurrogateAndErrors(NamedTuple):
-    """A surrogate with the squared errors that go into the training term beside it.
-
-    Attributes:
-        surrogate: Latents, reconstruction and volume.
-        reconstruction_error: Squared error (B,) of the reconstruction.
-        latent_cycle_error: Squared error (B,) of prior samples decoded and encoded, or None.
-    """
+    """A surrogate with the squared errors (B,) of reconstruction and, or None, latent cycle."""
 
     surrogate: Surrogate
     reconstruction_error: Tensor
@@ -115,13 +109,11 @@ class Estimator(ABC):
         """The estimator's formula, from the recorded pass of the encoder at the data."""
 
 
-def decode_with_tangents(
-    decode: Map, z: Tensor, probes: Tensor, x: Tensor
-) -> tuple[Tensor, Tensor]:
+def decode_and_jvp(decode: Map, z: Tensor, probes: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """Decode z, checked, with the detached products g'(z) v_k (K, B, *) of the same pass."""
-    reconstruction, pushed = jvp(decode, z, probes)
+    reconstruction, products = jvp(decode, z, probes)
     _check_reconstruction(reconstruction, x)
-    return reconstruction, pushed
+    return reconstruction, products
 
 
 def decode_checked(decode: Map, z: Tensor, x: Tensor) -> Tensor:
@@ -138,8 +130,8 @@ def decode_recorded(decode: Map, z: Tensor, x: Tensor) -> Tensor:
     return reconstruction
 
 
-def push_tangents(decode: Map, z: Tensor, tangents: Tensor) -> Tensor:
-    """Decoder products g'(z) v_k, shape (K, B, *), without a graph."""
+def jvp_without_graph(decode: Map, z: Tensor, tangents: Tensor) -> Tensor:
+    """Products g'(z) v_k, (K, B, *), without a graph."""
     with torch.no_grad():
         return jvp(decode, z, tangents.to(z.dtype))[1]
 

@@ -18,17 +18,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import normflows_injective as nfi
-from normflows_injective.autodiff.activations import push_silu, silu
+from normflows_injective.autodiff.activations import jvp_silu, silu
 from normflows_injective.autodiff.convolutions import convolve
 from normflows_injective.autodiff.jacobians import basis_of
 from normflows_injective.autodiff.normalisation import (
     group_norm,
+    jvp_group_norm,
+    jvp_layer_norm,
     layer_norm,
-    push_group_norm,
-    push_layer_norm,
 )
 from normflows_injective.autodiff.recording import record, record_first_layers
-from normflows_injective.autodiff.reverse import push_by_reverse, reverse
+from normflows_injective.autodiff.reverse import reverse
 from normflows_injective.volume.estimators import ESTIMATORS
 from normflows_injective.volume.lanczos import lanczos_log_volume
 
@@ -635,17 +635,17 @@ def test_probes_at_once_equal_one_by_one(name, count):
 
 
 PUSHED = {
-    "silu": lambda t, x, w: (push_silu(t, x), silu),
+    "silu": lambda t, x, w: (jvp_silu(t, x), silu),
     "group": lambda t, x, w: (
-        push_group_norm(t, x, 2, w, None, 0.1),
+        jvp_group_norm(t, x, 2, w, None, 0.1),
         lambda s: group_norm(s, 2, w, None, 0.1),
     ),
     "group bare": lambda t, x, w: (
-        push_group_norm(t, x, 2, None, None, 0.1),
+        jvp_group_norm(t, x, 2, None, None, 0.1),
         lambda s: group_norm(s, 2, None, None, 0.1),
     ),
     "layer": lambda t, x, w: (
-        push_layer_norm(t, x, (4, 3), w.view(4, 1).expand(4, 3), None, 0.1),
+        jvp_layer_norm(t, x, (4, 3), w.view(4, 1).expand(4, 3), None, 0.1),
         lambda s: layer_norm(s, (4, 3), w.view(4, 1).expand(4, 3), None, 0.1),
     ),
 }
@@ -1041,7 +1041,7 @@ def test_no_gradient_of_a_weight_is_taken_for_every_tangent():
     z = torch.randn(3, 1, 4)
     taken = reverse(net, z)
     with Convolutions() as counted:
-        push_by_reverse(taken, basis_of(z))
+        taken.jvp(basis_of(z))
     # Of a product that is pulled and of all tangents at once, for both layers.
     assert counted.shapes == [(3, 4, 4), (3, 1, 4), (12, 4, 4), (12, 2, 5)]
 

@@ -271,6 +271,16 @@ def test_a_training_option_that_differs_is_a_warning(name, tmp_path):
         )
 
 
+@pytest.mark.parametrize("name", ["encoder", "decoder", "on_manifold"])
+def test_estimators_are_known_by_their_names_in_older_files(name):
+    here = options_of(model(likelihood=nfi.SurrogateLikelihood(estimator=name)))
+    saved = {path: dict(options.values) for path, options in here.items()}
+    before = saved["likelihood"]["estimator"]
+    saved["likelihood"]["estimator"] = before.removesuffix("Surrogate")
+    assert saved["likelihood"]["estimator"] != before
+    assert not list(differences(saved, here))
+
+
 @pytest.mark.parametrize("kind", [nfi.SurrogateLikelihood, nfi.ExactLikelihood])
 def test_every_option_of_a_training_term_may_differ(kind):
     assert set(arguments_of(kind.__init__)) <= kind.may_differ

@@ -41,7 +41,7 @@ def test_bare_callables_without_a_model(pair, x):
 def test_defaults_are_those_of_the_paper():
     likelihood = nfi.SurrogateLikelihood()
     assert (likelihood.beta, likelihood.num_probes, likelihood.probes) == (10.0, 1, "orthonormal")
-    assert likelihood.estimator == nfi.volume.estimators.Encoder()
+    assert likelihood.estimator == nfi.volume.estimators.EncoderSurrogate()
 
 
 def test_every_method_decodes_and_encodes_as_often_as_its_formula_says(pair, x):
@@ -266,7 +266,7 @@ def test_probes_in_half_precision(probes):
 
 def test_repr_names_the_options():
     text = repr(nfi.SurrogateLikelihood(beta=3.0, num_probes=2, warmup_steps=(1, 2)))
-    assert "beta=3.0, num_probes=2, estimator=Encoder()" in text
+    assert "beta=3.0, num_probes=2, estimator=EncoderSurrogate()" in text
     assert "warmup_steps=(1, 2)" in text
 
 

@@ -151,7 +151,7 @@ LIMITS = {
     "nets": 9,
     "nets.fields": 3,
     "pyro": 13,
-    "volume": 12,
+    "volume": 13,
 }
 
 

@@ -4,13 +4,17 @@ import torch
 from torch import Tensor
 
 from normflows_injective.volume import Conditional, ConjugateGradient
-from normflows_injective.volume.estimators import Decoder, Encoder, OnManifold
+from normflows_injective.volume.estimators import (
+    DecoderSurrogate,
+    EncoderSurrogate,
+    OnManifoldSurrogate,
+)
 from support.dense import dense_jacobian
 
 EXACT = {
-    "encoder": Encoder(),
-    "on_manifold": OnManifold(),
-    "decoder": Decoder(),
+    "encoder": EncoderSurrogate(),
+    "on_manifold": OnManifoldSurrogate(),
+    "decoder": DecoderSurrogate(),
     "conditional": Conditional(),
     "conditional_opposite": Conditional(opposite=True),
     "conjugate_gradient": ConjugateGradient(tolerance=1e-12),

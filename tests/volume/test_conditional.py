@@ -11,7 +11,7 @@ from support.geometry import gradients, seeded
 from torch import Tensor
 
 from normflows_injective.volume import Conditional
-from normflows_injective.volume.estimators import Decoder, Encoder, Estimator
+from normflows_injective.volume.estimators import DecoderSurrogate, EncoderSurrogate, Estimator
 
 DRAWS, DATA_DIM, LATENT_DIM = 4000, 6, 3
 
@@ -65,8 +65,8 @@ def test_oracle_21_inner_products_in_closed_form():
     residual = torch.eye(LATENT_DIM, dtype=torch.float64) - f @ g
     encoder = 2 * torch.einsum("bi,bij,bj->b", v, g.mT @ g @ residual, v)
     decoder = -2 * torch.einsum("bi,bij,bj->b", v, residual @ f @ f.mT, v)
-    torch.testing.assert_close(alignment(Encoder(), pairs), encoder, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(alignment(Decoder(), pairs), decoder, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(alignment(EncoderSurrogate(), pairs), encoder, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(alignment(DecoderSurrogate(), pairs), decoder, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize(("scale", "below"), [(0.6, True), (1.5, False)])
@@ -75,7 +75,11 @@ def test_oracle_21_alignment_near_the_pseudo_inverse(scale, below):
     """c < 0: every S_E is aligned and no S_D; c > 0: the other way round."""
     pairs = linear_pairs(scale, 0.02)
     assert ((pairs.c < 0) == below).all()
-    right, wrong = (Encoder(), Decoder()) if below else (Decoder(), Encoder())
+    right, wrong = (
+        (EncoderSurrogate(), DecoderSurrogate())
+        if below
+        else (DecoderSurrogate(), EncoderSurrogate())
+    )
     assert (alignment(right, pairs) > 0).all()
     assert (alignment(wrong, pairs) < 0).all()
     torch.testing.assert_close(alignment(Conditional(), pairs), alignment(right, pairs))
@@ -89,7 +93,10 @@ def test_oracle_21_alignment_with_noise(below, encoder_share, decoder_share):
     """Far from consistency the switch is right for most probes, the opposite one for few."""
     pairs = linear_pairs(1.0, 0.3)
     side = (pairs.c < 0) == below
-    for estimator, share in ((Encoder(), encoder_share), (Decoder(), decoder_share)):
+    for estimator, share in (
+        (EncoderSurrogate(), encoder_share),
+        (DecoderSurrogate(), decoder_share),
+    ):
         aligned = float((alignment(estimator, pairs)[side] > 0).double().mean())
         # The expected shares were found with as many draws, and rounded to a percent.
         standard_error = (2 * share * (1 - share) / int(side.sum())) ** 0.5
@@ -112,12 +119,15 @@ def test_oracle_21_alignment_of_the_switch():
 def test_oracle_21_direction_of_the_switch():
     """Descending S_E raises v'f'g'v, descending S_D lowers it; the switch moves it to |v|^2."""
     pairs = linear_pairs(1.0, 0.3)
-    for estimator, sign in ((Encoder(), 1), (Decoder(), -1)):
+    for estimator, sign in ((EncoderSurrogate(), 1), (DecoderSurrogate(), -1)):
         df, dg = gradients(surrogate_of(estimator, pairs).sum(), [pairs.f, pairs.g])
         change = torch.einsum("bi,bij,bj->b", pairs.v, -df @ pairs.g - pairs.f @ dg, pairs.v)
         assert (sign * change > 0).all()
 
-    encoder, decoder = surrogate_of(Encoder(), pairs), surrogate_of(Decoder(), pairs)
+    encoder, decoder = (
+        surrogate_of(EncoderSurrogate(), pairs),
+        surrogate_of(DecoderSurrogate(), pairs),
+    )
     torch.testing.assert_close(encoder, -decoder)
     conditional = surrogate_of(Conditional(), pairs)
     opposite = surrogate_of(Conditional(opposite=True), pairs)
@@ -147,8 +157,8 @@ def test_oracle_21_values_at_consistency():
     """At c = 0 the two values are -|v|^2 and +|v|^2, for Gaussian probes of any length."""
     pairs = linear_pairs(1.0, 0.0)
     square = pairs.v.square().sum(1)
-    torch.testing.assert_close(surrogate_of(Encoder(), pairs), -square)
-    torch.testing.assert_close(surrogate_of(Decoder(), pairs), square)
+    torch.testing.assert_close(surrogate_of(EncoderSurrogate(), pairs), -square)
+    torch.testing.assert_close(surrogate_of(DecoderSurrogate(), pairs), square)
     for opposite in (False, True):
         value = surrogate_of(Conditional(opposite), pairs)
         torch.testing.assert_close(value.abs(), square)

@@ -155,7 +155,7 @@ def test_more_steps_lower_the_rule_down_to_the_integral():
     assert (rules.diff(dim=0) < 1e-10).all()
     expected = (start.square() * spectrum.log()).sum(2)
     torch.testing.assert_close(rules[-1], expected, rtol=0, atol=1e-9)
-    assert process.exact.all()
+    assert process.complete.all()
 
 
 def gram_lanczos(matrix, steps: int):

@@ -11,7 +11,7 @@ from torch import Tensor
 import normflows_injective as nfi
 from normflows_injective.errors import OptionError
 from normflows_injective.volume import Estimator, draw_probes
-from normflows_injective.volume.estimators import Encoder, Surrogate
+from normflows_injective.volume.estimators import EncoderSurrogate, Surrogate
 from normflows_injective.volume.probes import PROBES
 
 DIMENSION, DRAWS = 5, 100_000
@@ -125,7 +125,7 @@ class Recorder(Estimator):
 
     def __call__(self, x, encode, decode, draw_probes):
         self.probes = draw_probes(encode(x))
-        return Encoder()(x, encode, decode, lambda z: self.probes)
+        return EncoderSurrogate()(x, encode, decode, lambda z: self.probes)
 
     def _surrogate(self, encoded, encode, decode, probes) -> Surrogate:
         raise NotImplementedError

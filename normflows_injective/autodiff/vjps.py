@@ -12,15 +12,16 @@ from ..errors import NotInjectiveError, UnsupportedLayerError
 from .proven import ONCE, WRONG_TWICE, nodes_of, unproven_nodes
 
 __all__ = [
-    "DETACHED",
+    "attached",
     "first_derivative_only",
     "is_broken",
-    "pull_back",
-    "pull_each",
-    "pull_together",
+    "refuse_detached",
+    "vjps",
+    "vjps_one_by_one",
+    "vjps_together",
 ]
 
-DETACHED = (
+_DETACHED = (
     "The output of a map does not depend on its input, or the dependence was cut inside it, so it "
     "has no Jacobian. Remove detach(), no_grad() and .data from the network."
 )
@@ -31,101 +32,91 @@ _NO_SECOND = (
     "without gradients. torch says: {}"
 )
 
-# What stands in the graph of a derivative that cannot be differentiated.
+# Nodes in the graph of a derivative that cannot be differentiated.
 _BROKEN = frozenset({"torch::autograd::Error", "torch::autograd::NotImplemented"})
 
-Pulled = list[Tensor | None]
+Products = list[Tensor | None]
 
 
-def pull_back(value: Tensor, ends: list[Any], cotangents: Tensor, create_graph: bool) -> Pulled:
-    r"""Products :math:`u_k^\top \partial \text{value} / \partial \text{end}`, K in one pass.
-
-    Where a function stands between whose derivatives are not proved, the products are taken one by
-    one, and can be differentiated once, as :func:`first_derivative_only` describes.
-
-    Args:
-        value: Tensor of shape :math:`(B, *)`.
-        ends: Tensors or edges of its graph.
-        cotangents: :math:`u` of shape :math:`(K, B, *)`.
-        create_graph: Whether the products can be differentiated again.
-
-    Returns:
-        For every end the products of shape :math:`(K, B, *)`, or None if the value does not
-        depend on it.
-
-    Raises:
-        NotInjectiveError: If the value is on no graph.
-        UnsupportedLayerError: If the products have no right derivative.
-    """
+def refuse_detached(value: Tensor) -> None:
+    """Raise if a value of a map is on no graph."""
     if not value.requires_grad:
-        raise NotInjectiveError(DETACHED)
+        raise NotInjectiveError(_DETACHED)
+
+
+def attached(product: Tensor | None) -> Tensor:
+    """A product, which is None where the value does not depend on its end and is refused."""
+    if product is None:
+        raise NotInjectiveError(_DETACHED)
+    return product
+
+
+def vjps(value: Tensor, ends: list[Any], cotangents: Tensor, create_graph: bool) -> Products:
+    r"""Products :math:`u_k^\top \partial \text{value} / \partial \text{end}`, or None, by end."""
+    # Where a function stands between whose derivatives are not proved, the products are taken one
+    # by one, and can be differentiated once.
+    refuse_detached(value)
     if len(cotangents) == 1 and not create_graph:
-        return pull_each(value, ends, cotangents, create_graph)
+        return vjps_one_by_one(value, ends, cotangents, create_graph)
     unproven = unproven_nodes(value, ends)
     if not unproven:
-        return pull_together(value, ends, cotangents, create_graph)
-    pulled = pull_each(value, ends, cotangents, create_graph)
-    return first_derivative_only(pulled, ends, unproven) if create_graph else pulled
+        return vjps_together(value, ends, cotangents, create_graph)
+    products = vjps_one_by_one(value, ends, cotangents, create_graph)
+    return first_derivative_only(products, ends, unproven) if create_graph else products
 
 
-def pull_each(value: Tensor, ends: list[Any], cotangents: Tensor, create_graph: bool) -> Pulled:
-    """As :func:`pull_back`, one product at a time, of any functions."""
+def vjps_one_by_one(
+    value: Tensor, ends: list[Any], cotangents: Tensor, create_graph: bool
+) -> Products:
+    """As :func:`vjps`, one product at a time, of any functions."""
     cotangents = cotangents.to(value.dtype)
-    pulled = [
+    products = [
         torch.autograd.grad(
             value, ends, one, create_graph=create_graph, retain_graph=True, allow_unused=True
         )
         for one in (cotangents if len(cotangents) > 1 else [cotangents[0]])
     ]
-    return [None if parts[0] is None else _stacked(parts) for parts in zip(*pulled, strict=True)]
+    return [None if parts[0] is None else _stacked(parts) for parts in zip(*products, strict=True)]
 
 
 def _stacked(parts: tuple[Tensor, ...]) -> Tensor:
     return torch.stack(parts) if len(parts) > 1 else parts[0].unsqueeze(0)
 
 
-def pull_together(
+def vjps_together(
     value: Tensor, ends: list[Any], cotangents: Tensor, create_graph: bool
-) -> Pulled:
-    """As :func:`pull_back`, of functions whose batching rules are right."""
+) -> Products:
+    """As :func:`vjps`, of functions whose batching rules are right."""
     if len(cotangents) == 1:
-        return pull_each(value, ends, cotangents, create_graph)
+        return vjps_one_by_one(value, ends, cotangents, create_graph)
     cotangents = cotangents.to(value.dtype)
     reached: list[bool] = []
 
-    def pull_reached(cotangent: Tensor) -> list[Tensor]:
-        pulled = torch.autograd.grad(
+    def products_that_exist(cotangent: Tensor) -> list[Tensor]:
+        products = torch.autograd.grad(
             value, ends, cotangent, create_graph=create_graph, retain_graph=True, allow_unused=True
         )
-        reached[:] = [part is not None for part in pulled]
-        return [part for part in pulled if part is not None]
+        reached[:] = [part is not None for part in products]
+        return [part for part in products if part is not None]
 
     try:
         # The functional transform: autograd's own batching (is_grads_batched) confuses axes in
         # group normalisation when the result is to be differentiated again.
-        parts = iter(torch.func.vmap(pull_reached)(cotangents))
+        parts = iter(torch.func.vmap(products_that_exist)(cotangents))
     except torch.cuda.OutOfMemoryError:
         raise
     except RuntimeError:
         # A function that has no batching rule.
-        return pull_each(value, ends, cotangents, create_graph)
+        return vjps_one_by_one(value, ends, cotangents, create_graph)
     return [next(parts) if there else None for there in reached]
 
 
-def first_derivative_only(pulled: Pulled, ends: list[Any], unproven: frozenset[str]) -> Pulled:
-    """Products that can be differentiated once, and raise when they are to be twice.
-
-    Nothing proves that torch's derivatives of these functions are right beyond the second, and
-    for some there is no second one. That is found out here, by a trial, where it can be named.
-
-    Args:
-        pulled: Products on a graph.
-        ends: Where the graph of their value ends.
-        unproven: Names of the nodes on it.
-
-    Raises:
-        UnsupportedLayerError: If the products have no right derivative.
-    """
+def first_derivative_only(
+    products: Products, ends: list[Any], unproven: frozenset[str]
+) -> Products:
+    """Products through unproven nodes, which can be differentiated once and raise at twice."""
+    # Nothing proves that torch's derivatives of these functions are right beyond the second, and
+    # for some there is no second one. That is found out here, by a trial, where it can be named.
     names = ", ".join(sorted(unproven))
     # The derivative of such a node is that of a derivative which the network takes itself.
     if any("BackwardBackward" in name or name in WRONG_TWICE for name in unproven):
@@ -136,24 +127,24 @@ def first_derivative_only(pulled: Pulled, ends: list[Any], unproven: frozenset[s
     if any(name.endswith(ONCE) for name in unproven):
         # Torch would take its result for a constant, in silence.
         raise UnsupportedLayerError(_NO_SECOND.format(names, "A derivative is off the graph."))
-    parts = [part for part in pulled if part is not None and part.requires_grad]
+    parts = [part for part in products if part is not None and part.requires_grad]
     points = [end for end in ends if isinstance(end, Tensor) and end.requires_grad]
     if parts and points:
         _try_to_differentiate(parts, points, names)
     return [
         None if part is None else _Once.apply(part, names)  # type: ignore[no-untyped-call]
-        for part in pulled
+        for part in products
     ]
 
 
-def is_broken(pulled: Tensor) -> bool:
+def is_broken(product: Tensor) -> bool:
     """Whether part of a product has no derivative, which torch may drop in silence."""
-    return not _BROKEN.isdisjoint(node.name() for node in nodes_of(pulled))
+    return not _BROKEN.isdisjoint(node.name() for node in nodes_of(product))
 
 
 def _try_to_differentiate(parts: list[Tensor], ends: list[Tensor], names: str) -> None:
     try:
-        found = torch.autograd.grad(
+        gradients = torch.autograd.grad(
             parts,
             ends,
             [torch.ones_like(part) for part in parts],
@@ -165,9 +156,9 @@ def _try_to_differentiate(parts: list[Tensor], ends: list[Tensor], names: str) -
     except RuntimeError as error:
         raise UnsupportedLayerError(_NO_SECOND.format(names, error)) from error
     if not all(
-        bool(torch.isfinite(part).all())
-        for part in found
-        if part is not None and is_readable(part)
+        bool(torch.isfinite(gradient).all())
+        for gradient in gradients
+        if gradient is not None and is_readable(gradient)
     ):
         raise UnsupportedLayerError(
             f"A layer of the map ({names}) has a second derivative in torch that is not finite "
