@@ -24,14 +24,7 @@ _REMEDY = (
 
 
 def names_diverged(method: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Let a method of a module raise where it would return NaN.
-
-    Args:
-        method: Returns a tensor, or a tuple of tensors and None.
-
-    Returns:
-        The method, which raises ``NonFiniteError`` as :func:`check_results` does.
-    """
+    """Let a method of a module, which returns tensors or None, raise where it would return NaN."""
 
     @wraps(method)
     def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
@@ -45,35 +38,11 @@ def names_diverged(method: Callable[Arguments, Result]) -> Callable[Arguments, R
 
 
 def check_results(module: nn.Module, results: Iterable[object]) -> None:
-    """Raise if results of a module are NaN, or infinite by one of its parameters.
-
-    Densities may be zero, so that infinities of a module with finite parameters pass. It costs one
-    look at values where all is well; parameters are searched only where it is not.
-
-    Args:
-        module: What gave the results.
-        results: Tensors; anything else is passed over.
-
-    Raises:
-        NonFiniteError: Naming the first parameter that is not finite, or the first result.
-
-    Examples:
-        >>> net = nn.Linear(1, 1)
-        >>> with torch.no_grad():
-        ...     net.bias.fill_(float("nan"))
-        Parameter containing:
-        tensor([nan], requires_grad=True)
-        >>> check_results(net, [net(torch.zeros(2, 1))])
-        Traceback (most recent call last):
-            ...
-        normflows_injective.errors.NonFiniteError: The parameter bias has 1 of 1 values NaN or \
-infinite. The model has diverged: load its last good checkpoint, and train at a lower rate, with \
-gradients clipped, or with a higher beta.
-    """
+    """Raise if results of a module are NaN, or infinite by one of its parameters."""
+    # Densities may be zero, so that infinities of a module with finite parameters pass. It costs
+    # one look at values where all is well; parameters are searched only where it is not.
     tensors = [r for r in results if isinstance(r, Tensor) and r.is_floating_point()]
-    if not is_readable(*tensors):
-        return
-    if all_finite(tensors):
+    if not is_readable(*tensors) or _all_finite(tensors):
         return
     for name, parameter in module.named_parameters():
         _refuse(f"The parameter {name}", ~torch.isfinite(parameter), "NaN or infinite", _REMEDY)
@@ -90,13 +59,8 @@ gradients clipped, or with a higher beta.
         )
 
 
-def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether no tensor holds NaN or infinity, found out by one look at values.
-
-    Examples:
-        >>> all_finite([torch.zeros(2), torch.tensor(float("inf"))])
-        False
-    """
+def _all_finite(tensors: Iterable[Tensor]) -> bool:
+    # By one look at values, which waits for the device.
     finite = [torch.isfinite(tensor.detach()).all() for tensor in tensors]
     return not finite or bool(torch.stack(finite).all())
 

@@ -15,25 +15,11 @@ _ATEN = torch.ops.aten
 
 @final
 class OwnRandomNumbers(TorchDispatchMode):
-    """Let everything inside draw from generators of its own, always with the same seed.
+    """Let everything inside draw from generators of its own, one a device, with the same seed."""
 
-    Setting torch's global generator back instead would repeat the numbers that other threads
-    draw meanwhile. Dropout inside fused kernels of attention and recurrent layers has no generator
-    to hand over, and is left as it is.
-
-    Args:
-        seed: Seed of the generators, one for each device.
-
-    Examples:
-        >>> before = torch.get_rng_state()
-        >>> with OwnRandomNumbers():
-        ...     first = torch.randn(2)
-        >>> with OwnRandomNumbers():
-        ...     torch.equal(torch.randn(2), first)
-        True
-        >>> torch.equal(torch.get_rng_state(), before)
-        True
-    """
+    # Setting torch's global generator back instead would repeat the numbers that other threads
+    # draw meanwhile. Dropout inside fused kernels of attention and recurrent layers has no
+    # generator to hand over, and is left as it is.
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
