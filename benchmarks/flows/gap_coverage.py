@@ -1,6 +1,6 @@
 """How often the estimated coupling gap lies within two of its standard errors of the truth.
 
-    python benchmarks/flows/gap_coverage.py [--seeds 10] [--samples 20000] [--quick]
+    python -m benchmarks.flows.gap_coverage [--seeds 10] [--samples 20000] [--quick]
         [--page docs/results/gap_coverage.md]
 
 Every run is a line of a file under out/ and is not repeated: a stopped benchmark goes on.
@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from records import Record, run_once, with_error
 from torch import Tensor
 
+from benchmarks.shared.records import Record, run_once
+from benchmarks.shared.tables import report, table, with_error
 from normflows_injective.diagnostics import CouplingGap, coupling_gap
 
 MEAN = torch.tensor([0.3, -0.2, 0.1, 0.4], dtype=torch.float64)
@@ -41,8 +42,8 @@ def gaussian(count: int, generator: torch.Generator) -> Tensor:
 def gaussian_gap(rotation: Tensor) -> float:
     """By conditional means and variances of two coordinates given the other two."""
     covariance, centre = rotation @ MIXING @ MIXING.T @ rotation.T, rotation @ MEAN
-    cross, given = covariance[2:, :2], covariance[:2, :2]
-    explained = (cross @ torch.linalg.inv(given) @ cross.T).diagonal()
+    cross, own = covariance[2:, :2], covariance[:2, :2]
+    explained = (cross @ torch.linalg.inv(own) @ cross.T).diagonal()
     variance = covariance.diagonal()[2:] - explained
     return float(0.5 * (centre[2:].square() + explained + variance - 1 - variance.log()).sum())
 
@@ -60,19 +61,19 @@ def student(dim: int, scale: float, count: int, generator: torch.Generator) -> T
 
 
 def student_gap(dim: int, scale: float) -> float:
-    r"""By quadrature over the squared length of what is given.
+    r"""By quadrature over the squared length of the k coordinates b that are given.
 
-    The variance given b is scale^2 (nu + |b|^2) / (nu + k - 2), k coordinates being given, and
-    |b|^2 / nu over 1 + |b|^2 / nu has a beta law, which is averaged over its quantiles.
+    The variance given b is scale^2 (nu + |b|^2) / (nu + k - 2), and |b|^2 / nu over 1 + |b|^2 / nu
+    has a beta law, which is averaged over its quantiles.
     """
     from scipy.stats import beta
 
-    kept, moved = dim // 2, dim - dim // 2
-    shares = beta(kept / 2, DEGREES / 2).ppf((torch.arange(200_000) + 0.5).numpy() / 200_000)
+    num_given, num_free = dim // 2, dim - dim // 2
+    shares = beta(num_given / 2, DEGREES / 2).ppf((torch.arange(200_000) + 0.5).numpy() / 200_000)
     lengths = DEGREES * torch.as_tensor(shares / (1 - shares))
-    variance = scale**2 * (DEGREES + lengths) / (DEGREES + kept - 2)
+    variance = scale**2 * (DEGREES + lengths) / (DEGREES + num_given - 2)
     mean = scale**2 * DEGREES / (DEGREES - 2)
-    return float(0.5 * moved * (mean - 1 - variance.log().mean()))
+    return float(0.5 * num_free * (mean - 1 - variance.log().mean()))
 
 
 def gaussian_moments(b: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,11 +85,11 @@ def gaussian_moments(b: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def student_moments(dim: int, scale: float, b: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean zero, and a variance that grows with what is given."""
-    kept = dim // 2
+    """Mean zero, and a variance that grows with the coordinates that are given."""
+    num_given = dim // 2
     lengths = (b / scale).square().sum(1, keepdim=True)
-    variance = scale**2 * (DEGREES + lengths) / (DEGREES + kept - 2)
-    variance = variance.expand(-1, dim - kept)
+    variance = scale**2 * (DEGREES + lengths) / (DEGREES + num_given - 2)
+    variance = variance.expand(-1, dim - num_given)
     return torch.zeros_like(variance), variance
 
 
@@ -98,7 +99,7 @@ def circle_moments(b: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def normal_moments(b: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
-    """Those that a perfect model leaves."""
+    """Mean zero and variance one, which a perfect model leaves."""
     return torch.zeros_like(b), torch.ones_like(b)
 
 
@@ -139,8 +140,8 @@ TARGETS: dict[str, Target] = {
 
 def known(z: Tensor, rotation: Tensor, target: Target) -> float:
     """The gain on the same samples of a block that knows the true moments."""
-    kept = z.shape[1] // 2
-    b, a = (z @ rotation.T).split((kept, z.shape[1] - kept), dim=1)
+    num_given = z.shape[1] // 2
+    b, a = (z @ rotation.T).split((num_given, z.shape[1] - num_given), dim=1)
     mean, variance = target.moments(b, rotation)
     gains = 0.5 * (a.square() - (a - mean).square() / variance - variance.log())
     return float(gains.sum(1).mean())
@@ -162,25 +163,30 @@ def measure(name: str, count: int, seed: int) -> Record:
     }
 
 
-def table(runs: dict[str, list[Record]]) -> str:
-    """A row for each target."""
-    lines = [
-        "| latents | true gap | estimate - true | stated error | within two "
-        "| by true moments - true | within two | estimate - by true moments |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
+def coverage(runs: dict[str, list[Record]]) -> str:
+    """The table, with a row for each target."""
+    rows = []
     for name, records in runs.items():
         off = [record["gap"] - record["true"] for record in records]
         luck = [record["known"] - record["true"] for record in records]
         lost = [record["gap"] - record["known"] for record in records]
         errors = [record["error"] for record in records]
         true = sum(record["true"] for record in records) / len(records)
-        lines.append(
-            f"| {name} | {true:.4f} | {with_error(off, 4)} | {sum(errors) / len(errors):.4f} "
-            f"| {_inside(off, errors)} | {with_error(luck, 4)} | {_inside(luck, errors)} "
-            f"| {with_error(lost, 4)} |"
+        rows.append(
+            (
+                name,
+                f"{true:.4f}",
+                with_error(off, 4),
+                f"{sum(errors) / len(errors):.4f}",
+                _inside(off, errors),
+                with_error(luck, 4),
+                _inside(luck, errors),
+                with_error(lost, 4),
+            )
         )
-    return "\n".join(lines)
+    head = ("latents", "true gap", "estimate - true", "stated error", "within two")
+    own = ("by true moments - true", "within two", "estimate - by true moments")
+    return table((*head, *own), rows)
 
 
 def _inside(off: list[float], errors: list[float]) -> str:
@@ -194,7 +200,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--samples", type=int, default=20_000)
     parser.add_argument("--quick", action="store_true", help="500 samples of one seed, to try it")
-    parser.add_argument("--page", type=Path)
+    parser.add_argument("--page", type=Path, help="page whose table to write")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.seeds, arguments.samples = 1, 500
@@ -210,37 +216,7 @@ def main() -> None:
         ]
         for name in TARGETS
     }
-    text = table(runs)
-    print(text)
-    if arguments.page is not None:
-        page = PAGE.replace("TABLE", text).replace("SEEDS", str(arguments.seeds))
-        arguments.page.write_text(page.replace("SAMPLES", str(arguments.samples)))
-
-
-PAGE = """# Does the estimated coupling gap cover the true one?
-
-Produced by
-
-    python benchmarks/flows/gap_coverage.py --seeds SEEDS --samples SAMPLES \\
-        --page docs/results/gap_coverage.md
-
-`nfi.diagnostics.coupling_gap` with its defaults, at one random rotation, on SAMPLES samples of
-laws whose gap has a closed form, in nats. *estimate - true* is the mean over SEEDS seeds with
-its standard error; *stated error* the mean standard error that the estimate itself states;
-*within two* how many seeds lie within two of their own. *By true moments* is the gain of a block
-that knows the conditional moments, on the same samples: what it is off is the luck of the samples,
-and what the estimate loses against it is what the regression does not find.
-
-TABLE
-
-* The estimate is a lower bound in the mean: a regression that is not perfect gains less. On the
-  circle, whose conditional variance vanishes at the edges, it loses most.
-* The fourth moments of Student-t with five degrees are infinite, so a stated error, itself from
-  the samples, is more often too small than too large: also the block that knows the moments is
-  within two of them less often than in 19 of 20 runs.
-* At a standard normal no model gains significantly on the validation rows, so the identity is kept
-  and the estimate is exactly zero, or nearly so.
-"""
+    report({"Coverage of the coupling gap": coverage(runs)}, arguments.page)
 
 
 if __name__ == "__main__":

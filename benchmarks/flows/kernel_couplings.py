@@ -1,7 +1,7 @@
 """Kernelised couplings against the same architecture with networks, on four real tables.
 
-    python benchmarks/flows/kernel_couplings.py --data path/to/data \
-        --page docs/results/kernel_couplings.md --figure docs/figures/kernel_couplings.png
+    python -m benchmarks.flows.kernel_couplings --data path/to/data \
+        [--page docs/results/kernel_couplings.md]
 
 The folder holds the .npz files of the tables; the environment variable NFI_DATA can name it. Every
 run is one line of ``out/kernel_couplings.jsonl``, and a run that is there is not repeated.
@@ -10,17 +10,20 @@ run is one line of ``out/kernel_couplings.jsonl``, and a run that is there is no
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from kernel_figure import figure
-from kernel_methods import METHODS, Plan, fit, gaussian, kernel_density, timings
-from kernel_page import SELECTION_SEED, page
-from kernel_tables import TABLES, read_split
-from records import Record, read, run_once
+
+from benchmarks.shared.data import add_data_option
+from benchmarks.shared.figures import beside
+from benchmarks.shared.records import Record, read, run_once
+from benchmarks.shared.tables import report
+
+from .kernel_data import TABLES, read_split
+from .kernel_methods import METHODS, Plan, fit, gaussian, kernel_density, timings
+from .kernel_report import SELECTION_SEED, draw_figure, tables
 
 RATES = (1e-3, 3e-3, 1e-2)
 REFERENCES = {"gaussian": gaussian, "density": kernel_density}
@@ -43,9 +46,9 @@ class Run(NamedTuple):
 
 
 class Bench(NamedTuple):
-    """Where data and results are, and how long is trained."""
+    """Folder of the data, file of the runs, and length of training by few or all rows."""
 
-    data: Path
+    data: str
     runs: Path
     plans: dict[bool, Plan]
 
@@ -62,7 +65,7 @@ class Bench(NamedTuple):
         return run_once(self.runs, run.key, now)
 
     def rate(self, table: str, method: str) -> float:
-        """The learning rate of the best validation likelihood of few rows, of a seed apart."""
+        """The learning rate of best validation likelihood on few rows, by a seed of its own."""
         runs = [Run(table, True, method, SELECTION_SEED, rate) for rate in RATES]
         return max(runs, key=lambda run: float(self.train(run)["validation"])).rate
 
@@ -86,14 +89,14 @@ class Bench(NamedTuple):
 
 
 def measure(
-    bench: Bench, sizes: list[bool], tables: list[str], methods: list[str], seeds: int
+    bench: Bench, sizes: list[bool], names: list[str], methods: list[str], seeds: int
 ) -> None:
     """All runs, those of few rows and of the first seeds first."""
-    for table in tables:
+    for table in names:
         bench.time_steps(table, 5 if bench.plans[True].steps < 100 else 40)
     for few in sizes:
         for seed in range(seeds):
-            for table in tables:
+            for table in names:
                 # All rows are the same rows for every seed.
                 if few or seed == 0:
                     for name in REFERENCES:
@@ -107,17 +110,14 @@ def measure(
 def main() -> None:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    environment = os.environ.get("NFI_DATA")
-    default = Path(environment) if environment else None
-    parser.add_argument("--data", type=Path, default=default, help="folder of the .npz files")
+    add_data_option(parser)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", choices=TABLES, help="one table")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--rows", nargs="*", choices=["few", "all"], default=["few", "all"])
     parser.add_argument("--quick", action="store_true", help="see that everything runs")
     parser.add_argument("--runs", type=Path, help="file of the runs")
-    parser.add_argument("--page", type=Path)
-    parser.add_argument("--figure", type=Path)
+    parser.add_argument("--page", type=Path, help="page whose tables to write, and its figure")
     options = parser.parse_args()
     if options.data is None:
         parser.error("where are the data? Give --data path/to/data, or set NFI_DATA.")
@@ -128,14 +128,13 @@ def main() -> None:
     name = "kernel_couplings_quick" if options.quick else "kernel_couplings"
     runs = options.runs or Path("out") / f"{name}.jsonl"
     bench = Bench(options.data, runs, plans)
-    tables = [options.only] if options.only else list(TABLES)
+    names = [options.only] if options.only else list(TABLES)
     sizes = [rows == "few" for rows in options.rows]
-    measure(bench, sizes, tables, options.methods, 1 if options.quick else options.seeds)
+    measure(bench, sizes, names, options.methods, 1 if options.quick else options.seeds)
     records = list(read(runs).values())
-    if options.figure is not None:
-        figure(records, options.figure)
+    report(tables(records), options.page)
     if options.page is not None:
-        options.page.write_text(page(records))
+        draw_figure(records, beside(options.page))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What `kernel_couplings.py` compares: conditioners of one architecture, and two references."""
+"""The methods of `kernel_couplings.py`: conditioners of one architecture, and two references."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import NamedTuple
 
 import normflows as nf
 import torch
-from kernel_tables import Split
 from torch import Tensor, nn
 
 from normflows_injective.flows.coupling import Affine, NetworkCoupling, Permutation
 from normflows_injective.flows.kernel import KernelCoupling
+
+from .kernel_data import Split
 
 __all__ = ["METHODS", "Fitted", "Method", "Plan", "fit", "gaussian", "kernel_density", "timings"]
 
@@ -84,14 +85,14 @@ def coupling(method: Method, dim: int, reverse: bool) -> nf.flows.Flow:
 
 
 def matched_width(dim: int) -> int:
-    """Width at which two hidden layers have as many parameters as the kernel expansion, or fewer.
+    """Width w at which two hidden layers have at most the n parameters of the kernel expansion.
 
-    The width w solves w^2 + w (d + 2a + 2) + 2a = n.
+    From d given coordinates to scale and shift of a others: w^2 + w (d + 2a + 2) + 2a = n.
     """
-    kept, moved = dim // 2, dim - dim // 2
-    wanted = NUM_POINTS * (2 * moved + kept) + kept
-    half = (kept + 2 * moved + 2) / 2
-    return int(math.sqrt(half**2 + wanted - 2 * moved) - half)
+    d, a = dim // 2, dim - dim // 2
+    n = NUM_POINTS * (2 * a + d) + d
+    half = (d + 2 * a + 2) / 2
+    return int(math.sqrt(half**2 + n - 2 * a) - half)
 
 
 def model_of(method: Method, dim: int) -> nf.NormalizingFlow:

@@ -1,13 +1,12 @@
 """Layer-wise construction of a coupling flow: when to stop.
 
-    python benchmarks/flows/layerwise.py [--seeds 3] [--quick] [--page]
+    python -m benchmarks.flows.layerwise [--seeds 3] [--quick] [--page docs/results/layerwise.md]
 
 A ring in two dimensions, from several numbers of samples. The trainer of this package, which stops
 where held-out rows see no gain, beside a construction of fixed depth by bins, as it is published:
 equal-count bins of the coordinate that is given, half steps, the best of ten rotations by the
-training rows. Every run is a line of ``out/layerwise.jsonl`` and is not repeated; ``--page``
-writes ``docs/results/layerwise.md`` and its figure from those lines. ``--quick`` builds two
-layers, into another file, to see that everything runs.
+training rows. Every run is a line of ``out/layerwise.jsonl`` and is not repeated. ``--quick``
+builds two layers, into another file, to see that everything runs.
 """
 
 from __future__ import annotations
@@ -18,9 +17,11 @@ import time
 from pathlib import Path
 
 import torch
-from records import Record, read, run_once, with_error
 from torch import Tensor
 
+from benchmarks.shared.figures import beside, new_figure, save
+from benchmarks.shared.records import Record, read, run_once
+from benchmarks.shared.tables import report, table, with_error
 from normflows_injective.diagnostics import LayerwiseTrainer
 from normflows_injective.flows.volume_preserving import random_rotation
 
@@ -30,8 +31,6 @@ METHODS = {
     "bins64": "60 layers, 64 bins",
     "bins16": "60 layers, 16 bins",
 }
-OUT, PAGE_PATH = Path("out"), Path("docs/results/layerwise.md")
-FIGURE = Path("docs/figures/layerwise.png")
 MEAN, SPREAD = 1.5, 0.1
 
 
@@ -113,24 +112,20 @@ def measure(method: str, size: int, seed: int, depth: int) -> Record:
     fresh = ring(EVALUATED, torch.Generator().manual_seed(999_999 - seed))
     start = time.perf_counter()
     if method == "stopped":
-        found = by_trainer(x, fresh, depth, generator)
+        construction = by_trainer(x, fresh, depth, generator)
     else:
-        found = by_bins(x, fresh, depth, int(method.removeprefix("bins")), generator)
+        construction = by_bins(x, fresh, depth, int(method.removeprefix("bins")), generator)
     seconds = time.perf_counter() - start
-    return {"method": method, "size": size, "seed": seed, "seconds": seconds, **found}
+    return {"method": method, "size": size, "seed": seed, "seconds": seconds, **construction}
 
 
 def _chosen(records: list[Record], method: str, size: int) -> list[Record]:
     return [r for r in records if (r["method"], r["size"]) == (method, size)]
 
 
-def table(records: list[Record]) -> str:
-    """Rows of the page, one for each number of samples and method."""
-    rows = [
-        "| samples | construction [seeds] | layers | KL after 10 | after 20 | at the end "
-        "| least on the way | seconds |",
-        "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
+def divergences(records: list[Record]) -> str:
+    """The table, with a row for each number of samples and method."""
+    rows = []
     for size in SIZES:
         for method, title in METHODS.items():
             runs = _chosen(records, method, size)
@@ -138,29 +133,30 @@ def table(records: list[Record]) -> str:
                 continue
             curves = [run["curve"] for run in runs]
             depths = [len(curve) - 1 for curve in curves]
-            layers = f"{min(depths)} to {max(depths)}" if min(depths) < max(depths) else depths[0]
+            least, most = min(depths), max(depths)
             after = [
-                with_error([curve[k] for curve in curves], 3) if min(depths) >= k else "-"
+                with_error([curve[k] for curve in curves], 3) if least >= k else "-"
                 for k in (10, 20)
             ]
             rows.append(
-                f"| {size:,} | {title} [{len(runs)}] | {layers} | {after[0]} | {after[1]} "
-                f"| **{with_error([curve[-1] for curve in curves], 3)}** "
-                f"| {with_error([min(curve) for curve in curves], 3)} "
-                f"| {sum(run['seconds'] for run in runs) / len(runs):.0f} |"
+                (
+                    f"{size:,}",
+                    f"{title} [{len(runs)}]",
+                    f"{least} to {most}" if least < most else str(least),
+                    *after,
+                    f"**{with_error([curve[-1] for curve in curves], 3)}**",
+                    with_error([min(curve) for curve in curves], 3),
+                    f"{sum(run['seconds'] for run in runs) / len(runs):.0f}",
+                )
             )
-    return "\n".join(rows)
+    head = ("samples", "construction [seeds]", "layers", "KL after 10", "after 20", "at the end")
+    return table((*head, "least on the way", "seconds"), rows, 2)
 
 
-def figure(records: list[Record], path: Path) -> None:
+def draw_figure(records: list[Record], path: Path) -> None:
     """Held-out divergence against the number of layers, one panel for each number of samples."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    drawn = plt.figure(figsize=(10, 3.6), layout="constrained")
-    axes = drawn.subplots(1, len(SIZES), sharey=True)
+    figure = new_figure(10, 3.6)
+    axes = figure.subplots(1, len(SIZES), sharey=True)
     colours = {"stopped": "C0", "bins64": "C3", "bins16": "C1"}
     for axis, size in zip(axes, SIZES, strict=True):
         for method, colour in colours.items():
@@ -173,20 +169,18 @@ def figure(records: list[Record], path: Path) -> None:
         axis.grid(alpha=0.3, which="both")
     axes[0].set_ylabel("KL on new points, nats")
     axes[-1].legend(fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    drawn.savefig(path, dpi=110)
-    plt.close(drawn)
+    save(figure, path)
 
 
 def main() -> None:
-    """Run what is missing, print the table and, if asked, write the page."""
+    """Do the missing runs, print the table, and write page and figure."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--page", action="store_true")
+    parser.add_argument("--page", type=Path, help="page whose table to write, and its figure")
     arguments = parser.parse_args()
     depth = 2 if arguments.quick else DEPTH
-    path = OUT / f"layerwise{'_quick' if arguments.quick else ''}.jsonl"
+    path = Path("out") / f"layerwise{'_quick' if arguments.quick else ''}.jsonl"
     for seed in range(arguments.seeds):
         for size in SIZES:
             for method in METHODS:
@@ -196,47 +190,9 @@ def main() -> None:
                 )
                 print(key, f"{record['curve'][-1]:.3f}", len(record["curve"]) - 1, flush=True)
     records = list(read(path).values())
-    print(table(records))
-    if arguments.page:
-        figure(records, FIGURE)
-        PAGE_PATH.write_text(PAGE.replace("TABLE", table(records)))
-
-
-PAGE = r"""# Layer-wise construction of a flow
-
-Produced by
-
-    python benchmarks/flows/layerwise.py --seeds 3 --page
-
-on one thread of a busy machine (seconds are of wall clock, for one construction), torch 2.13.
-Entries are means over seeds of samples and rotations, in brackets their number, with standard
-errors.
-
-TABLE
-
-![Divergence by layers](../figures/layerwise.png)
-
-* The target is a ring, radius N(1.5, 0.1^2) and uniform angle, 1.61 nats from the standard normal.
-  *KL*, in nats, is on 50,000 new points. Each layer is a rotation and an affine block that takes
-  half a step towards conditional mean zero and variance one, and is frozen.
-* *held-out rule* is `nfi.diagnostics.LayerwiseTrainer` with its defaults: a network of width 32
-  for mean and log-scale on half of the samples, early stopping and the choice among four rotations
-  on a quarter, and a block stays only if it gains more than two standard errors on the last
-  quarter. *layers* says where that ended.
-* *bins* is the published recipe: mean and standard deviation in equal-count bins of the
-  coordinate that is given, on all samples, the best of ten rotations by the training rows, 60
-  layers whatever happens.
-* **A fixed depth can ruin the flow.** With 2,048 samples 64 bins pass a good flow on the way and
-  end far beyond where they began. *least on the way* is what an oracle would have stopped at.
-* **The rule needs no choice of depth or bins, and ended at the least of its own way, but it does
-  not win everywhere**: 16 bins, which suit this one-dimensional regression and use all of the
-  samples, end lower with 8,192, and elsewhere the two are level within their errors. Gains of
-  single blocks near the end are smaller than what the held-out quarter can tell from noise, and
-  the construction, greedy as it is, stalls at different depths for different rotations: more
-  than 8,192 samples did not help it here. The benchmark went from two to four candidates for a
-  block, the default, after a look at one of its runs, seed 0 with 8,192 samples, where two ended
-  at 0.33 and four at 0.15.
-"""
+    report({"Divergences": divergences(records)}, arguments.page)
+    if arguments.page is not None:
+        draw_figure(records, beside(arguments.page))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""What volume-preserving flows cannot learn, and what one more layer gives them.
+"""The floor under volume-preserving flows, and how far one more layer takes them through it.
 
-    python benchmarks/flows/volume_preserving.py [--seeds 3] [--quick] [--page]
+    python -m benchmarks.flows.volume_preserving [--seeds 3] [--quick]
+        [--page docs/results/volume_preserving.md]
 
 Trains additive couplings (NICE), couplings of mean-free log-scales (GIN), both with one scale, the
 same with a radial layer at the base, and affine couplings, and compares their divergence from the
 target with the floor that no volume-preserving flow can beat. Every run is a line of
-``out/volume_preserving.jsonl`` and is not repeated; ``--page`` writes
-``docs/results/volume_preserving.md`` and its figure from those lines. ``--quick`` trains for a few
-steps, into another file, to see that everything runs.
+``out/volume_preserving.jsonl`` and is not repeated. ``--quick`` trains for a few steps, into
+another file, to see that everything runs.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ from typing import NamedTuple
 import normflows as nf
 import numpy as np
 import torch
-from records import Record, read, run_once, with_error
 from torch import Tensor, nn
 
+from benchmarks.shared.figures import beside, new_figure, save
+from benchmarks.shared.records import Record, read, run_once
+from benchmarks.shared.tables import report, table, with_error
 from normflows_injective.diagnostics import volume_preserving_floor_on_box
 from normflows_injective.diagnostics.floors import VolumePreservingFloor, uniform_floor
 from normflows_injective.flows.coupling import Affine, NetworkCoupling
@@ -37,8 +39,7 @@ from normflows_injective.flows.volume_preserving import (
 )
 
 EVALUATED, GRID, HIDDEN = 200_000, 160, (64, 64)
-OUT, PAGE_PATH = Path("out"), Path("docs/results/volume_preserving.md")
-FIGURE = Path("docs/figures/volume_preserving.png")
+OUT = Path("out")
 
 
 class Plan(NamedTuple):
@@ -121,7 +122,7 @@ def _affine(dim: int, reverse: bool) -> nf.flows.Flow:
 
 
 class Model(NamedTuple):
-    """Couplings of one kind, and what stands between them and the base."""
+    """Couplings of one kind, with or without a scale and a radial layer before them."""
 
     title: str
     coupling: Callable[[int, bool], nf.flows.Flow]
@@ -129,7 +130,7 @@ class Model(NamedTuple):
     radial: bool = False
 
     def build(self, dim: int, couplings: int) -> list[nf.flows.Flow]:
-        """Couplings in pairs, with a fixed random rotation behind each pair.
+        """Couplings in pairs, with a fixed random rotation after each pair.
 
         The coordinates of a cube are independent: along its axes the coupling gap is zero, and no
         coupling that starts as the identity gets away from there without a rotation.
@@ -201,38 +202,36 @@ def _grid(target: Target) -> Tensor:
     return torch.cartesian_prod(axis, axis)
 
 
-def table(records: list[Record]) -> str:
-    """Rows of the page, one for each target and model."""
-    rows = [
-        "| target | model [seeds] | parameters | KL to the target | floor | KL - floor |",
-        "| --- | --- | ---: | ---: | ---: | ---: |",
-    ]
+def divergences(records: list[Record]) -> str:
+    """The table, with a row for each target and model."""
+    rows = []
     for target, name in CELLS:
         runs = [r for r in records if (r["target"], r["model"]) == (target, name)]
         if not runs:
             continue
         floor = TARGETS[target].floor
-        keeps = name in ("nice", "gin")
+        bound = name in ("nice", "gin")
         values = [run["divergence"] for run in runs]
-        above = with_error([value - floor for value in values], 4) if keeps else "none applies"
+        above = with_error([value - floor for value in values], 4) if bound else "none applies"
         rows.append(
-            f"| {TARGETS[target].title} | {MODELS[name].title} [{len(runs)}] "
-            f"| {runs[0]['parameters']:,} "
-            f"| {with_error(values, 4)} | {floor:.4f} | {above} |"
+            (
+                TARGETS[target].title,
+                f"{MODELS[name].title} [{len(runs)}]",
+                f"{runs[0]['parameters']:,}",
+                with_error(values, 4),
+                f"{floor:.4f}",
+                above,
+            )
         )
-    return "\n".join(rows)
+    head = ("target", "model [seeds]", "parameters", "KL to the target", "floor", "KL - floor")
+    return table(head, rows, 2)
 
 
-def figure(records: list[Record], path: Path) -> None:
+def draw_figure(records: list[Record], path: Path) -> None:
     """Divergences beside their floors, and the densities that were learned."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    drawn = plt.figure(figsize=(10, 7.6), layout="constrained")
-    grid = drawn.add_gridspec(3, 4, height_ratios=[1.15, 1, 1])
-    axis = drawn.add_subplot(grid[0, :])
+    figure = new_figure(10, 7.6)
+    grid = figure.add_gridspec(3, 4, height_ratios=[1.15, 1, 1])
+    axis = figure.add_subplot(grid[0, :])
     for position, (target, name) in enumerate(CELLS):
         values = [r["divergence"] for r in records if (r["target"], r["model"]) == (target, name)]
         colour = "C0" if name in ("nice", "gin") else "C2" if "radial" in name else "C1"
@@ -252,7 +251,7 @@ def figure(records: list[Record], path: Path) -> None:
             inside = (_grid(TARGETS[target]).abs().max(1).values < 3**0.5).view(GRID, GRID)
             true = true * inside.numpy()
         for column, (title, name) in enumerate(columns):
-            panel = drawn.add_subplot(grid[row, column])
+            panel = figure.add_subplot(grid[row, column])
             file = OUT / f"volume_preserving_{target}-{name}-0.npy"
             if name is not None and not file.is_file():
                 continue
@@ -268,17 +267,15 @@ def figure(records: list[Record], path: Path) -> None:
             )
             panel.set(xticks=[], yticks=[])
             panel.set_title(title, fontsize=9)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    drawn.savefig(path, dpi=110)
-    plt.close(drawn)
+    save(figure, path)
 
 
 def main() -> None:
-    """Run what is missing, print the table and, if asked, write the page."""
+    """Do the missing runs, print the table, and write page and figure."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--page", action="store_true")
+    parser.add_argument("--page", type=Path, help="page whose table to write, and its figure")
     arguments = parser.parse_args()
     path = OUT / f"volume_preserving{'_quick' if arguments.quick else ''}.jsonl"
     for seed in range(arguments.seeds):
@@ -291,48 +288,9 @@ def main() -> None:
             )
             print(key, f"{record['divergence']:.4f} ± {record['error']:.4f}", flush=True)
     records = list(read(path).values())
-    print(table(records))
-    if arguments.page:
-        figure(records, FIGURE)
-        PAGE_PATH.write_text(PAGE.replace("TABLE", table(records)))
-
-
-PAGE = r"""# What volume-preserving flows cannot learn
-
-Produced by
-
-    python benchmarks/flows/volume_preserving.py --seeds 3 --page
-
-on one thread, torch 2.13, float32.
-Entries are means over the seeds of weights and samples, in brackets their number, with standard
-errors over the seeds.
-
-TABLE
-
-![Divergences, floors and densities](../figures/volume_preserving.png)
-
-* A flow whose log-det is constant moves the values of its base density about and changes none. The
-  *floor* is the least divergence from the target that such a flow with a Gaussian base of any
-  scale can have: `nfi.diagnostics.volume_preserving_floor`, here in closed form for the cubes and
-  by quadrature for the mixture, whose components 1/2 N((-1.5, 0), .3 I) and 1/2 N((1.5, 0), .03 I)
-  differ in width. *KL to the target*, in nats, is on 200,000 new points; its Monte-Carlo error is
-  at most 0.002.
-* **The floors were met from above and never crossed** by the models that they bind, NICE and
-  GIN with one scale, by no more than the distance in the column *KL - floor*. Where that distance
-  is less than 0.003 it is within the Monte-Carlo error. On the mixture the flows end 0.04 above
-  for two seeds and 0.07 for the third: the two modes are the images of one, and the filament
-  between them costs.
-* **Affine couplings go through the floor**, and win everywhere. One radial layer at the base, of
-  49 parameters, takes most of the floor away, but stays behind affine couplings.
-* On the 4-D cube GIN, whose log-scales have mean zero, does a little better than NICE, for the
-  same floor. In two dimensions it *is* NICE, and warns.
-* A fixed random rotation stands behind every pair of couplings. Without it, on a square along the
-  axes, all kinds of couplings stay at the divergence of a Gaussian, 0.3530: its coordinates are
-  independent, the coupling gap of that split is zero, and gradients vanish at the identity. That
-  value lies so near to the floor, 0.3069, that it is easily taken for it.
-* 8 couplings, 1500 steps of 384 fresh samples for the cubes, 12 couplings, 2000 steps of 512 for
-  the mixture; two hidden layers of width 64, SiLU, Adam with one cycle up to 4e-3.
-"""
+    report({"Divergences": divergences(records)}, arguments.page)
+    if arguments.page is not None:
+        draw_figure(records, beside(arguments.page))
 
 
 if __name__ == "__main__":

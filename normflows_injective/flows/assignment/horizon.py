@@ -29,7 +29,7 @@ __all__ = ["HorizonChoice", "choose_horizon", "rounding_error"]
 
 # A step moves the corner by h deviations of the noise, and of labels sampled along an exact field
 # a share of about C h^p falls elsewhere than by tiny steps: (C, p), measured on a 3 x 3 Ising
-# model, the worst of the fields in benchmarks/assignment_steps.py.
+# model, the worst of the fields in benchmarks/assignment/steps.py.
 _ERROR_OF_STEPS = {"rk4": (0.05, 4), "midpoint": (0.2, 2), "euler": (0.6, 1)}
 
 

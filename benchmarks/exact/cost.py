@@ -1,0 +1,195 @@
+"""The cost of the exact log-density, without and with its gradient, in units of a decode.
+
+    python -m benchmarks.exact.cost [--quick] [--page docs/results/exact_cost.md]
+
+Beside this package's `log_prob` stands the code that one would write by hand: Jacobian-vector
+products of the batch with all basis vectors by `torch.func`, in forward mode, and the determinant
+of the Gram matrix. Values of the two have to agree in float64 before anything is measured. Whether
+their gradients agree is measured too, because the derivative of a tangent is wrong for some
+functions.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median, quantiles
+from typing import NamedTuple
+
+import normflows as nf
+import torch
+from torch import Tensor
+
+import normflows_injective as nfi
+from benchmarks.shared.tables import publish, table, wrapped
+from benchmarks.shared.timing import in_turn
+from benchmarks.steps.models import MODELS, Pair
+
+DECODE, OURS, BY_HAND = "decode", "`log_prob`", "by hand"
+WITH_GRADIENT = " with gradient"
+ROUTES = (OURS, BY_HAND, OURS + WITH_GRADIENT, BY_HAND + WITH_GRADIENT)
+QUICK = ("toy", "tabular", "conv")
+CHECKED, TOLERANCE = 4, 1e-8
+WARM_UP = 2
+
+LogProb = Callable[[Tensor], Tensor]
+
+
+class Cell(NamedTuple):
+    """The measurements of one model.
+
+    Attributes:
+        model: Key of the model.
+        difference: Of the gradients of the two log-densities in float64, relative.
+        seconds: Of every round, by route.
+    """
+
+    model: str
+    difference: float
+    seconds: dict[str, list[float]]
+
+    def ratios(self, route: str) -> list[float]:
+        """Times of the decode of the same round."""
+        pairs = zip(self.seconds[route], self.seconds[DECODE], strict=True)
+        return [one / other for one, other in pairs]
+
+
+def package_log_prob(pair: Pair) -> LogProb:
+    """This package: QR of the Jacobian."""
+    base = nf.distributions.DiagGaussian(pair.latent_dim, trainable=False)
+    injection = nfi.flows.FreeFormInjection(
+        pair.encoder, pair.decoder, (pair.latent_dim,), pair.data_shape
+    )
+    like = next(pair.parameters())
+    return nfi.InjectiveNormalizingFlow(base.to(like), [injection]).log_prob
+
+
+def log_prob_by_hand(pair: Pair) -> LogProb:
+    """Forward-mode Jacobian of the batch and determinant of its Gram matrix."""
+    base = nf.distributions.DiagGaussian(pair.latent_dim, trainable=False)
+    base.to(next(pair.parameters()))
+
+    def log_prob(x: Tensor) -> Tensor:
+        z = pair.encoder(x)
+        push = lambda tangent: torch.func.jvp(pair.decoder, (z,), (tangent,))[1]  # noqa: E731
+        basis = torch.eye(pair.latent_dim, dtype=z.dtype).unsqueeze(1).expand(-1, *z.shape)
+        columns = torch.func.vmap(push)(basis).flatten(2).permute(1, 2, 0)
+        return base.log_prob(z) - torch.linalg.slogdet(columns.mT @ columns)[1] / 2
+
+    return log_prob
+
+
+def gradient_difference(name: str, seed: int) -> float:
+    """How far the gradient by hand is from the package's, in float64.
+
+    Raises:
+        SystemExit: If the values differ, so that it makes no sense to compare times.
+    """
+    torch.manual_seed(seed)
+    pair = MODELS[name].build().to(torch.float64)
+    x = torch.randn(CHECKED, *pair.data_shape, dtype=torch.float64)
+    ours, by_hand = (make(pair)(x) for make in (package_log_prob, log_prob_by_hand))
+    worst = float((ours - by_hand).detach().abs().max())
+    if not worst <= TOLERANCE:
+        raise SystemExit(
+            f"The log-densities of {name} differ by {worst:.1e}: nothing was measured."
+        )
+    parameters = list(pair.parameters())
+    first, second = (
+        torch.cat(
+            [
+                part.flatten()
+                for part in torch.autograd.grad(value.sum(), parameters, materialize_grads=True)
+            ]
+        )
+        for value in (ours, by_hand)
+    )
+    return float((first - second).norm() / first.norm())
+
+
+def measure(name: str, options: argparse.Namespace) -> Cell:
+    """All figures of one model."""
+    difference = gradient_difference(name, options.seed)
+    torch.manual_seed(options.seed)
+    pair = MODELS[name].build()
+    parameters = list(pair.parameters())
+    x = torch.randn(options.batch, *pair.data_shape)
+    with torch.no_grad():
+        z = pair.encoder(x)
+
+    def value_of(log_prob: LogProb, at: Tensor) -> Callable[[], object]:
+        return torch.no_grad()(lambda: log_prob(at))
+
+    def gradient_of(log_prob: LogProb) -> Callable[[], object]:
+        return lambda: torch.autograd.grad(log_prob(x).sum(), parameters, materialize_grads=True)
+
+    ours, by_hand = package_log_prob(pair), log_prob_by_hand(pair)
+    calls = {
+        DECODE: value_of(pair.decoder, z),
+        OURS: value_of(ours, x),
+        BY_HAND: value_of(by_hand, x),
+        OURS + WITH_GRADIENT: gradient_of(ours),
+        BY_HAND + WITH_GRADIENT: gradient_of(by_hand),
+    }
+    for call in calls.values():
+        for _ in range(WARM_UP):
+            call()
+    return Cell(name, difference, in_turn(calls, options.rounds, options.seed))
+
+
+def ratios(cells: list[Cell]) -> str:
+    """A table of medians and quartiles of the ratios."""
+    rows = []
+    for cell in cells:
+        pair = MODELS[cell.model].build()
+        row = [MODELS[cell.model].title, str(pair.latent_dim)]
+        row.append(f"{1000 * median(cell.seconds[DECODE]):.3g}")
+        for route in ROUTES:
+            first, middle, third = quantiles(cell.ratios(route), n=4, method="inclusive")
+            row.append(f"{middle:.1f} ({first:.1f} to {third:.1f})")
+        rows.append([*row, f"{cell.difference:.0e}"])
+    return table(["model", "d", "decode, ms", *ROUTES, "difference of gradients"], rows)
+
+
+def page(cells: list[Cell], options: argparse.Namespace) -> str:
+    """The page of results."""
+    text = (
+        "Processor time of the exact `log_prob` of models without a latent flow, in times of one "
+        "decode of the same batch, without gradients and with those of all parameters. *By hand* "
+        "is the Jacobian by `vmap` over `torch.func.jvp` with the determinant of the Gram matrix, "
+        "and its gradient goes backward through the tangents. Both values agree to "
+        f"{TOLERANCE:.0e} in float64; the last column says how far the gradients are apart, "
+        "relative to their norm. This package factors the Jacobian by QR in float64, and takes "
+        "gradients by reverse mode alone, whose derivatives are right for more functions. "
+        f"Conditions: torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, one "
+        f"thread, float32, batches of {options.batch}, {options.rounds} rounds in random order in "
+        "one process: the median of the ratios within a round, and in brackets their quartiles."
+    )
+    command = "    python -m benchmarks.exact.cost --page docs/results/exact_cost.md"
+    parts = ("# What the exact log-density costs", command, wrapped(text), ratios(cells))
+    return "\n\n".join(parts) + "\n"
+
+
+def main() -> None:
+    """Measure every model, print the page and write it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=None)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument(
+        "--quick", action="store_true", help="three models, few samples and rounds"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--page", type=Path, help="page to write")
+    options = parser.parse_args()
+    if options.quick:
+        options.batch, options.rounds = 8, 5
+    torch.set_num_threads(1)
+    names = options.models or (QUICK if options.quick else list(MODELS))
+    text = page([measure(name, options) for name in names], options)
+    publish(text, options.page)
+
+
+if __name__ == "__main__":
+    main()
