@@ -3,10 +3,10 @@
     PYTHONPATH=tests python -m benchmarks.exact.derivatives [--page docs/results/derivatives.md]
 
 The functions are those of `tests/support/differentiable_functions.py`, each inside a decoder of
-mixed latents in float64. Torch gives products with the decoder's Jacobian, in forward and in reverse
-mode, and their first and second derivatives by a weight; the package gives `log_volume`, with its
-first and second derivatives. Central differences of the function judge the Jacobian, and central
-differences of each result judge its derivative.
+mixed latents in float64. Torch gives products with the decoder's Jacobian, in forward and in
+reverse mode, and their first and second derivatives by a weight; the package gives `log_volume`,
+with its first and second derivatives. Central differences of the function judge the Jacobian, and
+central differences of each result judge its derivative.
 """
 
 from __future__ import annotations

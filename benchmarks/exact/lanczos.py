@@ -94,10 +94,10 @@ def accuracy_row(dimension: int, condition: float, samples: int, repeats: int) -
     with torch.no_grad():
         exact, exact_seconds = timed(lambda: log_volume(decode, z), repeats)
     cells = [f"{truth.item():.1f}", f"{root_mean_square(exact.double() - truth):.0e}"]
-    for n_probes in PROBES:
+    for num_probes in PROBES:
         torch.manual_seed(0)
         (volume, error), seconds = timed(
-            lambda k=n_probes: log_volume(decode, z, method="lanczos", num_probes=k), repeats
+            lambda k=num_probes: log_volume(decode, z, method="lanczos", num_probes=k), repeats
         )
         off, stated = root_mean_square(volume.double() - truth), root_mean_square(error)
         cells.append(" / ".join(map(two_digits, (off, stated, seconds / exact_seconds))))
@@ -136,7 +136,7 @@ def main() -> None:
     torch.set_num_threads(1)
     accuracy = table(
         ["d, condition number", "log-volume", "exact: error"]
-        + [f"{n_probes} probes" for n_probes in PROBES],
+        + [f"{num_probes} probes" for num_probes in PROBES],
         [
             accuracy_row(dimension, condition, options.samples, options.repeats)
             for dimension in options.dims

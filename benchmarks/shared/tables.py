@@ -13,9 +13,9 @@ from statistics import mean, stdev
 import torch
 from tabulate import tabulate
 
-__all__ = ["publish", "report", "table", "with_error", "wrapped"]
+__all__ = ["TABLE", "publish", "report", "table", "with_error", "wrapped"]
 
-_TABLE = re.compile(r"^\|.*\n\|[-:| ]+\|(?:\n\|.*)*", re.MULTILINE)
+TABLE = re.compile(r"^\|.*\n\|[-:| ]+\|(?:\n\|.*)*", re.MULTILINE)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:
@@ -57,10 +57,10 @@ def wrapped(text: str) -> str:
 
 
 def _filled(page: str, tables: list[str]) -> str:
-    places = _TABLE.findall(page)
+    places = TABLE.findall(page)
     if len(places) != len(tables):
         raise SystemExit(
             f"The page has {len(places)} tables, the runs give {len(tables)}: nothing was written."
         )
     remaining = iter(tables)
-    return _TABLE.sub(lambda _: next(remaining), page)
+    return TABLE.sub(lambda _: next(remaining), page)

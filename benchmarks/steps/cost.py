@@ -61,17 +61,17 @@ TOLERANCE = 1e-6
 Step = Callable[[], None]
 
 
-def losses_of(pair: Pair, n_probes: int, compiled: bool) -> dict[str, Loss]:
+def losses_of(pair: Pair, num_probes: int, compiled: bool) -> dict[str, Loss]:
     """All variants for one number of probes."""
     plain = autoencoder_loss(pair)
     losses = {
         AUTOENCODER: plain,
-        PUBLISHED: published_loss(pair, n_probes),
-        PACKAGE: package_loss(pair, n_probes),
+        PUBLISHED: published_loss(pair, num_probes),
+        PACKAGE: package_loss(pair, num_probes),
     }
     if compiled:
         losses[AUTOENCODER_COMPILED] = torch.compile(plain, fullgraph=True)
-        losses[PACKAGE_COMPILED] = package_loss(pair, n_probes, compiled=True)
+        losses[PACKAGE_COMPILED] = package_loss(pair, num_probes, compiled=True)
     return losses
 
 
@@ -128,7 +128,7 @@ def warmed_up(steps: dict[str, Step], device: torch.device) -> dict[str, float]:
     return seconds
 
 
-def measure(name: str, n_probes: int, difference: float, options: argparse.Namespace) -> Cell:
+def measure(name: str, num_probes: int, difference: float, options: argparse.Namespace) -> Cell:
     """All figures of one model with one number of probes."""
     # Earlier cells would otherwise count as recompilations of the same functions.
     torch.compiler.reset()
@@ -137,7 +137,7 @@ def measure(name: str, n_probes: int, difference: float, options: argparse.Names
     pair = MODELS[name].build().to(device)
     parameters = list(pair.parameters())
     x = torch.randn(MODELS[name].batch, *pair.data_shape, device=device)
-    losses = losses_of(pair, n_probes, options.compile)
+    losses = losses_of(pair, num_probes, options.compile)
     if options.autocast:
         losses |= {key + BFLOAT16: under_autocast(loss) for key, loss in losses.items()}
 
@@ -160,14 +160,14 @@ def measure(name: str, n_probes: int, difference: float, options: argparse.Names
     seconds = in_turn(steps, options.rounds, options.seed, timed)
     eager = [key for key in steps if "compiled" not in key and BFLOAT16 not in key]
     counted = {key: multiply_adds(steps[key]) for key in eager}
-    counted[FLOOR] = floor_of(pair, x, n_probes, counted[AUTOENCODER])
+    counted[FLOOR] = floor_of(pair, x, num_probes, counted[AUTOENCODER])
     on_gpu = steps if device.type == "cuda" else {}
     peaks = {key: peak_bytes_of(step, forget) for key, step in on_gpu.items()}
     kept = {key: bytes_for_backward(lambda f=f: f(x), parameters) for key, f in losses.items()}
-    return Cell(name, n_probes, difference, seconds, compile_seconds, kept, peaks, counted)
+    return Cell(name, num_probes, difference, seconds, compile_seconds, kept, peaks, counted)
 
 
-def floor_of(pair: Pair, x: Tensor, n_probes: int, autoencoder: int) -> int:
+def floor_of(pair: Pair, x: Tensor, num_probes: int, autoencoder: int) -> int:
     """Multiply-adds that the formula of the surrogate asks for.
 
     A probe takes the decoder forward once. In the encoder it takes what the autoencoder takes
@@ -179,7 +179,7 @@ def floor_of(pair: Pair, x: Tensor, n_probes: int, autoencoder: int) -> int:
         z = pair.encoder(x)
         decoder = multiply_adds(lambda: pair.decoder(z))
     in_encoder = autoencoder - 3 * decoder
-    return autoencoder + n_probes * (in_encoder + decoder)
+    return autoencoder + num_probes * (in_encoder + decoder)
 
 
 def facts_of(options: argparse.Namespace) -> dict[str, Any]:
@@ -206,14 +206,14 @@ def checked_cases(options: argparse.Namespace) -> list[tuple[str, int, float]]:
     cases = []
     for name in options.models:
         latent_dim = MODELS[name].build().latent_dim
-        for n_probes in [k for k in options.probes if k <= latent_dim]:
-            difference = gradient_difference(MODELS[name], n_probes, options.seed)
+        for num_probes in [k for k in options.probes if k <= latent_dim]:
+            difference = gradient_difference(MODELS[name], num_probes, options.seed)
             if not difference <= TOLERANCE:
                 raise SystemExit(
-                    f"The gradients of {name} with {n_probes} probes differ by {difference:.1e} "
+                    f"The gradients of {name} with {num_probes} probes differ by {difference:.1e} "
                     f"of the volume's gradient, more than {TOLERANCE}: nothing was measured."
                 )
-            cases.append((name, n_probes, difference))
+            cases.append((name, num_probes, difference))
     return cases
 
 

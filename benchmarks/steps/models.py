@@ -149,7 +149,7 @@ def autoencoder_loss(pair: Pair) -> Loss:
     return loss
 
 
-def published_loss(pair: Pair, n_probes: int) -> Loss:
+def published_loss(pair: Pair, num_probes: int) -> Loss:
     r"""The loss of a free-form injective flow by the algorithm as it was published.
 
     Every probe decodes again, under dual numbers with gradients enabled, so that the tangent is
@@ -165,18 +165,18 @@ def published_loss(pair: Pair, n_probes: int) -> Loss:
         x = x.detach().requires_grad_()
         z = pair.encoder(x)
         volume = x.new_zeros(len(x))
-        for probe in draw_probes("orthonormal", n_probes, z):
+        for probe in draw_probes("orthonormal", num_probes, z):
             with forward_ad.dual_level():
                 dual = pair.decoder(forward_ad.make_dual(z, probe))
                 reconstruction, pushed = forward_ad.unpack_dual(dual)
             (pulled,) = torch.autograd.grad(z, x, probe, create_graph=True)
-            volume = volume - (pulled * pushed.detach()).flatten(1).sum(1) / n_probes
+            volume = volume - (pulled * pushed.detach()).flatten(1).sum(1) / num_probes
         return (_reconstruction_and_prior(x, z, reconstruction) + volume).mean()
 
     return loss
 
 
-def package_loss(pair: Pair, n_probes: int, compiled: bool = False) -> Loss:
+def package_loss(pair: Pair, num_probes: int, compiled: bool = False) -> Loss:
     """The loss of a free-form injective flow by this package, with all its checks."""
     # Only where asked for, so that the eager step is the one without the option.
     options = {"compile": True} if compiled else {}
@@ -185,7 +185,7 @@ def package_loss(pair: Pair, n_probes: int, compiled: bool = False) -> Loss:
     injection = nfi.flows.FreeFormInjection(
         pair.encoder, pair.decoder, (pair.latent_dim,), pair.data_shape
     )
-    likelihood = nfi.SurrogateLikelihood(BETA, n_probes, **options)
+    likelihood = nfi.SurrogateLikelihood(BETA, num_probes, **options)
     like = next(pair.parameters())
     model = nfi.InjectiveNormalizingFlow(base.to(like), [injection], likelihood.to(like))
     return model.forward_kld
@@ -197,7 +197,7 @@ def gradients(loss: Loss, pair: Pair, x: Tensor) -> Tensor:
     return torch.cat([part.flatten() for part in parts])
 
 
-def gradient_difference(model: Model, n_probes: int, seed: int, samples: int = 8) -> float:
+def gradient_difference(model: Model, num_probes: int, seed: int, samples: int = 8) -> float:
     """How far the package's gradient is from the published algorithm's, for equal probes.
 
     In float64, and relative to the part of the gradient that is the volume's: the reconstruction
@@ -208,7 +208,7 @@ def gradient_difference(model: Model, n_probes: int, seed: int, samples: int = 8
     x = torch.randn(samples, *pair.data_shape, dtype=torch.float64)
     without = gradients(autoencoder_loss(pair), pair, x)
     both = []
-    for loss in (published_loss(pair, n_probes), package_loss(pair, n_probes)):
+    for loss in (published_loss(pair, num_probes), package_loss(pair, num_probes)):
         # Both draw nothing but their probes, and in the same way.
         torch.manual_seed(seed)
         both.append(gradients(loss, pair, x))

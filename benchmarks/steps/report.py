@@ -145,11 +145,11 @@ def _bytes(cells: list[Cell], field: str) -> str:
         by_variant = getattr(cell, field)
         for suffix in suffixes:
             unit = by_variant[AUTOENCODER + suffix]
-            title, n_probes = _labels(cell)
+            title, num_probes = _labels(cell)
             rows.append(
                 [
                     title + suffix,
-                    n_probes,
+                    num_probes,
                     f"{unit / 2**20:.3g}",
                     *(_over(by_variant.get(variant + suffix), unit) for variant in VARIANTS),
                 ]
