@@ -16,62 +16,88 @@ import argparse
 import math
 import os
 import time
-from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
+import normflows as nf
 import numpy as np
 import torch
-from matplotlib.lines import Line2D
-from support.composition_models import Array, Fit, models
-from support.ternary import corners, lattice, regions, scatter
+from support.composition_baselines import (
+    Array,
+    Fit,
+    LogDensity,
+    fit_dirichlet,
+    fit_logistic_normal,
+)
+from support.composition_data import Table, read_tables
+from support.composition_figure import draw
+from torch import Tensor, nn
+
+import normflows_injective as nfi
 
 FOLDS, REFERENCE = 10, "logistic-normal"
-DEPTHS = {12.0: "#e66101", 30.0: "#1b9e77", 90.0: "#5e3c99"}
-FILE = "compositions_aitchison.npz"
 
 
-class Table(NamedTuple):
-    """Compositions (N, 3) and covariates (N, C)."""
-
-    title: str
-    names: tuple[str, str, str]
-    parts: Array
-    covariates: Array
-
-
-def read_tables(folder: Path | None) -> list[Table]:
-    """ArcticLake, SkyeAFM, and ArcticLake with the logarithm of the depth, in metres.
-
-    Raises:
-        SystemExit: If there is no such file.
-    """
-    if folder is None or not (folder / FILE).is_file():
-        where = "" if folder is None else f" in {folder}"
-        raise SystemExit(
-            f"{FILE} was not found{where}. Give the folder that holds it by --data or the "
-            "environment variable NFI_DATA."
-        )
-    with np.load(folder / FILE, allow_pickle=False) as arrays:
-        lake, lavas = (arrays[name].astype(np.float64) for name in ("ArcticLake", "SkyeAFM"))
-    soil, oxides = ("sand", "silt", "clay"), ("alkali", "iron", "magnesium")
-    sediments, lavas = lake[:, :3], lavas / lavas.sum(1, keepdims=True)
-    sediments = sediments / sediments.sum(1, keepdims=True)
-    return [
-        Table("ArcticLake", soil, sediments, np.zeros((len(lake), 0))),
-        Table("SkyeAFM", oxides, lavas, np.zeros((len(lavas), 0))),
-        Table("ArcticLake given depth", soil, sediments, log_depth(lake[:, 3:])),
+def build_flow(kind: str, num_covariates: int) -> nfi.InjectiveNormalizingFlow:
+    """Standard normal, spline coupling, linear map, shift and scale, chart of the simplex."""
+    context = num_covariates or None
+    layers: list[nf.flows.Flow] = [
+        nf.flows.CoupledRationalQuadraticSpline(
+            2, 1, 8, num_bins=4, activation=nn.SiLU, num_context_channels=context
+        ),
+        nf.flows.LULinearPermute(2),
     ]
+    if context:
+        layers.append(nf.flows.MaskedAffineAutoregressive(2, 8, context_features=context))
+    layers.append(nf.flows.ActNorm(2))
+    base = nf.distributions.DiagGaussian(2, trainable=False)
+    return nfi.InjectiveNormalizingFlow(
+        base, [*layers, nfi.flows.SimplexStickBreaking(3, kind=kind)]
+    )
 
 
-def log_depth(depth: Array) -> Array:
-    """The covariate of depths, of order one over the table's 10 to 104 m."""
-    return (np.log(depth) - math.log(40.0)) / 0.7
+def fit_flow(kind: str, steps: int, parts: Array, covariates: Array) -> LogDensity:
+    """A tiny flow in coordinates of the simplex: one small spline, one linear map.
+
+    With covariates a shift and a scale that depend on them come last, before the chart.
+    """
+    x, context = _tensor(parts), _context(covariates)
+    model = build_flow(kind, covariates.shape[1])
+    model.forward_kld(x, context)  # ActNorm takes its first values from data
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-2, total_steps=steps)
+    for _ in range(steps):
+        loss = model.forward_kld(x, context)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        optimizer.step()
+        scheduler.step()
+    model.eval()
+
+    def log_density(parts: Array, covariates: Array) -> Array:
+        with torch.no_grad():
+            return model.log_prob(_tensor(parts), _context(covariates)).double().numpy()
+
+    return log_density
+
+
+def _tensor(parts: Array) -> Tensor:
+    return torch.from_numpy(parts).float()
+
+
+def _context(covariates: Array) -> Tensor | None:
+    return torch.from_numpy(covariates).float() if covariates.shape[1] else None
+
+
+def models(steps: int) -> dict[str, Fit]:
+    """All models by name, the flows trained for a number of steps."""
+    return {
+        "Dirichlet": fit_dirichlet,
+        "logistic-normal": fit_logistic_normal,
+        "flow, normal sticks": partial(fit_flow, "normal", steps),
+        "flow, log-ratios": partial(fit_flow, "ilr", steps),
+    }
 
 
 def held_out(fit: Fit, table: Table, repeats: int) -> Array:
@@ -81,9 +107,9 @@ def held_out(fit: Fit, table: Table, repeats: int) -> Array:
     for repeat in range(repeats):
         order = np.random.default_rng(repeat).permutation(number)
         for held in np.array_split(order, FOLDS):
-            kept = np.setdiff1d(order, held)
+            others = np.setdiff1d(order, held)
             torch.manual_seed(repeat)
-            log_density = fit(table.parts[kept], table.covariates[kept])
+            log_density = fit(table.parts[others], table.covariates[others])
             scores[held] += log_density(table.parts[held], table.covariates[held]) / repeats
     return scores
 
@@ -108,53 +134,6 @@ def print_scores(tables: list[Table], fits: dict[str, Fit], repeats: int) -> Non
 
 def _pm(values: Array) -> str:
     return f"{values.mean():.3f} ± {values.std(ddof=1) / math.sqrt(len(values)):.3f}"
-
-
-def draw(tables: list[Table], fits: dict[str, Fit], file: Path, number: int) -> float:
-    """One row for each table, one column for each model; returns the worst error of a mass."""
-    figure, axes = plt.subplots(
-        len(tables), len(fits), figsize=(13, 9.6), layout="constrained", squeeze=False
-    )
-    grid, worst = lattice(number), 0.0
-    for row, table in zip(axes, tables, strict=True):
-        for axis, (name, fit) in zip(row, fits.items(), strict=True):
-            torch.manual_seed(0)
-            log_density = fit(table.parts, table.covariates)
-            corners(axis, table.names)
-            for covariate, masses, colour, filled in _layers(table):
-                at = np.full((len(grid), table.covariates.shape[1]), covariate)
-                mass = regions(axis, grid, log_density(grid, at), masses, colour, filled)
-                worst = max(worst, abs(mass - 1))
-            scatter(axis, table.parts, s=11, linewidths=0, **_colours(table))
-            axis.set_title(name if table is tables[0] else "", fontsize=12)
-        row[0].text(-0.16, 0.4, table.title, rotation=90, va="center", fontsize=12)
-    lines = [Line2D([], [], color=c, label=f"{d:g} m: 90 % region") for d, c in DEPTHS.items()]
-    axes[-1, -1].legend(handles=lines, loc="upper right", fontsize=8, frameon=False)
-    figure.suptitle(
-        "Above: smallest regions with 50 %, 90 % and 99 % of the fitted mass. "
-        "Below: 90 % regions at three depths, data coloured by depth.",
-        fontsize=11,
-    )
-    figure.savefig(file, dpi=90)
-    plt.close(figure)
-    return worst
-
-
-def _layers(table: Table) -> Iterable[tuple[float, tuple[float, ...], str, bool]]:
-    if table.covariates.shape[1] == 0:
-        return [(0.0, (0.99, 0.9, 0.5), "#1f4e9c", True)]
-    return [
-        (float(log_depth(np.array(depth))), (0.9,), colour, False)
-        for depth, colour in DEPTHS.items()
-    ]
-
-
-def _colours(table: Table) -> dict[str, object]:
-    if table.covariates.shape[1] == 0:
-        return {"color": "k"}
-    places = [float(log_depth(np.array(depth))) for depth in DEPTHS]
-    nearest = np.abs(table.covariates - places).argmin(1)
-    return {"color": [list(DEPTHS.values())[k] for k in nearest]}
 
 
 def main() -> None:

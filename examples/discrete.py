@@ -107,8 +107,8 @@ def print_distances(images: Images, kinds: dict[str, Tensor], asked: Tensor) -> 
         )
     shares = []
     for x, classes in ((images.test, images.test_classes), (kinds["samples by class"], asked)):
-        found = images.train_classes[nearest(x, images.train)[1]]
-        shares.append(f"{(found == classes).float().mean():.1%}")
+        neighbours = images.train_classes[nearest(x, images.train)[1]]
+        shares.append(f"{(neighbours == classes).float().mean():.1%}")
     print(
         f"\nThe nearest training image is of the class of {shares[0]} of the test images, and of "
         f"the class asked for of {shares[1]} of the samples by class."
@@ -199,7 +199,7 @@ def run_table(name: str, table: Table, budget: Budget, out: Path) -> None:
         print(f"| {row} | {shown(values, 3)} | {shown(values - nll['tree'], 3, '+')} | {count} |")
 
     data = mutual_informations(table.train, table.num_classes)
-    found = {row: mutual_informations(x, table.num_classes) for row, x in rows.items()}
+    informations = {row: mutual_informations(x, table.num_classes) for row, x in rows.items()}
     above = tuple(torch.triu_indices(len(data), len(data), 1))
     print(
         f"\nMutual informations of {len(data[above])} pairs of columns in training rows: mean "
@@ -207,12 +207,12 @@ def run_table(name: str, table: Table, budget: Budget, out: Path) -> None:
     )
     print("\n| beside the training rows | mean difference | largest | of the pair |")
     print("|---|---:|---:|---|")
-    for row, matrix in found.items():
+    for row, matrix in informations.items():
         difference = (matrix - data)[above].abs()
         pair = " and ".join(table.names[int(side[difference.argmax()])] for side in above)
         print(f"| {row} | {difference.mean():.4f} | {difference.max():.4f} | {pair} |")
     path = out / f"discrete_{name}.png"
-    draw_informations(data, found["held-out rows"], found["flow"], table.names, path)
+    draw_informations(data, informations["held-out rows"], informations["flow"], table.names, path)
     print(f"\nwrote {path}")
 
 
@@ -243,8 +243,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder of the figures")
     options = parser.parse_args()
-    given = {f: getattr(options, f, None) for f in Budget._fields}
-    budget = BUDGETS[options.kind]._replace(**{f: x for f, x in given.items() if x is not None})
+    asked = {f: getattr(options, f, None) for f in Budget._fields}
+    budget = BUDGETS[options.kind]._replace(**{f: x for f, x in asked.items() if x is not None})
 
     if options.kind == "table" and budget.net == "conv":
         parser.error("columns of a table have no neighbours: --net must be dense or leave-one-out")

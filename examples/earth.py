@@ -36,7 +36,7 @@ CHECKS = 20
 
 
 class Recipe(NamedTuple):
-    """How flows, mixtures and kernels are fitted; what has several values is chosen from them."""
+    """How flows, mixtures and kernels are fitted; fields of several values are chosen from."""
 
     steps: int = 600
     batch_size: int = 1024
@@ -59,7 +59,7 @@ QUICK = Recipe(40, 256, (0.03,), 2, (1, 8), (1e2, 1e3), (1e2, 1e3), 1)
 
 
 class Scores(NamedTuple):
-    """Test NLL of every law on one split in nats, and what was chosen on validation data."""
+    """Test NLL of every law on one split in nats, and the choices by validation data."""
 
     set: str
     seed: int
@@ -90,15 +90,9 @@ def nll(model: nfi.InjectiveNormalizingFlow, points: Tensor) -> float:
 def fit_flow(
     splits: Splits, recipe: Recipe, noise: float
 ) -> tuple[nfi.InjectiveNormalizingFlow, float]:
-    """Train in normflows' own loop; keep the weights of the least validation NLL.
+    """Train in normflows' own loop, and keep the weights of the least validation NLL.
 
-    Args:
-        splits: Training and validation points.
-        recipe: Size of the model and length of the training.
-        noise: Standard deviation, in radians, of the noise added to training points.
-
-    Returns:
-        The model, and its mean validation NLL in nats.
+    ``noise`` is the standard deviation, in radians, of the noise added to training points.
     """
     model = nfi.flows.star_like_flow(
         3, num_layers=recipe.num_layers, width=64, num_bins=16, num_frequencies=6

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from support.baselines import pca_error
 from support.figures import write_image_figures
+from support.files import find
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -30,13 +31,7 @@ SHAPE, LATENT_DIM, BATCH, NLL_IMAGES = (1, 28, 28), 16, 128, 2000
 
 def load(name: str, folder: str | None) -> tuple[Tensor, Tensor]:
     """Training and test images (N, 1, 28, 28) in [0, 1], read without unpickling."""
-    path = Path(folder or "") / f"{name}.npz"
-    if folder is None or not path.is_file():
-        where = "" if folder is None else f" in {folder}"
-        raise SystemExit(
-            f"{name}.npz was not found{where}. Give the folder that holds it by --data or the "
-            "environment variable NFI_DATA."
-        )
+    path = find(folder, f"{name}.npz")
     with np.load(path, allow_pickle=False) as arrays:
         parts = [torch.from_numpy(arrays[key]) for key in ("x_train", "x_test")]
     train, test = (part.reshape(-1, *SHAPE).float() / 255 for part in parts)

@@ -6,7 +6,9 @@ Linear regression on the diabetes data that come with scikit-learn: 442 patients
 variables, noise of standard deviation 0.7. The lasso path shows one point for each level
 t = ||beta||_1; here one conditional flow on the level sets, trained once, gives the posterior for
 every t between 0.1 and 4, and the evidence Z(t): how well coefficients of that norm explain the
-data. The script prints how good the flow is at several levels, beside independent estimates of the
+data. The prior on a level set is the uniform law by area, which for this norm is also what every
+prior that depends on beta only through its norm leaves when it is conditioned on the norm. The
+script prints how good the flow is at several levels, beside independent estimates of the
 evidence and of the posterior means, and draws means and credible bands beside the paths of lasso
 and ridge. Setting of arXiv 2406.09116. With --quick everything is too short to be good.
 """
@@ -17,56 +19,30 @@ import argparse
 import math
 import time
 from pathlib import Path
-from typing import NamedTuple
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from sklearn.datasets import load_diabetes
-from sklearn.linear_model import LassoCV, lars_path
+from sklearn.linear_model import LassoCV
+from support.lasso_figure import PosteriorPath, draw
 from support.level_set_oracles import Reference, anneal, gaussian_reference, uniform_evidence
 from support.level_sets import (
     Array,
     GaussianLikelihood,
     LevelRange,
-    level_set_flow,
-    train,
     weighted_quantiles,
     weighted_samples,
 )
+from torch import Tensor
+from tqdm import trange
 
 import normflows_injective as nfi
+from normflows_injective.flows.gauges import LpGauge
 
 LEVELS, SIGMA = LevelRange(0.1, 4.0), 0.7
 CHECKED = (0.1, 0.2, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
 # Where the norm of a Gaussian vector with the likelihood's law has draws enough.
 GAUSSIAN_FROM = 1.25
-MEANINGS = {
-    "bp": "blood pressure",
-    "s1": "s1, total cholesterol",
-    "s2": "s2, LDL",
-    "s3": "s3, HDL",
-    "s4": "s4, cholesterol / HDL",
-    "s5": "s5, log triglycerides",
-    "s6": "s6, blood sugar",
-}
-FLOW, LASSO, RIDGE = "#1f4e9c", "#c8102e", "0.4"
-
-
-class PosteriorPath(NamedTuple):
-    """What the flow says at levels (T,): moments (T, D) and log-evidence (T,)."""
-
-    levels: Array
-    mean: Array
-    low: Array
-    high: Array
-    log_evidence: Array
-    standard_error: Array
 
 
 def load() -> tuple[Array, Array, list[str]]:
@@ -74,6 +50,69 @@ def load() -> tuple[Array, Array, list[str]]:
     data = load_diabetes()
     x = (data.data - data.data.mean(0)) / data.data.std(0)
     return x, (data.target - data.target.mean()) / data.target.std(), list(data.feature_names)
+
+
+class LevelSetPosterior:
+    """Likelihood times the uniform law of ||beta||_1 = t, not normalised: its mass is Z(t)."""
+
+    on_manifold = True
+
+    def __init__(self, likelihood: GaussianLikelihood, levels: LevelRange) -> None:
+        self.likelihood = likelihood
+        self.prior = nfi.distributions.UniformOnSurface(
+            LpGauge(1.0), dim=likelihood.dim, level_from_context=levels.level
+        )
+
+    def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Log-density (N,) of coefficients (N, D) against the area of their level set."""
+        return self.likelihood.of_tensor(x) + self.prior.log_prob(x, context)
+
+
+def level_set_flow(
+    likelihood: GaussianLikelihood, levels: LevelRange, num_layers: int
+) -> nfi.InjectiveNormalizingFlow:
+    """A conditional flow on the level sets, with the posterior as its target."""
+    return nfi.flows.star_like_flow(
+        likelihood.dim,
+        LpGauge(1.0),
+        level_from_context=levels.level,
+        context_dim=1,
+        num_layers=num_layers,
+        p=LevelSetPosterior(likelihood, levels),
+    )
+
+
+def train(
+    model: nfi.InjectiveNormalizingFlow,
+    levels: LevelRange,
+    steps: int,
+    batch: int = 512,
+    hottest: float = 10.0,
+    linear_share: float = 0.5,
+) -> None:
+    """Train by the reverse divergence, a level drawn for every sample.
+
+    The temperature of the target falls from ``hottest`` to one over three fifths of the steps:
+    cold at once, the flow would settle on a part of the posterior and never see the rest.
+    """
+    peak_rate = 5e-3
+    optimizer = torch.optim.Adam(model.parameters(), peak_rate)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, peak_rate, total_steps=steps, pct_start=0.1
+    )
+    progress = trange(steps, desc="training", leave=False, mininterval=2.0)
+    for step in progress:
+        temperature = hottest ** max(0.0, 1 - step / (0.6 * steps))
+        context = levels.context(levels.draw(batch, linear_share))
+        loss = model.reverse_kld(batch, beta=1 / temperature, context=context)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 30.0)
+        optimizer.step()
+        scheduler.step()
+        if step % 50 == 0:
+            progress.set_postfix(temperature=f"{temperature:.2f}", loss=f"{loss.item():.2f}")
+    model.eval()
 
 
 def follow(model: nfi.InjectiveNormalizingFlow, levels: Array, samples: int) -> PosteriorPath:
@@ -126,86 +165,6 @@ def _pm(value: float, error: float) -> str:
     return f"{value:.3f} ± {error:.3f}"
 
 
-def draw(
-    path: PosteriorPath, references: dict[float, Reference], file: Path, chosen: float
-) -> None:
-    """One panel for each coefficient against the level, and the evidence below."""
-    x, y, names = load()
-    lasso = lars_path(x, y, method="lasso")[2]  # its corners; it is linear between them
-    scales = np.logspace(-2, 6, 300)
-    ridge = np.stack(
-        [np.linalg.solve(x.T @ x + s * np.eye(x.shape[1]), x.T @ y) for s in scales], axis=1
-    )
-    figure = plt.figure(figsize=(12, 9), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=(2.0, 1.1))
-    axes = upper.subplots(2, 5, sharex=True)
-    for k, axis in enumerate(axes.flat):
-        axis.axhline(0, color="0.8", linewidth=0.8)
-        axis.fill_between(
-            path.levels,
-            path.low[:, k],
-            path.high[:, k],
-            color=FLOW,
-            alpha=0.22,
-            linewidth=0,
-            label="flow: 90 % credible band",
-        )
-        axis.plot(path.levels, path.mean[:, k], color=FLOW, label="flow: posterior mean")
-        for points, colour, style, label in (
-            (lasso, LASSO, "--", "lasso (points)"),
-            (ridge, RIDGE, ":", "ridge (points)"),
-        ):
-            norms = np.abs(points).sum(0)
-            axis.plot(norms, points[k], style, color=colour, linewidth=1.4, label=label)
-        axis.set_title(MEANINGS.get(names[k], names[k]), fontsize=11)
-        axis.set_xlim(0, LEVELS.high)
-        axis.margins(y=0.12)
-    handles, labels = axes.flat[0].get_legend_handles_labels()
-    upper.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False)
-    upper.supxlabel(r"level $t = \|\beta\|_1$", fontsize=11)
-    upper.supylabel("standardised coefficient", fontsize=11)
-    _draw_evidence(lower.subplots(), path, references, chosen)
-    figure.savefig(file, dpi=100)
-    plt.close(figure)
-
-
-def _draw_evidence(
-    axis: Axes, path: PosteriorPath, references: dict[float, Reference], chosen: float
-) -> None:
-    best = int(path.log_evidence.argmax())
-    top = path.log_evidence[best]
-    relative = path.log_evidence - top
-    axis.plot(path.levels, relative, color=FLOW, label="flow, importance sampling")
-    error = 2 * path.standard_error
-    axis.fill_between(path.levels, relative - error, relative + error, color=FLOW, alpha=0.3)
-    for level, reference in references.items():
-        axis.errorbar(
-            level,
-            reference.log_evidence - top,
-            2 * reference.standard_error,
-            fmt="o",
-            color="k",
-            ms=5,
-            label="independent estimates" if level == CHECKED[0] else None,
-        )
-    for level, colour, align, aside, text in (
-        (path.levels[best], FLOW, "left", 6, "most evidence"),
-        (chosen, LASSO, "right", -30, "lasso by cross-validation"),
-    ):
-        axis.axvline(level, color=colour, linewidth=1, linestyle="--")
-        axis.annotate(
-            f"{text}\nt = {level:.2f}",
-            (level, -11.5 if align == "left" else -1.5),
-            xytext=(aside, 0),
-            textcoords="offset points",
-            ha=align,
-            color=colour,
-        )
-    axis.set(xlim=(0, LEVELS.high), ylim=(-14, 1), xlabel=r"level $t$")
-    axis.set_ylabel(r"$\log Z(t) - \max \log Z$, nats")
-    axis.legend(loc="upper right", frameon=False)
-
-
 def main() -> None:
     """Train, print the checks and write the figure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -219,7 +178,7 @@ def main() -> None:
     # So small a network gains nothing from more threads, and on a busy machine they slow it down.
     torch.set_num_threads(1)
 
-    x, y, _ = load()
+    x, y, names = load()
     likelihood = GaussianLikelihood.of_regression(x, y, SIGMA)
     model = level_set_flow(likelihood, LEVELS, num_layers=2 if options.quick else 6)
     start = time.process_time()
@@ -234,7 +193,7 @@ def main() -> None:
     chosen = float(np.abs(LassoCV(cv=10).fit(x, y).coef_).sum())
     print(f"the lasso by 10-fold cross-validation has t = {chosen:.2f}")
     file = options.out / "lasso_path.png"
-    draw(path, references, file, chosen)
+    draw(path, references, x, y, names, chosen, file)
     print(f"wrote {file}")
 
 

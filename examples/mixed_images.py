@@ -1,11 +1,11 @@
-"""Layers of the coupling family and of the host, on both sides of an injection, on images.
+"""Layers of the coupling family and of normflows, on both sides of an injection, on images.
 
     python examples/mixed_images.py fashion_mnist --data DIR [--epochs 2] [--device cpu]
 
 Two models of 784 to 16 dimensions with the same convolutional injection, trained by the loop of
-normflows' README: one with the host's splines in front of the injection, one that mixes
-kernelised, volume-preserving and radial layers with the host's there, and puts a MixerFlow layer
-and the host's squeezing behind it. DIR holds the file that ``examples/images.py`` describes.
+normflows' README. One has splines of normflows before the injection. The other mixes kernelised,
+volume-preserving and radial layers with those of normflows there, and puts a MixerFlow layer and
+the squeezing of normflows after it. DIR holds the file that ``examples/images.py`` describes.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ def _spline(reverse: bool) -> nf.flows.Flow:
     )
 
 
-def host_layers() -> tuple[list[nf.flows.Flow], list[nf.flows.Flow]]:
-    """Splines and linear permutations in front of the injection, and nothing behind it."""
-    front: list[nf.flows.Flow] = []
+def normflows_layers() -> tuple[list[nf.flows.Flow], list[nf.flows.Flow]]:
+    """Splines and linear permutations before the injection, and nothing after it."""
+    before: list[nf.flows.Flow] = []
     for index in range(4):
-        front += [_spline(index % 2 == 1), nf.flows.LULinearPermute(LATENT_DIM)]
-    return front, []
+        before += [_spline(index % 2 == 1), nf.flows.LULinearPermute(LATENT_DIM)]
+    return before, []
 
 
 def mixed_layers() -> tuple[list[nf.flows.Flow], list[nf.flows.Flow]]:
-    """Layers of both libraries in front of the injection, and of images behind it."""
-    front: list[nf.flows.Flow] = [RadialFlow1D(LATENT_DIM), GlobalScale(LATENT_DIM)]
+    """Layers of both libraries before the injection, and layers of images after it."""
+    before: list[nf.flows.Flow] = [RadialFlow1D(LATENT_DIM), GlobalScale(LATENT_DIM)]
     for index in range(2):
-        front += [
+        before += [
             KernelCoupling(LATENT_DIM, num_auxiliary=100, reverse=index % 2 == 1),
             nf.flows.LULinearPermute(LATENT_DIM),
             GINCoupling(LATENT_DIM, reverse=index % 2 == 1),
@@ -54,18 +54,18 @@ def mixed_layers() -> tuple[list[nf.flows.Flow], list[nf.flows.Flow]]:
             nf.flows.LULinearPermute(LATENT_DIM),
         ]
     # The injection makes four channels of 14 x 14, which become one image.
-    behind = [nf.flows.Squeeze(), *mixer_flow(SHAPE, 7, layers=1, hidden=(64,))]
-    return front, behind
+    after = [nf.flows.Squeeze(), *mixer_flow(SHAPE, 7, layers=1, hidden=(64,))]
+    return before, after
 
 
 def build(mixed: bool, steps: int) -> nfi.InjectiveNormalizingFlow:
     """A model of either kind, with the same injection and the same training term."""
-    front, behind = mixed_layers() if mixed else host_layers()
+    before, after = mixed_layers() if mixed else normflows_layers()
     shape = (4, 14, 14) if mixed else SHAPE
     encoder, decoder = nfi.nets.conv_autoencoder(shape, LATENT_DIM, channels=(32, 64, 128))
     return nfi.InjectiveNormalizingFlow(
         nf.distributions.DiagGaussian(LATENT_DIM, trainable=False),
-        [*front, nfi.flows.FreeFormInjection(encoder, decoder), *behind],
+        [*before, nfi.flows.FreeFormInjection(encoder, decoder), *after],
         nfi.SurrogateLikelihood(
             beta=30.0, input_noise=0.05, warmup_steps=(steps // 10, 3 * steps // 10)
         ),

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from lasso_path import level_set_flow, train
 from sklearn.linear_model import lars_path
 from support.ambient_chains import Chains, metropolis
 from support.level_sets import (
@@ -32,8 +33,6 @@ from support.level_sets import (
     GaussianLikelihood,
     LevelRange,
     WeightedSamples,
-    level_set_flow,
-    train,
     weighted_quantiles,
     weighted_samples,
 )
@@ -114,7 +113,7 @@ def compare_conditioned(
     steps: int,
 ) -> list[Conditioned]:
     """Print moments of the chains near a norm beside those of the flow on the level set."""
-    found = []
+    conditioned = []
     print("\n| t | h(s) | lambda | points | beta_3, chains | beta_3, flow | in band | z |")
     print("|---|---|---|---|---|---|---|---|")
     for level in CHECKED_LEVELS:
@@ -134,8 +133,8 @@ def compare_conditioned(
                 f"{_pm(flow[2], flow_error[2])} | {_pm(share[2], share_error[2])} | "
                 f"{np.abs(scores).max():.1f} |"
             )
-            found.append(Conditioned(name, level, mean, error))
-    return found
+            conditioned.append(Conditioned(name, level, mean, error))
+    return conditioned
 
 
 def _likely_scale(drawn: WeightedSamples, name: str, level: float) -> float:

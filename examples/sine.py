@@ -49,7 +49,7 @@ def entropy() -> float:
 
 
 def train(beta: float, sigma: float, steps: int, seed: int) -> nfi.InjectiveNormalizingFlow:
-    """Train one model in the host's loop."""
+    """Train one model in normflows' loop."""
     torch.manual_seed(seed)
     data = sine(100_000)
     encoder, decoder = nfi.nets.residual_autoencoder(2, 1, width=64, num_blocks=2)

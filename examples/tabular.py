@@ -63,17 +63,7 @@ def main() -> None:
 
 
 def run_seed(tables: Tables, latent_dim: int, plan: TrainingPlan, seed: int) -> dict[str, Scores]:
-    """Train and score every model from one seed.
-
-    Args:
-        tables: Splits of the data.
-        latent_dim: Dimension d of all manifolds.
-        plan: Training plan of all models.
-        seed: Seed set anew before every model.
-
-    Returns:
-        Name of the model to its scores.
-    """
+    """Scores of every model by its name, each trained from the same seed."""
     scores: dict[str, Scores] = {}
     for row in rows():
         torch.manual_seed(seed)
@@ -148,7 +138,7 @@ def recipe_row(
 
 
 def candidate_from(model: nfi.InjectiveNormalizingFlow) -> Candidate:
-    """What the scores need of an injective flow."""
+    """The functions of an injective flow that the scores need."""
 
     def sample(num_samples: int) -> Tensor:
         samples, _ = model.sample(num_samples, log_prob=False)

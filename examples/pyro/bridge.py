@@ -55,7 +55,7 @@ class Grid(NamedTuple):
 
 
 class Posterior(NamedTuple):
-    """What a method says: samples (n, 2), evidence bound or None, seconds."""
+    """Answer of a method: samples (n, 2), evidence bound or None, seconds."""
 
     samples: Tensor
     bound: float | None
@@ -149,10 +149,10 @@ def run_nuts(model: Callable[..., Tensor], samples: int) -> Posterior:
 
 
 def draw(
-    path: Path, grid: Grid, prior: Tensor, posterior: Tensor, found: dict[str, Posterior]
+    path: Path, grid: Grid, prior: Tensor, posterior: Tensor, results: dict[str, Posterior]
 ) -> None:
     """Prior, posterior, and draws of the methods."""
-    figure, axes = plt.subplots(1, 2 + len(found), figsize=(3 * (2 + len(found)), 3.3))
+    figure, axes = plt.subplots(1, 2 + len(results), figsize=(3 * (2 + len(results)), 3.3))
     for axis, density, title in zip(
         axes[:2], (prior, posterior), ("prior: a flow", "posterior by quadrature"), strict=True
     ):
@@ -160,7 +160,7 @@ def draw(
             density.view(grid.size, -1).numpy(), origin="lower", extent=grid.extent, cmap="Blues"
         )
         axis.set_title(title, fontsize=9)
-    for axis, (name, result) in zip(axes[2:], found.items(), strict=True):
+    for axis, (name, result) in zip(axes[2:], results.items(), strict=True):
         axis.imshow(
             posterior.view(grid.size, -1).numpy(), origin="lower", extent=grid.extent, cmap="Blues"
         )
@@ -201,27 +201,27 @@ def main() -> None:
     posterior = (log_joint - log_evidence).exp()
     mean = (posterior.unsqueeze(1) * grid.points).sum(0) * grid.area
 
-    found: dict[str, Posterior] = {}
+    results: dict[str, Posterior] = {}
     for name, build in (
         ("AutoMultivariateNormal", lambda: AutoMultivariateNormal(model)),
         ("normflows guide", lambda: flow_guide(prior)),
     ):
         pyro.clear_param_store()
         pyro.set_rng_seed(0)
-        found[name] = run_svi(model, build(), options.steps)
+        results[name] = run_svi(model, build(), options.steps)
     pyro.set_rng_seed(0)
-    found["NUTS"] = run_nuts(model, options.samples)
+    results["NUTS"] = run_nuts(model, options.samples)
 
     print(f"\nMass of the prior on the grid: {mass:.4f}")
     print(f"Log-evidence by quadrature: {log_evidence:.4f}\n")
     print("| method | evidence gap, nats | distance of the mean | seconds |")
     print("|---|---|---|---|")
-    for name, result in found.items():
+    for name, result in results.items():
         gap = "-" if result.bound is None else f"{log_evidence - result.bound:.3f}"
         distance = float((result.samples.mean(0) - mean).norm())
         print(f"| {name} | {gap} | {distance:.3f} | {result.seconds:.0f} |")
     path = options.out / "pyro_bridge.png"
-    draw(path, grid, log_prior.exp(), posterior, found)
+    draw(path, grid, log_prior.exp(), posterior, results)
     print(f"\nFigure: {path}")
 
 

@@ -54,7 +54,7 @@ GUIDES: dict[str, Callable[[Model], Any]] = {
 
 
 class Row(NamedTuple):
-    """What is reported of a guide, and draws (n, D) of its unconstrained latents."""
+    """Scores of a guide, and draws (n, D) of its unconstrained latents."""
 
     bound: float
     pareto_k: float
@@ -106,8 +106,8 @@ def run(model: Model, build: Callable[[Model], Any], steps: int, draws: int) -> 
         bound = -many.loss(model, guide)
         pareto_k = psis_diagnostic(model, guide, num_particles=draws, max_plate_nesting=0)
         samples = [guide() for _ in range(draws // 20)]
-    kept = {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
-    return Row(float(bound), float(pareto_k), seconds, kept)
+    drawn = {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
+    return Row(float(bound), float(pareto_k), seconds, drawn)
 
 
 def draw(path: Path, rows: dict[str, Row]) -> None:

@@ -68,7 +68,7 @@ class Reference(NamedTuple):
 
 
 class Posterior(NamedTuple):
-    """What a method says: samples (n, K), evidence bound or None, seconds."""
+    """Answer of a method: samples (n, K), evidence bound or None, seconds."""
 
     samples: Tensor
     bound: float | None
@@ -164,16 +164,16 @@ def run_svi(guide: Guide, data: Tensor, steps: int) -> Posterior:
     return Posterior(drawn["weights"].reshape(-1, K), float(bound), seconds)
 
 
-def draw(path: Path, found: dict[str, Posterior]) -> None:
+def draw(path: Path, results: dict[str, Posterior]) -> None:
     """Marginals of the weights, by method."""
-    shown = [name for name in ("nuts", "auto_mvn", "normal_chart") if name in found]
+    shown = [name for name in ("nuts", "auto_mvn", "normal_chart") if name in results]
     colours = dict(zip(shown, ("0.75", "#c8102e", "#1f4e9c"), strict=False))
     figure, axes = plt.subplots(1, K, figsize=(11, 2.4), sharey=True)
     bins = torch.linspace(0, 0.6, 41).numpy()
     for k, axis in enumerate(axes):
         for name in shown:
             filled = "stepfilled" if name == "nuts" else "step"
-            values = found[name].samples[:, k].detach().numpy()
+            values = results[name].samples[:, k].detach().numpy()
             label = NAMES[name] if k == 0 else None
             axis.hist(
                 values, bins, density=True, histtype=filled, color=colours[name], label=label
@@ -207,26 +207,26 @@ def main() -> None:
         "auto_flow": lambda: nfp.AutoFlow(mixture_model),
         "normal_chart": chart_guide,
     }
-    found: dict[str, Posterior] = {}
+    results: dict[str, Posterior] = {}
     for name in NAMES:
         pyro.clear_param_store()
         pyro.set_rng_seed(0)
         if name == "nuts":
-            found[name] = run_nuts(data, options.samples)
+            results[name] = run_nuts(data, options.samples)
         else:
-            found[name] = run_svi(guides[name](), data, options.steps)
+            results[name] = run_svi(guides[name](), data, options.steps)
 
     error = reference.standard_error
     print(f"\nLog-evidence by importance: {reference.log_evidence:.3f} +- {error:.3f}\n")
     print("| method | evidence gap, nats | largest error of a mean | seconds |")
     print("|---|---|---|---|")
-    for name, posterior in found.items():
+    for name, posterior in results.items():
         bound = posterior.bound
         gap = "-" if bound is None else f"{reference.log_evidence - bound:.3f}"
         distance = float((posterior.samples.mean(0) - reference.mean).abs().max())
         print(f"| {NAMES[name]} | {gap} | {distance:.4f} | {posterior.seconds:.0f} |")
     path = options.out / "pyro_simplex.png"
-    draw(path, found)
+    draw(path, results)
     print(f"\nFigure: {path}")
 
 

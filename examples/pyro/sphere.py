@@ -46,7 +46,7 @@ import normflows_injective.pyro as nfp
 
 KAPPA, NUM_DIRECTIONS, PARTICLES = 4.0, 10, 256
 AXIS = torch.tensor([0.48, 0.6, 0.64])
-# What each kind of guide converges with.
+# Learning rates with which each kind of guide converges.
 RATES = {"auto_normal": 1e-2, "projected_normal": 5e-2, "auto_flow": 3e-3, "flow": 3e-3}
 NAMES = {
     "nuts": "NUTS on the registered chart",
@@ -67,7 +67,7 @@ class Grid(NamedTuple):
 
 
 class Posterior(NamedTuple):
-    """What a method says: samples (n, 3), evidence bound or None, seconds."""
+    """Answer of a method: samples (n, 3), evidence bound or None, seconds."""
 
     samples: Tensor
     bound: float | None
@@ -164,9 +164,9 @@ def run_svi(
     return Posterior(drawn["mu"].reshape(-1, 3), float(bound), seconds)
 
 
-def draw(path: Path, grid: Grid, log_posterior: Tensor, found: dict[str, Posterior]) -> None:
+def draw(path: Path, grid: Grid, log_posterior: Tensor, results: dict[str, Posterior]) -> None:
     """The posterior on a map, with draws of two methods."""
-    shown = [name for name in ("nuts", "projected_normal", "flow") if name in found]
+    shown = [name for name in ("nuts", "projected_normal", "flow") if name in results]
     figure, axes = plt.subplots(
         1, len(shown), figsize=(4.6 * len(shown), 2.9), subplot_kw={"projection": "mollweide"}
     )
@@ -175,7 +175,7 @@ def draw(path: Path, grid: Grid, log_posterior: Tensor, found: dict[str, Posteri
         axis.pcolormesh(
             grid.longitude.numpy(), grid.latitude.numpy(), density.numpy(), cmap="Blues"
         )
-        x, y, z = found[name].samples[:400].unbind(1)
+        x, y, z = results[name].samples[:400].unbind(1)
         where = torch.atan2(y, x).numpy(), z.clamp(-1, 1).asin().numpy()
         axis.plot(*where, ".", color="#c8102e", ms=2)
         axis.set_title(NAMES[name], fontsize=9)
@@ -206,12 +206,12 @@ def main() -> None:
     points = grid.points.double()
     orientation = points.T @ (weights.unsqueeze(1) * points)
 
-    found: dict[str, Posterior] = {}
+    results: dict[str, Posterior] = {}
     for name in NAMES:
         pyro.clear_param_store()
         pyro.set_rng_seed(0)
         if name == "nuts":
-            found[name] = run_nuts(directions, options.samples)
+            results[name] = run_nuts(directions, options.samples)
             continue
         guides: dict[str, Callable[[], Callable[..., object]]] = {
             "auto_normal": lambda: AutoNormal(axis_model),
@@ -219,19 +219,19 @@ def main() -> None:
             "projected_normal": lambda: projected_normal_guide,
             "flow": flow_guide,
         }
-        found[name] = run_svi(guides[name](), directions, options.steps, RATES[name])
+        results[name] = run_svi(guides[name](), directions, options.steps, RATES[name])
 
     print(f"\nLog-evidence by quadrature: {log_evidence:.4f}\n")
     print("| method | evidence gap, nats | error of E[mu mu^T] | share of one end | seconds |")
     print("|---|---|---|---|---|")
-    for name, posterior in found.items():
+    for name, posterior in results.items():
         gap = "-" if posterior.bound is None else f"{log_evidence - posterior.bound:.3f}"
         mu = posterior.samples.double()
         error = float((mu.T @ mu / len(mu) - orientation).abs().max())
         share = float((mu @ AXIS.double() > 0).double().mean())
         print(f"| {NAMES[name]} | {gap} | {error:.3f} | {share:.2f} | {posterior.seconds:.0f} |")
     path = options.out / "pyro_sphere.png"
-    draw(path, grid, log_joint - log_evidence, found)
+    draw(path, grid, log_joint - log_evidence, results)
     print(f"\nFigure: {path}")
 
 

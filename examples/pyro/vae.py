@@ -35,7 +35,7 @@ import normflows_injective as nfi
 
 # isort: off
 # Ours comes first, because it says what to install where Pyro is missing.
-from normflows_injective.pyro.laws.injective_distribution import InjectiveDistribution
+import normflows_injective.pyro as nfp
 import pyro
 import pyro.distributions as dist
 from pyro.infer import SVI, Trace_ELBO
@@ -54,14 +54,7 @@ class Split(NamedTuple):
 
 
 class Refined(nn.Module):
-    """An encoder followed by Gauss-Newton steps to the most probable latents.
-
-    Args:
-        encoder: Where to start.
-        decoder: g.
-        sigma: Noise scale.
-        num_steps: Number of steps.
-    """
+    """An encoder followed by Gauss-Newton steps to the most probable latents."""
 
     def __init__(
         self, encoder: nn.Module, decoder: nn.Module, sigma: Tensor, num_steps: int = 10
@@ -92,12 +85,7 @@ def load(seed: int) -> Split:
 
 
 class VariationalAutoencoder(nn.Module):
-    """Model and guide: a decoder g, an encoder f, and the scale L(x) of the posterior.
-
-    Args:
-        data: Training images (N, 64).
-        latent_dim: Width d of z.
-    """
+    """Model and guide: a decoder g, an encoder f, and the scale L(x) of the posterior."""
 
     def __init__(self, data: Tensor, latent_dim: int) -> None:
         super().__init__()
@@ -185,7 +173,7 @@ def as_flow(
 @torch.no_grad()
 def thickened(flow: nfi.InjectiveNormalizingFlow, x: Tensor, sigma: Tensor) -> Tensor:
     """Density (N,) in nats of images (N, 64) under a flow in noise."""
-    law = InjectiveDistribution(flow, off_manifold="thicken", noise_scale=sigma)
+    law = nfp.InjectiveDistribution(flow, off_manifold="thicken", noise_scale=sigma)
     return law.log_prob(x)
 
 

@@ -27,23 +27,20 @@ class Chains(NamedTuple):
     def mean_near(
         self, level: float, tolerance: float, values: Callable[[Array], Array]
     ) -> tuple[Array, Array, int]:
-        """Mean of a function (N, D) -> (N, K) of the points whose l_1 norm is near a level.
+        """Mean (K,) of a function (N, D) -> (N, K) of the points whose l_1 norm is near a level.
 
-        Points with a norm within a relative tolerance are moved along their rays to the level.
-
-        Returns:
-            Means (K,), their standard errors (K,) by the delta method over chains, and the number
-            of points.
+        Points with a norm within a relative tolerance move along their rays to the level. The mean
+        comes with standard errors by the delta method over chains, and with the number of points.
         """
         norms = np.abs(self.points).sum(2)
         near = np.abs(norms / level - 1) < tolerance
-        moved = values(self.points[near] / norms[near][:, None] * level)
-        total = len(moved)
-        mean = moved.mean(0)
+        on_level = values(self.points[near] / norms[near][:, None] * level)
+        total = len(on_level)
+        mean = on_level.mean(0)
         # Sums over each chain of what differs from the mean; chains are independent.
         chain = np.nonzero(near)[1]
         sums = np.zeros((self.points.shape[1], len(mean)))
-        np.add.at(sums, chain, moved - mean)
+        np.add.at(sums, chain, on_level - mean)
         return mean, np.sqrt(np.square(sums).sum(0)) / total, total
 
 
@@ -63,7 +60,7 @@ def metropolis(
     points, values = start.copy(), log_density(start)
     num, dim = points.shape
     scale, factor = 2.38 / math.sqrt(dim), np.eye(dim)
-    kept = []
+    visited = []
     for step in range(burn_in + steps):
         if step % 20 == 0 and step < burn_in // 2:
             factor = np.linalg.cholesky(np.cov(points.T) + 1e-12 * np.eye(dim))
@@ -75,5 +72,5 @@ def metropolis(
         points = np.where(taken[:, None], proposed, points)
         values = np.where(taken, new_values, values)
         if step >= burn_in and (step - burn_in) % thin == 0:
-            kept.append(points)
-    return Chains(np.stack(kept))
+            visited.append(points)
+    return Chains(np.stack(visited))

@@ -1,4 +1,4 @@
-"""What assignment flows are held against: independent columns, a tree, counts and neighbours."""
+"""Baselines of assignment flows: independent columns, a tree, counts and neighbours."""
 
 from __future__ import annotations
 
@@ -42,22 +42,17 @@ def nearest(images: Tensor, others: Tensor, leave_out_self: bool = False) -> tup
         if leave_out_self:
             own = torch.arange(len(rows))
             distances[own, 500 * place + own] = torch.inf
-        found = distances.min(1)
-        least.append(found.values)
-        index.append(found.indices)
+        closest = distances.min(1)
+        least.append(closest.values)
+        index.append(closest.indices)
     return torch.cat(least), torch.cat(index)
 
 
 class Tree:
     """Columns that depend on one other each, by the tree of largest mutual information.
 
-    Args:
-        rows: Classes (N, n) to fit.
-        num_classes: Number of classes of each column.
-        independent: Whether no column depends on any other.
-
-    References:
-        Chow and Liu, IEEE Transactions on Information Theory 14 (1968).
+    Chow and Liu, IEEE Transactions on Information Theory 14 (1968). With ``independent`` no column
+    depends on any other.
     """
 
     def __init__(
@@ -70,26 +65,26 @@ class Tree:
             self.edges = _maximum_tree(mutual_informations(rows, num_classes))
         self.tables = {}
         for child, parent in self.edges:
-            given = torch.zeros_like(rows[:, 0]) if parent is None else rows[:, parent]
+            condition = torch.zeros_like(rows[:, 0]) if parent is None else rows[:, parent]
             size = 1 if parent is None else num_classes[parent]
             cells = one_hot(rows[:, child], num_classes[child]).double()
-            counts = one_hot(given, size).double().T @ cells
+            counts = one_hot(condition, size).double().T @ cells
             self.tables[child] = (counts + PRIOR) / (counts + PRIOR).sum(1, keepdim=True)
 
     def log_prob(self, rows: Tensor) -> Tensor:
         """Log-probabilities (B,) of rows (B, n), in nats."""
         total = torch.zeros(len(rows), dtype=torch.float64)
         for child, parent in self.edges:
-            given = 0 if parent is None else rows[:, parent]
-            total += self.tables[child][given, rows[:, child]].log()
+            condition = 0 if parent is None else rows[:, parent]
+            total += self.tables[child][condition, rows[:, child]].log()
         return total
 
     def sample(self, num: int) -> Tensor:
         """Rows (num, n)."""
         rows = torch.zeros(num, len(self.num_classes), dtype=torch.long)
         for child, parent in self.edges:
-            given = torch.zeros_like(rows[:, 0]) if parent is None else rows[:, parent]
-            rows[:, child] = torch.multinomial(self.tables[child][given], 1)[:, 0]
+            condition = torch.zeros_like(rows[:, 0]) if parent is None else rows[:, parent]
+            rows[:, child] = torch.multinomial(self.tables[child][condition], 1)[:, 0]
         return rows
 
 

@@ -93,15 +93,7 @@ def read_digits(seed: int) -> Images:
 
 
 def read_mnist(folder: Path | None, size: int) -> Images:
-    """MNIST with a threshold at 127, as it is or averaged over squares of 2x2 pixels before.
-
-    Args:
-        folder: Folder of ``mnist.npz`` with ``x_train``, ``y_train``, ``x_test`` and ``y_test``.
-        size: 28, or 14 for averages.
-
-    Raises:
-        SystemExit: If the file is missing.
-    """
+    """MNIST with a threshold at 127, of size 28, or 14 by averages over squares of 2x2 pixels."""
     with _open(folder, "mnist.npz") as arrays:
         parts = [_binary(arrays[f"x_{part}"], size) for part in ("train", "test")]
         classes = [torch.from_numpy(arrays[f"y_{p}"]).long() for p in ("train", "test")]
@@ -109,16 +101,10 @@ def read_mnist(folder: Path | None, size: int) -> Images:
 
 
 def read_table(name: str, folder: Path | None, seed: int) -> Table:
-    """A real table as classes, split at random 80 : 20.
+    """A real table as classes, split at random 80 : 20, by quantiles of the training rows.
 
-    Args:
-        name: ``bike``, hours of two years of a bicycle hire with the date, the weather and the
-            rentals, or ``rna``, torsion angles of RNA with the residue.
-        folder: Folder of ``uci_regression.npz`` or ``rna_torus.npz``.
-        seed: Seed of the split. Quantiles are those of the training rows.
-
-    Raises:
-        SystemExit: If the file is missing.
+    ``bike`` holds the hours of two years of a bicycle hire with the date, the weather and the
+    rentals, ``rna`` torsion angles of RNA with the residue.
     """
     readers = {"bike": _read_bike, "rna": _read_rna}
     classes, values, bins = readers[name](folder)

@@ -24,16 +24,7 @@ COLUMNS = 10
 def draw_images(
     samples: Tensor, by_class: Tensor, real: Tensor, size: int, path: Path, title: str
 ) -> None:
-    """Three squares of ten by ten images: samples, samples by class, real images.
-
-    Args:
-        samples: Labels (100, size * size) of samples.
-        by_class: The same of samples by class, ten in a row.
-        real: The same of real images.
-        size: Height and width of an image.
-        path: PNG file to write.
-        title: Line above them.
-    """
+    """Draw squares of 100 images (100, size * size): samples, samples by class, real images."""
     blank = torch.zeros(COLUMNS, 1, size * size)
     squares = [rearrange(x, "(r c) d -> r c d", c=COLUMNS) for x in (samples, by_class, real)]
     rows = torch.cat([squares[0], blank, squares[1], blank, squares[2]], 1)
@@ -44,15 +35,7 @@ def draw_images(
 def draw_informations(
     data: Tensor, held_out: Tensor, samples: Tensor, names: Sequence[str], path: Path
 ) -> None:
-    """Mutual informations of pairs of columns, of data and of samples.
-
-    Args:
-        data: Matrix (n, n) of training rows, in nats.
-        held_out: The same of held-out rows.
-        samples: The same of samples.
-        names: Names of the columns.
-        path: PNG file to write.
-    """
+    """Draw mutual informations (n, n) in nats, of training rows, held-out rows and samples."""
     figure, axes = plt.subplots(1, 3, figsize=(15, 5.6), layout="constrained")
     above = tuple(torch.triu_indices(len(names), len(names), 1))
     # Square roots, so that weak dependences can be seen beside strong ones.

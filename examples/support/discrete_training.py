@@ -59,15 +59,9 @@ def fit(
     budget: Budget,
     path: Path,
 ) -> Fitted:
-    """Train by an ordinary loop, with Adam and a cosine, and save; or load what was saved.
+    """Train by an ordinary loop, with Adam and a cosine, and save; or load an earlier training.
 
-    Args:
-        flow: Model.
-        choice: Its horizon.
-        loss_of: Loss of the rows of an index.
-        rows: Number of training rows.
-        budget: Steps, batch and rate.
-        path: File of the weights.
+    ``loss_of`` gives the loss of the rows of an index.
     """
     parameters = sum(p.numel() for p in flow.parameters())
     note = f"{parameters:,} parameters, to time {choice.horizon.end:.1f} in {choice.steps} steps"
@@ -98,7 +92,7 @@ def judge(
     fitted: Fitted, rows: Tensor, draws: int, context: Tensor | None = None
 ) -> tuple[Tensor, float]:
     """Negative log-likelihoods of rows in nats, and the mean effective number of draws."""
-    found = fitted.flow.log_prob(
+    estimate = fitted.flow.log_prob(
         rows,
         draws,
         divergence="hutchinson",
@@ -108,7 +102,7 @@ def judge(
         max_rows=1024,
         progress=True,
     )
-    return -found.log_prob.double(), float(found.effective_sample_size.mean()) * draws
+    return -estimate.log_prob.double(), float(estimate.effective_sample_size.mean()) * draws
 
 
 def shown(values: Tensor, digits: int, sign: str = "") -> str:

@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .files import find
+
 __all__ = ["SETS", "Splits", "on_sphere", "read_events", "split"]
 
 SETS = ("volcano", "quakes", "flood", "fire")
@@ -29,26 +31,9 @@ class Splits(NamedTuple):
 
 
 def read_events(name: str, folder: Path | None, distinct: bool) -> Tensor:
-    """Events on the earth, read without unpickling.
-
-    Args:
-        name: One of ``SETS``.
-        folder: Folder of ``earth.npz``.
-        distinct: Whether to keep each place once.
-
-    Returns:
-        Unit vectors (N, 3) in double precision.
-
-    Raises:
-        SystemExit: If there is no such file.
-    """
-    if folder is None or not (folder / "earth.npz").is_file():
-        where = "" if folder is None else f" in {folder}"
-        raise SystemExit(
-            f"earth.npz was not found{where}. Give the folder that holds it by --data or the "
-            "environment variable NFI_DATA."
-        )
-    with np.load(folder / "earth.npz", allow_pickle=False) as arrays:
+    """Events on the earth as unit vectors (N, 3); with ``distinct`` each place once."""
+    path = find(folder, "earth.npz")
+    with np.load(path, allow_pickle=False) as arrays:
         angles = arrays[name].astype(np.float64)
     if distinct:
         angles = np.unique(angles, axis=0)
@@ -63,14 +48,7 @@ def split(points: Tensor, seed: int) -> Splits:
 
 
 def on_sphere(angles: NDArray[np.float64]) -> Tensor:
-    """Unit vectors of places.
-
-    Args:
-        angles: Latitudes and longitudes (N, 2) in radians.
-
-    Returns:
-        Unit vectors (N, 3) in double precision, north along the last axis.
-    """
+    """Unit vectors (N, 3), north along the last axis, of latitudes and longitudes in radians."""
     latitude, longitude = angles.T
     return torch.from_numpy(
         np.stack(

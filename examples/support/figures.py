@@ -17,14 +17,7 @@ import normflows_injective as nfi
 
 
 def image_grid(images: Tensor, columns: int, path: Path, title: str) -> None:
-    """Write images as a grid, row by row.
-
-    Args:
-        images: Shape (N, 1, height, width) with values in [0, 1], N a multiple of ``columns``.
-        columns: Images in a row.
-        path: PNG file to write.
-        title: Line above the grid.
-    """
+    """Draw images (N, 1, height, width) with values in [0, 1] as a grid, row by row."""
     padded = torch.nn.functional.pad(images.clamp(0, 1), (1, 1, 1, 1), value=0.5)
     grid = rearrange(padded, "(r c) 1 h w -> (r h) (c w)", c=columns)
     height, width = grid.shape
@@ -45,18 +38,9 @@ def write_image_figures(
     name: str,
     device: torch.device | str = "cpu",
 ) -> list[Path]:
-    """Write samples, reconstructions, latent traversals and the injectivity report.
+    """Draw samples, reconstructions, latent traversals and the injectivity report.
 
-    Args:
-        model: Trained model of images scaled to [0, 1], flattened or not.
-        test: Test images in the shape that the model takes.
-        image_shape: Event shape (1, height, width) to draw.
-        folder: Where to write.
-        name: Start of the file names.
-        device: Device of the model.
-
-    Returns:
-        The files written.
+    The model takes images scaled to [0, 1], flattened or not. Returns the files.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = {kind: folder / f"{name}_{kind}.png" for kind in KINDS}
@@ -83,16 +67,7 @@ KINDS = ("samples", "reconstructions", "traversals", "report")
 
 
 def traversals(model: nfi.InjectiveNormalizingFlow, x: Tensor, steps: int) -> Tensor:
-    """Base variables on straight lines between consecutive images, the last joined to the first.
-
-    Args:
-        model: Trained model.
-        x: Images (N, *).
-        steps: Points on each line.
-
-    Returns:
-        Base variables (N * steps, d).
-    """
+    """Base variables (N * steps, d) on straight lines between images (N, *), in a circle."""
     ends = model.inverse(x)
     weights = torch.linspace(0, 1, steps, device=x.device).unsqueeze(1)
     lines = [torch.lerp(a, b, weights) for a, b in zip(ends, ends.roll(-1, 0), strict=True)]

@@ -67,13 +67,9 @@ class View(NamedTuple):
 def draw_globes(
     fitted: Mapping[str, tuple[nfi.InjectiveNormalizingFlow, Tensor]], path: Path
 ) -> None:
-    """Write log-densities as colours and test points as dots, both hemispheres of every set.
+    """Draw log-densities as colours and test points (N, 3) as dots, both hemispheres of every set.
 
     Above is the hemisphere with the most points near its centre, below the other one.
-
-    Args:
-        fitted: Title to the model and its test points (N, 3).
-        path: PNG file to write.
     """
     figure = plt.figure(figsize=(3.0 * len(fitted), 6.5), layout="constrained")
     axes = figure.subplots(2, len(fitted), squeeze=False)
@@ -98,7 +94,7 @@ def draw_globes(
 
 
 def _busiest_direction(points: Tensor) -> Tensor:
-    """Of directions (3,) at 15 degrees north, that with the most points (N, 3) within 60."""
+    """The direction (3,) at 15 degrees north with the most points (N, 3) within 60 degrees."""
     longitudes = np.arange(-180, 180, 5)
     places = np.stack([np.full(longitudes.shape, 15), longitudes], axis=1)
     directions = on_sphere(np.deg2rad(places)).to(points)

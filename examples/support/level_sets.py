@@ -1,8 +1,6 @@
-"""Posteriors of regression coefficients on level sets, by one flow for all levels.
+"""Likelihoods, ranges of levels and weighted samples of flows on level sets.
 
-Shared by ``lasso_path.py`` and ``objective_bayes.py``. On the level set ||beta||_1 = t the prior
-is the uniform law by area, which for this norm is also what every prior that depends on beta only
-through its norm leaves when it is conditioned on the norm.
+Shared by ``lasso_path.py`` and ``objective_bayes.py``.
 """
 
 from __future__ import annotations
@@ -15,18 +13,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import trange
 
 import normflows_injective as nfi
-from normflows_injective.flows.gauges import LpGauge
 
 __all__ = [
+    "Array",
     "GaussianLikelihood",
     "LevelRange",
-    "LevelSetPosterior",
     "WeightedSamples",
-    "level_set_flow",
-    "train",
     "weighted_quantiles",
     "weighted_samples",
 ]
@@ -93,69 +87,6 @@ class LevelRange(NamedTuple):
     def _scale(self) -> tuple[float, float]:
         middle = 0.5 * (math.log(self.high) + math.log(self.low))
         return middle, math.log(self.high) - middle
-
-
-class LevelSetPosterior:
-    """Likelihood times the uniform law of ||beta||_1 = t, not normalised: its mass is Z(t)."""
-
-    on_manifold = True
-
-    def __init__(self, likelihood: GaussianLikelihood, levels: LevelRange) -> None:
-        self.likelihood = likelihood
-        self.prior = nfi.distributions.UniformOnSurface(
-            LpGauge(1.0), dim=likelihood.dim, level_from_context=levels.level
-        )
-
-    def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Log-density (N,) of coefficients (N, D) against the area of their level set."""
-        return self.likelihood.of_tensor(x) + self.prior.log_prob(x, context)
-
-
-def level_set_flow(
-    likelihood: GaussianLikelihood, levels: LevelRange, num_layers: int
-) -> nfi.InjectiveNormalizingFlow:
-    """A conditional flow on the level sets, with the posterior as its target."""
-    return nfi.flows.star_like_flow(
-        likelihood.dim,
-        LpGauge(1.0),
-        level_from_context=levels.level,
-        context_dim=1,
-        num_layers=num_layers,
-        p=LevelSetPosterior(likelihood, levels),
-    )
-
-
-def train(
-    model: nfi.InjectiveNormalizingFlow,
-    levels: LevelRange,
-    steps: int,
-    batch: int = 512,
-    hottest: float = 10.0,
-    linear_share: float = 0.5,
-) -> None:
-    """Train by the reverse divergence, a level drawn for every sample.
-
-    The temperature of the target falls from ``hottest`` to one over three fifths of the steps:
-    cold at once, the flow would settle on a part of the posterior and never see the rest.
-    """
-    peak_rate = 5e-3
-    optimizer = torch.optim.Adam(model.parameters(), peak_rate)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, peak_rate, total_steps=steps, pct_start=0.1
-    )
-    progress = trange(steps, desc="training", leave=False, mininterval=2.0)
-    for step in progress:
-        temperature = hottest ** max(0.0, 1 - step / (0.6 * steps))
-        context = levels.context(levels.draw(batch, linear_share))
-        loss = model.reverse_kld(batch, beta=1 / temperature, context=context)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 30.0)
-        optimizer.step()
-        scheduler.step()
-        if step % 50 == 0:
-            progress.set_postfix(temperature=f"{temperature:.2f}", loss=f"{loss.item():.2f}")
-    model.eval()
 
 
 class WeightedSamples(NamedTuple):

@@ -56,15 +56,10 @@ def draw(
     conditioned: list[Conditioned],
     file: Path,
 ) -> None:
-    """Left the ambient posteriors against lambda, right the posterior on the level sets.
+    """Draw the ambient posteriors against lambda, left, and the posterior on level sets, right.
 
-    Args:
-        ambient: Bands of every prior, against lambda.
-        on_levels: The band on the level sets, against t.
-        estimates: Penalised estimates (L, D) of every prior at the same lambdas.
-        path: Points (N, D) of the lasso path.
-        conditioned: Conditioned chains.
-        file: PNG file to write.
+    Penalised estimates (L, D) of every prior are those at the same lambdas, ``path`` holds points
+    (N, D) of the lasso path.
     """
     figure = plt.figure(figsize=(12, 7.5), layout="constrained")
     axes = figure.subplots(len(SHOWN), 2, sharey="row", sharex="col")

@@ -47,7 +47,7 @@ class Mixture(NamedTuple):
         return self.joint(x.double()).logsumexp(1)
 
     def with_uniform(self, weight: float) -> Mixture:
-        """The same with a uniform component of a given weight."""
+        """This mixture with a uniform component of some weight."""
         return Mixture(
             torch.cat([self.log_weights + math.log1p(-weight), _constant(math.log(weight))]),
             torch.cat([self.means, self.means[:1]]),
@@ -56,7 +56,7 @@ class Mixture(NamedTuple):
 
 
 class MixtureFit(NamedTuple):
-    """A fitted mixture, what was chosen for it, and its mean validation NLL in nats."""
+    """A fitted mixture with its options, and its mean validation NLL in nats."""
 
     mixture: Mixture
     size: int
@@ -72,17 +72,9 @@ def fit_mixture(
     bounds: Sequence[float],
     restarts: int,
 ) -> MixtureFit:
-    """Fit mixtures of several sizes under several bounds, and keep the best on validation data.
+    """The best mixture by validation points, of several sizes under several bounds.
 
-    Args:
-        train: Training points (N, 3), of unit norm.
-        validation: Validation points (M, 3).
-        sizes: Numbers of components to try.
-        bounds: Bounds of the concentration to try, ascending: each fit starts from the one before.
-        restarts: Number of random starts for each size.
-
-    Returns:
-        The :class:`MixtureFit` with the least validation NLL.
+    Bounds of the concentration ascend, and each fit starts from the one before.
     """
     candidates = (
         (mixture, size, bound)
@@ -95,16 +87,7 @@ def fit_mixture(
 
 
 def fit_kernels(train: Tensor, validation: Tensor, bounds: Sequence[float]) -> MixtureFit:
-    """Put a component of equal weight and concentration on every training point.
-
-    Args:
-        train: Training points (N, 3), of unit norm.
-        validation: Validation points (M, 3).
-        bounds: Concentrations to try.
-
-    Returns:
-        The :class:`MixtureFit` with the least validation NLL.
-    """
+    """The best mixture by validation points, with a component on every training point."""
     ones = torch.ones(len(train), dtype=torch.float64)
     candidates = (
         (Mixture(-ones * math.log(len(train)), train.double(), kappa * ones), len(train), kappa)

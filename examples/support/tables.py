@@ -36,16 +36,8 @@ class Tables(NamedTuple):
 def read_tables(name: str, folder: Path) -> Tables:
     """Read a table and standardise it by the moments of its training and validation rows.
 
-    Args:
-        name: ``higgs_small`` (signal events, 24 continuous columns) or ``uci:NAME``, a table of
-            the UCI regression collection with its target as the last column.
-        folder: Folder of ``higgs_small.npz`` and ``uci_regression.npz``.
-
-    Returns:
-        :class:`Tables` ``(train, validation, test)``.
-
-    Raises:
-        TableError: If the folder, the file or the table is missing.
+    ``higgs_small`` holds signal events in 24 continuous columns, ``uci:NAME`` a table of the UCI
+    regression collection with its target as the last column.
     """
     if name.startswith("uci:"):
         return _standardise(_read_uci(name.removeprefix("uci:"), folder))

@@ -31,7 +31,7 @@ TAIL_BOUND = 4.0
 
 
 class Trainable(Protocol):
-    """What the loop needs of a model, the host's or ours."""
+    """A model of normflows or of this package, as the loop needs it."""
 
     def forward_kld(self, x: Tensor) -> Tensor:
         """Loss of data (B, D), 0-dimensional."""
@@ -44,7 +44,7 @@ class Trainable(Protocol):
 
 
 class TrainingPlan(NamedTuple):
-    """What all models share: number of steps, batch size, peak learning rate, gradient bound."""
+    """Number of steps, batch size, peak learning rate and gradient bound of all models."""
 
     steps: int
     batch_size: int = 512
@@ -53,11 +53,7 @@ class TrainingPlan(NamedTuple):
 
 
 class FittedAffine(nf.flows.Flow):
-    """Affine map from standard normal to a Gaussian fitted to samples.
-
-    Args:
-        samples: Samples of shape (N, d) whose mean and covariance the map produces.
-    """
+    """Affine map from standard normal to a Gaussian fitted to samples (N, d)."""
 
     def __init__(self, samples: Tensor) -> None:
         super().__init__()
@@ -76,12 +72,7 @@ class FittedAffine(nf.flows.Flow):
 
 
 class GaussianVAE(nn.Module):
-    """Variational autoencoder with one learnable noise level in its Gaussian decoder.
-
-    Args:
-        data_dim: D.
-        latent_dim: d.
-    """
+    """Variational autoencoder with one learnable noise level in its Gaussian decoder."""
 
     def __init__(self, data_dim: int, latent_dim: int) -> None:
         super().__init__()
@@ -145,7 +136,7 @@ def spline_block(latent_dim: int, num_layers: int = 4) -> list[nf.flows.Flow]:
 
 
 def _start_at_identity(spline: nf.flows.CoupledRationalQuadraticSpline) -> None:
-    """Make the conditioner ask for equal bins and slopes of one, which the host does not."""
+    """Make the conditioner ask for equal bins and slopes of one, which normflows does not."""
     final = spline.prqct.transform_net.final_layer
     slope_one = math.log(math.expm1(1 - spline.prqct.min_derivative))
     nn.init.zeros_(final.weight)

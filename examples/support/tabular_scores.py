@@ -19,7 +19,7 @@ __all__ = ["Candidate", "Scores", "classifier_two_sample", "markdown_table", "sc
 
 
 class Candidate(NamedTuple):
-    """What a model must offer to be scored.
+    """The functions of a model that its scores need.
 
     Attributes:
         sample: Number of samples to samples (n, D).
@@ -78,15 +78,9 @@ def score(candidate: Candidate, test: Tensor) -> Scores:
 
 
 def classifier_two_sample(samples: Tensor, reference: Tensor, seed: int = 0) -> float:
-    """Cross-validated accuracy of a gradient boosting classifier between two sets of rows.
+    """Accuracy of a gradient boosting classifier between two sets of rows (N, D), over five folds.
 
-    Args:
-        samples: Rows of shape (N, D).
-        reference: Rows of shape (N, D); equal numbers make 0.5 the score of equal distributions.
-        seed: Seed of the folds and of the classifier.
-
-    Returns:
-        Accuracy on held-out rows, averaged over five folds.
+    Equal numbers of rows make 0.5 the score of equal distributions.
     """
     rows = torch.cat([samples, reference]).numpy()
     labels = np.repeat([0, 1], [len(samples), len(reference)])
@@ -96,14 +90,7 @@ def classifier_two_sample(samples: Tensor, reference: Tensor, seed: int = 0) -> 
 
 
 def markdown_table(results: Mapping[str, Sequence[Scores]]) -> str:
-    """One row per model, each entry the mean over seeds and its standard error.
-
-    Args:
-        results: Name of the model to its scores, one per seed.
-
-    Returns:
-        The table in Markdown.
-    """
+    """A row for each model, each entry the mean over seeds with its standard error."""
     lines = [["model", *COLUMNS], ["---", *["---:"] * len(COLUMNS)]]
     for name, scores in results.items():
         by_score = zip(*scores, strict=True)
