@@ -110,12 +110,12 @@ def permutations(seed: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(1000 + seed)
     shuffle = functools.partial(torch.randperm, generator=generator)
     patchify = Patchify(SHAPE, PATCH)
-    pixels = patchify.inverse(torch.arange(math.prod(SHAPE)).view(1, *SHAPE))[0]
+    pixels = patchify.inverse(torch.arange(math.prod(SHAPE)).float().view(1, *SHAPE))[0]
     patches, places = patchify.latent_shape
     structured = pixels[:, shuffle(patches)][:, :, shuffle(places)]
     return {
         "original": torch.arange(math.prod(SHAPE)),
-        "structured": patchify(structured)[0].flatten(),
+        "structured": patchify(structured)[0].flatten().long(),
         "full": shuffle(math.prod(SHAPE)),
     }
 
