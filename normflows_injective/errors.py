@@ -116,3 +116,8 @@ class CheckpointWarning(UserWarning):
 
 class ReducedLayerWarning(UserWarning):
     """A layer was built with sizes at which it is a simpler one."""
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return sorted(__all__)

@@ -50,3 +50,8 @@ def __getattr__(name: str) -> _Any:
     if name == "star_like_flow":
         return _import_module("..models.star_like", __name__).star_like_flow
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return sorted(__all__)

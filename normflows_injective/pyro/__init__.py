@@ -37,3 +37,8 @@ __all__ = [
     "module",
     "save",
 ]
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return sorted(__all__)
