@@ -115,9 +115,9 @@ class FreeFormInjection(Injection):
         return x
 
 
-def _event_shape(given: Any, net: nn.Module, name: str) -> Sequence[int] | None:
-    """The shape that was given, or that of the input which a network declares, or None."""
-    if given is not None:
-        return check_shape(given, name)
+def _event_shape(shape: Any, net: nn.Module, name: str) -> Sequence[int] | None:
+    """A shape, or where it is None that of the input which a network declares, or None."""
+    if shape is not None:
+        return check_shape(shape, name)
     declared: Sequence[int] | None = getattr(net, "input_shape", None)
     return declared

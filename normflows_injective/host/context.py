@@ -110,11 +110,11 @@ def expect_context(context: Tensor | None, length: int, context_dim: int, name: 
     expected = (length, context_dim) if context_dim else None
     if (None if context is None else tuple(context.shape)) == expected:
         return
-    came = "none" if context is None else f"one of shape {tuple(context.shape)}"
-    wanted = f"a context of shape {expected}" if context_dim else "no context"
+    received = "none" if context is None else f"one of shape {tuple(context.shape)}"
+    expectation = f"a context of shape {expected}" if context_dim else "no context"
     raise ContextError(
-        f"{name} with context_dim={context_dim} takes {wanted}, got {came}. One-hot encode "
-        "labels, and give one row per sample."
+        f"{name} with context_dim={context_dim} takes {expectation}, got {received}. One-hot "
+        "encode labels, and give one row per sample."
     )
 
 

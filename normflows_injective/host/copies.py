@@ -39,8 +39,8 @@ def on_trial(parts: Iterable[nn.Module]) -> list[Any]:
     Modules that the parts have in common are one in the copies too.
     """
     parts = list(parts)
-    found = replicate(parts, _cloned_if_kept, training=False)
-    return [found[id(part)] for part in parts]
+    copies = replicate(parts, _cloned_if_kept, training=False)
+    return [copies[id(part)] for part in parts]
 
 
 def _cloned_if_waiting(module: nn.Module, tensor: Tensor) -> Tensor:
@@ -61,6 +61,6 @@ def _cloned(tensor: Tensor) -> Tensor:
 
 def replica_of(source: Source) -> tuple[Source, Callable[[nn.Module], nn.Module]]:
     """A copy that keeps its first data to itself, and a function from each module to its copy."""
-    found = replicate(modules_of(source), _cloned_if_kept)
-    copy: Source = with_copies(source, found)
-    return copy, lambda module: found[id(module)]
+    copies = replicate(modules_of(source), _cloned_if_kept)
+    copy: Source = with_copies(source, copies)
+    return copy, lambda module: copies[id(module)]

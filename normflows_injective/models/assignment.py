@@ -249,7 +249,7 @@ class AssignmentFlow(nn.Module):
         The network is evaluated as in evaluation mode, by a copy that shares its parameters.
 
         The proposal is the law of the path given the labels, which is optimal for an exact field:
-        see ``discrete_likelihood.py``. Every draw follows the flow back to the noise once, with
+        see ``likelihood_estimate.py``. Every draw follows the flow back to the noise once, with
         its divergence: :math:`d` forward-mode products for each evaluation if ``"exact"``, none
         if the network leaves each variable out. Read the effective sample size: if it is a few
         draws, the estimate is a lower bound rather than a probability.

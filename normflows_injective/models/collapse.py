@@ -94,8 +94,8 @@ class CollapseWatch:
             # Of the injections alone those of free form have networks by these names.
             networks = {name: getattr(part, name, None) for name in ("encoder", "decoder")}
             if isinstance(part, nf.flows.Flow):
-                found = {k: v for k, v in networks.items() if isinstance(v, nn.Module)}
-                warn_of_kinks(found, error)
+                modules = {k: v for k, v in networks.items() if isinstance(v, nn.Module)}
+                warn_of_kinks(modules, error)
 
     @torch.no_grad()
     def look(self, x: Tensor, error: Tensor, surrogate: Tensor, latent_dim: int) -> None:
@@ -113,8 +113,8 @@ class CollapseWatch:
         errors, scatters, means = torch.stack(self._steps).view(-1, 3).unbind(1)
         deviation = scatters / latent_dim**2 + (means / latent_dim + 1).square()
         spread = x.flatten(1).var(0).sum().to(errors)
-        found = torch.stack((errors.mean(), deviation.mean(), spread)).tolist()
-        error_mean, deviation_mean, variance = found
+        numbers = torch.stack((errors.mean(), deviation.mean(), spread))
+        error_mean, deviation_mean, variance = numbers.tolist()
         self._steps = []
         self._windows.append(_Means(error_mean, deviation_mean))
         if self._is_lost(variance):

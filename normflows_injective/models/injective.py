@@ -237,7 +237,7 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
             context: One row per sample.
 
         Returns:
-            :class:`LossTerms` ``(log_prob_latent, surrogate, reconstruction_error, loss)``.
+            :class:`LossTerms` ``(log_prob_latent, volume, reconstruction_error, loss)``.
         """
         return training_loss.loss_terms(*self._check_data(x, context), x, context)
 
