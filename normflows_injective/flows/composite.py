@@ -21,7 +21,7 @@ from ..volume.log_volumes import DecodedVolume
 from .injection import Injection
 from .split import Passes, joint_decode, joint_decode_and_log_volume, joint_encode
 from .stacking import check_composite
-from .surfaces.surface import Surface, is_exact, surface_of
+from .surfaces.surface import Surface, is_closed_form, surface_of
 
 __all__ = ["InjectiveComposite"]
 
@@ -81,14 +81,14 @@ class InjectiveComposite(Injection):
         first: Any = self.flows[0]
         self.latent_shape = first.latent_shape
         last: Any = self.flows[-1]
-        self.is_exact = is_exact(self.flows)
-        if self.is_exact and likelihood is not None:
+        self.is_closed_form = is_closed_form(self.flows)
+        if self.is_closed_form and likelihood is not None:
             raise OptionError(
                 "The log-volume of these layers is a closed form, so the container's own "
                 "forward_kld is the negative log-likelihood. Leave likelihood out."
             )
-        self.codomain = last.codomain if self.is_exact else None
-        self.measure = last.measure if self.is_exact else "hausdorff"
+        self.codomain = last.codomain if self.is_closed_form else None
+        self.measure = last.measure if self.is_closed_form else "hausdorff"
         self.takes_context = any(takes_context(flow) for flow in self.flows)
         self.needs_context = any(needs_context(flow) for flow in self.flows)
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..checks.renamed import RenamedAttribute
 from ..errors import StackingWarning, UnsupportedLayerError
 from ..host.keywords import context_keyword
 from ..volume.log_volumes import DecodedVolume, decode_and_log_volume
@@ -49,7 +50,8 @@ class Injection(Layer, ABC):
     takes_context: bool = False
     needs_context: bool = False
     # Whether the log-volume is a closed form to which those of maps between surfaces add.
-    is_exact: bool = False
+    is_closed_form: bool = False
+    is_exact = RenamedAttribute("is_closed_form")
     _has_warned: bool = False
 
     def __init_subclass__(cls) -> None:
@@ -121,7 +123,7 @@ class Injection(Layer, ABC):
     def _warn_without_reconstruction(self) -> None:
         """Warn once if a trained manifold is scored as only containers of normflows do."""
         is_trained = self.training and any(p.requires_grad for p in self.parameters())
-        if not is_trained or self.is_exact or self._has_warned:
+        if not is_trained or self.is_closed_form or self._has_warned:
             return
         self._has_warned = True
         warnings.warn(

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..host.calls import Flows, call_layer, summed_forward, summed_inverse
 from ..volume.log_volumes import DecodedVolume, decode_and_log_volume
 from .injection import Injection
-from .surfaces.surface import SurfaceMap, is_exact
+from .surfaces.surface import SurfaceMap, is_closed_form
 
 __all__ = [
     "Passes",
@@ -59,7 +59,7 @@ def joint_decode_and_log_volume(
 
     It is a sum for charts of known surfaces, and else by the Jacobian of the whole map.
     """
-    if is_exact(flows):
+    if is_closed_form(flows):
         return DecodedVolume(*summed_forward(flows, z, context))
     if len(flows) == 1 and isinstance(flows[0], Injection):
         return flows[0].decode_and_log_volume(z, context=context)
@@ -70,7 +70,7 @@ def joint_encode_and_log_volume(
     flows: Flows, x: Tensor, context: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Send data through flows to latents (B, *), with the joint log-volume (B,) there."""
-    if is_exact(flows):
+    if is_closed_form(flows):
         z, log_det = summed_inverse(flows, x, context)
         return z, -log_det
     z = joint_encode(flows, x, context)

@@ -19,7 +19,7 @@ from ..modules.random_numbers import OwnRandomNumbers
 from .free_form import FreeFormInjection
 from .shapes import Reshape
 from .stacking import check_composite
-from .surfaces.surface import is_exact
+from .surfaces.surface import is_closed_form
 
 __all__ = ["LayerStack", "context_rows", "context_shape", "flatten_events"]
 
@@ -70,7 +70,7 @@ class LayerStack(nn.Module):
     @property
     def is_closed_form(self) -> bool:
         """Whether log-volumes need no Jacobian."""
-        return not self.raises_dimension or is_exact(self.composite)
+        return not self.raises_dimension or is_closed_form(self.composite)
 
     def push(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """Send latents (B, *) to the data, with the log-volume (B,) in nats."""

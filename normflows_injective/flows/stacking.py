@@ -13,7 +13,7 @@ from ..host.context import built_for_context, context_keyword
 from ..host.refusals import refuse_one_way, refuse_unsupported
 from .injection import Injection
 from .surfaces.sphere import InChart
-from .surfaces.surface import SurfaceMap, is_exact
+from .surfaces.surface import SurfaceMap, is_closed_form
 
 __all__ = ["check_composite", "check_invertible", "check_surfaces"]
 
@@ -32,7 +32,7 @@ def check_composite(flows: Flows) -> None:
         )
     check_surfaces(flows)
     measures = {getattr(flow, "measure", "hausdorff") for flow in flows}
-    if measures != {"hausdorff"} and not is_exact(flows):
+    if measures != {"hausdorff"} and not is_closed_form(flows):
         raise UnsupportedLayerError(
             "These layers are differentiated as one map, which answers in the surface's own "
             f"measure, but one of them declares another: {', '.join(sorted(measures))}. Use "

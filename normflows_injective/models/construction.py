@@ -80,7 +80,7 @@ def check_parts(q0: object, flows: object, likelihood: object) -> tuple[int, Tra
 
 
 def _is_closed_form(composite: Sequence[nf.flows.Flow]) -> bool:
-    return getattr(composite[0], "is_exact", False)
+    return getattr(composite[0], "is_closed_form", False)
 
 
 def _default_term(composite: Sequence[nf.flows.Flow]) -> TrainingTerm:

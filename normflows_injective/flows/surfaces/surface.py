@@ -24,7 +24,7 @@ from ..gauges.gauge import Gauge
 from ..injection import Injection
 from ..layer import Layer
 
-__all__ = ["Chart", "Surface", "SurfaceLayer", "SurfaceMap", "is_exact", "surface_of"]
+__all__ = ["Chart", "Surface", "SurfaceLayer", "SurfaceMap", "is_closed_form", "surface_of"]
 
 
 class Surface(NamedTuple):
@@ -118,7 +118,7 @@ class Chart(SurfaceLayer, Injection):
         tensor([[1., 0.]])
     """
 
-    is_exact = True
+    is_closed_form = True
 
     def decode_and_log_volume(self, z: Tensor, context: Tensor | None = None) -> DecodedVolume:
         """Coordinates (B, d) to points (B, D), with the log-volume (B,) in nats."""
@@ -151,7 +151,7 @@ class SurfaceMap(SurfaceLayer):
 
 def surface_of(flows: Sequence[nf.flows.Flow] | nn.ModuleList) -> Surface:
     """The surface that layers from the first injection on lead to, as the last of them tells."""
-    if not is_exact(flows):
+    if not is_closed_form(flows):
         return Surface("image")
     first: Any = flows[0]
     surface: Surface = first.surface()
@@ -160,8 +160,8 @@ def surface_of(flows: Sequence[nf.flows.Flow] | nn.ModuleList) -> Surface:
     return surface
 
 
-def is_exact(flows: Sequence[nf.flows.Flow] | nn.ModuleList) -> bool:
+def is_closed_form(flows: Sequence[nf.flows.Flow] | nn.ModuleList) -> bool:
     """Whether layers are a chart followed by maps between surfaces, so that log-dets add."""
-    return getattr(flows[0], "is_exact", False) and all(
+    return getattr(flows[0], "is_closed_form", False) and all(
         isinstance(flow, SurfaceMap) for flow in list(flows)[1:]
     )
