@@ -1,8 +1,8 @@
-"""Checks of what a caller hands in, each raising a named error.
+"""Checks of arguments, each of which raises a named error.
 
-``numbers`` and ``options`` take the arguments of constructors and give them back in plain form;
-``batches`` looks at tensors, and ``attached`` puts such a look in front of every
-method of layers, laws and networks.
+``numbers`` and ``options`` return the arguments of constructors in plain form, ``tensors`` and
+``batches`` look at tensors, ``attached`` puts such a look before every method of layers, laws and
+networks, and ``renamed`` keeps old names alive.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from .options import (
     check_shape,
     lookup,
 )
-from .renamed import RenamedAttribute, level_of_caller, renamed
-from .wording import describe
+from .renamed import RenamedAttribute, renamed
+from .wording import describe, level_of_caller
 
 __all__ = [
     "RenamedAttribute",

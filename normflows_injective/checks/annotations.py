@@ -1,4 +1,4 @@
-"""Which check an argument gets by its annotation, so that no layer has to write it down."""
+"""The check that an argument gets by its annotation, so that no layer has to write it down."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .wording import named
 __all__ = ["check_of", "check_class"]
 
 Check = Callable[[Any, str], Any]
-# Parts with a message of their own, which says more than their type.
+# Parts that their owners check, with messages that say more than a type.
 _CHECKED_INSIDE = (
     "ElementTransform",
     "Estimator",
@@ -37,7 +37,7 @@ def _whole(value: Any, name: str) -> int:
 
 
 def _optional_integer(value: Any, name: str) -> int:
-    """An integer; its range is the matter of the callee, whose message says when to give None."""
+    """Return an integer; the callee refuses those out of its range, and says when to give None."""
     return check_count(value, name, least=-LARGEST, advice="Leave it out, or give an integer.")
 
 
@@ -46,7 +46,7 @@ def _widths(value: Any, name: str) -> tuple[int, ...]:
 
 
 def _shape(value: Any, name: str) -> Any:
-    """A shape as plain numbers; what is none is the matter of the callee, who names the axes."""
+    """Return a shape as plain numbers, or any other value for the callee to refuse by its axes."""
     try:
         return check_counts(value, name, empty=True)
     except OptionError:
@@ -91,11 +91,7 @@ _CHECKS: dict[str, Check] = {
 
 
 def check_of(parameter: Parameter) -> tuple[Check | None, bool]:
-    """The check of a parameter's values, None if it has none, and whether None is a value.
-
-    Args:
-        parameter: From ``inspect.signature``.
-    """
+    """Return the check of a parameter, None if there is none, and whether None is a value."""
     text = _text(parameter.annotation)
     optional = text.endswith(" | None")
     text = text.removesuffix(" | None")
@@ -113,12 +109,7 @@ def check_of(parameter: Parameter) -> tuple[Check | None, bool]:
 
 
 def check_class(parameter: Parameter, names: dict[str, Any]) -> Check | None:
-    """The check that a value is of the class of this package which the annotation names.
-
-    Args:
-        parameter: From ``inspect.signature``.
-        names: The globals of the function.
-    """
+    """Return the check that a value is of the class of this package that the annotation names."""
     text = _text(parameter.annotation).removesuffix(" | None")
     kind = names.get(text)
     if not isclass(kind) or text in _CHECKED_INSIDE or not _is_ours(kind):

@@ -1,10 +1,10 @@
 """The check of arguments that is attached to functions, so that their bodies hold mathematics.
 
-What is checked is what the annotations say: ``int`` is a count, ``bool`` a switch, ``float`` a
-number, ``Tensor`` a dense real tensor, and numbers of numpy or in tensors become plain ones. The
-look at a tensor costs a microsecond, reads no value and so never waits for a device, and nothing
-is checked while a graph is compiled or exported. If torch then fails over a shape, a dtype or a
-device, its error, which names no argument, becomes one that does.
+The annotations say what is checked: ``int`` is a count, ``bool`` a switch, ``float`` a number,
+``Tensor`` a dense real tensor, and numbers of numpy or in tensors become plain ones. The look at a
+tensor costs a microsecond, and reads no value, so it never waits for a device. Nothing is checked
+while a graph is compiled or exported. If torch then fails over a shape, a dtype or a device, its
+error, which names no argument, becomes one that does.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _OF_TENSORS = (check_level, check_mask)
 
 
 class _Argument(NamedTuple):
-    """A parameter: its name, its place, whether None is taken, and the check of its values."""
+    """A parameter: its name, its place, whether it may be None, and the check of its values."""
 
     name: str
     place: int
@@ -42,36 +42,16 @@ class _Argument(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """The tensors of a function, looked at in place, and the values that are replaced."""
+    """The arguments of a function that are tensors, and those that a check makes plain."""
 
     tensors: list[_Argument]
     values: list[_Argument]
 
 
 def checks_arguments(function: Function) -> Function:
-    """A function or method that refuses by name what its annotations do not say.
+    """Return a function that refuses by name arguments that its annotations do not allow.
 
-    Args:
-        function: Its parameters called ``x``, ``z`` and ``context`` are taken for tensors also if
-            they have no annotation.
-
-    Returns:
-        The function with the check in front.
-
-    Examples:
-        >>> @checks_arguments
-        ... def norm(x: Tensor, power: int = 2) -> Tensor:
-        ...     return x.pow(power).sum(1)
-        >>> norm(1.0)
-        Traceback (most recent call last):
-            ...
-        normflows_injective.errors.DtypeError: x must be a torch.Tensor, got float. Convert it \
-with torch.as_tensor.
-        >>> norm(torch.ones(2, 3), power=True)
-        Traceback (most recent call last):
-            ...
-        normflows_injective.errors.OptionError: power must be a positive integer, got True. Give \
-an integer, for instance 1.
+    Its parameters ``x``, ``z`` and ``context`` are taken for tensors also without an annotation.
     """
     # Without arguments there is nothing to check, and none can explain an error.
     if hasattr(function, "_checks_arguments") or signature(function).parameters.keys() <= _OWNER:
@@ -102,8 +82,8 @@ an integer, for instance 1.
         try:
             return function(*args, **kwargs)
         except Exception as error:
-            given = [*tensors, *(value for value in values if value.check in _OF_TENSORS)]
-            explain(function, args, kwargs, [argument[:2] for argument in given], error)
+            places = [*tensors, *(value for value in values if value.check in _OF_TENSORS)]
+            explain(function, args, kwargs, [place[:2] for place in places], error)
             raise
 
     checked._checks_arguments = True  # type: ignore[attr-defined]
@@ -111,19 +91,7 @@ an integer, for instance 1.
 
 
 def checks_arguments_of(kind: Class) -> Class:
-    """Attach the check to the public methods that a class defines, and to its constructor.
-
-    Args:
-        kind: A class; it is changed. For a decorator, or for ``__init_subclass__`` of a base.
-
-    Examples:
-        >>> @checks_arguments_of
-        ... class Twice:
-        ...     def forward(self, z: Tensor) -> Tensor:
-        ...         return 2 * z
-        >>> Twice().forward(torch.ones(1))
-        tensor([2.])
-    """
+    """Attach the check to the public methods of a class, and to its constructor if it is ours."""
     is_ours = kind.__module__.partition(".")[0] == __name__.partition(".")[0]
     for name, member in list(vars(kind).items()):
         public = not name.startswith("_") or name == "__call__" or (is_ours and name == "__init__")
@@ -137,22 +105,7 @@ def checks_arguments_of(kind: Class) -> Class:
 
 
 def looks_first(kind: type, names: Iterable[str], look: Callable[..., None]) -> None:
-    """Let a look at its arguments come before every method of a class that has one of some names.
-
-    Args:
-        kind: A class; those of its own methods are changed.
-        names: Names of methods.
-        look: Called with the object and the arguments; it raises a named error.
-
-    Examples:
-        >>> class Half:
-        ...     def forward(self, z):
-        ...         return z / 2
-        >>> looks_first(Half, ["forward"], lambda layer, z: print(z))
-        >>> Half().forward(1.0)
-        1.0
-        0.5
-    """
+    """Let ``look(object, *arguments)`` come before the methods of a class that have the names."""
     for name in names:
         if name in vars(kind):
             setattr(kind, name, _preceded(vars(kind)[name], look))
@@ -206,7 +159,7 @@ def _plan_of(function: Callable[..., Any]) -> _Plan:
 def _replaced(
     values: list[_Argument], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments with every value that has a check in its plain form."""
+    """Return the arguments, each that has a check in its plain form."""
     count = len(args)
     for name, place, optional, check in values:
         value = args[place] if place < count else kwargs.get(name, _MISSING)

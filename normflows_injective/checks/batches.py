@@ -1,4 +1,4 @@
-"""Batches and other tensors that a caller hands in."""
+"""Checks of the shapes and values of tensors."""
 
 from __future__ import annotations
 
@@ -34,16 +34,9 @@ _BAD_DATA = "Clean or drop these samples before the step; no parameter was chang
 def is_readable(*tensors: Tensor) -> bool:
     """Whether Python may look at the values of tensors, as every check of values does.
 
-    There are no values to look at on torch's meta device, while a call is compiled or exported
-    (a program has no branch that raises), and where a vmap maps over a tensor. Inside a vmap over
-    tangents the point itself is not mapped, and its values can be looked at.
-
-    Args:
-        *tensors: Any tensors, wrapped by transforms or not.
-
-    Examples:
-        >>> is_readable(torch.zeros(2)), is_readable(torch.zeros(2, device="meta"))
-        (True, False)
+    There are no values on torch's meta device, while a call is compiled or exported (a program has
+    no branch that raises), and where a vmap maps over a tensor. Inside a vmap over tangents the
+    point itself is not mapped, and its values can be read.
     """
     # torch.export sets the same flag as torch.compile.
     return not (torch.compiler.is_compiling() or any(map(_has_no_values, tensors)))
@@ -58,23 +51,7 @@ def _has_no_values(tensor: Tensor) -> bool:
 
 
 def check_finite(tensor: Tensor, name: str, advice: str = _BAD_DATA) -> None:
-    """Raise if a tensor holds NaN or infinity, naming it, the count and the first index.
-
-    Args:
-        tensor: Any tensor; integer tensors pass.
-        name: How the message calls it.
-        advice: What the message tells to do.
-
-    Raises:
-        NonFiniteError: If any element is NaN or infinite.
-
-    Examples:
-        >>> check_finite(torch.tensor([1.0, float("nan")]), "x")
-        Traceback (most recent call last):
-            ...
-        normflows_injective.errors.NonFiniteError: x has 1 of 2 values NaN or infinite, the first \
-at index [1]. Clean or drop these samples before the step; no parameter was changed.
-    """
+    """Raise NonFiniteError if a tensor holds NaN or infinity, with the count and first index."""
     if not is_readable(tensor):
         return
     finite = torch.isfinite(tensor)
@@ -88,18 +65,7 @@ at index [1]. Clean or drop these samples before the step; no parameter was chan
 
 
 def check_loss(loss: Tensor, terms: Mapping[str, Tensor]) -> None:
-    """Raise if a mean loss is NaN or infinite, naming the term that made it so.
-
-    Args:
-        loss: Mean loss, 0-dimensional.
-        terms: The terms (B,) that it is made of, by name.
-
-    Raises:
-        NonFiniteError: If it is.
-
-    Examples:
-        >>> check_loss(torch.tensor(1.0), {"loss": torch.tensor([1.0])})
-    """
+    """Raise NonFiniteError if a mean loss is not finite, naming the term (B,) that made it so."""
     if not is_readable(loss) or bool(torch.isfinite(loss)):
         return
     for name, term in terms.items():
@@ -108,26 +74,7 @@ def check_loss(loss: Tensor, terms: Mapping[str, Tensor]) -> None:
 
 
 def check_batch(tensor: Tensor, name: str, dtype: torch.dtype | None = None) -> None:
-    """Raise unless a tensor is a non-empty, finite, floating-point batch.
-
-    Args:
-        tensor: Candidate of shape :math:`(B, *)` with at least one event dimension.
-        name: How the message calls it.
-        dtype: The dtype the model computes in, or None to accept any floating one.
-
-    Raises:
-        ShapeError: If it has no batch or event dimension, or the batch is empty.
-        DtypeError: If it is not a floating tensor of the expected dtype.
-        NonFiniteError: If it holds NaN or infinity.
-
-    Examples:
-        >>> check_batch(torch.zeros(4, 2), "x", torch.float32)
-        >>> check_batch(torch.zeros(4), "x")
-        Traceback (most recent call last):
-            ...
-        normflows_injective.errors.ShapeError: x must be a batch of shape (B, ...) with at least \
-one event dimension, got shape (4,). Add one with x.unsqueeze(0) or x.unsqueeze(-1).
-    """
+    """Raise unless a tensor is a non-empty, finite batch of floats, of a dtype if one is given."""
     check_type(tensor, name)
     check_kind(tensor, name)
     check_rows(tensor, name)
@@ -140,21 +87,9 @@ one event dimension, got shape (4,). Add one with x.unsqueeze(0) or x.unsqueeze(
 
 
 def as_floating(values: object, name: str, like: Tensor | None = None) -> Tensor:
-    """A copy of numbers as a tensor without a graph, integers in torch's default dtype.
+    """Return a copy of numbers as a tensor without a graph, integers in torch's default dtype.
 
-    Args:
-        values: A tensor, array or list of numbers, as deep as need be.
-        name: How the message calls it.
-        like: Tensor whose dtype and device the copy gets; None keeps those of a tensor.
-
-    Raises:
-        OptionError: If they are no numbers, or lists of different lengths.
-        DtypeError: If they are a sparse or complex tensor.
-        NonFiniteError: If one is NaN or infinite.
-
-    Examples:
-        >>> as_floating([1, 2], "weights")
-        tensor([1., 2.])
+    The copy takes dtype and device of ``like``, or keeps those of a tensor.
     """
     try:
         tensor = torch.as_tensor(values).detach().clone()
@@ -174,18 +109,7 @@ def as_floating(values: object, name: str, like: Tensor | None = None) -> Tensor
 
 
 def check_rows(tensor: Tensor, name: str) -> None:
-    """Raise unless a tensor has rows, with at least one event dimension and one element each.
-
-    Args:
-        tensor: Candidate of shape :math:`(B, *)`.
-        name: How the message calls it.
-
-    Raises:
-        ShapeError: If it has no batch or event dimension, or is empty.
-
-    Examples:
-        >>> check_rows(torch.zeros(4, 2), "z")
-    """
+    """Raise ShapeError unless a batch has a row, an event dimension and an element."""
     if tensor.dim() < 2:
         raise ShapeError(
             f"{name} must be a batch of shape (B, ...) with at least one event dimension, got "
@@ -200,23 +124,7 @@ def check_rows(tensor: Tensor, name: str) -> None:
 
 
 def check_event_shape(tensor: Tensor, shape: Sequence[int] | None, name: str) -> None:
-    """Raise unless the event part of a batch has the expected shape.
-
-    Args:
-        tensor: Batch of shape :math:`(B, *)`.
-        shape: Expected event shape, or None if it is not known.
-        name: How the message calls it.
-
-    Raises:
-        ShapeError: If the shapes differ.
-        DtypeError: If it is no tensor.
-
-    Examples:
-        >>> check_event_shape(torch.zeros(4, 3), (2,), "x")
-        Traceback (most recent call last):
-            ...
-        normflows_injective.errors.ShapeError: x must have shape (B, 2), got (4, 3).
-    """
+    """Raise ShapeError unless a batch has the event shape, if that is known."""
     check_type(tensor, name)
     if shape is None or tuple(tensor.shape[1:]) == tuple(shape):
         return
@@ -225,21 +133,7 @@ def check_event_shape(tensor: Tensor, shape: Sequence[int] | None, name: str) ->
 
 
 def check_same_rows(**tensors: Tensor) -> None:
-    """Raise unless batches have as many rows as the first of them, so that none is broadcast.
-
-    Args:
-        **tensors: Batches of shape :math:`(B, *)` by the names of the arguments.
-
-    Raises:
-        ShapeError: If one has another number of rows, or is a single number.
-
-    Examples:
-        >>> check_same_rows(v=torch.zeros(4, 2), t=torch.zeros(1))
-        Traceback (most recent call last):
-            ...
-        normflows_injective.errors.ShapeError: t must have one row for every sample, 4 as v has, \
-got shape (1,). Repeat a row that all samples share.
-    """
+    """Raise ShapeError unless batches have as many rows as the first: none is broadcast."""
     first = next(iter(tensors))
     rows = tensors[first].shape[:1]
     for name, tensor in tensors.items():

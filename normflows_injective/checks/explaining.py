@@ -1,4 +1,4 @@
-"""Named errors in place of those of torch and Python, where the arguments explain them."""
+"""Named errors in place of errors of torch and Python, where the arguments explain them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SHAPE_WORDS = re.compile(
     r"\dD|rank|axis",
     re.IGNORECASE,
 )
-# What torch says, the named error, and its advice behind the name of the function.
+# The text of torch, the named error, and its advice after the name of the function.
 _DERIVATIVES = (
     (
         re.compile("transformed by a functorch transform"),
@@ -66,25 +66,9 @@ def explain(
     places: Iterable[tuple[str, int]],
     error: Exception,
 ) -> None:
-    """Raise a named error if an argument explains one that names none, or else return.
-
-    Args:
-        function: What failed.
-        args: Its arguments by place.
-        kwargs: Those by name.
-        places: Name and place of its tensors.
-        error: What it raised.
-
-    Raises:
-        DeviceError: If a tensor is on another device than the parameters.
-        DtypeError: If one is of another dtype.
-        ShapeError: If torch complains about a shape.
-        OptionError: If something that was handed in cannot be called, or gave what is no tensor.
-        UnsupportedLayerError: If torch has no derivative of a layer.
-        UnsupportedModelError: If gradients are wanted where torch cannot record them.
-    """
-    given = {n: args[p] if p < len(args) else kwargs.get(n) for n, p in places}
-    tensors = {name: value for name, value in given.items() if isinstance(value, Tensor)}
+    """Raise a named error if an argument explains one that names none, or else return."""
+    values = {n: args[p] if p < len(args) else kwargs.get(n) for n, p in places}
+    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
     is_ours = type(error).__module__.partition(".")[0] == __name__.partition(".")[0]
     if isinstance(error, RuntimeError) and not is_ours:
         _explain_tensors(args, tensors, error)
@@ -103,14 +87,14 @@ def explain(
 
 
 def _explain_derivatives(function: Callable[..., Any], error: Exception) -> None:
-    """Raise if torch has no derivative of a layer, or cannot record one where it was called."""
-    for said, kind, advice in _DERIVATIVES:
-        if said.search(str(error)):
+    """Raise if torch has no derivative of a layer, or cannot record one here."""
+    for text, kind, advice in _DERIVATIVES:
+        if text.search(str(error)):
             raise kind(f"{function.__qualname__} {advice} The cause: {error}") from error
 
 
 def _is_of_types(error: Exception) -> bool:
-    """Whether Python or a vmap met something of another type, or a tuple of another length."""
+    """Whether Python or a vmap met a value of another type, or a tuple of another length."""
     of_values = type(error) is ValueError and _TYPE_WORDS.search(str(error)) is not None
     return of_values or type(error) in _OF_TYPES
 
@@ -118,18 +102,9 @@ def _is_of_types(error: Exception) -> bool:
 def refuse_without_values(
     value: Tensor, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
-    """Raise if a tensor is on the meta device and others of a call are not.
+    """Raise DeviceError if a tensor is on the meta device while others of a call are not.
 
-    Some operations of torch then read memory at random instead of failing.
-
-    Args:
-        value: A tensor on the meta device.
-        name: How the call calls it.
-        args: The arguments by place, the owner of a method among them.
-        kwargs: Those by name.
-
-    Raises:
-        DeviceError: If parameters or other arguments are elsewhere.
+    Some operations of torch would read memory at random instead of failing.
     """
     others = (other for other in (*args, *kwargs.values()) if isinstance(other, Tensor))
     for other in chain(_held(args), others):
@@ -147,7 +122,7 @@ def _elsewhere(name: str, value: Tensor, device: torch.device) -> str:
 def _explain_dtypes(
     function: Callable[..., Any], tensors: dict[str, Tensor], error: Exception
 ) -> None:
-    """Raise if torch complains about a dtype, of which there may be several."""
+    """Raise if torch complains about a dtype."""
     if tensors and _DTYPE_WORDS.search(str(error)):
         dtypes = ", ".join(f"{name} of {value.dtype}" for name, value in tensors.items())
         raise DtypeError(
@@ -156,9 +131,9 @@ def _explain_dtypes(
         ) from error
 
 
-def _explain_values(given: dict[str, Any], error: Exception) -> None:
+def _explain_values(arguments: dict[str, Any], error: Exception) -> None:
     """Raise if a tensor has no values, and they were needed."""
-    for name, value in given.items():
+    for name, value in arguments.items():
         if isinstance(value, Tensor) and value.is_meta:
             raise DeviceError(
                 f"{name} must have values to be looked at, got a tensor on the meta device. Move "
@@ -185,7 +160,7 @@ def _explain_tensors(args: tuple[Any, ...], tensors: dict[str, Tensor], error: E
 def _explain_parts(
     function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception
 ) -> None:
-    """Raise if functions or networks were handed in, for one of them broke its contract."""
+    """Raise if functions or networks are among the arguments: one of them broke its contract."""
     parts = _named(function, args, kwargs)
     if not parts:
         return
@@ -199,7 +174,7 @@ def _explain_parts(
 def _named(
     function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> dict[str, Any]:
-    """All arguments by name but the owner; none if Python itself refuses their number or names."""
+    """Return all arguments by name but the owner, and none if Python refuses the call itself."""
     try:
         bound = signature(function).bind(*args, **kwargs).arguments
     except TypeError:
@@ -208,7 +183,7 @@ def _named(
 
 
 def _is_from_libraries(place: TracebackType | None) -> bool:
-    """Whether an error came from our code or torch's, and not from a function that was given."""
+    """Whether an error came from our code or torch's, and not from a function of the user."""
     while place is not None:
         module = str(place.tb_frame.f_globals.get("__name__", ""))
         if module.partition(".")[0] not in _LIBRARIES:
@@ -225,7 +200,7 @@ def _is_autocast(device_type: str) -> bool:
 
 
 def _held(args: tuple[Any, ...]) -> Iterable[Tensor]:
-    """The tensors of a module, whose dtype and device the arguments should have."""
+    """Return the tensors of a module, whose dtype and device the arguments should have."""
     owner: Any = args[0] if args else None
     # A constructor may fail before the module is one.
     is_module = isinstance(owner, nn.Module) and "_parameters" in vars(owner)
@@ -233,7 +208,7 @@ def _held(args: tuple[Any, ...]) -> Iterable[Tensor]:
 
 
 def _known_shapes(args: tuple[Any, ...]) -> str:
-    """The event shapes that a layer was built for, if it knows them."""
+    """Return the event shapes that a layer was built for, as text, if it knows them."""
     owner = args[0] if args else None
     names = ("latent_shape", "data_shape", "input_shape", "shape")
     known = {name: getattr(owner, name, None) for name in names}

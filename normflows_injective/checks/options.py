@@ -1,4 +1,4 @@
-"""Options that are no single number: names, switches, shapes, functions, networks, lists."""
+"""Options other than single numbers: names, switches, shapes, functions, networks, lists."""
 
 from __future__ import annotations
 
@@ -44,19 +44,7 @@ def lookup(
 
 
 def check_flag(value: object, name: str) -> bool:
-    """The switch an option gives.
-
-    Args:
-        value: Candidate: ``True`` or ``False``, also of numpy or in a tensor.
-        name: How the message calls it.
-
-    Raises:
-        OptionError: If it is neither.
-
-    Examples:
-        >>> check_flag(True, "trainable")
-        True
-    """
+    """Return a switch of Python, numpy or a tensor as a plain ``bool``, or raise OptionError."""
     plain = value
     if getattr(value, "shape", None) == () and hasattr(value, "item"):
         plain = value.item()
@@ -70,30 +58,7 @@ def check_flag(value: object, name: str) -> bool:
 def check_counts(
     values: Any, name: str, least: int = 1, empty: bool = False, example: str = "(64, 64)"
 ) -> tuple[int, ...]:
-    """The integers of an option that is a sequence of them, such as the widths of a network.
-
-    Args:
-        values: Candidate: a tuple, list or array of integers.
-        name: How the message calls it.
-        least: The smallest integer that is taken.
-        empty: Whether none may be given.
-        example: What the message shows as a sequence.
-
-    Returns:
-        A tuple of plain ``int``.
-
-    Raises:
-        OptionError: If it is one number, no sequence, empty, or holds another thing.
-
-    Examples:
-        >>> check_counts([64, 32], "hidden")
-        (64, 32)
-        >>> check_counts(64, "hidden")
-        Traceback (most recent call last):
-            ...
-        normflows_injective.errors.OptionError: hidden must be a sequence of positive integers, \
-got 64. Put the number into a tuple: hidden=(64,).
-    """
+    """Return a sequence of integers as a tuple of plain ``int``, or raise OptionError."""
     kind = {0: "non-negative integers", 1: "positive integers"}.get(
         least, f"integers of at least {least}"
     )
@@ -103,16 +68,14 @@ got 64. Put the number into a tuple: hidden=(64,).
         raise OptionError(named(message, values, advice))
     if isinstance(values, str | bytes | dict | set) or not _is_sequence(values):
         raise OptionError(named(message, values, f"Give for instance {name}={example}."))
-    found = tuple(
-        check_count(value, f"{name}[{index}]", least) for index, value in enumerate(values)
-    )
-    if not found and not empty:
+    counts = tuple(check_count(n, f"{name}[{index}]", least) for index, n in enumerate(values))
+    if not counts and not empty:
         raise OptionError(named(f"{message}, at least one", values, f"Give e.g. {example}."))
-    return found
+    return counts
 
 
 def _is_sequence(values: object) -> bool:
-    """Whether it can be counted and read in order: a tuple, list, range, array, tensor (n,)."""
+    """Whether values have an order: a tuple, list, range, or array or tensor of one axis."""
     if isinstance(values, Tensor) or hasattr(values, "ndim"):
         return getattr(values, "ndim", 0) == 1
     return isinstance(values, Sequence)
@@ -121,43 +84,19 @@ def _is_sequence(values: object) -> bool:
 def check_shape(
     value: Any, name: str, length: int | None = None, axes: str = "", advice: str = ""
 ) -> tuple[int, ...]:
-    """The shape an option gives: a tuple of positive integers, or one number for a vector.
+    """Return a shape as a tuple of plain ``int``, or raise OptionError.
 
-    Args:
-        value: Candidate; one number n stands for the shape (n,) where ``length`` allows it.
-        name: How the message calls it.
-        length: How many numbers it must hold, or None for any number of at least one.
-        axes: The names of the axes, for the message.
-        advice: What the message tells to do, in place of a sentence that fits any shape.
-
-    Returns:
-        A tuple of plain ``int``.
-
-    Raises:
-        OptionError: If it is no such shape.
-
-    Examples:
-        >>> check_shape(3, "shape"), check_shape((1, 28, 28), "shape")
-        ((3,), (1, 28, 28))
-        >>> check_shape((28, 28), "image_shape", 3, "(channels, height, width)")
-        Traceback (most recent call last):
-            ...
-        normflows_injective.errors.OptionError: image_shape must be a tuple of 3 positive \
-integers, (channels, height, width), got (28, 28). Give each axis one integer.
+    One number n stands for the shape (n,) where ``length`` allows it; ``axes`` names the axes.
     """
-    single = is_number(value) and length in (None, 1)
-    found: tuple[int, ...] | None = (check_count(value, name),) if single else None
-    if found is None and not isinstance(value, str | bytes | dict) and _is_sequence(value):
+    if is_number(value) and length in (None, 1):
+        return (check_count(value, name),)
+    if not isinstance(value, str | bytes | dict) and _is_sequence(value):
         entries = list(value)
         if entries and length in (None, len(entries)):
-            found = tuple(
-                check_count(entry, f"{name}[{index}]") for index, entry in enumerate(entries)
-            )
-    if found is None:
-        kind = "a tuple of positive integers" if length is None else _tuple_of(length)
-        message = f"{name} must be {kind}" + (f", {axes}" if axes else "")
-        raise OptionError(named(message, value, advice or "Give each axis one integer."))
-    return found
+            return tuple(check_count(n, f"{name}[{index}]") for index, n in enumerate(entries))
+    kind = "a tuple of positive integers" if length is None else _tuple_of(length)
+    message = f"{name} must be {kind}" + (f", {axes}" if axes else "")
+    raise OptionError(named(message, value, advice or "Give each axis one integer."))
 
 
 def _tuple_of(length: int) -> str:
@@ -165,60 +104,21 @@ def _tuple_of(length: int) -> str:
 
 
 def check_callable(value: Any, name: str, advice: str) -> Callable[..., Any]:
-    """The function an option gives.
-
-    Args:
-        value: Candidate; a class is refused, because its instance was meant.
-        name: How the message calls it.
-        advice: What the message tells to do.
-
-    Raises:
-        OptionError: If it cannot be called.
-
-    Examples:
-        >>> check_callable(abs, "density", "Give a function of x (B, D).")
-        <built-in function abs>
-    """
+    """Return a function, or raise OptionError; a class is refused, as its instance was meant."""
     if not callable(value) or isinstance(value, type):
         raise OptionError(named(f"{name} must be callable", value, advice))
     return value
 
 
 def check_module(value: Any, name: str, advice: str) -> nn.Module:
-    """The network an option gives.
-
-    Args:
-        value: Candidate.
-        name: How the message calls it.
-        advice: What the message tells to do.
-
-    Raises:
-        OptionError: If it is no ``torch.nn.Module``.
-
-    Examples:
-        >>> check_module(nn.Linear(2, 3), "net", "Give a network.")
-        Linear(in_features=2, out_features=3, bias=True)
-    """
+    """Return a ``torch.nn.Module``, or raise OptionError."""
     if not isinstance(value, nn.Module):
         raise OptionError(f"{name} must be a torch.nn.Module, got {_kind(value)}. {advice}")
     return value
 
 
 def check_modules(value: Any, name: str, advice: str = "Put the layers into a list.") -> list[Any]:
-    """The layers or networks an option lists.
-
-    Args:
-        value: Candidate: a list, tuple or ``nn.ModuleList``.
-        name: How the message calls it.
-        advice: What the message tells to do.
-
-    Raises:
-        OptionError: If it is no list, or an entry is no ``torch.nn.Module``.
-
-    Examples:
-        >>> check_modules([nn.Linear(2, 3)], "flows")
-        [Linear(in_features=2, out_features=3, bias=True)]
-    """
+    """Return the modules of a list, tuple or container as a list, or raise OptionError."""
     if not isinstance(value, list | tuple | nn.ModuleList | nn.Sequential):
         raise OptionError(f"{name} must be a list of layers, got {_kind(value)}. {advice}")
     for index, layer in enumerate(value):
@@ -229,5 +129,5 @@ def check_modules(value: Any, name: str, advice: str = "Put the layers into a li
 
 
 def _kind(value: object) -> str:
-    """The type of an object that should have been a network, or the class itself."""
+    """Return the type of an object that should have been a network, or the class itself."""
     return describe(value) if isinstance(value, type) else type(value).__name__

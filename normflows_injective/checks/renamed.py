@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Callable
 from functools import wraps
@@ -10,8 +9,9 @@ from typing import Any, TypeVar
 
 from ..errors import OptionError
 from .attached import checks_arguments
+from .wording import level_of_caller
 
-__all__ = ["RenamedAttribute", "level_of_caller", "renamed"]
+__all__ = ["RenamedAttribute", "renamed"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -65,15 +65,6 @@ class RenamedAttribute:
     def __set__(self, instance: Any, value: Any) -> None:
         _warn(type(instance).__name__, self._old, self.new)
         setattr(instance, self.new, value)
-
-
-def level_of_caller() -> int:
-    """The stack level, for a warning of the calling function, of the first frame outside nfi."""
-    package = __name__.partition(".")[0]
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(package):
-        frame, level = frame.f_back, level + 1
-    return level
 
 
 def _warn(owner: str, old: str, new: str) -> None:

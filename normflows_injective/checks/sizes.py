@@ -14,19 +14,7 @@ __all__ = ["as_size", "expanded_size"]
 
 
 def as_size(shape: Any, name: str) -> Size:
-    """A shape as a ``torch.Size``.
-
-    Args:
-        shape: A tuple, list or ``torch.Size`` of integers that are not negative.
-        name: How the message calls it.
-
-    Raises:
-        OptionError: If it is anything else.
-
-    Examples:
-        >>> as_size([2, 3], "sample_shape")
-        torch.Size([2, 3])
-    """
+    """Return a tuple or list of counts as a ``torch.Size``, or raise OptionError."""
     if isinstance(shape, Size):
         return shape
     if not isinstance(shape, Iterable) or isinstance(shape, str | bytes | dict | Tensor):
@@ -38,24 +26,10 @@ def as_size(shape: Any, name: str) -> Size:
 
 
 def expanded_size(law: Any, batch_shape: Any) -> Size:
-    """The batch shape that a distribution is expanded to.
-
-    Args:
-        law: The distribution.
-        batch_shape: What it shall be.
-
-    Raises:
-        OptionError: If it is no shape.
-        ShapeError: If the present batch shape cannot be stretched to it.
-
-    Examples:
-        >>> from torch.distributions import Normal
-        >>> expanded_size(Normal(0.0, 1.0), (2,))
-        torch.Size([2])
-    """
+    """Return the batch shape that a law is expanded to, or raise ShapeError if it cannot be."""
     new, old = as_size(batch_shape, "batch_shape"), law.batch_shape
     fits = len(new) >= len(old) and all(
-        have in (1, want) for have, want in zip(reversed(old), reversed(new), strict=False)
+        size in (1, wider) for size, wider in zip(reversed(old), reversed(new), strict=False)
     )
     if not fits:
         raise ShapeError(

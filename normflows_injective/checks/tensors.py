@@ -1,4 +1,4 @@
-"""Refusals of what is no dense tensor of the right kind of numbers, whatever its shape."""
+"""Refusals of values that are no dense tensors of the right kind of numbers."""
 
 from __future__ import annotations
 
@@ -12,27 +12,12 @@ from .numbers import check_positive
 
 __all__ = ["NOT_REAL", "check_dense", "check_kind", "check_level", "check_mask", "check_type"]
 
-# Arguments that may hold integers or booleans; all others are real numbers.
+# Arguments that may hold integers or booleans; all others hold real numbers.
 NOT_REAL = ("labels", "mask", "context", "counts", "pixels", "y")
 
 
 def check_type(value: object, name: str) -> None:
-    """Raise unless a value is a tensor.
-
-    Args:
-        value: What came.
-        name: The argument.
-
-    Raises:
-        DtypeError: If it is none; ContextError for a context.
-
-    Examples:
-        >>> check_type([1.0], "x")
-        Traceback (most recent call last):
-            ...
-        normflows_injective.errors.DtypeError: x must be a torch.Tensor, got list. A loader of a \
-TensorDataset gives lists: unpack them, 'for (x,) in loader'; convert arrays with torch.as_tensor.
-    """
+    """Raise DtypeError unless a value is a tensor, and ContextError if it should be a context."""
     if isinstance(value, Tensor):
         return
     advice = "Convert it with torch.as_tensor."
@@ -51,22 +36,7 @@ TensorDataset gives lists: unpack them, 'for (x,) in loader'; convert arrays wit
 
 
 def check_dense(value: Tensor, name: str) -> None:
-    """Raise if a tensor is sparse or complex.
-
-    Args:
-        value: What came.
-        name: The argument.
-
-    Raises:
-        DtypeError: If it is one.
-
-    Examples:
-        >>> check_dense(torch.zeros(2, 2).to_sparse(), "x")
-        Traceback (most recent call last):
-            ...
-        normflows_injective.errors.DtypeError: x must be a dense tensor, got a sparse one of \
-layout torch.sparse_coo. Convert it with x.to_dense().
-    """
+    """Raise DtypeError if a tensor is nested, sparse or complex."""
     if value.is_nested:
         raise DtypeError(
             f"{name} must be a dense tensor, got a nested one. Stack rows of one length, or fill "
@@ -84,18 +54,7 @@ layout torch.sparse_coo. Convert it with x.to_dense().
 
 
 def check_kind(value: Tensor, name: str) -> None:
-    """Raise if a tensor is sparse, complex, or of no floating dtype where that is meant.
-
-    Args:
-        value: What came.
-        name: The argument.
-
-    Raises:
-        DtypeError: If it is one.
-
-    Examples:
-        >>> check_kind(torch.zeros(2, 2), "x")
-    """
+    """Raise DtypeError if a tensor is not dense, or not real floating point where it must be."""
     check_dense(value, name)
     if not value.dtype.is_floating_point and name not in NOT_REAL:
         raise DtypeError(
@@ -105,19 +64,7 @@ def check_kind(value: Tensor, name: str) -> None:
 
 
 def check_mask(value: Any, name: str) -> Tensor:
-    """A mask of what is observed, which is no tensor of numbers.
-
-    Args:
-        value: What came.
-        name: The argument.
-
-    Raises:
-        DtypeError: If it is no dense tensor of booleans.
-
-    Examples:
-        >>> check_mask(torch.tensor([True]), "mask")
-        tensor([True])
-    """
+    """Return a mask of what is observed, or raise DtypeError unless it is a tensor of booleans."""
     check_type(value, name)
     check_dense(value, name)
     if value.dtype != torch.bool:
@@ -130,19 +77,7 @@ def check_mask(value: Any, name: str) -> Tensor:
 
 
 def check_level(value: object, name: str) -> Tensor:
-    """The level of a surface as a tensor: one that is given, or a positive number.
-
-    Args:
-        value: A tensor, whose values are not looked at, or a number.
-        name: The argument.
-
-    Raises:
-        OptionError: If it is neither.
-
-    Examples:
-        >>> check_level(2.0, "level")
-        tensor(2.)
-    """
+    """Return the level of a surface, a tensor or a positive number, as a tensor."""
     if isinstance(value, Tensor):
         check_kind(value, name)
         return value

@@ -1,24 +1,19 @@
-"""How a message of refusal calls what it got."""
+"""How a refusal calls what it got, and the line that a warning points at."""
 
 from __future__ import annotations
 
+import sys
+
 from torch import Tensor
 
-__all__ = ["describe", "named"]
+__all__ = ["describe", "level_of_caller", "named"]
 
 _LONGEST = 60
+_LIBRARIES = ("normflows_injective", "torch")
 
 
 def describe(value: object) -> str:
-    """A short name of a value: its ``repr`` where that is one short line, else its type.
-
-    Args:
-        value: Anything.
-
-    Examples:
-        >>> describe(-1), describe("abc"), describe([0.0] * 99)
-        ('-1', "'abc'", 'list')
-    """
+    """Return a short name of a value: its ``repr`` where that is one short line, else its type."""
     if isinstance(value, Tensor) and value.dim():
         return f"a Tensor of shape {tuple(value.shape)} and {value.dtype}"
     if isinstance(value, type):
@@ -33,15 +28,17 @@ def describe(value: object) -> str:
 
 
 def named(message: str, value: object, advice: str) -> str:
-    """The text "MESSAGE, got VALUE. ADVICE" of a refusal.
-
-    Args:
-        message: What was expected, as "dim must be a positive integer".
-        value: What came.
-        advice: What to do, a whole sentence.
-
-    Examples:
-        >>> named("dim must be a positive integer", 0, "Leave the layer out.")
-        'dim must be a positive integer, got 0. Leave the layer out.'
-    """
+    """Return the text "MESSAGE, got VALUE. ADVICE" of a refusal."""
     return f"{message}, got {describe(value)}. {advice}".rstrip()
+
+
+def level_of_caller() -> int:
+    """Return the stack level, for a warning of the calling function, of the user's own frame."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and _is_of_library(frame.f_globals):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+def _is_of_library(names: dict[str, object]) -> bool:
+    return str(names.get("__name__", "")).partition(".")[0] in _LIBRARIES

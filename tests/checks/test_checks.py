@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.distributions import Normal
 from torch.overrides import TorchFunctionMode
 
 from normflows_injective import checks
-from normflows_injective.errors import DtypeError, OptionError
+from normflows_injective.checks.sizes import as_size, expanded_size
+from normflows_injective.checks.tensors import check_kind, check_level, check_mask, check_type
+from normflows_injective.errors import DtypeError, NonFiniteError, OptionError, ShapeError
 
 NO_NUMBERS = (None, "2", [2], (2,), {}, True, np.bool_(True), torch.tensor(True), 2j, object())
 COUNTS = (3, np.int64(3), np.int32(3), np.uint8(3), torch.tensor(3), np.array(3))
@@ -124,6 +127,49 @@ def test_other_options():
     for call, text in refusals:
         with pytest.raises(OptionError, match=text):
             call()
+
+
+def test_intervals_and_infinite_numbers():
+    assert checks.check_interval([-1, 2.5], "log_range") == (-1, 2.5)
+    assert checks.check_number(math.inf, "p") == math.inf
+    with pytest.raises(OptionError, match=r"log_range must be \(low, high\)"):
+        checks.check_interval((1.0, 1.0), "log_range")
+    with pytest.raises(OptionError, match="p must be a number, got nan"):
+        checks.check_number(math.nan, "p")
+
+
+def test_tensors_that_are_refused():
+    x = torch.zeros(4, 3)
+    refusals = (
+        (lambda: check_type([x], "x"), DtypeError, r"got list\. A loader of a TensorDataset"),
+        (lambda: check_type(1.0, "mask"), DtypeError, "mask must be a tensor of booleans"),
+        (lambda: check_kind(x.to(torch.complex64), "x"), DtypeError, "view_as_real"),
+        (lambda: check_mask(x, "mask"), DtypeError, r"got torch.float32\. Convert it with mask"),
+        (lambda: check_level("a", "level"), OptionError, "level must be a positive number"),
+        (lambda: checks.check_event_shape(x, (2,), "x"), ShapeError, r"shape \(B, 2\), got \(4"),
+        (lambda: checks.check_batch(x[0], "x"), ShapeError, r"x\.unsqueeze\(0\)"),
+        (lambda: checks.check_same_rows(x=x, t=x[:1]), ShapeError, "every sample, 4 as x has"),
+        (lambda: checks.as_floating(x.bool(), "weights"), OptionError, "got booleans"),
+        (lambda: checks.as_floating([[1], []], "weights"), OptionError, "a list of numbers"),
+        (lambda: as_size(3, "sample_shape"), OptionError, "must be a tuple of integers, got 3"),
+        (lambda: expanded_size(Normal(x, 1.0), (2,)), ShapeError, "dimensions on the left"),
+    )
+    for call, error, text in refusals:
+        with pytest.raises(error, match=text):
+            call()
+    assert check_level(2.0, "level") == 2
+    assert checks.as_floating([1, 2], "weights").tolist() == [1.0, 2.0]
+    assert as_size([2, 3], "sample_shape") == torch.Size([2, 3])
+    assert expanded_size(Normal(0.0, 1.0), (2,)) == torch.Size([2])
+
+
+def test_a_loss_that_is_not_finite_names_its_term():
+    one = torch.tensor([1.0])
+    checks.check_loss(one.mean(), {"volume": one})
+    with pytest.raises(NonFiniteError, match="the training term volume has 1 of 1 values NaN"):
+        checks.check_loss(one.mean() / 0, {"error": one, "volume": one / 0})
+    with pytest.raises(NonFiniteError, match="overflowed although every term is finite"):
+        checks.check_loss(one.mean() / 0, {"volume": one})
 
 
 def test_long_values_are_named_by_their_type():
