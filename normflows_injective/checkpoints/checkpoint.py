@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from .._version import __version__
+from ..checks import level_of_caller
 from ..errors import CheckpointError, CheckpointWarning
 from .files import name_of, read_file, replace_file
 from .format import dtype_code, parse, write_content
@@ -25,11 +26,7 @@ R = TypeVar("R")
 
 
 def on_a_model(function: Callable[P, R]) -> Callable[P, R]:
-    """Refuse, by name, a call of ``save`` or ``load`` on the class rather than on a model.
-
-    Args:
-        function: Function of a model, and method of its class.
-    """
+    """Refuse, by name, a call of ``save`` or ``load`` on a class rather than on a model."""
 
     @functools.wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -50,8 +47,8 @@ def save_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
     The header holds, as JSON, the package version, the class and options of every submodule, shape
     and dtype of every tensor, and a checksum. Options are all plain values in public attributes,
-    and what a module declares besides by a dictionary ``checkpoint_options``. A link is followed,
-    and permissions are kept. One tensor at a time is copied.
+    and those in a dictionary ``checkpoint_options`` of a module. A link is followed, and
+    permissions are kept. One tensor at a time is copied.
 
     Args:
         model: Module to save.
@@ -129,12 +126,13 @@ def load_checkpoint(
         state = _moved(name, state, map_location)
     _copy(name, model, state, own)
     if free:
-        warnings.warn(_told(name, free), CheckpointWarning, stacklevel=3)
+        text = _free_differences(name, free)
+        warnings.warn(text, CheckpointWarning, stacklevel=level_of_caller())
 
 
 def _refuse_sharded(model: nn.Module, remedy: str) -> None:
     for key, parameter in model.named_parameters():
-        # What a DTensor has and a tensor has not; torch may be built without distributed.
+        # A DTensor has this method and a tensor has not; torch may be built without distributed.
         if hasattr(parameter, "full_tensor"):
             raise CheckpointError(
                 f"{key} is sharded over processes, so this one has only a part of it. {remedy}"
@@ -142,7 +140,7 @@ def _refuse_sharded(model: nn.Module, remedy: str) -> None:
 
 
 def _state_of(model: nn.Module) -> dict[str, Tensor]:
-    """The model's own tensors, all of them with values in memory."""
+    """Return the tensors of a model, all of which must have values in memory."""
     state: dict[str, Tensor] = dict(model.state_dict())
     for key, tensor in state.items():
         if not isinstance(tensor, Tensor):
@@ -188,14 +186,14 @@ def _compare(name: str, part: str, saved: Any, expected: dict[str, Any]) -> None
 
 
 def _compare_values(name: str, saved: Any, model: nn.Module) -> list[Difference]:
-    """Raise if an option differs that matters; return the others that differ."""
+    """Raise if an option differs that matters, and return the other differences."""
     if saved is None:  # as in files of version 0.1.0
         return []
     try:
-        found = list(differences(saved, options_of(model)))
+        different = list(differences(saved, options_of(model)))
     except (AttributeError, TypeError, KeyError, IndexError, ValueError) as error:
         raise CheckpointError(f"{name} has a damaged header ({error!r}).") from error
-    for one in found:
+    for one in different:
         if one.matters:
             kind = type(model.get_submodule(one.module)).__name__
             raise CheckpointError(
@@ -204,14 +202,14 @@ def _compare_values(name: str, saved: Any, model: nn.Module) -> list[Difference]
                 f"{one.here!r} here. Build the model as it was when saved. If the weights do not "
                 f"depend on it, list it in an attribute {kind}.may_differ = {{...}}."
             )
-    return found
+    return different
 
 
-def _told(name: str, found: list[Difference]) -> str:
+def _free_differences(name: str, free: list[Difference]) -> str:
     lines = [
         f"{one.option!r} of {one.module or 'the model'!r} is {one.saved!r} in the file and "
         f"{one.here!r} here"
-        for one in found
+        for one in free
     ]
     return (
         f"The weights of {name} are loaded, but options differ that were in use when they were "
@@ -221,7 +219,7 @@ def _told(name: str, found: list[Difference]) -> str:
 
 
 def _check_tensors(name: str, state: dict[str, Tensor], own: dict[str, Tensor]) -> None:
-    """Compare the tensors themselves with the model: a header may say anything about them."""
+    """Compare the tensors themselves with the model, for a header may say anything about them."""
     for key in [*own, *state]:
         if key not in state or key not in own:
             raise CheckpointError(
@@ -287,12 +285,12 @@ def _copy(name: str, model: nn.Module, state: dict[str, Tensor], own: dict[str, 
 
 
 def _loaders(model: nn.Module) -> Iterator[bool]:
-    """Whether there is code, other than torch's and ours, that runs while a state is loaded."""
+    """Whether code other than torch's and ours runs while a state is loaded."""
     yield _is_foreign(type(model).load_state_dict)
     for module in model.modules():
         yield _is_foreign(type(module)._load_from_state_dict)
         hooks = module._load_state_dict_pre_hooks, module._load_state_dict_post_hooks
-        yield any(_is_foreign(hook) for found in hooks for hook in found.values())
+        yield any(_is_foreign(hook) for table in hooks for hook in table.values())
 
 
 def _is_foreign(function: object) -> bool:
@@ -301,7 +299,7 @@ def _is_foreign(function: object) -> bool:
 
 
 def _check_writable(own: dict[str, Tensor]) -> None:
-    """Refuse tensors into which torch copies nothing, or half of it before it raises."""
+    """Refuse tensors into which torch copies nothing, or half before it raises."""
     for key, tensor in own.items():
         if tensor.is_inference() and not torch.is_inference_mode_enabled():
             raise CheckpointError(

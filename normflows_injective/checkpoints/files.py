@@ -1,8 +1,8 @@
 """Files that are read in one piece and replaced in one piece.
 
-A writer fills ``NAME.xxxxxxxx.part`` beside the file and renames it. It holds a lock on that part
-until then, which the system takes back when the process ends, however it ends: a part whose lock
-can be had is what a killed writer has left.
+A writer fills ``NAME.xxxxxxxx.part`` beside the file and renames it. Until then it holds a lock on
+that part, which the system releases when the process ends, however it ends. So a part whose lock
+is free was left by a writer that was killed.
 """
 
 from __future__ import annotations
@@ -31,19 +31,7 @@ _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 
 
 def name_of(path: str | os.PathLike[str]) -> str:
-    """A path as a string.
-
-    Args:
-        path: File.
-
-    Raises:
-        CheckpointError: If it is empty.
-        OptionError: If it is no path.
-
-    Examples:
-        >>> name_of("model.safetensors")
-        'model.safetensors'
-    """
+    """Return a path as a string, or raise OptionError if it is none."""
     try:
         name = os.fsdecode(path)
     except TypeError as error:
@@ -57,15 +45,9 @@ def name_of(path: str | os.PathLike[str]) -> str:
 
 
 def read_file(path: str | os.PathLike[str]) -> bytearray:
-    """The bytes of a regular file, opened once and held in memory.
+    """Return the bytes of a regular file, or raise CheckpointError.
 
-    A file that is mapped instead kills the process when somebody cuts it short meanwhile.
-
-    Args:
-        path: File to read.
-
-    Raises:
-        CheckpointError: If it is missing, no regular file, unreadable, or changes its length.
+    The file is read at once: a mapped one kills the process when somebody cuts it short meanwhile.
     """
     name = name_of(path)
     try:
@@ -85,17 +67,10 @@ def read_file(path: str | os.PathLike[str]) -> bytearray:
 
 
 def replace_file(path: str | os.PathLike[str], write: Callable[[IO[bytes]], None]) -> None:
-    """Write a file completely or not at all, and remove what killed writers of it have left.
+    """Write a file completely or not at all, and remove the parts of killed writers.
 
-    A link is followed and kept, and so are the permissions of a file that is there.
-
-    Args:
-        path: File to write.
-        write: Called once with a binary file that can seek.
-
-    Raises:
-        CheckpointError: If the name belongs to something that is no regular file, or if the
-            system refuses; then what was there is as it was.
+    A link is followed and kept, and so are the permissions of an old file. ``write`` is called
+    once with a binary file that can seek. CheckpointError leaves the old file as it was.
     """
     name = name_of(path)
     try:
@@ -178,7 +153,7 @@ def _write_and_rename(
 
 
 def _open_part(target: str) -> tuple[str, int]:
-    """A new part of a file and its descriptor, locked."""
+    """Open a new part of a file, locked, and return its name and descriptor."""
     while True:
         part = f"{target}.{secrets.token_hex(4)}.part"
         try:
@@ -191,8 +166,8 @@ def _open_part(target: str) -> tuple[str, int]:
         with suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         # Before it was locked, another writer may have taken it for an orphan.
-        found = _status(part)
-        if found is not None and os.path.samestat(found, os.fstat(descriptor)):
+        status = _status(part)
+        if status is not None and os.path.samestat(status, os.fstat(descriptor)):
             return part, descriptor
         os.close(descriptor)
 
@@ -207,7 +182,7 @@ def _remove_orphans(target: str) -> None:
 
 
 def _remove_if_orphan(part: str) -> None:
-    """Remove a part, or raise an OSError if its writer lives."""
+    """Remove a part, or raise OSError if its writer lives."""
     if fcntl is None:
         os.unlink(part)
         return

@@ -1,8 +1,8 @@
 """The safetensors format, read from memory and written tensor by tensor.
 
-Eight bytes hold the length of a JSON table of dtypes, shapes and places; then come the table and
-the tensors. The table's ``__metadata__`` holds our own header, a second piece of JSON, and that a
-checksum of names, dtypes, shapes and bytes.
+Eight bytes hold the length of a JSON table of dtypes, shapes and places; the table and the tensors
+follow. The table's ``__metadata__`` holds our own header, a second piece of JSON, with a checksum
+of names, dtypes, shapes and bytes.
 """
 
 from __future__ import annotations
@@ -47,34 +47,21 @@ _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 
 
 class Content(NamedTuple):
-    """What a file holds.
-
-    Attributes:
-        header: Our own header, without its checksum, which has been compared.
-        state: Tensors by name, which share the memory of the bytes.
-    """
+    """The header of a file, without its checksum, and its tensors by name."""
 
     header: dict[str, Any]
     state: dict[str, Tensor]
 
 
 def dtype_code(dtype: torch.dtype) -> str | None:
-    """The format's name of a dtype, or None if it has none.
-
-    Examples:
-        >>> dtype_code(torch.float32)
-        'F32'
-    """
+    """Return the format's name of a dtype, or None if it has none."""
     return _CODES.get(dtype)
 
 
 def write_content(file: IO[bytes], header: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
-    """Write a header and tensors, of which one at a time is copied.
+    """Write a header of JSON and tensors by name to a binary file that can seek.
 
-    Args:
-        file: Binary file that can seek.
-        header: What :func:`parse` returns again; JSON, with an entry ``checksum`` to be filled.
-        state: Tensors by name, of dtypes that the format knows.
+    One tensor at a time is copied.
     """
     table: dict[str, Any] = {}
     end = 0
@@ -87,7 +74,7 @@ def write_content(file: IO[bytes], header: Mapping[str, Any], state: Mapping[str
             "shape": list(tensor.shape),
             "data_offsets": [start, end],
         }
-    # The checksum is known when the tensors are written, and as long as what stands for it.
+    # The checksum is known after the tensors are written, and as long as its placeholder.
     prefix = _table_bytes(header, table, _NO_CHECKSUM)
     file.write(prefix)
     digest = hashlib.sha256()
@@ -103,14 +90,9 @@ def write_content(file: IO[bytes], header: Mapping[str, Any], state: Mapping[str
 
 
 def parse(content: bytearray, name: str) -> Content:
-    """Check the bytes of a file, and read them.
+    """Return header and tensors of the bytes of a file, or raise CheckpointError.
 
-    Args:
-        content: The bytes, whose memory the tensors share.
-        name: What messages call the file.
-
-    Raises:
-        CheckpointError: If it is no safetensors file, none of ours, damaged or altered.
+    The tensors share the memory of the bytes.
     """
     try:
         table, start = _read_table(content)
@@ -148,7 +130,7 @@ def _table_bytes(header: Mapping[str, Any], table: dict[str, Any], checksum: str
 
 
 def _read_table(content: bytearray) -> tuple[dict[str, Any], int]:
-    """The table of a file, and where its tensors start."""
+    """Return the table of a file, and the place where its tensors start."""
     length = int.from_bytes(content[:8], "little")
     if len(content) < 8:
         raise ValueError(f"it holds {len(content)} bytes, where a file begins with eight")
@@ -161,7 +143,7 @@ def _read_table(content: bytearray) -> tuple[dict[str, Any], int]:
 
 
 def _places(table: dict[str, Any], length: int) -> dict[str, _Place]:
-    """Where every tensor lies; together they fill the data without gap or overlap."""
+    """Return the places of the tensors, which must fill the data without gap or overlap."""
     places: dict[str, _Place] = {}
     for key, entry in table.items():
         if key == _METADATA:

@@ -1,10 +1,10 @@
-"""The options of a model, as far as weights mean something else under others.
+"""The options of a model on which the meaning of its weights depends.
 
-No layer has to list them. Whatever plain value a module holds in a public attribute is recorded:
-numbers, strings, names of functions, tensors that are neither parameters nor in the state, all of
-these in lists, dictionaries, dataclasses and objects of this package. Left out are what torch
-keeps for itself, devices and dtypes, and objects of other packages. A class names what its weights
-do not depend on, such as a weight of the training loss, in an attribute ``may_differ``.
+No layer has to list them. Every plain value in a public attribute of a module is recorded:
+numbers, strings, names of functions, tensors that are neither parameters nor in the state, and all
+of these in lists, dictionaries, dataclasses and objects of this package. Attributes of torch,
+devices, dtypes and objects of other packages are left out. A class lists options on which its
+weights do not depend, such as a weight of the training loss, in an attribute ``may_differ``.
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ from ..checks import RenamedAttribute
 
 __all__ = ["Difference", "Options", "differences", "options_of"]
 
-# What every module has, what says where a module runs, and how the parameters of Pyro's guides
-# start.
+# Attributes of every module, of the place where it runs, and of the start of Pyro's guides.
 _NO_OPTIONS = frozenset(vars(nn.Module())) | {
     "create_plates",
     "device",
@@ -38,7 +37,7 @@ _NO_OPTIONS = frozenset(vars(nn.Module())) | {
     "may_differ",
     "plates",
 }
-# What a layer does with points for which its map is not defined.
+# How a layer treats points for which its map is not defined.
 _POLICIES = frozenset({"off_manifold"})
 _LIBRARIES = frozenset({"torch", "normflows", "pyro", "normflows_injective"})
 _MAY_DIFFER_IN_TORCH: tuple[tuple[type[nn.Module], frozenset[str]], ...] = (
@@ -57,14 +56,10 @@ _SCALARS: dict[str, Any] = {"b": bool, "i": int, "u": int, "f": float, "c": comp
 
 
 class Options(NamedTuple):
-    """Options of one module.
+    """The options of one module.
 
-    Attributes:
-        values: Plain values by the name of the attribute, or by ``attribute.part``.
-        may_differ: Names of those on which the meaning of the weights does not depend.
-        arguments: Names of its constructor's arguments.
-        renamed: Present names of its attributes by their old ones, which older files have.
-        is_of_library: Whether its class comes from a package that may add attributes later.
+    ``values`` has plain values by the name of the attribute, or by ``attribute.part``, and
+    ``renamed`` the present names of attributes by the old ones that older files have.
     """
 
     values: dict[str, Any]
@@ -75,15 +70,7 @@ class Options(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """One option that is not the same in a file and in a model.
-
-    Attributes:
-        module: Path of the module.
-        option: Name of the option.
-        saved: Value in the file.
-        here: Value in the model.
-        matters: Whether the weights mean something else.
-    """
+    """One option that differs between a file and a model, and whether weights depend on it."""
 
     module: str
     option: str
@@ -96,16 +83,8 @@ _ABSENT = "absent"
 
 
 def options_of(model: nn.Module) -> dict[str, Options]:
-    """The options of every submodule that has any, by its path.
-
-    Args:
-        model: Any module.
-
-    Examples:
-        >>> options_of(nn.Softplus(2.0))[""].values
-        {'beta': 2.0, 'threshold': 20.0}
-    """
-    found: dict[str, Options] = {}
+    """Return the options of every submodule that has any, by its path."""
+    options: dict[str, Options] = {}
     free: set[str] = set()
     modules = dict(model.named_modules())
     for path, module in modules.items():
@@ -122,27 +101,23 @@ def options_of(model: nn.Module) -> dict[str, Options]:
                     soft.add(key)
         if values:
             kind = type(module)
-            found[path] = Options(
+            options[path] = Options(
                 values,
                 frozenset(soft),
                 _constructor_names(kind),
                 _renamed(kind),
                 _root(kind) in _LIBRARIES,
             )
-    return found
+    return options
 
 
 def differences(
     saved: Mapping[str, Mapping[str, Any]], here: Mapping[str, Options]
 ) -> Iterator[Difference]:
-    """Options that differ between a file and a model of the same classes.
+    """Yield the options that differ between a file and a model of the same classes.
 
     An attribute that one side lacks is passed over where the class comes from a library, whose
-    next release may have it. In other classes it is told, but does not matter.
-
-    Args:
-        saved: Values by path and name, as they come out of JSON.
-        here: What :func:`options_of` gives.
+    next release may have it. In other classes it is reported, but does not matter.
     """
     nothing = Options({}, frozenset(), frozenset(), {}, True)
     for path in dict.fromkeys([*here, *saved]):
@@ -162,14 +137,15 @@ def differences(
 
 
 def _present_value(name: str, value: Any) -> Any:
-    """A value of a file, with the present name of a class that was renamed."""
-    return _ESTIMATORS.get(value, value) if name == "estimator" else value
+    """Return a value of a file, with the present name of a class that was renamed."""
+    is_class = name == "estimator" and isinstance(value, str)
+    return _ESTIMATORS.get(value, value) if is_class else value
 
 
 def _attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Names and values of attributes that may be options, and of buffers outside of the state."""
+    """Yield attributes that may be options, and buffers outside of the state."""
     for name, value in vars(module).items():
-        # The host keeps a buffer X as an attribute X_cpu too.
+        # normflows keeps a buffer X as an attribute X_cpu too.
         is_copy = name.endswith("_cpu") and name[:-4] in module._buffers
         if name not in _NO_OPTIONS and not is_copy and _is_public(name, module):
             yield name, value
@@ -183,7 +159,7 @@ def _attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def _is_public(name: str, module: nn.Module) -> bool:
-    """Whether an attribute is public, or a constructor's argument in disguise."""
+    """Whether an attribute is public, or holds an argument of the constructor."""
     if not name.startswith("_"):
         return True
     if _root(type(module)) in _LIBRARIES:
@@ -216,7 +192,7 @@ def _may_differ(thing: object) -> frozenset[str]:
 
 
 def _described(name: str, value: Any, depth: int) -> Iterator[tuple[str, Any, bool]]:
-    """Plain values of an attribute and its parts, and whether they may differ."""
+    """Yield the plain values of an attribute and its parts, and whether they may differ."""
     plain = _plain(value)
     if plain is not _NOTHING:
         yield name, plain, False
@@ -237,7 +213,7 @@ _NOTHING = object()
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON has it, or ``_NOTHING``."""
+    """Return a value as JSON has it, or ``_NOTHING``."""
     if isinstance(value, enum.Enum):
         return f"{type(value).__name__}.{value.name}"
     if value is None or isinstance(value, bool | int | str):
@@ -259,7 +235,7 @@ def _plain(value: Any) -> Any:
 
 
 def _parts(value: Any) -> list[tuple[str, Any]] | None:
-    """Names and values of the parts of a compound, or None if it is not looked into."""
+    """Return names and values of the parts of a compound, or None if it is not looked into."""
     if isinstance(value, partial):
         arguments = dict(enumerate(value.args)) | value.keywords
         return [("function", value.func), *((str(key), part) for key, part in arguments.items())]
@@ -288,17 +264,17 @@ def _is_looked_into(value: Any) -> bool:
 
 
 def _captured(function: FunctionType) -> list[tuple[str, Any]]:
-    """Numbers and functions that a function has taken from around it, and its defaults."""
+    """Return numbers and functions that a function has captured, and its defaults."""
     code = function.__code__
     parts = list(zip(code.co_freevars, function.__closure__ or (), strict=True))
     cells = [(name, cell.cell_contents) for name, cell in parts if _is_filled(cell)]
     defaults = function.__defaults__ or ()
     names = code.co_varnames[code.co_argcount - len(defaults) : code.co_argcount]
-    given = [*zip(names, defaults, strict=True), *(function.__kwdefaults__ or {}).items()]
-    # Whatever else it sees, such as data or a whole model, is no option of it.
+    defaulted = [*zip(names, defaults, strict=True), *(function.__kwdefaults__ or {}).items()]
+    # Anything else that it sees, such as data or a whole model, is no option of it.
     return [
         (name, part)
-        for name, part in (*cells, *given)
+        for name, part in (*cells, *defaulted)
         if isinstance(part, bool | int | float | str | FunctionType) and part is not function
     ]
 
@@ -321,7 +297,7 @@ def _class_name(value: Any) -> str:
 
 
 def _numbers(value: Any) -> Any:
-    """What tells a tensor or array from others, but not from itself in another dtype."""
+    """Return numbers that tell a tensor from others, but not from itself in another dtype."""
     if not isinstance(value, Tensor):
         scalar = _SCALARS.get(getattr(getattr(value, "dtype", None), "kind", "O"))
         if scalar is None:
