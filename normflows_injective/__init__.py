@@ -13,6 +13,7 @@ from ._version import __version__
 from .models.assignment import AssignmentFlow
 from .models.exact_likelihood import ExactLikelihood
 from .models.injective import InjectiveNormalizingFlow
+from .models.likelihood_estimate import DiscreteLogProb
 from .models.loss_module import ForwardKLD
 from .models.surrogate_likelihood import LossTerms, SurrogateLikelihood, SurrogateTerms
 from .models.training_term import TrainingTerm
@@ -20,6 +21,7 @@ from .registration import register
 
 __all__ = [
     "AssignmentFlow",
+    "DiscreteLogProb",
     "ExactLikelihood",
     "ForwardKLD",
     "InjectiveNormalizingFlow",

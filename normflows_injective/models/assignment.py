@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoints import load_checkpoint, save_checkpoint
-from ..checks import check_count, check_finite, check_loss, checks_arguments_of, lookup
+from ..checks import check_finite, check_loss, checks_arguments_of, lookup
 from ..errors import UnsupportedModelError
 from ..flows.assignment.field import AssignmentField
 from ..flows.assignment.horizon import horizon_of
-from ..flows.assignment.integration import Times, check_solver, integrate
+from ..flows.assignment.integration import Rate, Times, check_solver, integrate
 from ..flows.assignment.layer import AssignmentLayer
 from ..flows.assignment.parametrisation import PARAMETRISATIONS
 from ..flows.assignment.paths import AssignmentPath, Horizon
@@ -45,15 +45,15 @@ class AssignmentFlow(nn.Module):
             features (B, n, c) and times (B,), that returns (B, n, c); see ``nfi.nets.fields``.
         num_variables: :math:`n`.
         num_classes: :math:`c_i \ge 2`, one number for all variables or one for each; then
-            :math:`c = \max_i c_i`, and what stands behind the classes of a variable is ignored.
+            :math:`c = \max_i c_i`, and outputs after the classes of a variable are ignored.
         horizon: ``"infinite"`` (constant velocity, stopped at a time), ``"finite"`` (arrival at
             time one), or an ``InfiniteHorizon`` or ``FiniteHorizon`` with options.
         parametrisation: ``"classifier"``, the classes given the noise, trained by cross-entropy,
             or ``"velocity"``, the field itself, trained in the metric of Fisher and Rao.
-        features: ``"posterior"``, ``"scaled_logits"`` or ``"weights"``, what the network sees:
+        features: Input of the network, ``"posterior"``, ``"scaled_logits"`` or ``"weights"``: see
             :class:`~normflows_injective.flows.assignment.AssignmentField`.
-        missing: Whether variables may be missing, so that the network gets (B, n, c + 1) features,
-            the last of which says so.
+        missing: Whether variables may be missing; the network then gets features (B, n, c + 1), of
+            which the last is one where a variable is missing.
 
     Raises:
         OptionError: If an option is unknown or out of range.
@@ -151,7 +151,7 @@ class AssignmentFlow(nn.Module):
         return loss
 
     def forward_kld(self, *args: object, **kwargs: object) -> NoReturn:
-        """Refuse the training loss of normflows' models, in favour of the one that there is.
+        """Refuse the training loss of normflows' models, and name the loss of this one.
 
         Raises:
             UnsupportedModelError: Always.
@@ -164,13 +164,13 @@ class AssignmentFlow(nn.Module):
     def forward(
         self, labels: Tensor, context: Tensor | None = None, mask: Tensor | None = None
     ) -> Tensor:
-        """The training loss, so that ``DistributedDataParallel`` may wrap the model itself."""
+        """Return the training loss, so that ``DistributedDataParallel`` may wrap the model."""
         return self.flow_matching_loss(labels, context, mask)
 
     def loss_terms(
         self, labels: Tensor, context: Tensor | None = None, mask: Tensor | None = None
     ) -> Tensor:
-        """Losses (B,) of single labels (B, n), each at a random time; see the loss above."""
+        """Losses (B,) of single labels (B, n), each at a random time and of random noise."""
         labels = self._check_labels(labels, context, mask)
         like = self.field.like
         t = self.path.horizon.draw_times(len(labels), like)
@@ -192,12 +192,12 @@ class AssignmentFlow(nn.Module):
         Args:
             num_samples: Number of samples.
             steps: Number of equal steps, or their times from zero to the end of the horizon. The
-                default follows the horizon; ``choose_horizon`` suggests a number for an error.
+                default follows the horizon; ``choose_horizon`` finds a number for an error.
             solver: ``"rk4"``, ``"midpoint"`` or ``"euler"``, of four, two and one evaluations of
                 the network for each step.
             reading: ``"rounding"`` takes the largest weight, ``"mixture"`` draws from the weights.
             context: One row for each sample.
-            max_rows: Samples that are drawn at a time.
+            max_rows: Largest number of samples that are drawn at a time.
             progress: Whether to show a progress bar over the steps of each part.
 
         Returns:
@@ -208,25 +208,17 @@ class AssignmentFlow(nn.Module):
             ContextError: If a context is missing, superfluous or of another length.
             NonFiniteError: If the field has diverged.
         """
-        check_count(num_samples, "num_samples")
         check_context([self.field], context, num_samples)
         check_solver(solver)
-        draw = reading_of(reading).draw
-        times = self.path.times(steps)
-        check_count(max_rows, "max_rows")
+        times, law = self.path.times(steps), reading_of(reading)
         field = in_evaluation(self.field)
         starts = self.path.draw_start(num_samples, self.field.like).split(max_rows)
         contexts = [None] * len(starts) if context is None else list(context.split(max_rows))
         samples = []
         for start, rows in zip(starts, contexts, strict=True):
-
-            def rate(v: Tensor, t: float, rows: Tensor | None = rows) -> Tensor:
-                moved: Tensor = field(v, v.new_full((len(v),), t), rows)
-                return moved
-
-            v = integrate(rate, start, times, solver, progress)
+            v = integrate(_rate(field, rows), start, times, solver, progress)
             check_finite(v, "the logits at the end", DIVERGED)
-            samples.append(draw(self.simplices, v))
+            samples.append(law.draw(self.simplices, v))
         return torch.cat(samples)
 
     @torch.no_grad()
@@ -249,17 +241,16 @@ class AssignmentFlow(nn.Module):
         The network is evaluated as in evaluation mode, by a copy that shares its parameters.
 
         The proposal is the law of the path given the labels, which is optimal for an exact field:
-        see ``likelihood_estimate.py``. Every draw follows the flow back to the noise once, with
-        its divergence: :math:`d` forward-mode products for each evaluation if ``"exact"``, none
-        if the network leaves each variable out. Read the effective sample size: if it is a few
-        draws, the estimate is a lower bound rather than a probability.
+        see ``models/likelihood_estimate.py``. Every draw follows the flow back to the noise once,
+        with its divergence: :math:`d` forward-mode products for each evaluation if ``"exact"``,
+        none if the network leaves each variable out. If the effective sample size is a few draws,
+        the estimate is a lower bound rather than a probability.
 
         Args:
             labels: Classes (B, n), integers that count from 0.
             num_importance_samples: Draws for each row of labels.
             divergence: ``"exact"``, or ``"hutchinson"`` by random probes, for many variables: its
-                noise widens the weights, and the bias that it brings is taken off if there are
-                two probes or more.
+                noise widens the weights, and with two probes or more its bias is subtracted.
             steps: Number of equal steps, or their times from zero to the end of the horizon; the
                 default follows the horizon.
             solver: ``"rk4"``, ``"midpoint"`` or ``"euler"``.
@@ -268,12 +259,12 @@ class AssignmentFlow(nn.Module):
             mask: Booleans (B, n), true where observed: the probability is that of the observed
                 variables. Needs ``missing=True``.
             num_probes: Number of probes for ``"hutchinson"``.
-            max_rows: Paths that are followed at a time.
+            max_rows: Largest number of paths that are followed at a time.
             progress: Whether to show a progress bar over the draws.
 
         Returns:
-            :class:`DiscreteLogProb` ``(log_prob, standard_error, effective_sample_size)``, each
-            of shape (B,), in nats.
+            :class:`~normflows_injective.DiscreteLogProb` ``(log_prob, standard_error,
+            effective_sample_size)``, each of shape (B,), the first two in nats.
 
         Raises:
             OptionError: If an option is unknown or out of range.
@@ -286,12 +277,8 @@ class AssignmentFlow(nn.Module):
             NumericalWarning: If the steps are so long that they err by more than .05 nats.
         """
         labels = self._check_labels(labels, context, mask)
-        check_count(num_importance_samples, "num_importance_samples")
-        check_count(max_rows, "max_rows")
-        field = in_evaluation(self.field)
+        field, law, num = in_evaluation(self.field), reading_of(reading), num_importance_samples
         layer = AssignmentLayer(field, steps, solver, divergence, num_probes)
-        law = reading_of(reading)
-        num = num_importance_samples
         return importance_log_prob(layer, law, labels, num, context, mask, max_rows, progress)
 
     def layer(
@@ -301,11 +288,11 @@ class AssignmentFlow(nn.Module):
         divergence: str = "exact",
         num_probes: int = 2,
     ) -> AssignmentLayer:
-        r"""The flow as a layer of normflows, on :math:`d = \sum_i (c_i - 1)` coordinates.
+        r"""Return the flow as a layer of normflows, on :math:`d = \sum_i (c_i - 1)` coordinates.
 
-        It shares the network, so that both are trained by whatever trains one of them. Base it on
-        ``nf.distributions.DiagGaussian(flow.dim, trainable=False)``; ``SimplexLift`` behind it
-        leads to weights. Arguments are those of
+        The layer shares the network, so training one trains both. Base it on
+        ``nf.distributions.DiagGaussian(flow.dim, trainable=False)``; ``SimplexLift`` after it
+        leads to weights. The arguments are those of
         :class:`~normflows_injective.flows.assignment.AssignmentLayer`.
         """
         return AssignmentLayer(self.field, steps, solver, divergence, num_probes)
@@ -316,3 +303,8 @@ class AssignmentFlow(nn.Module):
         labels = self.simplices.check_labels(labels, mask)
         check_context([self.field], context, len(labels))
         return labels
+
+
+def _rate(field: AssignmentField, context: Tensor | None) -> Rate:
+    """Return the field as a function of logits (B, n, c) and one time."""
+    return lambda v, t: field(v, v.new_full((len(v),), t), context)

@@ -1,4 +1,4 @@
-"""The learned field of an assignment flow: a network, and how it is read."""
+"""The learned field of an assignment flow: a network, its features, and the field they give."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class AssignmentField(nn.Module):
     r"""A time-dependent field on logits, from a network that sees features of them.
 
     ================= ============================================================================
-    features          what the network sees, (B, n, c)
+    features          input of the network, (B, n, c)
     ================= ============================================================================
     ``posterior``     :math:`\sqrt{c} \sum_k P_k u_k`, with the classes :math:`P` of a variable by
                       its own evidence: zero at time zero, where logits are noise, and a corner
@@ -60,18 +60,21 @@ class AssignmentField(nn.Module):
 
     Args:
         net: Network, called as ``net(features, t)`` or ``net(features, t, context=context)``,
-            with times (B,), that returns (B, n, c). Outputs behind the classes of a variable are
+            with times (B,), that returns (B, n, c). Outputs after the classes of a variable are
             ignored. If a true attribute ``leave_one_out`` declares that the output of a variable
-            does not depend on its own features, the divergence is known in closed form.
-        path: The path that it is trained on.
-        parametrisation: What its output means.
-        features: One of the above.
+            does not depend on its own features, the divergence is a closed form.
+        path: The path that the field is trained on.
+        parametrisation: The meaning of the output, ``Classifier()`` or ``Velocity()``.
+        features: ``"posterior"``, ``"scaled_logits"`` or ``"weights"``, as above.
         missing: Whether the network gets one more feature, (B, n, c + 1), which is one where a
-            variable is missing and zero elsewhere. The other features are zero there.
+            variable is missing and zero elsewhere. The other features of such a variable are zero.
 
     Raises:
         OptionError: If an option is unknown, or the network cannot be called so.
         ShapeError: If the network returns another shape.
+
+    References:
+        Boll et al., arXiv 2406.04527; the features are derived in ``paths.py``.
 
     Examples:
         >>> from normflows_injective.flows.assignment import InfiniteHorizon, Simplices, Velocity
@@ -116,7 +119,7 @@ class AssignmentField(nn.Module):
 
     @property
     def checkpoint_options(self) -> dict[str, str | float]:
-        """What weights belong to, as files of version 0.1.0 have it."""
+        """Options on which weights depend, as files of version 0.1.0 record them."""
         return {
             "parametrisation": type(self.parametrisation).__name__,
             "features": self.features,
@@ -127,7 +130,7 @@ class AssignmentField(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype that the network computes in."""
+        """The dtype of the network."""
         return self.like.dtype
 
     @property
@@ -145,7 +148,7 @@ class AssignmentField(nn.Module):
         context: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """The field (B, n, c) at logits (B, n, c) and times (B,); zero at missing variables."""
+        """Return the field (B, n, c) at logits (B, n, c) and times (B,), zero where missing."""
         output = self.output(v, t, context, mask)
         field = self.parametrisation.field(output, v, t, self.path)
         return field if mask is None else field * mask.unsqueeze(-1)
@@ -158,9 +161,9 @@ class AssignmentField(nn.Module):
         context: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """Flow-matching losses (B,) of paths from noise (B, n, c) to labels (B, n) at times (B,).
+        """Return losses (B,) of paths from noise (B, n, c) to labels (B, n) at times (B,).
 
-        Variables that are missing by the mask have no part in it.
+        Variables that are missing by the mask (B, n) do not count.
         """
         v = self.path.logits(labels, start, t)
         output = self.output(v, t, context, mask)
@@ -174,9 +177,9 @@ class AssignmentField(nn.Module):
         context: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """What the network says (B, n, c) at logits (B, n, c) and times (B,)."""
-        given = {} if mask is None else {"mask": mask}
-        check_shapes(self.path.simplices, v=v, t=t, **given)
+        """Return the output (B, n, c) of the network at logits (B, n, c) and times (B,)."""
+        masks = {} if mask is None else {"mask": mask}
+        check_shapes(self.path.simplices, v=v, t=t, **masks)
         features = FEATURES[self.features](self.path, v, t)
         if self.missing:
             if mask is None:
@@ -210,18 +213,18 @@ class AssignmentField(nn.Module):
         context: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        r"""Field (B, n, c) and divergence (B,) of a classifier that leaves each variable out.
+        r"""Return field (B, n, c) and divergence (B,) of a classifier that leaves variables out.
 
-        Where the output of a variable depends on the others alone, only the evidence is left to
-        differentiate: :math:`\partial \bar u_i / \partial V_i` is :math:`t \rho_i / s^2` times the
+        If the output of a variable depends on the others alone, only the evidence depends on
+        :math:`V_i`: :math:`\partial \bar u_i / \partial V_i` is :math:`t \rho_i / s^2` times the
         covariance of the corners under the posterior, of trace :math:`1 - \lVert \bar u_i
-        \rVert^2`, so that
+        \rVert^2`, so
 
         .. math:: \operatorname{div} F = \frac{1}{s} \sum_i \Big(\frac{t \rho_i^2}{s^2}
                   \big(1 - \lVert \bar u_i \rVert^2\big) - \sigma (c_i - 1)\Big).
 
-        It costs no more than the field. For the infinite horizon it is
-        :math:`t (n \kappa^2 - \lVert F \rVert^2)`, which holds for the exact field too.
+        The divergence costs no more than the field. For the infinite horizon it is
+        :math:`t (n \kappa^2 - \lVert F \rVert^2)`, also for the exact field.
         """
         path, simplices = self.path, self.path.simplices
         output = self.output(v, t, context, mask)
@@ -241,7 +244,7 @@ class AssignmentField(nn.Module):
         return f"parametrisation={name}, features={self.features!r}, missing={self.missing}"
 
     def _try(self) -> None:
-        """Call the network once, so that a shape that does not fit is found at construction."""
+        """Call the network once, so that construction refuses a shape that does not fit."""
         like, simplices = self.like, self.path.simplices
         shape = (2, simplices.num_variables, simplices.max_classes)
         v = torch.zeros(shape, dtype=like.dtype, device=like.device)
@@ -264,14 +267,14 @@ class AssignmentField(nn.Module):
             ) from error
 
     def _check_leaving_out(self, v: Tensor, t: Tensor) -> None:
-        """Raise if the output of a variable moves with its own features, though it should not."""
+        """Raise if the output of a variable depends on its own features, though it should not."""
         num = self.path.simplices.num_variables
         ramp = torch.linspace(-1, 1, v[0].numel(), dtype=v.dtype, device=v.device)
         here = self.path.simplices.mean_free(ramp.sin().view_as(v[:1]).expand_as(v))
         for variable in {0, num // 2, num - 1}:
-            moved = here.clone()
-            moved[:, variable] = -2 * here[:, variable] + ramp[: v.shape[-1]]
-            first, second = (self.output(x, t)[:, variable] for x in (here, moved))
+            changed = here.clone()
+            changed[:, variable] = -2 * here[:, variable] + ramp[: v.shape[-1]]
+            first, second = (self.output(x, t)[:, variable] for x in (here, changed))
             if not torch.allclose(first, second, rtol=1e-3, atol=1e-5):
                 raise OptionError(
                     f"{type(self.net).__name__} declares leave_one_out, but its output for "

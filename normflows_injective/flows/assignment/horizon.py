@@ -1,4 +1,4 @@
-r"""When to stop, and in how many steps: what rounding to the nearest corner gets wrong.
+r"""When to stop, and in how many steps: the error of rounding to the nearest corner.
 
 At the end of a path a variable is normal around the corner of its class, at a distance of
 :math:`\frac{t \rho}{s} \sqrt{c / (2 (c - 1))}` deviations from the face to any other class. So it
@@ -27,14 +27,14 @@ from .simplices import class_counts
 
 __all__ = ["HorizonChoice", "choose_horizon", "rounding_error"]
 
-# A step moves the corner by h deviations of the noise, and of labels sampled along an exact field
-# a share of about C h^p falls elsewhere than by tiny steps: (C, p), measured on a 3 x 3 Ising
-# model, the worst of the fields in benchmarks/assignment/steps.py.
+# (C, p): with step size h, in deviations of the noise, about C h^p of the labels differ from those
+# of very small steps. Measured on a 3 x 3 Ising model, the worst of the fields in
+# benchmarks/assignment/steps.py.
 _ERROR_OF_STEPS = {"rk4": (0.05, 4), "midpoint": (0.2, 2), "euler": (0.6, 1)}
 
 
 class HorizonChoice(NamedTuple):
-    """A horizon for a number of variables and classes, with the steps that it wants.
+    """A horizon for a number of variables and classes, with the number of steps that it needs.
 
     Attributes:
         horizon: :class:`InfiniteHorizon` or :class:`FiniteHorizon`, to build the model with.
@@ -83,17 +83,17 @@ def choose_horizon(
     horizon: str | Horizon = "infinite",
     solver: str = "rk4",
 ) -> HorizonChoice:
-    """The earliest end that keeps the rounding error, and a number of steps to get there.
+    """Choose the earliest end that keeps the rounding error, and a number of steps to get there.
 
-    The steps are so many that they too misplace about as many labels, if the field is exact: a
-    learned one is seldom worth more.
+    With these steps an exact field misplaces about as many labels as rounding does. A learned
+    field is seldom worth more.
 
     Args:
         num_variables: Number of variables n.
         num_classes: Number of classes, one for all variables or one for each.
         error: Largest probability that any variable is rounded wrongly, and about the share of
             labels that the steps misplace.
-        horizon: ``"infinite"``, ``"finite"``, or one of which all but the end is kept.
+        horizon: ``"infinite"``, ``"finite"``, or a horizon of which only the end is replaced.
         solver: ``"euler"``, ``"midpoint"`` or ``"rk4"``.
 
     Returns:
@@ -112,24 +112,25 @@ def choose_horizon(
     """
     check_probability(error, "error")
     check_solver(solver)
-    given = horizon_of(horizon)
+    template = horizon_of(horizon)
     counts = Counter(class_counts(num_variables, num_classes))
 
     def error_at(end: float) -> float:
-        return _bound(replace(given, end=end), counts)  # type: ignore[type-var]
+        return _bound(replace(template, end=end), counts)  # type: ignore[type-var]
 
-    if error_at(_end(given, 1e-6)) <= error:
+    of_noise = error_at(_end(template, 1e-6))
+    if of_noise <= error:
         raise OptionError(
-            f"error must be less than that of pure noise, {error_at(_end(given, 1e-6)):.3g}, got "
-            f"{error!r}."
+            f"error must be less than that of pure noise, {of_noise:.3g}, got {error!r}."
         )
 
     # With time as t / (1 + t), which both horizons allow, the ends to search lie in (0, 1).
     early, late = 0.0, 1.0
     for _ in range(60):
         middle = (early + late) / 2
-        early, late = (middle, late) if error_at(_end(given, middle)) > error else (early, middle)
-    chosen: Horizon = replace(given, end=_end(given, late))  # type: ignore[type-var]
+        is_early = error_at(_end(template, middle)) > error
+        early, late = (middle, late) if is_early else (early, middle)
+    chosen: Horizon = replace(template, end=_end(template, late))  # type: ignore[type-var]
     factor, order = _ERROR_OF_STEPS[solver]
     farthest = max(_distance(chosen, count) for count in counts)
     steps = max(1, math.ceil(farthest / (error / factor) ** (1 / order)))
@@ -137,19 +138,11 @@ def choose_horizon(
 
 
 def horizon_of(horizon: str | Horizon) -> Horizon:
-    """The horizon of a name, or the horizon itself.
-
-    Raises:
-        OptionError: If the name is unknown.
-
-    Examples:
-        >>> horizon_of("finite")
-        FiniteHorizon(smoothing=0.01, end=0.9)
-    """
+    """Return the horizon of a name, or a horizon itself."""
     if isinstance(horizon, Horizon):
         return horizon
-    chosen = isinstance(horizon, HorizonChoice)
-    advice = "Of what choose_horizon returns, pass .horizon." if chosen else ""
+    is_choice = isinstance(horizon, HorizonChoice)
+    advice = "Of what choose_horizon returns, pass .horizon." if is_choice else ""
     expected = "one of {}, an InfiniteHorizon or a FiniteHorizon"
     return lookup(horizon, HORIZONS, "horizon", expected, advice)()
 
@@ -159,7 +152,7 @@ def _end(horizon: Horizon, share: float) -> float:
 
 
 def _bound(horizon: Horizon, counts: Counter[int]) -> float:
-    """The sum of the bounds of so many variables of each number of classes."""
+    """Sum the bounds of the variables, which are counted by their number of classes."""
     return sum(
         num * (c - 1) * 0.5 * math.erfc(_distance(horizon, c) / math.sqrt(2))
         for c, num in counts.items()
@@ -167,7 +160,7 @@ def _bound(horizon: Horizon, counts: Counter[int]) -> float:
 
 
 def _distance(horizon: Horizon, count: int) -> float:
-    """How many deviations away another class is, at the end."""
+    """Distance of another class at the end, in deviations of the noise."""
     speed = float(horizon.speeds(torch.tensor(float(count), dtype=torch.float64)))
     deviation = 1 - horizon.contraction * horizon.end
     return horizon.end * speed / deviation * math.sqrt(count / (2 * (count - 1)))

@@ -4,8 +4,8 @@ A density moved by :math:`\dot m = f(m, t)` changes by the integral of the diver
 
 .. math:: \log p_T(m_T) = \log p_0(m_0) - \int_0^T \operatorname{div} f(m_t, t)\, dt,
 
-which is integrated with the same steps. It is the log-det of the map of the exact flow; the map of
-the steps has another one, by as much as the steps err.
+which is integrated in the same steps. It is the log-det of the exact flow; that of the map of the
+steps differs by as much as the steps err.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tqdm import tqdm
 from ...checks import check_choice, check_count, describe, is_number
 from ...errors import OptionError
 
-__all__ = ["ORDERS", "SOLVERS", "Times", "as_times", "check_solver", "integrate", "time_grid"]
+__all__ = ["ORDERS", "Rate", "Times", "as_times", "check_solver", "integrate", "time_grid"]
 
 Rate = Callable[[Tensor, float], Tensor]
 Times = int | Sequence[float] | Tensor
@@ -51,38 +51,18 @@ SOLVERS: dict[str, Callable[[Rate, Tensor, float, float], Tensor]] = {
     "rk4": _rk4,
 }
 
-
+# Powers of the step's length with which the errors of a path fall.
 ORDERS = {"euler": 1, "midpoint": 2, "rk4": 4}
-"""Powers of the step's length with which the errors of a path fall."""
 
 
 def check_solver(solver: str) -> None:
-    """Raise unless a method is known.
-
-    Raises:
-        OptionError: If it is not one of ``"euler"``, ``"midpoint"`` and ``"rk4"``.
-
-    Examples:
-        >>> check_solver("rk4")
-    """
+    """Raise OptionError unless a method is known."""
     check_choice(solver, SOLVERS, "solver")
 
 
 def as_times(values: Any, name: str) -> list[float]:
-    """Times as plain numbers.
-
-    Args:
-        values: Candidate: a list, an array or a tensor of one axis.
-        name: How the message calls it.
-
-    Raises:
-        OptionError: If it is none, or holds something that is no finite number.
-
-    Examples:
-        >>> as_times(torch.tensor([0.0, 1.5]), "times")
-        [0.0, 1.5]
-    """
-    # Our own need no tensor, which a device or a graph under construction would catch.
+    """Return a list, array or tensor of times as plain numbers, or raise OptionError."""
+    # Lists of our own need no tensor, which a device or a graph under construction would catch.
     if isinstance(values, list) and all(map(_is_plain_time, values)):
         return values
     times: Any = None
@@ -92,8 +72,8 @@ def as_times(values: Any, name: str) -> list[float]:
     if not (isinstance(times, list) and all(map(_is_plain_time, times))):
         kind = "an integer or a list of times" if name == "steps" else "a list of times"
         raise OptionError(f"{name} must be {kind}, got {describe(values)}. Give finite numbers.")
-    found: list[float] = times
-    return found
+    plain: list[float] = times
+    return plain
 
 
 def _is_plain_time(value: object) -> bool:
@@ -101,21 +81,7 @@ def _is_plain_time(value: object) -> bool:
 
 
 def time_grid(steps: Times, end: float) -> list[float]:
-    """Times of the steps, from zero to the end.
-
-    Args:
-        steps: Number of equal steps, or increasing times of which the first is zero and the last
-            the end.
-        end: Where to end.
-
-    Raises:
-        OptionError: If the number is not positive, or the times do not increase from zero to the
-            end.
-
-    Examples:
-        >>> time_grid(2, 15.0)
-        [0.0, 7.5, 15.0]
-    """
+    """Return the times of so many equal steps to the end, or check given times from zero to it."""
     if is_number(steps) or isinstance(steps, bool):
         steps = check_count(steps, "steps")
         return [end * k / steps for k in range(steps + 1)]
@@ -132,23 +98,7 @@ def time_grid(steps: Times, end: float) -> list[float]:
 def integrate(
     rate: Rate, y: Tensor, times: Sequence[float], solver: str, progress: bool = False
 ) -> Tensor:
-    """Carry a state along a field through given times, which may fall.
-
-    Args:
-        rate: Derivative of the state (B, *) at a time.
-        y: State (B, *) at the first time.
-        times: Times of the steps.
-        solver: ``"euler"``, ``"midpoint"`` or ``"rk4"``.
-        progress: Whether to show a progress bar over the steps.
-
-    Returns:
-        The state at the last time.
-
-    Examples:
-        >>> import torch
-        >>> integrate(lambda y, t: y, torch.ones(1), [0.0, 0.5, 1.0], "rk4")
-        tensor([2.7173])
-    """
+    """Carry a state (B, *) along a field through given times, which may fall."""
     step = SOLVERS[solver]
     steps = tqdm(list(pairwise(times)), unit="step", disable=not progress)
     for begin, end in steps:

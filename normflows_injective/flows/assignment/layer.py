@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import final
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...autodiff.jacobians import trace_of_jacobian
 from ...autodiff.settings import differentiable_attention
-from ...checks import check_choice, check_count, check_event_shape, check_same_rows
+from ...checks import check_choice, check_event_shape, check_same_rows
 from ...errors import OptionError, ShapeError
 from ...host.refusals import refuse_unsupported
 from ...volume.probes import draw_probes
@@ -32,22 +32,22 @@ class AssignmentLayer(Layer):
               \texttt{log\_det} = \int_0^T \operatorname{div}(Q^\top F)(m_t, t)\, dt
 
     with :math:`d = \sum_i (c_i - 1)` coordinates, :math:`m = Q^\top V`. Base it on
-    ``nf.distributions.DiagGaussian(d, trainable=False)``. Both directions take the same steps,
-    so that they undo each other, and the log-det is that of the map, up to the error of the steps:
-    :math:`O(h^4)` for ``"rk4"``.
+    ``nf.distributions.DiagGaussian(d, trainable=False)``. Both directions take the same steps. Up
+    to the error of the steps, :math:`O(h^4)` for ``"rk4"``, they undo each other, and the log-det
+    is that of the map.
 
     Args:
-        field: The field.
+        field: The field of logits.
         steps: Number of equal steps, or their times from zero to the end of the horizon. The
             default follows the horizon:
             :meth:`~normflows_injective.flows.assignment.AssignmentPath.times`.
         solver: ``"euler"``, ``"midpoint"`` or ``"rk4"``.
-        divergence: ``"exact"``, at the cost of :math:`d` forward-mode products for every
-            evaluation, or of none where the network leaves each variable out; ``"hutchinson"``,
-            by random probes, new ones for every evaluation: unbiased, and the noise averages out
-            along the path.
+        divergence: ``"exact"``, by :math:`d` forward-mode products for every evaluation, or by
+            none where the network leaves each variable out; ``"hutchinson"``, by random probes,
+            which are unbiased and new for every evaluation, so their noise averages out along the
+            path.
         num_probes: Number of Rademacher probes for ``"hutchinson"``. With :math:`d` or more the
-            exact divergence costs no more, and is taken.
+            exact divergence is taken, which then costs no more.
 
     Raises:
         OptionError: If an option is unknown or out of range.
@@ -66,7 +66,7 @@ class AssignmentLayer(Layer):
         (torch.Size([5, 4]), torch.Size([5]))
     """
 
-    # Numerics: other steps follow the same flow.
+    # Other steps follow the same flow.
     may_differ = frozenset({"divergence", "num_probes", "solver", "steps", "times"})
 
     def __init__(
@@ -84,8 +84,6 @@ class AssignmentLayer(Layer):
         self.divergence, self.num_probes = divergence, num_probes
         self.times = field.path.times(steps)
         self.latent_shape = self.data_shape = (field.path.simplices.dim,)
-        if divergence == "hutchinson":
-            check_count(num_probes, "num_probes")
 
     @property
     def takes_context(self) -> bool:
@@ -123,65 +121,37 @@ class AssignmentLayer(Layer):
     ) -> tuple[Tensor, Tensor]:
         """Carry coordinates (B, d) through times, with the integrals of the divergence.
 
-        By a mask (B, n) missing variables stay where they are. The integrals are one for every
-        probe, (B, K), of independent noise; where they are exact there is one. Probes (K, B, d)
-        serve all along the path; without them every evaluation draws new ones.
+        Variables that a mask (B, n) declares missing stay where they are. There is one integral
+        for every probe, (B, K), of independent noise, and a single one where integrals are exact.
+        Probes (K, B, d) serve all along the path; without them every evaluation draws new ones.
 
         Raises:
-            ShapeError: If the coordinates have another shape.
+            ShapeError: If the coordinates, mask or probes have another shape.
+            OptionError: If times are no finite numbers, or none.
             UnsupportedLayerError: If a network that must be differentiated is in a state in which
                 it has no Jacobian of each sample, such as dropout in training mode.
         """
-        check_event_shape(m, self.latent_shape, "coordinates")
-        times = as_times(times, "times")
-        if not times:
-            raise OptionError(
-                "times must hold the first time at least, got []. Give two for a step."
-            )
-        if mask is not None:
-            check_event_shape(mask, (self.field.path.simplices.num_variables,), "mask")
-            check_same_rows(m=m, mask=mask)
-        if probes is not None and probes.shape[1:] != m.shape:
-            raise ShapeError(
-                f"probes must have shape (K, {m.shape[0]}, {m.shape[1]}), some for every "
-                f"coordinate, got {tuple(probes.shape)}."
-            )
-        simplices, dim = self.field.path.simplices, m.shape[1]
-        num_integrals = self.num_probes if self.estimates else 1
+        times = self._checked_times(m, times, mask, probes)
         if not self.field.knows_divergence:
             refuse_unsupported(self.field.net.modules())
 
         # The noise of a finite horizon shrinks as 1 - t, whatever the field has learned. Its part
         # of the divergence, -d / (1 - t), is steep near the end and has a known integral, so the
-        # steps are left with what decays.
-        contraction = self.field.path.horizon.contraction
-        moving = self._num_moving(m, mask)
+        # steps are left with the part that decays.
+        contraction, dim = self.field.path.horizon.contraction, m.shape[1]
+        num_moving = self._num_moving(m, mask)
 
         def rate(y: Tensor, time: float) -> Tensor:
-            moved, divergence = field_at(y, time)
-            known = moving * contraction / (1 - contraction * time)
-            return torch.cat([moved, divergence + known], 1)
+            velocity, divergence = self._rates(y[:, :dim], time, context, mask, probes)
+            steep = num_moving * contraction / (1 - contraction * time)
+            return torch.cat([velocity, divergence + steep], 1)
 
-        def field_at(y: Tensor, time: float) -> tuple[Tensor, Tensor]:
-            t = torch.full((y.shape[0],), time, dtype=y.dtype, device=y.device)
-            coordinates = y[:, :dim]
-            if self.field.knows_divergence:
-                v = simplices.from_coordinates(coordinates)
-                velocity, divergence = self.field.field_and_divergence(v, t, context, mask)
-                return simplices.to_coordinates(velocity), divergence.unsqueeze(1)
-            velocity_of = self._on_coordinates(t, context, mask)
-            return trace_of_jacobian(velocity_of, coordinates, directions(coordinates))
-
-        def directions(coordinates: Tensor) -> Tensor | None:
-            if probes is None and self.estimates:
-                return draw_probes("rademacher", self.num_probes, coordinates)
-            return probes
-
+        num_integrals = self.num_probes if self.estimates else 1
         state = torch.cat([m, m.new_zeros(m.shape[0], num_integrals)], 1)
         with differentiable_attention():
             state = integrate(rate, state, times, self.solver)
         first, last = (1 - contraction * t for t in (times[0], times[-1]))
-        return state[:, :dim], state[:, dim:] + moving * math.log(last / first)
+        return state[:, :dim], state[:, dim:] + num_moving * math.log(last / first)
 
     def extra_repr(self) -> str:
         """Options as shown by ``print(model)``."""
@@ -197,13 +167,45 @@ class AssignmentLayer(Layer):
             return torch.full_like(m[:, :1], m.shape[1])
         return self.field.path.simplices.coordinate_mask(mask).to(m).sum(1, keepdim=True)
 
-    def _on_coordinates(
-        self, t: Tensor, context: Tensor | None, mask: Tensor | None
-    ) -> Callable[[Tensor], Tensor]:
+    def _rates(
+        self,
+        m: Tensor,
+        time: float,
+        context: Tensor | None,
+        mask: Tensor | None,
+        probes: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Velocities (B, d) of coordinates (B, d) and divergences (B, K) at a time."""
         simplices = self.field.path.simplices
+        t = torch.full((m.shape[0],), time, dtype=m.dtype, device=m.device)
+        if self.field.knows_divergence:
+            v = simplices.from_coordinates(m)
+            velocity, divergence = self.field.field_and_divergence(v, t, context, mask)
+            return simplices.to_coordinates(velocity), divergence.unsqueeze(1)
 
-        def velocity(coordinates: Tensor) -> Tensor:
+        def velocity_of(coordinates: Tensor) -> Tensor:
             v = simplices.from_coordinates(coordinates)
             return simplices.to_coordinates(self.field(v, t, context, mask))
 
-        return velocity
+        if probes is None and self.estimates:
+            return trace_of_jacobian(velocity_of, m, draw_probes("rademacher", self.num_probes, m))
+        return trace_of_jacobian(velocity_of, m, probes)
+
+    def _checked_times(
+        self, m: Tensor, times: Sequence[float], mask: Tensor | None, probes: Tensor | None
+    ) -> list[float]:
+        check_event_shape(m, self.latent_shape, "coordinates")
+        plain = as_times(times, "times")
+        if not plain:
+            raise OptionError(
+                "times must hold the first time at least, got []. Give two for a step."
+            )
+        if mask is not None:
+            check_event_shape(mask, (self.field.path.simplices.num_variables,), "mask")
+            check_same_rows(m=m, mask=mask)
+        if probes is not None and probes.shape[1:] != m.shape:
+            raise ShapeError(
+                f"probes must have shape (K, {m.shape[0]}, {m.shape[1]}), some for every "
+                f"coordinate, got {tuple(probes.shape)}."
+            )
+        return plain

@@ -10,7 +10,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from ...checks import check_choice, check_event_shape
+from ...checks import check_choice
 from ...errors import NonFiniteError, OffManifoldError
 from ..surfaces.off_manifold import check_policy, closed_parts
 from ..surfaces.surface import Chart
@@ -25,14 +25,14 @@ class SimplexLift(Chart):
 
     It maps :math:`\mathbb R^d`, :math:`d = \sum_i (c_i - 1)`, to :math:`n` simplices side by side,
     with :math:`\sum_i c_i` weights in all. Against the measure of the first :math:`c_i - 1`
-    weights of every simplex,
+    weights of every simplex, the log-volume is
 
     .. math:: \log\Big|\frac{dW}{dm}\Big|
               = \sum_i \Big(\sum_k \log W_{ik} + \tfrac12 \log c_i\Big) \quad \text{nats},
 
     and ``"hausdorff"``, the area of each, adds :math:`\tfrac12 \log c_i` for every simplex. For
-    one simplex it is ``SimplexStickBreaking(c, kind="ilr")``. Behind ``AssignmentLayer`` it makes
-    a density on simplices.
+    one simplex the lift is ``SimplexStickBreaking(c, kind="ilr")``. After ``AssignmentLayer`` it
+    gives a density on simplices.
 
     Args:
         num_variables: :math:`n`.
@@ -74,16 +74,14 @@ class SimplexLift(Chart):
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Coordinates (B, d) to weights (B, sum of c_i), with the log-volume (B,) in nats."""
-        check_event_shape(z, self.latent_shape, "z")
         logs = self._flat(self.simplices.log_weights(self.simplices.from_coordinates(z)))
         return logs.exp(), logs.sum(1) + self._log_factor
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Weights (B, sum of c_i) to coordinates (B, d), with minus the log-volume (B,)."""
-        check_event_shape(x, self.data_shape, "x")
         logs = self._closed(x).log()
-        padded = self._padded(logs)
-        return self.simplices.to_coordinates(padded), -(logs.sum(1) + self._log_factor)
+        z = self.simplices.to_coordinates(self._padded(logs))
+        return z, -(logs.sum(1) + self._log_factor)
 
     @property
     def num_variables(self) -> int:
@@ -100,10 +98,10 @@ class SimplexLift(Chart):
         return f"measure={self.measure!r}, off_manifold={self.off_manifold!r}"
 
     def _closed(self, x: Tensor) -> Tensor:
-        """Weights divided by the sums of their simplices, if these are what they should be."""
+        """Divide weights by the sums of their simplices, or raise if these are far from one."""
         if not self.simplices.is_ragged:
             rows = x.reshape(-1, self.simplices.max_classes)
-            # If that raises, the loop says which simplex it was.
+            # If this raises, the loop below raises too, and names the simplex.
             with suppress(OffManifoldError, NonFiniteError):
                 return closed_parts(rows, 1.0, self.off_manifold, "x").view_as(x)
         parts = x.split(self.simplices.class_counts, dim=1)
@@ -114,11 +112,11 @@ class SimplexLift(Chart):
         return torch.cat(closed, 1)
 
     def _flat(self, rows: Tensor) -> Tensor:
-        """What stands in the classes of rows (B, n, c), side by side."""
+        """Flatten rows (B, n, c) to (B, sum of c_i), dropping the padding."""
         return rows.flatten(1)[:, self.simplices.class_places]
 
     def _padded(self, flat: Tensor) -> Tensor:
-        """Rows (B, n, c) of what stands side by side, zero behind the classes."""
+        """Pad (B, sum of c_i) to rows (B, n, c), with zeros after the classes."""
         rows = torch.zeros_like(flat[:, :1]).expand(-1, self.simplices.valid.numel())
         rows = rows.index_copy(1, self.simplices.class_places, flat)
         return rows.view(flat.shape[0], *self.simplices.valid.shape)

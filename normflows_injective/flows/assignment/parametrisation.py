@@ -1,4 +1,4 @@
-"""What a network says about the field: the velocity itself, or the classes."""
+"""The meaning of a network's output: the velocity itself, or the classes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["PARAMETRISATIONS", "Classifier", "Parametrisation", "Velocity"]
 
 
 class Parametrisation(ABC):
-    """How the output of a network (B, n, c) becomes a field, and how it is trained."""
+    """The field that belongs to the output (B, n, c) of a network, and its training loss."""
 
     def __init_subclass__(cls) -> None:
         """Attach the check of arguments to the methods of a subclass."""
@@ -24,7 +24,7 @@ class Parametrisation(ABC):
 
     @abstractmethod
     def field(self, output: Tensor, v: Tensor, t: Tensor, path: AssignmentPath) -> Tensor:
-        """The field (B, n, c) at logits (B, n, c) and times (B,), of row sums zero."""
+        """Return the field (B, n, c) at logits (B, n, c) and times (B,), of row sums zero."""
 
     @abstractmethod
     def loss(
@@ -36,7 +36,7 @@ class Parametrisation(ABC):
         start: Tensor,
         path: AssignmentPath,
     ) -> Tensor:
-        """The loss of every variable, (B, n), at logits on the way from a start to labels."""
+        """Return losses (B, n) of the variables at logits on the way from a start to labels."""
 
 
 @final
@@ -53,7 +53,7 @@ class Velocity(Parametrisation):
     """
 
     def field(self, output: Tensor, v: Tensor, t: Tensor, path: AssignmentPath) -> Tensor:
-        """The output without its row means."""
+        """Return the output without its row means."""
         check_shapes(path.simplices, v=v, output=output, t=t)
         return path.simplices.mean_free(output)
 
@@ -66,7 +66,7 @@ class Velocity(Parametrisation):
         start: Tensor,
         path: AssignmentPath,
     ) -> Tensor:
-        """Variances of the error of the velocity, (B, n)."""
+        """Return variances (B, n) of the error of the velocity, under the weights."""
         check_shapes(path.simplices, v=v, output=output, labels=labels, start=start, t=t)
         weights = path.simplices.weights(v)
         # Without its mean first: a variance loses digits under a large constant.
@@ -84,15 +84,15 @@ class Classifier(Parametrisation):
               \mathcal L = -\sum_i \log P(\beta_i \mid V_t)
 
     By Bayes' rule the right :math:`G_{ik} = \log P(\beta_i = k \mid V_{t,j}, j \ne i)` depends on
-    the other variables alone. The field is exactly the marginal one if the posteriors are, so
-    that nothing is lost by a loss without geometry.
+    the other variables alone. The field is exactly the marginal one if the posteriors are exact,
+    so a loss without geometry loses nothing.
 
     References:
         Derived in ``paths.py``.
     """
 
     def field(self, output: Tensor, v: Tensor, t: Tensor, path: AssignmentPath) -> Tensor:
-        """The marginal field of the posteriors."""
+        """Return the marginal field of the posteriors."""
         check_shapes(path.simplices, v=v, output=output, t=t)
         posterior = path.simplices.weights(path.evidence(v, t) + output)
         return path.marginal_field(posterior, v, t)
@@ -106,7 +106,7 @@ class Classifier(Parametrisation):
         start: Tensor,
         path: AssignmentPath,
     ) -> Tensor:
-        """Negative log-posteriors of the classes, (B, n), in nats."""
+        """Return negative log-posteriors (B, n) of the classes, in nats."""
         check_shapes(path.simplices, v=v, output=output, labels=labels, start=start, t=t)
         log_posterior = path.simplices.log_weights(path.evidence(v, t) + output)
         return -log_posterior.gather(-1, labels.unsqueeze(-1)).squeeze(-1)

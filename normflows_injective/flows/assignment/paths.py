@@ -7,19 +7,19 @@ Noise :math:`V_0 = \Pi \varepsilon` of a variable moves towards the corner of it
           u_\beta = \Pi e_\beta / \lVert \Pi e_\beta \rVert,
 
 with :math:`\sigma = 0` for the infinite horizon and :math:`1` for the finite one. Given the class,
-:math:`V_t` is normal around :math:`t \rho u_\beta` with deviation :math:`s = 1 - \sigma t`. So by
-itself it says about the class, up to a constant,
+:math:`V_t` is normal around :math:`t \rho u_\beta` with deviation :math:`s = 1 - \sigma t`. Up to
+a constant, its *evidence* for the class is
 
-.. math:: \log p(V_t \mid \beta = k) = \frac{t \rho}{s^2} \langle V_t, u_k \rangle,
+.. math:: \log p(V_t \mid \beta = k) = \frac{t \rho}{s^2} \langle V_t, u_k \rangle.
 
-its *evidence*. With the posterior mean :math:`\bar u = \sum_k P(\beta = k \mid V_t)\, u_k` the
+With the posterior mean :math:`\bar u = \sum_k P(\beta = k \mid V_t)\, u_k` the
 marginal field follows by eliminating :math:`V_0 = (V_t - t \rho u_\beta) / s`:
 
 .. math:: F = \mathbb E[\dot V_t \mid V_t]
             = \rho \bar u - \sigma \frac{V_t - t \rho \bar u}{s}
             = \frac{\rho \bar u - \sigma V_t}{1 - \sigma t}.
 
-So the posterior of every variable is all that a network has to know, for either horizon.
+So a network has to know only the posterior of every variable, for either horizon.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _LONGEST_STEP, _FEWEST_STEPS = 0.5, 50
 
 
 class Horizon(ABC):
-    r"""The time of a path: how fast it goes, and when it ends.
+    r"""The time of a path: its speed, its end and the law of times in training.
 
     Attributes:
         end: Time at which sampling ends.
@@ -62,19 +62,19 @@ class Horizon(ABC):
     @property
     @abstractmethod
     def checkpoint_options(self) -> dict[str, str | float]:
-        """What a field that has been trained on it belongs to, as older files say it."""
+        """Options on which weights depend, as files of version 0.1.0 record them."""
 
     @abstractmethod
     def speeds(self, counts: Tensor) -> Tensor:
-        r"""Speeds :math:`\rho` towards the corner of simplices with so many classes."""
+        r"""Speeds :math:`\rho` towards the corners of simplices with counts (*,) of classes."""
 
     @abstractmethod
     def draw_times(self, num: int, like: Tensor) -> Tensor:
-        """Times of training, (num,)."""
+        """Draw times of training, (num,)."""
 
     @abstractmethod
     def scaled(self, v: Tensor, t: Tensor) -> Tensor:
-        """Logits (B, n, c) at times (B, 1, 1), on a scale that hardly depends on the time."""
+        """Bring logits (B, n, c) at times (B, 1, 1) to a scale that hardly depends on time."""
 
 
 @final
@@ -84,12 +84,12 @@ class InfiniteHorizon(Horizon):
 
     Args:
         scale: :math:`\kappa`.
-        end: Time at which sampling stops; :func:`choose_horizon` finds what an error needs.
+        end: Time at which sampling stops; :func:`choose_horizon` finds one for an error.
         time_shape: Shape of the Gamma law of the times of training.
-        time_rate: Rate of it, by default :math:`\kappa`, so that the law of :math:`\kappa t` does
-            not depend on the unit of time. The paper has shape 1 and, at :math:`\kappa = .5`, rate
-            .25; the default spends fewer steps on times at which everything is undecided or
-            decided.
+        time_rate: Rate of that law, by default :math:`\kappa`, so that the law of
+            :math:`\kappa t` does not depend on the unit of time. The paper has shape 1 and, at
+            :math:`\kappa = .5`, rate .25; the default spends fewer steps on times at which
+            everything is undecided or decided.
 
     Raises:
         OptionError: If a number is not positive.
@@ -128,7 +128,7 @@ class InfiniteHorizon(Horizon):
         return torch.full_like(counts, self.scale, dtype=floating)
 
     def draw_times(self, num: int, like: Tensor) -> Tensor:
-        """Gamma-distributed times, (num,)."""
+        """Draw Gamma-distributed times, (num,)."""
         rate = self.scale if self.time_rate is None else self.time_rate
         # No dtype shorter than float32 has a Gamma law.
         shape = torch.full((num,), self.time_shape, dtype=torch.float32, device=like.device)
@@ -136,7 +136,7 @@ class InfiniteHorizon(Horizon):
         return law.sample().to(like.dtype)
 
     def scaled(self, v: Tensor, t: Tensor) -> Tensor:
-        """Logits (B, n, c) divided by 1 + t, at times (B, 1, 1)."""
+        """Divide logits (B, n, c) by 1 + t, at times (B, 1, 1)."""
         _check_spread(v, t)
         return v / (1 + t)
 
@@ -151,8 +151,8 @@ class FiniteHorizon(Horizon):
 
     Args:
         smoothing: :math:`\alpha` in (0, 1).
-        end: Time in (0, 1) at which sampling stops. The noise is gone at time one, and with it
-            every density; at .9 the distance from the next class is beyond 25 deviations.
+        end: Time in (0, 1) at which sampling stops. At time one there is no noise and so no
+            density; at .9 the next class is more than 25 deviations away.
 
     Raises:
         OptionError: If a number is out of range.
@@ -185,11 +185,11 @@ class FiniteHorizon(Horizon):
         return gap * (1 - 1 / counts).sqrt()
 
     def draw_times(self, num: int, like: Tensor) -> Tensor:
-        """Times uniform up to the end of sampling, (num,)."""
+        """Draw times uniformly up to the end of sampling, (num,)."""
         return self.end * torch.rand(num, dtype=like.dtype, device=like.device)
 
     def scaled(self, v: Tensor, t: Tensor) -> Tensor:
-        """Logits (B, n, c) as they are, which never are large, at times (B, 1, 1)."""
+        """Return logits (B, n, c) as they are, for they never are large, at times (B, 1, 1)."""
         _check_spread(v, t)
         return v
 
@@ -203,11 +203,14 @@ HORIZONS: dict[str, type[InfiniteHorizon] | type[FiniteHorizon]] = {
 @checks_arguments_of
 @final
 class AssignmentPath(nn.Module):
-    """The path of all variables of a product of simplices, and what it says about the classes.
+    """The path of all variables of a product of simplices, and its evidence for the classes.
 
     Args:
-        simplices: The product.
-        horizon: Its time.
+        simplices: The product of n simplices with up to c classes.
+        horizon: The time of the path.
+
+    References:
+        Boll et al., arXiv 2406.04527, section 4; the evidence is derived in ``paths.py``.
 
     Examples:
         >>> path = AssignmentPath(Simplices(3, 2), InfiniteHorizon())
@@ -226,7 +229,7 @@ class AssignmentPath(nn.Module):
         return self.simplices.mean_free(torch.randn(shape, dtype=like.dtype, device=like.device))
 
     def logits(self, labels: Tensor, start: Tensor, t: Tensor) -> Tensor:
-        """Where paths from noise (B, n, c) to labels (B, n) are at times (B,)."""
+        """Logits (B, n, c) at times (B,) of paths from noise (B, n, c) to labels (B, n)."""
         check_shapes(self.simplices, start=start, labels=labels, t=t)
         t = _spread(t)
         corners = self.simplices.corners(labels, start)
@@ -239,7 +242,7 @@ class AssignmentPath(nn.Module):
         return self.speeds(start) * corners - self.horizon.contraction * start
 
     def evidence(self, v: Tensor, t: Tensor) -> Tensor:
-        """What logits (B, n, c) at times (B,) say of their own class, up to constants."""
+        """Evidence (B, n, c) of logits (B, n, c) at times (B,) for their own class."""
         return self.evidence_scale(v, t) * v / self.simplices.corner_norms(v)
 
     def evidence_scale(self, v: Tensor, t: Tensor) -> Tensor:

@@ -14,8 +14,8 @@ from .simplices import Simplices
 
 __all__ = ["Mixture", "Reading", "Rounding", "reading_of"]
 
-# Of draws for the mixture, about this share starts from corners drawn blindly, however seldom
-# these are read as the labels. It bounds what one draw near such a corner can weigh.
+# About this share of the mixture's draws starts from corners drawn blindly, however seldom these
+# are read as the labels. It bounds the weight of one draw near such a corner.
 _STRAYING = 0.05
 
 
@@ -24,25 +24,20 @@ class Reading(ABC):
 
     @abstractmethod
     def draw(self, simplices: Simplices, v: Tensor) -> Tensor:
-        """Labels (B, n) from logits (B, n, c)."""
+        """Draw labels (B, n) from logits (B, n, c)."""
 
     @abstractmethod
     def log_prob(self, simplices: Simplices, v: Tensor, labels: Tensor) -> Tensor:
-        """Log-probabilities (B, n) of labels (B, n) given logits (B, n, c)."""
+        """Return log-probabilities (B, n) of labels (B, n) given logits (B, n, c)."""
 
     @abstractmethod
     def propose(
         self, simplices: Simplices, labels: Tensor, corners: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Corners near which logits are likely to be read as given labels (B, n).
+        """Draw corners (B, n) near which logits are likely to be read as given labels (B, n).
 
-        Args:
-            simplices: Where they are.
-            labels: Classes (B, n).
-            corners: Logits (B, n, c) of the corners of these.
-
-        Returns:
-            Classes (B, n) that are drawn, and log-probabilities (B, n, c) of all.
+        Return their classes, and log-probabilities (B, n, c) of all classes, given the logits
+        (B, n, c) of the labels' corners.
         """
 
 
@@ -51,18 +46,18 @@ class Rounding(Reading):
     """The class of the largest weight, with certainty."""
 
     def draw(self, simplices: Simplices, v: Tensor) -> Tensor:
-        """The nearest corners."""
+        """Return the nearest corners."""
         return simplices.round(v)
 
     def log_prob(self, simplices: Simplices, v: Tensor, labels: Tensor) -> Tensor:
-        """Zero in the cell of the labels, minus infinity elsewhere."""
+        """Return zero in the cell of the labels, and minus infinity elsewhere."""
         inside = simplices.round(v) == labels
         return torch.zeros_like(v[..., 0]).masked_fill(~inside, -torch.inf)
 
     def propose(
         self, simplices: Simplices, labels: Tensor, corners: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The corners of the labels, which are the nearest ones in all of their cells."""
+        """Return the corners of the labels, which are the nearest in all of their cells."""
         return labels, one_hot(labels, simplices.max_classes).to(corners).log()
 
 
@@ -71,20 +66,19 @@ class Mixture(Reading):
     """Independent draws from the weights, so that the model mixes factorising laws."""
 
     def draw(self, simplices: Simplices, v: Tensor) -> Tensor:
-        """A class from every row of weights."""
+        """Draw a class from every row of weights."""
         return _draw(simplices.weights(v))
 
     def log_prob(self, simplices: Simplices, v: Tensor, labels: Tensor) -> Tensor:
-        """Logarithms of the weights of the labels."""
+        """Return the logarithms of the weights of the labels."""
         return simplices.log_weights(v).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
 
     def propose(
         self, simplices: Simplices, labels: Tensor, corners: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Corners as often as they are read as the labels, and all of them once in a while."""
-        stray = _STRAYING / simplices.num_variables
-        weights = (1 - stray) * simplices.weights(corners)
-        weights = weights + stray * simplices.weights(torch.zeros_like(corners))
+        """Draw corners as often as they are read as the labels, and any corner now and then."""
+        stray, blind = _STRAYING / simplices.num_variables, torch.zeros_like(corners)
+        weights = (1 - stray) * simplices.weights(corners) + stray * simplices.weights(blind)
         return _draw(weights), weights.log()
 
 
@@ -92,18 +86,10 @@ _READINGS: dict[str, type[Rounding] | type[Mixture]] = {"rounding": Rounding, "m
 
 
 def reading_of(name: str) -> Reading:
-    """The reading of a name.
-
-    Raises:
-        OptionError: If it is not ``"rounding"`` or ``"mixture"``.
-
-    Examples:
-        >>> type(reading_of("mixture")).__name__
-        'Mixture'
-    """
+    """Return the reading of a name, or raise OptionError."""
     return lookup(name, _READINGS, "reading")()
 
 
 def _draw(weights: Tensor) -> Tensor:
-    """A class from every row of weights (B, n, c)."""
+    """Draw a class from every row of weights (B, n, c)."""
     return torch.multinomial(weights.flatten(0, 1), 1).view(weights.shape[:-1])

@@ -1,8 +1,7 @@
 r"""Products of simplices: assignments, their logits, and orthonormal coordinates of these.
 
 A row of weights :math:`W_i` on :math:`c_i` classes is the softmax of logits :math:`V_i` of sum
-zero. Rows of fewer classes than the largest are padded; what stands behind their classes is zero,
-and stays so.
+zero. Rows of fewer classes than the largest are padded with zeros, which stay zero.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ class Simplices(nn.Module):
     Logits :math:`V` have shape :math:`(B, n, c)` with :math:`c = \max_i c_i`, rows of sum zero,
     and are identified with coordinates :math:`m = Q^\top V` in :math:`\mathbb R^d`,
     :math:`d = \sum_i (c_i - 1)`, where :math:`Q` is orthonormal. Products with :math:`Q` are
-    running sums, so that everything here costs :math:`O(n c)`.
+    running sums, so everything here costs :math:`O(n c)`.
 
     Args:
         num_variables: :math:`n`.
@@ -70,9 +69,9 @@ class Simplices(nn.Module):
         self.is_ragged = min(self.class_counts) < self.max_classes
         counts = torch.tensor(self.class_counts).unsqueeze(1)
         classes = torch.arange(self.max_classes)
-        kept = classes[:-1] < counts - 1
-        places = torch.full(kept.shape, self.dim)
-        places[kept] = torch.arange(self.dim)
+        is_coordinate = classes[:-1] < counts - 1
+        places = torch.full(is_coordinate.shape, self.dim)
+        places[is_coordinate] = torch.arange(self.dim)
         # Integers only, which keep their digits when the module is cast.
         self.register_buffer("counts", counts, persistent=False)
         self.register_buffer("valid", classes < counts, persistent=False)
@@ -81,23 +80,24 @@ class Simplices(nn.Module):
         exponents = (counts - 1 - classes[:-1]).clamp_min(1)
         self.register_buffer("_exponents", exponents, persistent=False)
         self.register_buffer("_places", places, persistent=False)
-        self.register_buffer("_positions", kept.flatten().nonzero()[:, 0], persistent=False)
+        positions = is_coordinate.flatten().nonzero()[:, 0]
+        self.register_buffer("_positions", positions, persistent=False)
 
     def mean_free(self, v: Tensor) -> Tensor:
-        """Subtract from rows (*, n, c) their means over the classes, and clear what is behind."""
+        """Subtract from rows (*, n, c) their means over the classes, and clear the padding."""
         self._check_classes(v)
         if not self.is_ragged:
             return v - v.mean(-1, keepdim=True)
-        # Not by a product, which would leave what is infinite or NaN behind the classes.
-        kept = v.masked_fill(~self.valid, 0)
-        return (kept - kept.sum(-1, keepdim=True) / self.counts) * self.valid
+        # Not by a product, which would leave infinite values or NaN in the padding.
+        padded = v.masked_fill(~self.valid, 0)
+        return (padded - padded.sum(-1, keepdim=True) / self.counts) * self.valid
 
     def log_weights(self, v: Tensor) -> Tensor:
-        """Logarithms (*, n, c) of the softmax of logits, minus infinity behind the classes."""
+        """Logarithms (*, n, c) of the softmax of logits, minus infinity in the padding."""
         return self._restricted(v).log_softmax(-1)
 
     def weights(self, v: Tensor) -> Tensor:
-        r"""Weights :math:`W = \mathrm{softmax}\, V`, (*, n, c), zero behind the classes."""
+        r"""Weights :math:`W = \mathrm{softmax}\, V`, (*, n, c), zero in the padding."""
         return self._restricted(v).softmax(-1)
 
     def replicator(self, weights: Tensor, v: Tensor) -> Tensor:
@@ -149,7 +149,7 @@ class Simplices(nn.Module):
         return isometric_logits(rows, self._exponents.to(m.dtype)) * self.valid
 
     def coordinate_mask(self, mask: Tensor) -> Tensor:
-        """Which coordinates (B, d) belong to variables of a mask (B, n)."""
+        """Mask (B, d) of the coordinates that belong to variables of a mask (B, n)."""
         check_event_shape(mask, (self.num_variables,), "mask")
         rows = mask.unsqueeze(-1).expand(-1, -1, self.max_classes - 1).flatten(1)
         return rows[:, self._positions]
@@ -160,7 +160,7 @@ class Simplices(nn.Module):
         return self.class_counts
 
     def check_labels(self, labels: Tensor, mask: Tensor | None) -> Tensor:
-        """Labels (B, n) as long integers, zero where the mask (B, n) says that they are missing.
+        """Return labels (B, n) as long integers, zero where a mask (B, n) says they are missing.
 
         Raises:
             DtypeError: If the labels are no tensor of integers, or the mask is not of booleans.
@@ -214,19 +214,9 @@ class Simplices(nn.Module):
 
 
 def check_shapes(simplices: Simplices, **batches: Tensor) -> None:
-    """Raise unless batches have the same B, and the shapes that belong to their names.
+    """Raise ShapeError unless batches have the same B, and the shapes that belong to their names.
 
     Times ``t`` are (B,), ``labels`` and ``mask`` are (B, n), and all others (B, n, c).
-
-    Args:
-        simplices: Their product.
-        **batches: Tensors by the names of the arguments.
-
-    Raises:
-        ShapeError: If one has another shape.
-
-    Examples:
-        >>> check_shapes(Simplices(2, 3), v=torch.zeros(4, 2, 3), t=torch.ones(4))
     """
     for name, batch in batches.items():
         axes = {"t": 0, "labels": 1, "mask": 1}.get(name, 2)
@@ -235,19 +225,7 @@ def check_shapes(simplices: Simplices, **batches: Tensor) -> None:
 
 
 def class_counts(num_variables: int, num_classes: int | Sequence[int]) -> tuple[int, ...]:
-    """Numbers of classes, one for every variable.
-
-    Args:
-        num_variables: Number of variables n.
-        num_classes: One number for all, or one for each.
-
-    Raises:
-        OptionError: If there is not one for every variable, or one is below two.
-
-    Examples:
-        >>> class_counts(3, 2)
-        (2, 2, 2)
-    """
+    """Return a number of classes for every variable, or raise OptionError."""
     num_variables = check_count(num_variables, "num_variables")
     if is_number(num_classes):
         counts = (check_count(num_classes, "num_classes"),) * num_variables
