@@ -16,3 +16,7 @@ __all__ = [
     "mlp_autoencoder",
     "residual_autoencoder",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

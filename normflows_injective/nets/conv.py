@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import final
 
 from torch import Tensor, nn
@@ -26,11 +27,12 @@ class ConvEncoder(ContextNetwork):
     Args:
         image_shape: Event shape (channels, height, width).
         latent_dim: Width of the output.
-        channels: Channels of the stages; their number is that of the halvings.
+        channels: Channels of the stages, one for every halving.
         context_dim: Number of context features C, broadcast as channels of the input; 0 for none.
 
     Raises:
         OptionError: If the image is too small for so many halvings.
+        ContextError: When called, if a context is missing, superfluous or of another width.
 
     Examples:
         >>> import torch
@@ -50,9 +52,7 @@ class ConvEncoder(ContextNetwork):
         self.image_shape, self.latent_dim, self.channels = image_shape, latent_dim, channels
         sizes = _halvings(image_shape, len(channels))
         layers: list[nn.Module] = []
-        for fan_in, fan_out in zip(
-            [image_shape[0] + context_dim, *channels], channels, strict=False
-        ):
+        for fan_in, fan_out in pairwise([image_shape[0] + context_dim, *channels]):
             layers += [nn.Conv2d(fan_in, fan_out, 4, 2, 1), _group_norm(fan_out), nn.SiLU()]
         self.stages = nn.Sequential(*layers, nn.Flatten())
         self.output = nn.Linear(channels[-1] * math.prod(sizes[-1]), latent_dim)
@@ -75,6 +75,7 @@ class ConvDecoder(ContextNetwork):
 
     Raises:
         OptionError: If the image is too small for so many halvings.
+        ContextError: When called, if a context is missing, superfluous or of another width.
 
     Examples:
         >>> import torch
@@ -116,7 +117,7 @@ class ConvDecoder(ContextNetwork):
 def _checked(
     image_shape: Sequence[int], channels: Sequence[int]
 ) -> tuple[tuple[int, int, int], tuple[int, ...]]:
-    """Shape and channels as plain numbers; raise unless the shape has its channels in front."""
+    """Return shape and channels as plain numbers, or raise unless the shape has three axes."""
     shape = check_shape(
         image_shape,
         "image_shape",

@@ -1,4 +1,4 @@
-"""How the networks of this package take a context: concatenated to their input."""
+"""The context of the networks of this package, concatenated to their input."""
 
 from __future__ import annotations
 
@@ -14,16 +14,7 @@ __all__ = ["ContextNetwork"]
 
 @checks_arguments_of
 class ContextNetwork(nn.Module):
-    """A network that concatenates an optional context to its input.
-
-    Args:
-        input_shape: Event shape of the input.
-        context_dim: Number of context features; 0 for none.
-
-    Raises:
-        ContextError: In :meth:`join`, if a context is missing, superfluous or too wide.
-        ShapeError: In :meth:`join`, if the features have another number of axes.
-    """
+    """A network that concatenates an optional context to its input."""
 
     def __init_subclass__(cls) -> None:
         """Attach the check of arguments to the methods of a subclass."""
@@ -56,7 +47,7 @@ class ContextNetwork(nn.Module):
         return torch.cat([features, context.expand(-1, -1, *features.shape[2:])], dim=1)
 
     def _check_axes(self, features: Tensor) -> None:
-        """Raise if axes are missing or too many, which linear layers would overlook."""
+        """Raise ShapeError if axes are missing or too many, which linear layers would overlook."""
         # A vmap over single rows hides the axis of the batch.
         if features.dim() != 1 + len(self.input_shape) and is_readable(features):
             expected = ", ".join(["B", *map(str, self.input_shape)])

@@ -29,6 +29,10 @@ class SmoothMLP(ContextNetwork):
         activation: Constructor of the activation. It should be smooth: a surrogate learns
             curvature through second derivatives, which vanish for ReLU.
 
+    Raises:
+        OptionError: If there is neither an input nor a context.
+        ContextError: When called, if a context is missing, superfluous or of another width.
+
     Examples:
         >>> import torch
         >>> SmoothMLP(5, 2, hidden=(8,), context_dim=3)(torch.ones(4, 5), torch.ones(4, 3)).shape
@@ -59,8 +63,8 @@ class SmoothMLP(ContextNetwork):
 class ResidualMLP(ContextNetwork):
     r"""Residual perceptron: a linear map in, blocks :math:`h + \mathrm{MLP}(h)`, a linear map out.
 
-    The last layer of every block starts at zero, so that the network starts linear and a deep
-    stack is as well conditioned as a shallow one.
+    The last layer of every block starts at zero, so the network starts linear, and a deep stack is
+    as well conditioned as a shallow one.
 
     Args:
         in_features: Width of the input.
@@ -69,6 +73,13 @@ class ResidualMLP(ContextNetwork):
         num_blocks: Number of blocks.
         context_dim: Number of context features C, given to every block; 0 for none.
         activation: Constructor of a smooth activation.
+
+    Raises:
+        OptionError: If ``in_features`` is not positive.
+        ContextError: When called, if a context is missing, superfluous or of another width.
+
+    References:
+        He et al., Deep residual learning, arXiv 1512.03385.
 
     Examples:
         >>> import torch
@@ -110,7 +121,7 @@ class ResidualMLP(ContextNetwork):
 
 
 def _check_inputs(in_features: int, context_dim: int) -> None:
-    """Raise if there is nothing to see; a coupling of one coordinate sees the context alone."""
+    """Raise if there is no input; a coupling of one coordinate sees the context alone."""
     if in_features + context_dim == 0:
         raise OptionError(
             "in_features must be a positive integer without a context, got 0. Give the width of "

@@ -28,8 +28,8 @@ def mlp_autoencoder(
     """Pair of smooth perceptrons, the decoder with the encoder's hidden widths reversed.
 
     Args:
-        data_dim: D.
-        latent_dim: d.
+        data_dim: Number of data dimensions D.
+        latent_dim: Number of latent dimensions d.
         hidden: Hidden widths of the encoder.
         context_dim: Number of context features; 0 for none.
 
@@ -56,8 +56,8 @@ def residual_autoencoder(
     """Pair of residual perceptrons.
 
     Args:
-        data_dim: D.
-        latent_dim: d.
+        data_dim: Number of data dimensions D.
+        latent_dim: Number of latent dimensions d.
         width: Width of the blocks.
         num_blocks: Number of blocks in each network.
         context_dim: Number of context features; 0 for none.
@@ -85,7 +85,7 @@ def conv_autoencoder(
 
     Args:
         image_shape: Event shape (channels, height, width).
-        latent_dim: d.
+        latent_dim: Number of latent dimensions d.
         channels: Channels of the encoder's stages, each of which halves the image.
         context_dim: Number of context features; 0 for none.
 

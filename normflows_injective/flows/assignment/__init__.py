@@ -23,3 +23,7 @@ __all__ = [
     "choose_horizon",
     "rounding_error",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -18,9 +18,9 @@ __all__ = ["ConvField"]
 class ConvField(FieldNetwork):
     """Residual convolutions at two resolutions, for images of labels.
 
-    Variables are the pixels of a grid, row by row. Blocks at full resolution, blocks at half of it
-    with twice the channels, and blocks at full resolution again, joined by a skip; time and
-    context scale and shift the channels of every block.
+    Variables are the pixels of a grid, row by row. Blocks at full resolution are followed by
+    blocks at half of it with twice the channels, and by blocks at full resolution again, which a
+    skip joins to the first. Time and context scale and shift the channels of every block.
 
     Args:
         height: Rows of the grid.
@@ -29,7 +29,7 @@ class ConvField(FieldNetwork):
         channels: Channels at full resolution, a multiple of 8.
         num_blocks: Blocks at each of the three places.
         context_dim: Number of context features C; 0 for none.
-        missing: Whether there is one more feature, which says that a pixel is missing.
+        missing: Whether there is one more feature, which is one where a pixel is missing.
 
     Raises:
         OptionError: If a number is not positive, or channels not a multiple of 8.
@@ -73,12 +73,12 @@ class ConvField(FieldNetwork):
         """Features (B, n, c) at times (B,), with an optional context (B, C), to (B, n, c)."""
         conditions = self.embedding(self.conditions(features, t, context))
         image = features.transpose(1, 2).contiguous().unflatten(2, self.grid)
-        fine = _through(self.fine, self.input(image), conditions)
-        coarse = self.up(_through(self.coarse, self.down(fine), conditions))
+        fine = _run(self.fine, self.input(image), conditions)
+        coarse = self.up(_run(self.coarse, self.down(fine), conditions))
         coarse = coarse.repeat_interleave(2, 2).repeat_interleave(2, 3)
         coarse = coarse[:, :, : self.grid[0], : self.grid[1]]
         joined = self.skip(torch.cat([fine, coarse], 1))
-        out: Tensor = self.output(_through(self.last, joined, conditions))
+        out: Tensor = self.output(_run(self.last, joined, conditions))
         return out.flatten(2).transpose(1, 2)
 
 
@@ -106,7 +106,7 @@ def _blocks(num: int, channels: int, conditions: int) -> nn.ModuleList:
     return nn.ModuleList([_Block(channels, conditions) for _ in range(num)])
 
 
-def _through(blocks: nn.ModuleList, h: Tensor, conditions: Tensor) -> Tensor:
+def _run(blocks: nn.ModuleList, h: Tensor, conditions: Tensor) -> Tensor:
     for block in blocks:
         h = block(h, conditions)
     return h

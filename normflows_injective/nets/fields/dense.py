@@ -23,7 +23,7 @@ class DenseField(FieldNetwork):
         num_classes: Largest number of classes c of a variable.
         hidden: Widths of the hidden layers.
         context_dim: Number of context features C; 0 for none.
-        missing: Whether there is one more feature, which says that a variable is missing.
+        missing: Whether there is one more feature, which is one where a variable is missing.
 
     Raises:
         OptionError: If a number is not positive.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import final
 
 import torch
@@ -16,14 +17,14 @@ __all__ = ["LeaveOneOutField"]
 
 @final
 class LeaveOneOutField(FieldNetwork):
-    r"""Two masked perceptrons, one over the variables before each, one over those behind.
+    r"""Two masked perceptrons, over the variables before and over those after each variable.
 
     .. math:: G_i = g_i\big(h^{\rightarrow}(x_{<i}, t),\ h^{\leftarrow}(x_{>i}, t)\big)
 
     The output of a variable sees all others and not the variable itself, as the posterior beside
-    the evidence should, so that the divergence of the field of a classifier is a closed form:
-    exact likelihoods cost as much as samples. The masked matrices have of the order of the square
-    of n widths, so it is for up to a few hundred variables.
+    the evidence should. So the divergence of a classifier's field is a closed form, and exact
+    likelihoods cost as much as samples. The masked matrices grow with :math:`n^2`, so the network
+    is for up to a few hundred variables.
 
     Args:
         num_variables: Number of variables n.
@@ -31,7 +32,7 @@ class LeaveOneOutField(FieldNetwork):
         widths: Hidden units of each variable in the layers of either direction.
         head: Hidden units of each variable where the directions meet.
         context_dim: Number of context features C; 0 for none.
-        missing: Whether there is one more feature, which says that a variable is missing.
+        missing: Whether there is one more feature, which is one where a variable is missing.
 
     Raises:
         OptionError: If a width is not positive.
@@ -77,33 +78,36 @@ class LeaveOneOutField(FieldNetwork):
         """Features (B, n, c) at times (B,), with an optional context (B, C), to (B, n, c)."""
         conditions = self.conditions(features, t, context)
         before = _run(self.forwards, features, conditions)
-        behind = _run(self.backwards, features.flip(1), conditions).flip(1)
-        hidden = silu(before + behind)
+        after = _run(self.backwards, features.flip(1), conditions).flip(1)
+        hidden = silu(before + after)
         return torch.einsum("bnh,nhc->bnc", hidden, self.weight) + self.bias
 
     def _direction(self, sizes: list[int], head: int) -> nn.ModuleList:
-        num, given = self.num_variables, self.num_conditions
+        num, conditions = self.num_variables, self.num_conditions
         # Hidden units may see their own variable; only the last layer must not.
         layers = [
-            _MaskedLinear(num, fan_in, fan_out, given, strict=False)
-            for fan_in, fan_out in zip(sizes, sizes[1:], strict=False)
+            _MaskedLinear(num, fan_in, fan_out, conditions, strict=False)
+            for fan_in, fan_out in pairwise(sizes)
         ]
-        return nn.ModuleList([*layers, _MaskedLinear(num, sizes[-1], head, given, strict=True)])
+        last = _MaskedLinear(num, sizes[-1], head, conditions, strict=True)
+        return nn.ModuleList([*layers, last])
 
 
 class _MaskedLinear(nn.Module):
-    """Units of each variable from those of the variables before it, and from the conditions."""
+    """A linear layer to the units of each variable from those before it and from conditions."""
 
     mask: Tensor
 
-    def __init__(self, num: int, fan_in: int, fan_out: int, given: int, strict: bool) -> None:
+    def __init__(
+        self, num: int, fan_in: int, fan_out: int, num_conditions: int, strict: bool
+    ) -> None:
         super().__init__()
         seen = torch.ones(num, num).tril(-1 if strict else 0)
         self.linear = nn.Linear(num * fan_in, num * fan_out)
-        self.conditions = nn.Linear(given, num * fan_out, bias=False)
+        self.conditions = nn.Linear(num_conditions, num * fan_out, bias=False)
         self.register_buffer("mask", seen.bool(), persistent=False)
         self.sizes = (num, fan_out, num, fan_in)
-        # Rows see fewer inputs than they have, so that their weights may be as much larger.
+        # Rows see only a share of their inputs, so their weights are larger by its square root.
         with torch.no_grad():
             share = seen.mean(1).clamp_min(1 / num).repeat_interleave(fan_out).unsqueeze(1)
             self.linear.weight.div_(share.sqrt())
