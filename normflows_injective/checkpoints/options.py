@@ -100,14 +100,9 @@ def options_of(model: nn.Module) -> dict[str, Options]:
                 if path in free or name in names or differs:
                     soft.add(key)
         if values:
-            kind = type(module)
-            options[path] = Options(
-                values,
-                frozenset(soft),
-                _constructor_names(kind),
-                _renamed(kind),
-                _root(kind) in _LIBRARIES,
-            )
+            kind, may_differ = type(module), frozenset(soft)
+            arguments, is_of_library = _constructor_names(kind), _root(kind) in _LIBRARIES
+            options[path] = Options(values, may_differ, arguments, _renamed(kind), is_of_library)
     return options
 
 
