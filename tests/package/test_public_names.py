@@ -192,7 +192,7 @@ FIRST_RELEASE = {
 
 # How many names a namespace may have, modules not counted.
 LIMITS = {
-    "": 12,
+    "": 13,
     "diagnostics": 15,
     "distributions": 6,
     "errors": 22,
