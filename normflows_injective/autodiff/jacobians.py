@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 _TANGENT_BYTES = 2**28
-# Elements per sample of the widest layer, until the first chunk has shown what it is.
+# Elements per sample of the widest layer, until the first chunk has measured it.
 _ASSUMED_WIDTH = 2**14
 # Numbers of all tangents at one time in a trace, which has no graph.
 _TANGENT_NUMBERS = 2**22
@@ -68,10 +68,10 @@ def jacobian(function: Map, point: Tensor, chunk_size: int | None = None) -> Val
     With gradients disabled this takes :math:`d` forward-mode products. With gradients enabled the
     result stays on the graph, and comes from reverse mode alone, because torch gets the gradient
     of a tangent wrong for many functions: as :math:`J v = \partial_u (u^\top J) v`, which takes
-    as many products, where all derivatives of the map are proved right (see ``proven.py``), and
+    as many products, where all derivatives of the map are proved right, and
     else as :math:`D` rows, which can be differentiated once.
 
-    Without gradients the memory is bounded: the basis is evaluated in chunks whose widest tangent
+    Without gradients the memory is bounded: the basis is taken in chunks whose widest tangent
     keeps to 256 MiB, at the cost of one more evaluation of the map for every chunk.
 
     Args:
@@ -79,13 +79,13 @@ def jacobian(function: Map, point: Tensor, chunk_size: int | None = None) -> Val
             :math:`D` elements.
         point: Where to evaluate, shape :math:`(B, *)`.
         chunk_size: Number of basis vectors per pass without gradients; None takes as many as the
-            bound allows. With gradients all are evaluated at once, because the graph keeps them.
+            bound allows. With gradients all are taken at once, because the graph keeps them.
 
     Returns:
         :class:`ValueAndJacobian` with matrices of shape :math:`(B, D, d)`.
 
     Raises:
-        UnsupportedLayerError: If a layer behind the map has no per-sample Jacobian, or none that
+        UnsupportedLayerError: If a layer of the map has no per-sample Jacobian, or none that
             can be differentiated.
         ForwardModeError: If a caller takes a forward-mode derivative.
         NotInjectiveError: If the value does not depend on the point.
@@ -136,7 +136,7 @@ def jacobian_by_rows(function: Map, point: Tensor, create_graph: bool) -> ValueA
 def jacobian_without_graph(
     function: Map, point: Tensor, chunk_size: int | None = None, at_most: int | None = None
 ) -> ValueAndJacobian:
-    """Value and dense Jacobians (B, D, d) of a map, of at most so many elements, on no graph."""
+    """Value and dense Jacobians (B, D, d) of a map, at most so large, on no graph."""
     try:
         with differentiable_attention():
             return _jacobian_by_columns(function, point, chunk_size, at_most)

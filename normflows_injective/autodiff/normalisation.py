@@ -61,7 +61,7 @@ def group_norm(
     normalise: Normalise = _normalise,
 ) -> Tensor:
     """Group normalisation that is cheap to differentiate twice; arguments as in torch."""
-    # What torch refuses it shall refuse in its own words.
+    # Let torch refuse wrong arguments in its own words.
     wrong = x.numel() <= num_groups or x.dim() < 2 or x.shape[1] % num_groups != 0
     if wrong or not (_fits(weight, x.shape[1:2]) and _fits(bias, x.shape[1:2])):
         return F.group_norm(x, num_groups, weight, bias, eps)

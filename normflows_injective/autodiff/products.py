@@ -55,11 +55,8 @@ def jvp(function: Map, point: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor]
     # rule (the Residual of normflows) make it fail loudly, and then raw dual numbers serve. A
     # single tangent tries the dual numbers first, which are faster. Two reverse passes come last,
     # and wherever the map calls a function whose tangent is not proved right.
-    several = len(tangents) > 1
-    scripted = holds_script(function)
-    for attempt in (_jvp_functional, _jvp_dual) if several else (_jvp_dual, _jvp_functional):
-        if scripted:
-            break
+    attempts = [_jvp_functional, _jvp_dual] if len(tangents) > 1 else [_jvp_dual, _jvp_functional]
+    for attempt in [] if holds_script(function) else attempts:
         try:
             covered = _within(TangentsWithoutGraph(), function)
             with FORWARD_MODE:
@@ -144,8 +141,8 @@ def value_and_gradient(
 ) -> tuple[Tensor, Tensor]:
     r"""Values :math:`f(x_b)`, (B,), and gradients :math:`\nabla f(x_b)` of a batch (B, *)."""
     # Both are on the caller's graph, so that they can be differentiated again, by the point and by
-    # what the function holds, which must not be of inference mode; without gradients they are
-    # plain values. Where a function is not proven, its gradients can be differentiated once.
+    # tensors that the function holds, which must not be of inference mode; without gradients they
+    # are plain values. Where a function is not proven, its gradients can be differentiated once.
     recording = torch.is_grad_enabled()
     point = out_of_inference(point)
     names: list[frozenset[str]] = []
@@ -165,8 +162,8 @@ def value_and_gradient(
     if names[0]:
         refuse_tangents("The gradient of a layer", value, gradient)
     if not recording:
-        # The inner derivative has recorded what the function holds, such as parameters. A copy
-        # is on no graph; detaching would also drop the tangents of forward mode.
+        # The inner derivative has recorded the parameters of the function. A copy is on no graph;
+        # detaching would also drop the tangents of forward mode.
         value, gradient = value.clone(), gradient.clone()
     return value, gradient
 

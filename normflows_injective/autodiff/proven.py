@@ -215,7 +215,7 @@ def unproven_nodes(value: Tensor, ends: Iterable[Any]) -> frozenset[str]:
                 before[after] = []
                 stack.append(after)
             before[after].append(node)
-    # Only what depends on an end is differentiated more than once, not the weights' own history.
+    # Only nodes that depend on an end are differentiated twice, not the weights' history.
     names: set[str] = set()
     stack = [node for end in reached for node in before.get(end, ())]
     seen = set(reached)

@@ -128,8 +128,8 @@ def inner(a: Tensor, b: Tensor) -> Tensor:
     product = a * b
     if product.dim() == 2:
         return product
-    kept = torch.promote_types(product.dtype, torch.float32)
-    return product.sum(tuple(range(2, product.dim())), dtype=kept)
+    dtype = torch.promote_types(product.dtype, torch.float32)
+    return product.sum(tuple(range(2, product.dim())), dtype=dtype)
 
 
 def _over_probes(jvp: Jvp, tangents: Tensor) -> Tensor:
@@ -177,7 +177,7 @@ class _RecordingFirstLayers(_Recording):
     def __init__(self, point: Tensor) -> None:
         super().__init__()
         self.first_layers: list[_FirstLayer] = []
-        # By identity, with the tensor kept alive so that its identity is not taken over, and the
+        # By identity, with the tensor held so that its identity is not taken over, and the
         # version at which its product was right.
         self._images: dict[int, tuple[Tensor, int, Jvp]] = {}
         self._batch = len(point)

@@ -144,7 +144,7 @@ class SkipZeroProducts(Interception):
         point, tangent = unpack_dual(x)
         if tangent is None or _has_tangent(weight) or _has_tangent(bias):
             return func(x, weight, bias, *rest, **kwargs)
-        # The value first: under autocast its copy of the weight is kept, and must have a graph.
+        # The value first: under autocast its copy of the weight is cached, and must have a graph.
         value = func(point, weight, bias, *rest, **kwargs)
         with self._recording():
             product = func(tangent, weight, None, *rest, **kwargs)
@@ -203,7 +203,7 @@ def affine_arguments(
 
 
 def is_plain(x: Tensor) -> bool:
-    """Whether our own kernels compute what torch's would: full precision, standard layout."""
+    """Whether our kernels compute the same as torch's: in full precision and standard layout."""
     return x.is_contiguous() and x.dtype in (torch.float32, torch.float64)
 
 

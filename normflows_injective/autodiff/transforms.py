@@ -1,4 +1,4 @@
-"""What is open around a call: functional transforms, forward mode, hooks and interception.
+"""Interception of calls, and the transforms, tangents and hooks that are open around one.
 
 Volumes and surrogates are built of derivatives. A tangent that a caller sends through them would
 meet forward-mode rules of torch for derivatives, which are not known to be right, and
@@ -83,13 +83,13 @@ def in_forward_mode() -> bool:
     return forward_ad._current_level >= 0
 
 
-def refuse_tangents(what: str, *tensors: Tensor | None) -> None:
-    """Raise, naming what has no forward-mode derivative, if a caller takes one of tensors."""
-    refuse_nested(what)
+def refuse_tangents(subject: str, *tensors: Tensor | None) -> None:
+    """Raise in the name of a subject if a caller takes a forward-mode derivative of tensors."""
+    refuse_nested(subject)
     if in_forward_mode() and any(x is not None and _has_tangent(x) for x in tensors):
         raise ForwardModeError(
-            f"{what} has no forward-mode derivative here, but a tangent came in, by dual numbers, "
-            "torch.func.jvp, jacfwd or hessian. Use reverse mode: backward() or "
+            f"{subject} has no forward-mode derivative here, but a tangent came in, by dual "
+            "numbers, torch.func.jvp, jacfwd or hessian. Use reverse mode: backward() or "
             "torch.autograd.grad, and for densities torch.func.vjp, jacrev, or jacrev(grad(...))."
         )
 
@@ -98,7 +98,7 @@ def _has_tangent(tensor: Tensor) -> bool:
     return forward_ad.unpack_dual(tensor).tangent is not None
 
 
-def refuse_nested(what: str) -> None:
+def refuse_nested(subject: str) -> None:
     """Raise if other transforms stand inside a caller's forward mode, and hide its tangents."""
     if not in_forward_mode():
         return
@@ -106,7 +106,7 @@ def refuse_nested(what: str) -> None:
     inner = transforms[-1:] not in ([], [TransformType.Jvp])
     if transforms.count(TransformType.Jvp) > 1 or (inner and TransformType.Jvp in transforms):
         raise ForwardModeError(
-            f"{what} was asked for inside torch.func.jvp and another transform, as "
+            f"{subject} was asked for inside torch.func.jvp and another transform, as "
             "torch.func.hessian does, where tangents cannot be followed. Use reverse mode twice: "
             "torch.func.jacrev(torch.func.grad(...))."
         )

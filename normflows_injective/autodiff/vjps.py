@@ -116,7 +116,7 @@ def first_derivative_only(
 ) -> Products:
     """Products through unproven nodes, which can be differentiated once and raise at twice."""
     # Nothing proves that torch's derivatives of these functions are right beyond the second, and
-    # for some there is no second one. That is found out here, by a trial, where it can be named.
+    # for some there is no second one. A trial shows that here, where it can be named.
     names = ", ".join(sorted(unproven))
     # The derivative of such a node is that of a derivative which the network takes itself.
     if any("BackwardBackward" in name or name in WRONG_TWICE for name in unproven):
@@ -184,7 +184,7 @@ class _Once(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None]:
         if torch.is_grad_enabled():
-            # A factor of one ties the derivative to what it depends on.
+            # A factor of one ties the derivative to the product.
             (x,) = ctx.saved_tensors
             return cotangent * _Never.apply(x, ctx.names), None  # type: ignore[no-untyped-call]
         return cotangent, None

@@ -1,1 +1,1 @@
-"""Modules of torch, whoever made them: found behind callables, copied, and their numbers."""
+"""Modules of torch: found in callables, copied, and the numbers that they draw and give."""

@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 
-# Layers that call nothing which they are given, and that nothing speaks against.
+# Layers that call no argument of theirs, and whose derivatives are right.
 _PLAIN: frozenset[type] = frozenset(
     {
         nn.Conv1d,

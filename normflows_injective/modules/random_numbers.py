@@ -72,8 +72,8 @@ _FILLED: dict[Any, Any] = {
 def _dropout(own: Generator, x: Tensor, p: float, train: bool | None) -> tuple[Tensor, Tensor]:
     if train is False or p == 0:
         return x.clone(), torch.ones_like(x, dtype=torch.bool)
-    kept = torch.rand(x.shape, generator=own, device=x.device) >= p
-    return x * kept / (1 - p) if p < 1 else torch.zeros_like(x), kept
+    mask = torch.rand(x.shape, generator=own, device=x.device) >= p
+    return x * mask / (1 - p) if p < 1 else torch.zeros_like(x), mask
 
 
 def _with_generator(func: Any) -> Any:

@@ -69,7 +69,7 @@ def bidiagonalise(
         u, alpha = _orthonormalise(u, left[:, :, :step])
         if step == 0:
             diagonal[:] = alpha.unsqueeze(2)
-        # A vanishing entry is a null direction of J. It ends the process but is kept, to be seen.
+        # A vanishing entry is a null direction of J. It ends the process but stays, to be seen.
         diagonal[:, :, step] = torch.where(active, alpha, diagonal[:, :, step])
         scale = torch.maximum(scale, alpha)
         active = active & ~(alpha <= tolerance * scale)
@@ -90,7 +90,7 @@ def bidiagonalise(
 
 
 def gauss_rule(bidiagonal: Bidiagonal, num_nodes: int) -> tuple[Tensor, Tensor]:
-    r"""Integrals and singular values :math:`\sigma`, (K, B, n), of rules with so many nodes.
+    r"""Integrals (K, B) and singular values :math:`\sigma`, (K, B, n), of rules with n nodes.
 
     .. math:: v^\top \tfrac12 \log(J^\top J)\, v \approx \sum_i w_i \log\sigma_i
     """

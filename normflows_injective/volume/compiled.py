@@ -1,8 +1,8 @@
 r"""The encoder surrogate as one function for torch.compile.
 
 torch.compile traces neither ``autograd.grad`` nor dual numbers, but it traces the functional
-transforms, so everything is written with ``torch.func.vjp`` and ``torch.func.jvp`` here. What it
-saves is element-wise work: the matrix products are those of the eager form.
+transforms, so everything is written with ``torch.func.vjp`` and ``torch.func.jvp`` here. It
+saves element-wise work; the matrix products are those of the eager form.
 """
 
 from __future__ import annotations

@@ -135,7 +135,7 @@ def _without_graph(
         return _of_rows(whole, z, chunk_size, at_most)
     except TooLarge as error:
         num_rows, expected = error.num_rows, error.value
-    # A callable may hold what belongs to the rows of this batch, and then serves no other.
+    # A callable may hold tensors for the rows of this batch, and then serves no other.
     try:
         volume = _in_pieces(decode, z, chunk_size, context, num_rows)
         if _is_close(volume.x, expected):

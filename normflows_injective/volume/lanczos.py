@@ -110,7 +110,7 @@ def lanczos_log_volume(
         cotangents = u.view(len(u), *value.shape).to(value.dtype)
         return event_rows(vjp(value, point, cotangents, create_graph=False)).to(dtype)
 
-    # A sum of n rounded terms errs by about sqrt(n) units; what is smaller counts as zero.
+    # A sum of n rounded terms errs by about sqrt(n) units; smaller ones count as zero.
     tolerance = torch.finfo(z.dtype).eps * data_dim**0.5
     with torch.inference_mode(False), torch.no_grad(), differentiable_attention():
         drawn = draw_probes("orthonormal", num_probes, point.to(dtype))

@@ -91,7 +91,7 @@ def log_volume(
 
     Raises:
         NotInjectiveError: If the map lowers the dimension.
-        UnsupportedLayerError: If a layer behind ``decode`` has no per-sample Jacobian.
+        UnsupportedLayerError: If a layer of ``decode`` has no per-sample Jacobian.
         OptionError: If the method is unknown, or an option out of range or of another method.
 
     Warns:
@@ -149,7 +149,7 @@ def decode_and_log_volume(
 
     Raises:
         NotInjectiveError: If the map lowers the dimension.
-        UnsupportedLayerError: If a layer behind ``decode`` has no per-sample Jacobian.
+        UnsupportedLayerError: If a layer of ``decode`` has no per-sample Jacobian.
         ForwardModeError: If a tangent comes in by another way than z.
 
     Examples:

@@ -164,12 +164,12 @@ def lifted(z: Tensor, x: Tensor) -> Tensor:
 
 
 def _refuse_forward_mode(x: Tensor, encode: Map, decode: Map) -> None:
-    """Raise if a caller differentiates x, or what the networks hold, in forward mode."""
+    """Raise if a caller differentiates x, or tensors of the networks, in forward mode."""
     if in_forward_mode():
-        what = "The surrogate, which has stop-gradients,"
-        refuse_tangents(what, x)
+        subject = "The surrogate, which has stop-gradients,"
+        refuse_tangents(subject, x)
         z = encode(x.clone())
-        refuse_tangents(what, z, decode(z.clone()))
+        refuse_tangents(subject, z, decode(z.clone()))
 
 
 def _check_latent(z: Tensor, x: Tensor) -> None:
