@@ -310,13 +310,15 @@ FORBIDDEN = {
 }  # fmt: skip
 ASSIGNED = {"training", "requires_grad"}
 OWN = {
-    "volume/replicas.py": {"train"},
-    "diagnostics/conditional_moments.py": {"requires_grad_"},
-    "divergences.py": {"requires_grad_"},
-    "flows/moment_block.py": {"requires_grad_"},
-    "pyro/auto_flow.py": {"eval"},
+    "autodiff/recording.py": {"requires_grad_"},
+    "layerwise/block.py": {"requires_grad_"},
+    "layerwise/regression.py": {"requires_grad_"},
+    "models/divergences.py": {"requires_grad_"},
+    "modules/copying.py": {"train"},
+    "pyro/guides/auto_flow.py": {"eval"},
+    "testing/gauges.py": {"requires_grad_"},
+    "testing/layers.py": {"requires_grad_"},
     "volume/lanczos.py": {"requires_grad_"},
-    "volume/recording.py": {"requires_grad_"},
 }
 
 
