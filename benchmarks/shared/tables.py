@@ -21,7 +21,8 @@ TABLE = re.compile(r"^\|.*\n\|[-:| ]+\|(?:\n\|.*)*", re.MULTILINE)
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:
     """A table whose first columns hold words and stand left, and whose others stand right."""
     align = ["left"] * words + ["right"] * (len(head) - words)
-    return tabulate(rows, head, "pipe", colalign=align, disable_numparse=True)
+    # Without rows, tabulate 0.9 cannot align.
+    return tabulate(rows, head, "pipe", colalign=align if rows else None, disable_numparse=True)
 
 
 def with_error(values: Sequence[float], digits: int) -> str:
