@@ -41,7 +41,7 @@ def report(tables: Mapping[str, str], page: Path | None) -> None:
     for title, text in tables.items():
         print(f"\n{title}\n\n{text}")
     if page is not None:
-        page.write_text(_filled(page.read_text(), list(tables.values())))
+        page.write_text(_filled(page.read_text(), tables))
         print(f"\nwrote the tables of {page}: see whether its text still holds")
 
 
@@ -57,11 +57,12 @@ def wrapped(text: str) -> str:
     return textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
 
 
-def _filled(page: str, tables: list[str]) -> str:
+def _filled(page: str, tables: Mapping[str, str]) -> str:
     places = TABLE.findall(page)
-    if len(places) != len(tables):
+    complete = [text for text in tables.values() if TABLE.fullmatch(text)]
+    if len(places) != len(complete):
         raise SystemExit(
-            f"The page has {len(places)} tables, the runs give {len(tables)}: nothing was written."
+            f"The page has {len(places)} tables, the runs give {len(complete)}: nothing was written."
         )
-    remaining = iter(tables)
+    remaining = iter(complete)
     return TABLE.sub(lambda _: next(remaining), page)
