@@ -62,7 +62,8 @@ def _filled(page: str, tables: Mapping[str, str]) -> str:
     complete = [text for text in tables.values() if TABLE.fullmatch(text)]
     if len(places) != len(complete):
         raise SystemExit(
-            f"The page has {len(places)} tables, the runs give {len(complete)}: nothing was written."
+            f"The page has {len(places)} tables, the runs give {len(complete)}: nothing "
+            "is written."
         )
     remaining = iter(complete)
     return TABLE.sub(lambda _: next(remaining), page)

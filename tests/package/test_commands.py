@@ -69,7 +69,7 @@ def test_tables_take_the_places_of_those_of_a_page(tables, tmp_path, capsys):
     tables.report({"first": new[0], "second": new[1]}, page)
     assert page.read_text() == f"before\n\n{new[0]}\n\nbetween | them\n\n{new[1]}\n"
     assert f"first\n\n{new[0]}" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="has 2 tables, the runs give 1: nothing was written"):
+    with pytest.raises(SystemExit, match="has 2 tables, the runs give 1: nothing is written"):
         tables.report({"first": new[0], "without runs": "-"}, page)
 
 
