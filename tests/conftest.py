@@ -12,6 +12,11 @@ import pytest
 import torch
 from support.seeds import OFFSET, manual_seed, shifted
 
+# Python takes the folder tests/pyro for a package where Pyro is missing, so that it has no origin.
+if getattr(importlib.util.find_spec("pyro"), "origin", None) is None:
+    sys.modules["pyro"] = None
+    collect_ignore = ["pyro", "support/pyro_registry.py"]
+
 
 def pytest_addoption(parser):
     parser.addoption("--device", default="cpu", help="device to run on, e.g. cuda")
@@ -24,9 +29,6 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    # Where Pyro is missing, Python would take the folder tests/pyro for it.
-    if getattr(importlib.util.find_spec("pyro"), "origin", None) is None:
-        sys.modules["pyro"] = None
     os.environ[OFFSET] = str(config.getoption("--seed-offset"))
 
 
@@ -60,3 +62,12 @@ def reproducible(device):
         with device:
             yield
     assert (torch.get_default_dtype(), torch.is_grad_enabled()) == before
+
+
+@pytest.fixture
+def float64_by_default(reproducible):
+    """Everything that is built without naming a dtype is in float64."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)

@@ -7,26 +7,18 @@ import math
 import pickle
 
 import normflows as nf
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
+from pyro import infer
+from pyro.infer import autoguide
 from support.seeds import manual_seed, shifted
 
 import normflows_injective as nfi
+import normflows_injective.pyro as nfp
 
-pyro = pytest.importorskip("pyro", reason="Pyro is not installed")
-dist = pytest.importorskip("pyro.distributions")
-infer = pytest.importorskip("pyro.infer")
-autoguide = pytest.importorskip("pyro.infer.autoguide")
-nfp = pytest.importorskip("normflows_injective.pyro")
-auto_flow = pytest.importorskip("normflows_injective.pyro.guides.auto_flow")
 DIM = 4
-
-
-@pytest.fixture(autouse=True)
-def clean():
-    pyro.clear_param_store()
-    with pyro.validation_enabled(True):
-        yield
 
 
 def couplings(dim, count=3, width=16):

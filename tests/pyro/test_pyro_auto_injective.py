@@ -7,17 +7,11 @@ import math
 import pickle
 import warnings
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
-from support.seeds import manual_seed, seeded_generator
-from torch import nn
-
-import normflows_injective as nfi
-
-pyro = pytest.importorskip("pyro", reason="Pyro is not installed")
-
-import pyro.distributions as dist  # noqa: E402
-from pyro.infer import (  # noqa: E402
+from pyro.infer import (
     SVI,
     JitTrace_ELBO,
     Predictive,
@@ -27,24 +21,18 @@ from pyro.infer import (  # noqa: E402
     TraceGraph_ELBO,
     TraceMeanField_ELBO,
 )
-from pyro.infer.autoguide import AutoGuideList, AutoNormal  # noqa: E402
-from pyro.infer.reparam import NeuTraReparam  # noqa: E402
+from pyro.infer.autoguide import AutoGuideList, AutoNormal
+from pyro.infer.reparam import NeuTraReparam
+from support.seeds import manual_seed, seeded_generator
+from torch import nn
 
-from normflows_injective.pyro.guides.auto_injective import AutoInjective  # noqa: E402
-from normflows_injective.pyro.laws.thickened import Thickened  # noqa: E402
+import normflows_injective as nfi
+from normflows_injective.pyro.guides.auto_injective import AutoInjective
+from normflows_injective.pyro.laws.thickened import Thickened
 
+pytestmark = pytest.mark.usefixtures("float64_by_default")
 NOISES = ["mvn", "diagonal", "low_rank"]
 VECTORIZED = {"num_particles": 5, "vectorize_particles": True, "max_plate_nesting": 0}
-
-
-@pytest.fixture(autouse=True)
-def clean():
-    pyro.clear_param_store()
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    with pyro.validation_enabled(True):
-        yield
-    torch.set_default_dtype(before)
 
 
 def normals(dim=5):

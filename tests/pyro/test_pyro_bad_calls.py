@@ -7,18 +7,17 @@ from typing import Any, NamedTuple
 
 import normflows as nf
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from support.models import base, coupling, mlp_injection
 from support.seeds import manual_seed
 
 import normflows_injective as nfi
+import normflows_injective.pyro as nfp
 from normflows_injective.errors import ContextError, InjectiveFlowError, ShapeError
 from normflows_injective.flows.gauges import LpGauge
-
-pyro = pytest.importorskip("pyro", reason="Pyro is not installed")
-dist = pytest.importorskip("pyro.distributions")
-nfp = pytest.importorskip("normflows_injective.pyro")
 
 JUNK: dict[str, Any] = {
     "None": None,
@@ -296,13 +295,6 @@ CALLED = (
     "noise_scale",
 )
 CASES = [(name, argument) for name, call in CALLS.items() for argument in call.arguments()]
-
-
-@pytest.fixture(autouse=True)
-def clean():
-    pyro.clear_param_store()
-    yield
-    pyro.clear_param_store()
 
 
 @pytest.mark.slow

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
+from pyro import infer
+from support.pyro_registry import LAWS, build
 from support.seeds import shifted
-
-pyro = pytest.importorskip("pyro", reason="Pyro is not installed")
-dist = pytest.importorskip("pyro.distributions")
-infer = pytest.importorskip("pyro.infer")
-registry = pytest.importorskip("support.pyro_registry")
-LAWS, build = registry.LAWS, registry.build
 
 ELBOS = {
     "trace": infer.Trace_ELBO,
@@ -23,13 +21,6 @@ ELBOS = {
 }
 BATCH = 3
 pytestmark = pytest.mark.filterwarnings("ignore:TraceEnum_ELBO found no sample sites")
-
-
-@pytest.fixture(autouse=True)
-def clean():
-    pyro.clear_param_store()
-    with pyro.validation_enabled(True):
-        yield
 
 
 @pytest.fixture(params=LAWS)

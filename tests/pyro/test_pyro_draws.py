@@ -5,31 +5,22 @@ from __future__ import annotations
 import math
 
 import normflows as nf
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
+from pyro import infer
 from support.dense import dense_jacobian
 from support.models import base, coupling, spline
+from support.pyro_registry import LAWS, build
 from support.seeds import manual_seed
 from torch import nn
 
 import normflows_injective as nfi
-
-pyro = pytest.importorskip("pyro", reason="Pyro is not installed")
-dist = pytest.importorskip("pyro.distributions")
-infer = pytest.importorskip("pyro.infer")
-nfp = pytest.importorskip("normflows_injective.pyro")
-LayerStack = pytest.importorskip("normflows_injective.flows.stack").LayerStack
-registry = pytest.importorskip("support.pyro_registry")
-LAWS, build = registry.LAWS, registry.build
+import normflows_injective.pyro as nfp
+from normflows_injective.flows.stack import LayerStack
 
 TRAINED = [name for name, case in LAWS.items() if case.has_rsample and case.scores_others]
-
-
-@pytest.fixture(autouse=True)
-def clean():
-    pyro.clear_param_store()
-    with pyro.validation_enabled(True):
-        yield
 
 
 @pytest.fixture(params=TRAINED)

@@ -9,7 +9,6 @@ import sys
 import pytest
 from support.paths import EXAMPLES
 
-pyro = pytest.importorskip("pyro", reason="Pyro is not installed")
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 pytest.importorskip("sklearn", reason="scikit-learn is not installed")
 
@@ -18,10 +17,8 @@ pytest.importorskip("sklearn", reason="scikit-learn is not installed")
 @pytest.mark.filterwarnings("ignore:Not enough tail samples:UserWarning")
 @pytest.mark.parametrize("name", ["guide", "sphere", "simplex", "bridge", "vae"])
 def test_example(name, tmp_path, monkeypatch, capsys):
-    pyro.clear_param_store()
     monkeypatch.setattr(sys, "argv", [f"{name}.py", "--quick", "--out", str(tmp_path)])
     runpy.run_path(str(EXAMPLES / "pyro" / f"{name}.py"), run_name="__main__")
-    pyro.clear_param_store()
     printed = capsys.readouterr().out
     assert "|---|" in printed
     assert not re.search(r"\bnan\b", printed)

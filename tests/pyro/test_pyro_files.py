@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import warnings
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer import autoguide
+from support import pyro_registry as registry
 from support.seeds import manual_seed
 
-pyro = pytest.importorskip("pyro", reason="Pyro is not installed")
-dist = pytest.importorskip("pyro.distributions")
-autoguide = pytest.importorskip("pyro.infer.autoguide")
-nfp = pytest.importorskip("normflows_injective.pyro")
-errors = pytest.importorskip("normflows_injective.errors")
-registry = pytest.importorskip("support.pyro_registry")
-AngularSpline = pytest.importorskip("normflows_injective.flows").AngularSpline
-
-
-@pytest.fixture(autouse=True)
-def clean():
-    pyro.clear_param_store()
+import normflows_injective.pyro as nfp
+from normflows_injective import errors
+from normflows_injective.flows import AngularSpline
 
 
 def model(**sizes):

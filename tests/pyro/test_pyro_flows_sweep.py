@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import normflows as nf
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
+from pyro import infer
 from support.dense import dense_jacobian
 from support.models import base, coupling, spline
 from support.seeds import manual_seed, shifted
 
 import normflows_injective as nfi
-
-pyro = pytest.importorskip("pyro", reason="Pyro is not installed")
-dist = pytest.importorskip("pyro.distributions")
-infer = pytest.importorskip("pyro.infer")
-nfp = pytest.importorskip("normflows_injective.pyro")
+import normflows_injective.pyro as nfp
 
 DIM, IMAGE = 3, (4, 2, 2)
 ANGLES = {"ind_circ": [1], "tail_bound": torch.pi}
@@ -89,13 +88,6 @@ REFUSED = {
 PARTS = {"AffineCoupling", "CCAffineConst", "Flow", "Merge", "Split"}
 BY_ESTIMATE = {"Residual"}
 TWO_WAYS = {**VECTORS, **IMAGES}
-
-
-@pytest.fixture(autouse=True)
-def clean():
-    pyro.clear_param_store()
-    with pyro.validation_enabled(True):
-        yield
 
 
 def test_the_sweep_is_complete():

@@ -10,8 +10,10 @@ import sys
 import warnings
 
 import normflows as nf
+import pyro
 import pytest
 import torch
+from pyro.infer import SVI, Predictive, RenyiELBO, Trace_ELBO
 from support.manifolds import CurvedSurface
 from support.paths import EXAMPLES
 from support.seeds import manual_seed, shifted
@@ -26,21 +28,10 @@ from normflows_injective.errors import (
     ShapeError,
     UnsupportedModelError,
 )
-
-pyro = pytest.importorskip("pyro", reason="Pyro is not installed")
-from pyro.infer import SVI, Predictive, RenyiELBO, Trace_ELBO  # noqa: E402
-
-from normflows_injective.pyro.laws.injective_distribution import InjectiveDistribution  # noqa: E402
+from normflows_injective.pyro.laws.injective_distribution import InjectiveDistribution
 
 D, RANK = 5, 2
 POLICIES = {"reject": {"tol": 10.0}, "project": {}, "thicken": {"noise_scale": 0.3}}
-
-
-@pytest.fixture(autouse=True)
-def clean():
-    pyro.clear_param_store()
-    with pyro.validation_enabled(True):
-        yield
 
 
 def flow(latent=True, context_dim=0, **likelihood):

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
+from pyro import infer
 
+import normflows_injective.pyro as nfp
 from normflows_injective.errors import UnsupportedModelError
 
-pyro = pytest.importorskip("pyro", reason="Pyro is not installed")
-dist = pytest.importorskip("pyro.distributions")
-infer = pytest.importorskip("pyro.infer")
-nfp = pytest.importorskip("normflows_injective.pyro")
 poutine = pyro.poutine
 
 GUIDES = {
@@ -21,13 +21,6 @@ GUIDES = {
 }
 SOME = torch.tensor([True, False, True])
 NORMAL = dist.Normal(torch.zeros(3), 1.0)
-
-
-@pytest.fixture(autouse=True)
-def clean():
-    pyro.clear_param_store()
-    yield
-    pyro.clear_param_store()
 
 
 @pytest.fixture(params=GUIDES)

@@ -4,29 +4,20 @@ from __future__ import annotations
 
 import math
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
+from pyro import infer
 from support.dense import dense_log_volume
 from support.registry import GAUGES
 from support.seeds import manual_seed
 from torch.distributions import biject_to, transform_to
 
 import normflows_injective as nfi
+import normflows_injective.pyro as nfp
 from normflows_injective.flows import RadialSurface, SimplexStickBreaking, SphereChart
 from normflows_injective.flows.gauges import HyperplaneGauge, LpGauge
-
-pyro = pytest.importorskip("pyro", reason="Pyro is not installed")
-dist = pytest.importorskip("pyro.distributions")
-infer = pytest.importorskip("pyro.infer")
-autoguide = pytest.importorskip("pyro.infer.autoguide")
-nfp = pytest.importorskip("normflows_injective.pyro")
-
-
-@pytest.fixture(autouse=True)
-def clean():
-    pyro.clear_param_store()
-    with pyro.validation_enabled(True):
-        yield
 
 
 def constraint(name, dim, level=1.3):

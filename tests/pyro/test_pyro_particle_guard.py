@@ -5,23 +5,17 @@ from __future__ import annotations
 import math
 
 import normflows as nf
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
+from pyro import infer
 from support.seeds import manual_seed
 
-pyro = pytest.importorskip("pyro", reason="Pyro is not installed")
-dist = pytest.importorskip("pyro.distributions")
-infer = pytest.importorskip("pyro.infer")
-nfp = pytest.importorskip("normflows_injective.pyro")
-guard_module = pytest.importorskip("normflows_injective.distributions.particle_guard")
-ParticleGuard = guard_module.ParticleGuard
-SteadyLinear = pytest.importorskip("normflows_injective.flows.coupling.steady_linear").SteadyLinear
-FACTOR = guard_module._FACTOR
-
-
-@pytest.fixture(autouse=True)
-def clean():
-    pyro.clear_param_store()
+import normflows_injective.pyro as nfp
+from normflows_injective.distributions.particle_guard import _FACTOR as FACTOR
+from normflows_injective.distributions.particle_guard import ParticleGuard
+from normflows_injective.flows.coupling.steady_linear import SteadyLinear
 
 
 def passed(guard, gradient):

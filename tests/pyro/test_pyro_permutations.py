@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import normflows as nf
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
+from pyro import infer
 from support.seeds import manual_seed
 
-pyro = pytest.importorskip("pyro", reason="Pyro is not installed")
-dist = pytest.importorskip("pyro.distributions")
-infer = pytest.importorskip("pyro.infer")
-nfp = pytest.importorskip("normflows_injective.pyro")
+import normflows_injective.pyro as nfp
+
 DIM = 4
-
-
-@pytest.fixture(autouse=True)
-def clean():
-    pyro.clear_param_store()
-    with pyro.validation_enabled(True):
-        yield
 
 
 def couplings(dim, count=3, width=16):

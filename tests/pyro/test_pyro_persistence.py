@@ -8,28 +8,19 @@ import pickle
 import warnings
 
 import normflows as nf
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
+from pyro import infer
 from support.models import base, coupling
+from support.pyro_registry import LAWS, build
 from support.seeds import manual_seed
 
-pyro = pytest.importorskip("pyro", reason="Pyro is not installed")
-dist = pytest.importorskip("pyro.distributions")
-infer = pytest.importorskip("pyro.infer")
-nfp = pytest.importorskip("normflows_injective.pyro")
-registry = pytest.importorskip("support.pyro_registry")
-LAWS, build = registry.LAWS, registry.build
-errors = pytest.importorskip("normflows_injective.errors")
-ParamStoreWarning, RegistrationError = errors.ParamStoreWarning, errors.RegistrationError
+import normflows_injective.pyro as nfp
+from normflows_injective.errors import CheckpointError, ParamStoreWarning, RegistrationError
 
 TRAINED = [name for name, case in LAWS.items() if case.has_rsample]
-
-
-@pytest.fixture(autouse=True)
-def clean():
-    pyro.clear_param_store()
-    with pyro.validation_enabled(True):
-        yield
 
 
 def step(module, law):
@@ -280,9 +271,9 @@ def test_parameters_that_are_not_contiguous_are_trained(kind, register):
 
 def test_a_guide_without_parameters_is_neither_saved_nor_loaded(tmp_path):
     guide = nfp.AutoFlow(lambda: pyro.sample("x", dist.Normal(0.0, 1.0)))
-    with pytest.raises(errors.CheckpointError, match="build"):
+    with pytest.raises(CheckpointError, match="build"):
         nfp.save(guide, tmp_path / "guide.safetensors")
-    with pytest.raises(errors.CheckpointError, match="build"):
+    with pytest.raises(CheckpointError, match="build"):
         nfp.load(guide, tmp_path / "guide.safetensors")
 
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from support.seeds import manual_seed
 from torch.distributions import biject_to, constraints, transforms
 
+import normflows_injective.pyro as nfp
 from normflows_injective.errors import OptionError
 from normflows_injective.flows.gauges import LpGauge
-
-pyro = pytest.importorskip("pyro", reason="Pyro is not installed")
-dist = pytest.importorskip("pyro.distributions")
-nfp = pytest.importorskip("normflows_injective.pyro")
-site_quantiles = pytest.importorskip(
-    "normflows_injective.pyro.guides.site_quantiles"
-).site_quantiles
+from normflows_injective.pyro.guides.site_quantiles import site_quantiles
 
 LEVELS = torch.tensor([0.05, 0.25, 0.5, 0.9])
 BY_COMPONENT = {
@@ -36,11 +33,6 @@ TOGETHER = {
     "correlation": (constraints.corr_cholesky, (3,)),
     "surface": (nfp.StarLikeConstraint(LpGauge(1.0), dim=3), (2,)),
 }
-
-
-@pytest.fixture(autouse=True)
-def clean():
-    pyro.clear_param_store()
 
 
 @pytest.mark.parametrize("name", BY_COMPONENT)

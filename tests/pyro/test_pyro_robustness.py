@@ -5,27 +5,18 @@ from __future__ import annotations
 import math
 
 import normflows as nf
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
+from pyro import infer
 from support.seeds import shifted
 
 import normflows_injective as nfi
+import normflows_injective.pyro as nfp
 from normflows_injective.flows.gauges import HyperplaneGauge, LpGauge
 
-pyro = pytest.importorskip("pyro", reason="Pyro is not installed")
-nfp = pytest.importorskip("normflows_injective.pyro")
-
-import pyro.distributions as dist  # noqa: E402
-from pyro import infer  # noqa: E402
-
 SIMPLEX = HyperplaneGauge(torch.tensor([1.0, 2.0, 3.0]))
-
-
-@pytest.fixture(autouse=True)
-def clean():
-    pyro.clear_param_store()
-    yield
-    pyro.clear_param_store()
 
 
 def scale_and_mean():

@@ -4,29 +4,21 @@ from __future__ import annotations
 
 import math
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
+from pyro import infer
+from pyro.ops import stats
 from support.seeds import shifted
 
 import normflows_injective as nfi
+import normflows_injective.pyro as nfp
 from normflows_injective.flows import SimplexStickBreaking, SphereChart
-
-pyro = pytest.importorskip("pyro", reason="Pyro is not installed")
-dist = pytest.importorskip("pyro.distributions")
-infer = pytest.importorskip("pyro.infer")
-stats = pytest.importorskip("pyro.ops.stats")
-nfp = pytest.importorskip("normflows_injective.pyro")
 
 pytestmark = pytest.mark.slow
 KAPPA = 10.0
 AXIS = torch.tensor([2.0, -1.0, -2.0]) / 3
-
-
-@pytest.fixture(autouse=True)
-def clean():
-    pyro.clear_param_store()
-    with pyro.validation_enabled(True):
-        yield
 
 
 def chain(model, draws=250, warmup=100, seed=0):

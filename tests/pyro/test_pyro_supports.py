@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 
 import normflows as nf
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
+from pyro import infer
 from support.models import coupling, spline
 from support.seeds import manual_seed
 from torch.distributions import biject_to, constraints
 
+import normflows_injective.pyro as nfp
 from normflows_injective.errors import (
     NonFiniteError,
     OffManifoldError,
@@ -19,21 +23,9 @@ from normflows_injective.errors import (
 )
 from normflows_injective.flows.surfaces.angular_spline import AngularSpline
 
-pyro = pytest.importorskip("pyro", reason="Pyro is not installed")
-dist = pytest.importorskip("pyro.distributions")
-infer = pytest.importorskip("pyro.infer")
-nfp = pytest.importorskip("normflows_injective.pyro")
-
 PI = math.pi
 # Of the host's uniform base, by numpy's logarithm of a tensor.
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")
-
-
-@pytest.fixture(autouse=True)
-def clean():
-    pyro.clear_param_store()
-    yield
-    pyro.clear_param_store()
 
 
 class Sigmoid(nf.flows.Flow):

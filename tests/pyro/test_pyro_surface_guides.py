@@ -6,30 +6,22 @@ import math
 from itertools import product
 
 import normflows as nf
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
+from pyro import infer
+from pyro.infer import autoguide
 from support.seeds import shifted
 from torch.distributions import biject_to
 
 import normflows_injective as nfi
+import normflows_injective.pyro as nfp
 from normflows_injective.flows import SimplexStickBreaking, SphereChart
 from normflows_injective.flows.gauges import HyperplaneGauge, LpGauge
 
-pyro = pytest.importorskip("pyro", reason="Pyro is not installed")
-dist = pytest.importorskip("pyro.distributions")
-infer = pytest.importorskip("pyro.infer")
-autoguide = pytest.importorskip("pyro.infer.autoguide")
-nfp = pytest.importorskip("normflows_injective.pyro")
-
 KAPPA = 10.0
 AXIS = torch.tensor([2.0, -1.0, -2.0]) / 3
-
-
-@pytest.fixture(autouse=True)
-def clean():
-    pyro.clear_param_store()
-    with pyro.validation_enabled(True):
-        yield
 
 
 def von_mises_fisher():

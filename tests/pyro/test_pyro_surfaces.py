@@ -4,22 +4,14 @@ from __future__ import annotations
 
 import math
 
+import pyro
 import pytest
 import torch
 from support.seeds import shifted
 
 import normflows_injective as nfi
+import normflows_injective.pyro as nfp
 from normflows_injective.flows import gauges
-
-pyro = pytest.importorskip("pyro", reason="Pyro is not installed")
-nfp = pytest.importorskip("normflows_injective.pyro")
-
-
-@pytest.fixture(autouse=True)
-def clean():
-    pyro.clear_param_store()
-    with pyro.validation_enabled(True):
-        yield
 
 
 def octahedron():

@@ -31,6 +31,7 @@ from normflows_injective.flows.coupling import (
 )
 from normflows_injective.flows.splines import bounded_spline
 
+pytestmark = pytest.mark.usefixtures("float64_by_default")
 DOUBLE = torch.float64
 
 
@@ -65,15 +66,6 @@ TRANSFORMS = {
 @pytest.fixture(params=TRANSFORMS)
 def transform(request):
     return TRANSFORMS[request.param]()
-
-
-@pytest.fixture(autouse=True)
-def double(reproducible):
-    """Layers in float64."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(DOUBLE)
-    yield
-    torch.set_default_dtype(before)
 
 
 def close(actual, expected, tolerance=1e-10):

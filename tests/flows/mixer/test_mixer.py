@@ -43,18 +43,10 @@ from normflows_injective.flows.mixer import (
     mixer_flow,
 )
 
+pytestmark = pytest.mark.usefixtures("float64_by_default")
 SHIFTS = ["none", "roll", "interior"]
 ELEMENTS = ["affine", "spline", "autoregressive"]
 MIXINGS = [ChannelMixing, PatchMixing]
-
-
-@pytest.fixture(autouse=True)
-def double(reproducible):
-    """Models and the host's accumulators in float64."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
 
 
 def close(actual, expected, tolerance=1e-10):
