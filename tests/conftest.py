@@ -15,7 +15,7 @@ from support.seeds import OFFSET, manual_seed, shifted
 # Python takes the folder tests/pyro for a package where Pyro is missing, so that it has no origin.
 if getattr(importlib.util.find_spec("pyro"), "origin", None) is None:
     sys.modules["pyro"] = None
-    collect_ignore = ["pyro", "support/pyro_registry.py"]
+    collect_ignore_glob = ["pyro", "support/pyro_*.py"]
 
 
 def pytest_addoption(parser):

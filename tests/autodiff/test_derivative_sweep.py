@@ -11,6 +11,7 @@ import warnings
 
 import pytest
 import torch
+from support.comparison import agree
 from support.dense import numerical_jacobian
 from support.derivative_oracles import (
     BATCH,
@@ -98,19 +99,15 @@ def quiet():
         yield
 
 
-def close(actual, expected, rtol):
-    torch.testing.assert_close(actual, expected, rtol=rtol, atol=rtol)
-
-
 def check_derivatives(volume, weight, direction, second, value=None):
     """First and second derivative of a number by the weight, along one direction."""
     leaf = weight.clone().requires_grad_()
     found = volume(leaf)
     if value is not None:
-        close(found.detach(), value, 1e-7)
+        agree(found.detach(), value, 1e-7)
     differences = Differences(value_and_slope(volume, direction), weight, direction)
     slope = slope_along(found, leaf, direction, create_graph=True)
-    close(slope.detach(), differences.expected(slope.detach(), OF_VALUES, 1e-5), 3e-4)
+    agree(slope.detach(), differences.expected(slope.detach(), OF_VALUES, 1e-5), 3e-4)
     if second is None:
         return
     if not second:
@@ -118,7 +115,7 @@ def check_derivatives(volume, weight, direction, second, value=None):
             torch.autograd.grad(slope, leaf)
         return
     curvature = slope_along(slope, leaf, direction, create_graph=False)
-    close(curvature, differences.expected(curvature, OF_SLOPES, 1e-4), 1e-3)
+    agree(curvature, differences.expected(curvature, OF_SLOPES, 1e-4), 1e-3)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -136,7 +133,7 @@ def test_log_volume(name):
     with sdpa_kernel(SDPBackend.MATH):
         expected = torch.linalg.svdvals(numerical_jacobian(decode, z)).log().sum(1)
     with torch.no_grad():
-        close(volume(weight), expected, 1e-7)
+        agree(volume(weight), expected, 1e-7)
     if not has_gradient(name):
         with pytest.raises(UnsupportedLayerError):
             volume(weight.requires_grad_())
@@ -197,7 +194,7 @@ def test_surrogates_with_as_many_probes_as_latents(name):
             continue
         except RuntimeError as error:
             skip_without_transforms(error)
-        close(value.detach(), (torch.where(of_encoder, -1.0, 1.0) * traces).sum(1), 1e-6)
+        agree(value.detach(), (torch.where(of_encoder, -1.0, 1.0) * traces).sum(1), 1e-6)
         try:
             by_weight, by_matrix = torch.autograd.grad(
                 value.sum(), (leaf, encoder), materialize_grads=True
@@ -207,8 +204,8 @@ def test_surrogates_with_as_many_probes_as_latents(name):
             assert not has_gradient(name)
             continue
         slope = (by_weight * direction).sum()
-        close(slope, differences.expected(slope, ~of_encoder, 1e-5), 1e-5)
-        close(by_matrix, -torch.einsum("bk,bdk->dk", of_encoder.double(), dense), 1e-6)
+        agree(slope, differences.expected(slope, ~of_encoder, 1e-5), 1e-5)
+        agree(by_matrix, -torch.einsum("bk,bdk->dk", of_encoder.double(), dense), 1e-6)
 
 
 class Names(TorchFunctionMode):
@@ -301,7 +298,7 @@ def test_functions_that_nobody_has_swept(name, monkeypatch):
 
     expected = torch.linalg.svdvals(numerical_jacobian(Decoder(FUNCTIONS[name], weight), z))
     with torch.no_grad():
-        close(volume(weight), expected.log().sum(1), 1e-7)
+        agree(volume(weight), expected.log().sum(1), 1e-7)
     check_derivatives(volume, weight, direction, second=False)
 
 
@@ -325,7 +322,7 @@ def test_what_can_be_differentiated_once_has_values_and_no_gradient():
     decode = Decoder(ReverseOnce.apply, weight)
     with torch.no_grad():
         expected = torch.linalg.svdvals(numerical_jacobian(decode, z)).log().sum(1)
-        close(log_volume(decode, z), expected, 1e-7)
+        agree(log_volume(decode, z), expected, 1e-7)
     with pytest.raises(UnsupportedLayerError, match="has no second derivative"):
         log_volume(decode, z.requires_grad_())
     x = decode(z).detach()
@@ -341,7 +338,7 @@ def test_one_tangent_of_a_function_whose_forward_rule_is_wrong():
         decode = Decoder(FUNCTIONS[name], weight)
         tangent = torch.ones_like(z)
         _, pushed = jvp(decode, z, tangent.unsqueeze(0))
-        close(pushed[0], numerical_jacobian(decode, z).sum(2), 1e-7)
+        agree(pushed[0], numerical_jacobian(decode, z).sum(2), 1e-7)
 
 
 # Forward mode of a caller's.
@@ -362,14 +359,14 @@ def test_forward_mode_of_the_log_volume_by_latents():
         leaf = z.clone().requires_grad_()
         (gradient,) = torch.autograd.grad(volume(leaf).sum(), leaf)
         pushed = torch.func.jvp(volume, (z,), (direction,))[1]
-        close(pushed, (gradient * direction).sum(1), 1e-8)
+        agree(pushed, (gradient * direction).sum(1), 1e-8)
         with torch.no_grad():
-            close(torch.func.jvp(volume, (z,), (direction,))[1], pushed, 1e-8)
+            agree(torch.func.jvp(volume, (z,), (direction,))[1], pushed, 1e-8)
         with torch.autograd.forward_ad.dual_level():
             dual = torch.autograd.forward_ad.make_dual(z, direction)
-            close(torch.autograd.forward_ad.unpack_dual(volume(dual)).tangent, pushed, 1e-8)
+            agree(torch.autograd.forward_ad.unpack_dual(volume(dual)).tangent, pushed, 1e-8)
     forward = torch.func.jacfwd(volume)(z)
-    close(forward.diagonal(dim1=0, dim2=1).T, gradient, 1e-8)
+    agree(forward.diagonal(dim1=0, dim2=1).T, gradient, 1e-8)
 
 
 @pytest.mark.parametrize("hold", [lambda net: net, lambda net: lambda s: net(s).sin()])
@@ -409,7 +406,7 @@ def test_the_decoded_batch_has_its_forward_derivative_too():
     decode = Decoder(FUNCTIONS["cholesky_inverse"], weight)
     value_of = lambda s: nfi.volume.decode_and_log_volume(decode, s).x  # noqa: E731
     pushed = torch.func.jvp(value_of, (z,), (torch.ones_like(z),))[1]
-    close(pushed, numerical_jacobian(decode, z).sum(2), 1e-7)
+    agree(pushed, numerical_jacobian(decode, z).sum(2), 1e-7)
 
 
 def test_forward_mode_by_parameters_or_twice_is_refused_by_name():
@@ -424,7 +421,7 @@ def test_forward_mode_by_parameters_or_twice_is_refused_by_name():
     expected = torch.autograd.functional.hessian(
         lambda s: log_volume(smooth(weight), s).sum(), leaf
     )
-    close(twice, expected, 1e-8)
+    agree(twice, expected, 1e-8)
 
 
 @pytest.mark.parametrize("estimator", estimators.ESTIMATORS)
@@ -461,4 +458,4 @@ def test_reverse_mode_through_functional_transforms():
         volume = lambda s, n=name: log_volume(Decoder(FUNCTIONS[n], weight), s).sum()  # noqa: E731
         leaf = z.clone().requires_grad_()
         (expected,) = torch.autograd.grad(volume(leaf), leaf)
-        close(torch.func.grad(volume)(z), expected, 1e-8)
+        agree(torch.func.grad(volume)(z), expected, 1e-8)

@@ -1,14 +1,11 @@
 """Densities on the unit sphere, against quadrature, Bessel functions and their own samples.
 
-Statistical tests start from a fixed seed and say how many standard errors they allow.
-"""
+Statistical tests start from a fixed seed and say how many standard errors they allow."""
 
 from __future__ import annotations
 
-import copy
 import math
 
-import normflows as nf
 import numpy as np
 import pytest
 import scipy.integrate
@@ -16,45 +13,22 @@ import scipy.special
 import scipy.stats
 import torch
 from support.seeds import manual_seed
+from support.spherical_oracles import (
+    bessel_ratio,
+    distributions,
+    double,
+    on_sphere,
+    skewed,
+    von_mises_fisher,
+)
 from torch.autograd import gradcheck, gradgradcheck
 
-import normflows_injective as nfi
 from normflows_injective.distributions.spherical import (
     AngularCentralGaussian,
     UniformSphere,
     log_sphere_area,
 )
-from normflows_injective.distributions.von_mises_fisher import VonMisesFisher, log_normaliser
-from normflows_injective.flows.surfaces.off_manifold import check_policy, unit_vectors
-
-DIMS = (2, 3, 4, 5, 10, 50, 300, 2000)
-KAPPAS = (1e-3, 0.1, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 1e5, 1e6)
-
-
-def double(values):
-    return torch.as_tensor(values, dtype=torch.float64)
-
-
-def on_sphere(count, dim):
-    return torch.nn.functional.normalize(torch.randn(count, dim, dtype=torch.float64))
-
-
-def von_mises_fisher(loc, kappa, trainable=False, **options):
-    return VonMisesFisher(double(loc), kappa, trainable, **options).double()
-
-
-def skewed(dim):
-    noise = torch.randn(dim, dim, dtype=torch.float64)
-    # Well conditioned for all seeds, as quadrature needs.
-    return torch.eye(dim, dtype=torch.float64) + 0.5 * noise / torch.linalg.matrix_norm(noise, 2)
-
-
-def distributions(dim, trainable=False):
-    return [
-        UniformSphere(dim).double(),
-        AngularCentralGaussian(skewed(dim), trainable),
-        VonMisesFisher(torch.randn(dim, dtype=torch.float64), 2.5, trainable),
-    ]
+from normflows_injective.distributions.von_mises_fisher import log_normaliser
 
 
 def quadrature(dim):
@@ -67,103 +41,6 @@ def quadrature(dim):
     ring = (1 - height.square()).sqrt()[:, None, None] * circle
     points = torch.cat([ring, height[:, None, None].expand(-1, 200, 1)], dim=2)
     return points.reshape(-1, 3), (weight * 2 * math.pi / 200).repeat_interleave(200)
-
-
-# --- oracles of the von Mises-Fisher normaliser
-
-
-def bessel_ratio(dim, kappa):
-    """The mean I_{D/2} / I_{D/2-1}: by scipy, or by its continued fraction where it underflows."""
-    order = dim / 2 - 1
-    scaled = scipy.special.ive(order, kappa)
-    if scaled > 1e-200:
-        return scipy.special.ive(order + 1, kappa) / scaled
-    ratio = 0.0
-    for term in reversed(range(2000)):
-        ratio = 1 / ((dim + 2 * term) / kappa + ratio)
-    return ratio
-
-
-def log_normaliser_oracle(dim, kappa):
-    """By scipy, or by the power series of positive terms where scipy underflows."""
-    order = dim / 2 - 1
-    scaled = scipy.special.ive(order, kappa)
-    if scaled > 1e-200:
-        return dim / 2 * math.log(2 * math.pi) + math.log(scaled) + kappa - order * math.log(kappa)
-    terms = [1.0]
-    for m in range(1, 4000):
-        terms.append(terms[-1] * (kappa / 2) ** 2 / (m * (order + m)))
-    return log_sphere_area(dim) + math.log(math.fsum(terms))
-
-
-@pytest.mark.parametrize(
-    ("dim", "kappa", "log_constant"),
-    [
-        (2, 3, -3.4231847),
-        (3, 5, -5.2283938),
-        (5, 30, -26.8394578),
-        (10, 30, -22.6984525),
-        (50, 100, -29.3220183),
-    ],
-)
-def test_normaliser_at_tabulated_values(dim, kappa, log_constant):
-    assert -log_normaliser(double(kappa), dim).item() == pytest.approx(log_constant, abs=5.1e-8)
-
-
-@pytest.mark.parametrize("dim", DIMS)
-def test_normaliser_against_bessel_functions(dim):
-    actual = log_normaliser(double(KAPPAS), dim)
-    expected = double([log_normaliser_oracle(dim, kappa) for kappa in KAPPAS])
-    torch.testing.assert_close(actual, expected, rtol=3e-14, atol=3e-14)
-
-
-@pytest.mark.parametrize("dim", DIMS)
-def test_derivatives_of_the_normaliser_are_the_mean_and_the_variance(dim):
-    kappa = double(KAPPAS).requires_grad_()
-    (mean,) = torch.autograd.grad(log_normaliser(kappa, dim).sum(), kappa, create_graph=True)
-    expected = double([bessel_ratio(dim, k) for k in KAPPAS])
-    torch.testing.assert_close(mean.detach(), expected, rtol=1e-10, atol=1e-14)
-    (variance,) = torch.autograd.grad(mean.sum(), kappa)
-    # The mean solves a Riccati equation, which loses digits where three terms nearly cancel.
-    riccati = 1 - expected.square() - (dim - 1) / kappa.detach() * expected
-    torch.testing.assert_close(variance, riccati, rtol=1e-9, atol=1e-12)
-
-
-def test_variance_of_a_narrow_distribution_keeps_its_digits():
-    kappa = double([1e4, 1e6, 1e8]).requires_grad_()
-    (mean,) = torch.autograd.grad(log_normaliser(kappa, 3).sum(), kappa, create_graph=True)
-    (variance,) = torch.autograd.grad(mean.sum(), kappa)
-    # In three dimensions it is 1 / kappa^2 - 1 / sinh(kappa)^2.
-    torch.testing.assert_close(variance, kappa.detach() ** -2, rtol=1e-11, atol=0)
-
-
-def test_normaliser_of_the_sphere_in_closed_form_and_at_no_concentration():
-    kappa = double([1e-3, 0.5, 20.0])
-    expected = (4 * math.pi * kappa.sinh() / kappa).log()
-    torch.testing.assert_close(log_normaliser(kappa, 3), expected, rtol=1e-14, atol=0)
-    for dim in DIMS:
-        zero = double(0.0).requires_grad_()
-        value = log_normaliser(zero, dim)
-        assert value.item() == pytest.approx(log_sphere_area(dim), rel=1e-14)
-        (mean,) = torch.autograd.grad(value, zero, create_graph=True)
-        assert abs(mean.item()) < 1e-15
-        assert torch.autograd.grad(mean, zero)[0].item() == pytest.approx(1 / dim, rel=1e-13)
-
-
-def test_normaliser_of_a_batch_is_even_and_differentiable_twice():
-    kappa = double([[-4.0, 0.0], [4.0, 300.0]]).requires_grad_()
-    value = log_normaliser(kappa, 4)
-    assert value.shape == kappa.shape
-    assert value[0, 0].item() == pytest.approx(value[1, 0].item(), rel=1e-15)
-    assert gradcheck(lambda k: log_normaliser(k, 4), kappa)
-    assert gradgradcheck(lambda k: log_normaliser(k, 4), kappa)
-    each = torch.func.vmap(torch.func.grad(lambda k: log_normaliser(k, 4)))(kappa.flatten())
-    (together,) = torch.autograd.grad(value.sum(), kappa)
-    torch.testing.assert_close(each.reshape(2, 2).detach(), together, rtol=1e-14, atol=1e-15)
-
-
-def test_normaliser_stays_in_double_precision():
-    assert log_normaliser(torch.tensor(2.0), 3).dtype == torch.float64
 
 
 # --- densities
@@ -458,233 +335,3 @@ def test_the_score_of_the_angular_gaussian_has_mean_zero():
     scores = torch.func.vmap(torch.func.grad(log_prob), (None, 0))(base.scale, x)
     # 4 standard errors of nine entries.
     assert (scores.mean(0).abs() < 4 * scores.std(0) / math.sqrt(20000)).all()
-
-
-# --- precision, types and state
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("dim", [2, 3, 1000])
-def test_single_precision(dim):
-    scale = torch.eye(dim) + 0.4 * torch.randn(dim, dim) / math.sqrt(dim)
-    candidates = [
-        UniformSphere(dim),
-        AngularCentralGaussian(scale, trainable=True),
-        *(VonMisesFisher(torch.randn(dim), kappa, True) for kappa in (0.0, 1.0, 1e5, 1e6)),
-    ]
-    for distribution in candidates:
-        x, log_p = distribution(20)
-        assert x.dtype == log_p.dtype == torch.float32
-        assert x.isfinite().all()
-        precise = copy.deepcopy(distribution).double()
-        x = x.detach()
-        value = distribution.log_prob(x)
-        assert value.dtype == torch.float32
-        torch.testing.assert_close(value.double(), precise.log_prob(x.double()), rtol=2e-7, atol=0)
-        # Between the sample and its rounding the log-density varies by sqrt(D kappa) 1e-7.
-        torch.testing.assert_close(log_p, value, rtol=1e-5, atol=5e-3)
-        if value.requires_grad:
-            (value.sum() + log_p.sum()).backward()
-            assert all(p.grad.isfinite().all() for p in distribution.parameters())
-
-
-def test_dtype_of_the_answer_is_that_of_the_distribution():
-    for distribution in distributions(3):
-        assert distribution.log_prob(on_sphere(2, 3).float()).dtype == torch.float64
-        assert distribution.float().log_prob(on_sphere(2, 3)).dtype == torch.float32
-        x, log_p = distribution.double()(2)
-        assert x.dtype == log_p.dtype == torch.float64
-
-
-def test_a_concentration_keeps_the_digits_of_double_precision():
-    assert VonMisesFisher(double([1.0, 0.0]), 0.1).concentration.item() == 0.1
-
-
-def test_state_and_copies():
-    x = on_sphere(4, 3)
-    fresh = [
-        UniformSphere(3).double(),
-        AngularCentralGaussian(torch.eye(3, dtype=torch.float64)),
-        von_mises_fisher([0.0, 0.0, 1.0], 1.0),
-    ]
-    for trainable in (False, True):
-        for distribution, empty in zip(distributions(3, trainable), fresh, strict=True):
-            assert any(True for _ in distribution.parameters()) == (
-                trainable and not isinstance(distribution, UniformSphere)
-            )
-            expected = distribution.log_prob(x)
-            empty.load_state_dict(distribution.state_dict())
-            assert torch.equal(empty.log_prob(x), expected)
-            assert torch.equal(copy.deepcopy(distribution).log_prob(x), expected)
-
-
-@pytest.mark.parametrize("size", [1e-30, 1e30])
-def test_a_direction_of_any_length(size):
-    loc = VonMisesFisher(torch.tensor([3 * size, 4 * size]), 1.0).loc
-    torch.testing.assert_close(loc, torch.tensor([0.6, 0.8]))
-
-
-def test_the_tensors_of_the_caller_are_copied():
-    loc, scale = double([3.0, 4.0]), skewed(2)
-    fisher, angular = VonMisesFisher(loc, 1.0), AngularCentralGaussian(scale)
-    before = angular.scale.clone()
-    loc.zero_()
-    scale.zero_()
-    torch.testing.assert_close(fisher.loc, double([0.6, 0.8]))
-    torch.testing.assert_close(angular.scale, before)
-
-
-def test_as_base_and_as_target_of_a_flow():
-    uniform, fisher = UniformSphere(3).double(), von_mises_fisher([0.0, 0.0, 1.0], 2.0, True)
-    for q0 in (uniform, fisher, AngularCentralGaussian(skewed(3), True)):
-        model = nf.NormalizingFlow(q0, [], p=uniform)
-        x, log_q = model.sample(6)
-        torch.testing.assert_close(model.log_prob(x), log_q)
-        # The host adds up in float32 there.
-        kld = model.forward_kld(x).double()
-        torch.testing.assert_close(kld, -log_q.mean(), rtol=1e-6, atol=1e-6)
-        assert isinstance(q0, nf.distributions.BaseDistribution)
-        assert q0.on_manifold
-        assert q0.shape == (3,)
-    # KL(q | p) = log N - log A - kappa E t, exactly zero terms apart, with E t = 0 under q.
-    model = nf.NormalizingFlow(uniform, [], p=fisher)
-    expected = (log_normaliser(double(2.0), 3) - log_sphere_area(3)).item()
-    # 4 standard errors of kappa t, whose standard deviation is 2 / sqrt(3).
-    assert model.reverse_kld(10000).item() == pytest.approx(expected, abs=4 * 2 / math.sqrt(3e4))
-
-
-def test_direction_and_concentration_are_learned():
-    target = von_mises_fisher([1.0, -1.0, 0.5, 2.0], 12.0)
-    model = von_mises_fisher([1.0, 0.0, 0.0, 0.0], 0.0, trainable=True)
-    x = target.sample(4000)
-    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=50, line_search_fn="strong_wolfe")
-
-    def closure():
-        optimizer.zero_grad()
-        loss = -model.log_prob(x).mean()
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    # The maximum of the likelihood is where the mean vectors agree.
-    mean = x.mean(0)
-    with torch.no_grad():
-        direction = torch.nn.functional.normalize(model.loc, dim=0)
-    torch.testing.assert_close(direction, mean / mean.norm(), rtol=0, atol=1e-4)
-    learned = bessel_ratio(4, model.concentration.item())
-    assert learned == pytest.approx(mean.norm().item(), abs=1e-4)
-
-
-# --- refusals
-
-
-def test_points_off_the_sphere_are_rejected_by_name():
-    x = torch.eye(3, dtype=torch.float64).repeat(2, 1)
-    x[1] *= 1.5
-    x[4] *= 3
-    before = x.clone()
-    message = (
-        r"x has 2 of 6 rows off the unit sphere, the worst at index \[4\] with norm 3, where "
-        r"1 \+- 0.0001 is allowed. Divide the rows by their norms, or build with "
-        r"off_manifold='project', which does."
-    )
-    for distribution in distributions(3):
-        with pytest.raises(nfi.errors.OffManifoldError, match=message):
-            distribution.log_prob(x)
-        near = distribution.log_prob((1 + 9e-5) * x[[0, 2, 3]])
-        torch.testing.assert_close(near, distribution.log_prob(x[[0, 2, 3]]), rtol=0, atol=1e-12)
-        with pytest.raises(nfi.errors.NonFiniteError, match=r"x has 1 of 6 values NaN"):
-            distribution.log_prob(double([[1.0, 0, 0], [0, float("nan"), 1.0]]))
-    assert torch.equal(x, before)
-
-
-def test_points_off_the_sphere_are_projected_where_asked():
-    x = torch.randn(4, 3, dtype=torch.float64)
-    before = x.clone()
-    direction = x / x.norm(dim=1, keepdim=True)
-    for build in (
-        lambda **options: UniformSphere(3, **options),
-        lambda **options: AngularCentralGaussian(torch.diag(double([1.0, 2.0, 3.0])), **options),
-        lambda **options: VonMisesFisher(double([1.0, 2.0, 3.0]), 4.0, **options),
-    ):
-        projecting, rejecting = build(off_manifold="project").double(), build().double()
-        torch.testing.assert_close(projecting.log_prob(x), rejecting.log_prob(direction))
-        with pytest.raises(nfi.errors.OptionError, match="must be one of reject, project, got 'n"):
-            build(off_manifold="nearest")
-    assert torch.equal(x, before)
-
-
-def test_projection_of_awkward_lengths():
-    for size in (1e-40, 1.0, 1e30):  # squares of which float32 does not hold
-        u = unit_vectors(torch.full((2, 4), size), "project", "x")
-        torch.testing.assert_close(u, torch.full((2, 4), 0.5))
-    x = torch.zeros(3, 2)
-    x[1, 0] = 1.0
-    with pytest.raises(
-        nfi.errors.OffManifoldError,
-        match=r"x has 2 of 3 rows of zeros, the first at index \[0\]: they have no direction",
-    ):
-        unit_vectors(x, "project", "x")
-    x = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
-    assert gradcheck(lambda x: unit_vectors(x, "project", "x"), x)
-    assert gradgradcheck(lambda x: unit_vectors(x, "project", "x"), x)
-
-
-def test_values_are_not_looked_at_inside_a_vmap():
-    x = 2 * torch.eye(3)
-    reject = torch.func.vmap(lambda v: unit_vectors(v, "reject", "v"))
-    torch.testing.assert_close(reject(x), x / x.norm(dim=-1, keepdim=True))
-    project = torch.func.vmap(lambda v: unit_vectors(v, "project", "v"))
-    assert torch.equal(project(x), torch.eye(3))
-    tangents = torch.func.jacfwd(lambda v: unit_vectors(v, "project", "v"))(x[0])
-    torch.testing.assert_close(tangents, torch.diag(torch.tensor([0.0, 0.5, 0.5])))
-    check_policy("reject")
-
-
-def test_wrong_shapes():
-    for distribution in distributions(3):
-        with pytest.raises(nfi.errors.ShapeError, match=r"x must have shape \(B, 3\), got \(2, 4"):
-            distribution.log_prob(on_sphere(2, 4))
-        assert distribution.log_prob(on_sphere(2, 3)[:0]).shape == (0,)
-    with pytest.raises(nfi.errors.ShapeError, match=r"scale must have shape \(D, D\), got \(2, 3"):
-        AngularCentralGaussian(torch.ones(2, 3))
-    with pytest.raises(nfi.errors.ShapeError, match=r"loc must be a vector of shape \(D,\), got"):
-        VonMisesFisher(torch.ones(1, 3), 1.0)
-    with pytest.raises(nfi.errors.ShapeError, match=r"concentration must be one number, got sha"):
-        VonMisesFisher([1.0, 0.0], torch.ones(1))
-
-
-def test_wrong_options():
-    message = "integer dimension of 2 or more, got 1"
-    for build in (
-        lambda: UniformSphere(1),
-        lambda: AngularCentralGaussian([[1.0]]),
-        lambda: VonMisesFisher([1.0], 1.0),
-        lambda: log_normaliser(torch.ones(()), 1),
-    ):
-        with pytest.raises(nfi.errors.OptionError, match=message):
-            build()
-    with pytest.raises(nfi.errors.OptionError, match="dim must be a positive integer, got 3.0"):
-        UniformSphere(3.0)
-    with pytest.raises(
-        nfi.errors.OptionError, match="must be invertible, got a matrix that is si"
-    ):
-        AngularCentralGaussian([[1.0, 2.0], [2.0, 4.0]])
-    with pytest.raises(nfi.errors.OptionError, match="concentration must not be negative, got -1"):
-        VonMisesFisher([1.0, 0.0], -1)
-    with pytest.raises(nfi.errors.OptionError, match="loc must have a positive length, got zeros"):
-        VonMisesFisher([0.0, 0.0], 1.0)
-
-
-def test_parameters_that_are_not_finite():
-    nan = float("nan")
-    with pytest.raises(nfi.errors.NonFiniteError, match="scale has 1 of 4 values NaN"):
-        AngularCentralGaussian([[1.0, nan], [0.0, 1.0]])
-    with pytest.raises(nfi.errors.NonFiniteError, match="loc has 1 of 2 values NaN"):
-        VonMisesFisher([1.0, nan], 1.0)
-    with pytest.raises(nfi.errors.NonFiniteError, match="concentration has 1 of 1 values NaN or"):
-        VonMisesFisher([1.0, 0.0], float("inf"))
-    base = VonMisesFisher([1.0, 0.0], 1.0, trainable=True)
-    base.concentration.data.fill_(nan)  # rejection would go on forever
-    with pytest.raises(nfi.errors.NonFiniteError, match="lower the step size"):
-        base.sample(2)

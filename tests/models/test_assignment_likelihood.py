@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from support.assignment_oracles import DOUBLE, Law, Scaled, coupled, exact_flow, ising, ragged
+from support.comparison import close
 from support.seeds import manual_seed
 from torch import nn
 
@@ -19,11 +20,6 @@ from normflows_injective.nets.fields import DenseField, LeaveOneOutField
 LAWS = {"coupled": coupled(), "ragged": ragged()}
 # Errors of the steps in logarithms of probabilities, with 30 of rk4.
 STEPS = {"infinite": 3e-3, "finite": 2e-2}
-
-
-def close(actual, expected, tolerance):
-    expected = torch.as_tensor(expected, dtype=actual.dtype)
-    torch.testing.assert_close(actual, expected, atol=tolerance, rtol=tolerance)
 
 
 def wrong_flow(law=None, factor=0.9, **options):
