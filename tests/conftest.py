@@ -6,16 +6,19 @@ import importlib.util
 import os
 import random
 import sys
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from support.seeds import OFFSET, manual_seed, shifted
 
+# Folders that are no packages all have a module of this name, which only one search can import.
+collect_ignore_glob = ["conftest.py", "*/conftest.py"]
 # Python takes the folder tests/pyro for a package where Pyro is missing, so that it has no origin.
 if getattr(importlib.util.find_spec("pyro"), "origin", None) is None:
     sys.modules["pyro"] = None
-    collect_ignore_glob = ["pyro", "support/pyro_*.py"]
+    collect_ignore_glob += ["pyro", "support/pyro_*.py"]
 
 
 def pytest_addoption(parser):
@@ -71,3 +74,11 @@ def float64_by_default(reproducible):
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(before)
+
+
+@pytest.fixture
+def quiet():
+    """Warnings are ignored."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -9,6 +9,7 @@ from __future__ import annotations
 import pytest
 import torch
 from support.dense import dense_jacobian
+from support.gradients import gradients
 from torch import nn
 
 import normflows_injective as nfi
@@ -37,13 +38,6 @@ def network(name, fan_in, fan_out):
 def all_directions(z):
     basis = torch.eye(LATENT, dtype=z.dtype) * LATENT**0.5
     return basis.unsqueeze(1).expand(LATENT, len(z), LATENT)
-
-
-def gradients(value, parameters):
-    found = torch.autograd.grad(value, parameters, allow_unused=True)
-    return [
-        torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)
-    ]
 
 
 @pytest.mark.parametrize("name", NORMS)

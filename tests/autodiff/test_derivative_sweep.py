@@ -7,8 +7,6 @@ gradients. What torch cannot differentiate, or would differentiate wrongly, is r
 
 from __future__ import annotations
 
-import warnings
-
 import pytest
 import torch
 from support.comparison import agree
@@ -25,6 +23,7 @@ from support.derivative_oracles import (
     value_and_slope,
 )
 from support.differentiable_functions import FUNCTIONS
+from support.networks import ReverseOnce
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
@@ -35,6 +34,7 @@ from normflows_injective.autodiff.recording import record
 from normflows_injective.errors import ForwardModeError, UnsupportedLayerError
 from normflows_injective.volume import estimators, log_volume
 
+pytestmark = pytest.mark.usefixtures("quiet")
 # What torch has no second derivative of, so that the gradient is refused.
 WITHOUT_GRADIENT = {"conv_tbc", "hardsigmoid", "ldl", "weight_norm of the input"}
 # What it has one of in some releases.
@@ -90,13 +90,6 @@ def has_value(name):
 
 def second_derivative(name):
     return None if name in UNDECIDED else name not in WITHOUT_SECOND_DERIVATIVE
-
-
-@pytest.fixture(autouse=True)
-def quiet():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def check_derivatives(volume, weight, direction, second, value=None):
@@ -300,20 +293,6 @@ def test_functions_that_nobody_has_swept(name, monkeypatch):
     with torch.no_grad():
         agree(volume(weight), expected.log().sum(1), 1e-7)
     check_derivatives(volume, weight, direction, second=False)
-
-
-class ReverseOnce(torch.autograd.Function):
-    """A derivative that cuts itself off the graph."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x**2
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
-        return 2 * ctx.saved_tensors[0] * grad
 
 
 def test_what_can_be_differentiated_once_has_values_and_no_gradient():

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.dense import dense_jacobian
-from support.networks import all_gradients
+from support.gradients import gradients
 from support.seeds import manual_seed
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
@@ -135,7 +135,7 @@ def test_kernels_under_gradients_that_are_not_differentiated(name):
         found = []
         for function in (ours, formula):
             scalar = derivatives(function, inputs, order - 1)[-1].cos().sum()
-            found.append(all_gradients(scalar, inputs))
+            found.append(gradients(scalar, inputs))
         torch.testing.assert_close(*found)
 
 
@@ -155,7 +155,7 @@ def test_probes_at_once_equal_one_by_one(name, count):
     value = formula(*inputs)
     one_by_one = torch.stack([pull(c) for c in cotangents])
     torch.testing.assert_close(together, one_by_one)
-    pair = [all_gradients(t.sin().sum(), inputs) for t in (together, one_by_one)]
+    pair = [gradients(t.sin().sum(), inputs) for t in (together, one_by_one)]
     torch.testing.assert_close(*pair)
 
 

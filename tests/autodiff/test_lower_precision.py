@@ -6,7 +6,8 @@ import normflows as nf
 import pytest
 import torch
 import torch.nn.functional as F
-from support.networks import Attentive, all_gradients, mlp
+from support.gradients import gradients
+from support.networks import Attentive, mlp
 from support.seeds import manual_seed
 from torch import nn
 
@@ -119,7 +120,7 @@ def test_autocast_inside_of_the_networks():
                 x, *pair, lambda z, k=count: nfi.volume.draw_probes("orthonormal", k, z)
             )
             assert surrogate.volume.dtype == torch.float32
-            found.append(all_gradients(surrogate.volume.sum(), ends))
+            found.append(gradients(surrogate.volume.sum(), ends))
         for a, e in zip(*found, strict=True):
             if e.abs().max() > 1e-4:
                 assert F.cosine_similarity(a.flatten(), e.flatten(), dim=0) > 0.99

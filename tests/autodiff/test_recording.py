@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.dense import dense_jacobian
-from support.networks import all_gradients
+from support.gradients import gradients
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -172,13 +172,13 @@ def check_contraction(function, net, x, count, recorder=record_first_layers):
     torch.testing.assert_close(x, before, rtol=0, atol=0)
     weights, ends = torch.randn_like(expected), list(net.parameters())
     torch.testing.assert_close(
-        all_gradients((actual * weights).sum(), ends),
-        all_gradients((expected * weights).sum(), ends),
+        gradients((actual * weights).sum(), ends),
+        gradients((expected * weights).sum(), ends),
     )
     # The value keeps its graph, too.
     torch.testing.assert_close(
-        all_gradients(recorded.value.square().sum(), ends),
-        all_gradients(function(net, x.clone()).square().sum(), ends),
+        gradients(recorded.value.square().sum(), ends),
+        gradients(function(net, x.clone()).square().sum(), ends),
     )
 
 
@@ -219,8 +219,8 @@ def test_frozen_first_layers(frozen):
     dense = dense_jacobian(lambda s: function(net, s), x)
     ends = [p for p in net.parameters() if p.requires_grad]
     torch.testing.assert_close(
-        all_gradients(recorded.contract(v, u).square().sum(), ends),
-        all_gradients(torch.einsum("kbi,bij,kbj->kb", v, dense, u).square().sum(), ends),
+        gradients(recorded.contract(v, u).square().sum(), ends),
+        gradients(torch.einsum("kbi,bij,kbj->kb", v, dense, u).square().sum(), ends),
     )
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.dense import dense_jacobian
+from support.networks import ReverseOnce
 from support.seeds import manual_seed
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
@@ -444,21 +445,6 @@ def test_the_graph_keeps_what_that_of_a_plain_decode_keeps(kind, count, dtype):
     ours, _pair = saved_bytes(lambda: jvp(net, z, tangents))
     assert ours == plain
     assert plain > 16 * 8 * z.element_size()
-
-
-class ReverseOnce(torch.autograd.Function):
-    """No forward rule, and a derivative that cannot be differentiated."""
-
-    @staticmethod
-    def forward(ctx, z):
-        ctx.save_for_backward(z)
-        return z**2
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
-        (z,) = ctx.saved_tensors
-        return 2 * z * grad
 
 
 def test_a_layer_without_any_second_derivative_is_an_error_that_says_what_to_do(dtype):

@@ -20,11 +20,6 @@ import normflows_injective as nfi
 from normflows_injective.errors import CheckpointError
 
 
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "model.safetensors"
-
-
 def unchanged(ours, path, text):
     before = copy.deepcopy(ours.state_dict())
     with pytest.raises(CheckpointError, match=text):

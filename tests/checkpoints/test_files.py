@@ -30,11 +30,6 @@ from normflows_injective.errors import CheckpointError
 POSIX = pytest.mark.skipif(os.name != "posix", reason="needs links, locks and pipes of POSIX")
 
 
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "model.safetensors"
-
-
 def names(folder):
     return sorted(os.listdir(folder))
 

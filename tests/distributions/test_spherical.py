@@ -12,15 +12,9 @@ import scipy.integrate
 import scipy.special
 import scipy.stats
 import torch
+from support.points import double, legendre, on_sphere
 from support.seeds import manual_seed
-from support.spherical_oracles import (
-    bessel_ratio,
-    distributions,
-    double,
-    on_sphere,
-    skewed,
-    von_mises_fisher,
-)
+from support.spherical_oracles import bessel_ratio, distributions, skewed, von_mises_fisher
 from torch.autograd import gradcheck, gradgradcheck
 
 from normflows_injective.distributions.spherical import (
@@ -37,7 +31,7 @@ def quadrature(dim):
     circle = torch.stack([phi.cos(), phi.sin()], dim=1)
     if dim == 2:
         return circle, double(2 * math.pi / 200).expand(200)
-    height, weight = (double(part) for part in np.polynomial.legendre.leggauss(100))
+    height, weight = legendre(100)
     ring = (1 - height.square()).sqrt()[:, None, None] * circle
     points = torch.cat([ring, height[:, None, None].expand(-1, 200, 1)], dim=2)
     return points.reshape(-1, 3), (weight * 2 * math.pi / 200).repeat_interleave(200)

@@ -8,14 +8,8 @@ import math
 import normflows as nf
 import pytest
 import torch
-from support.spherical_oracles import (
-    bessel_ratio,
-    distributions,
-    double,
-    on_sphere,
-    skewed,
-    von_mises_fisher,
-)
+from support.points import double, on_sphere
+from support.spherical_oracles import bessel_ratio, distributions, skewed, von_mises_fisher
 from torch.autograd import gradcheck, gradgradcheck
 
 import normflows_injective as nfi

@@ -9,7 +9,8 @@ import scipy.integrate
 import scipy.special
 import scipy.stats
 import torch
-from support.spherical_oracles import bessel_ratio, double
+from support.points import double
+from support.spherical_oracles import bessel_ratio
 from torch.autograd import gradcheck, gradgradcheck
 
 from normflows_injective.distributions.spherical import (

@@ -9,6 +9,7 @@ import pickle
 import normflows as nf
 import pytest
 import torch
+from support.models import perturbed
 from support.seeds import manual_seed, seeded_generator
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
@@ -25,15 +26,6 @@ from normflows_injective.flows.volume_preserving import (
 )
 from normflows_injective.layerwise.block import ConditionalMoments, MomentBlock
 
-
-def moved(layer, scale=0.5):
-    """The layer in float64, with parameters that are nothing special."""
-    layer = layer.double()
-    for parameter in layer.parameters():
-        parameter.data += scale * torch.randn_like(parameter)
-    return layer
-
-
 LAYERS = {
     "nice": lambda: NICECoupling(5, (8,)),
     "nice_reverse": lambda: NICECoupling(4, (8,), reverse=True),
@@ -47,9 +39,13 @@ LAYERS = {
 }
 
 
+def in_general_position(layer, size=0.5):
+    return perturbed(layer.double(), size)
+
+
 @pytest.fixture(params=LAYERS)
 def layer(request):
-    return moved(LAYERS[request.param]())
+    return in_general_position(LAYERS[request.param]())
 
 
 @pytest.mark.slow
@@ -74,7 +70,7 @@ def test_round_trip_over_many_scales(layer):
 
 @pytest.mark.parametrize("kind", [NICECoupling, GINCoupling])
 def test_couplings_have_log_det_zero_and_no_more(kind):
-    coupling = moved(kind(5, (8,)))
+    coupling = in_general_position(kind(5, (8,)))
     z = torch.randn(50, 5, dtype=torch.float64)
     x, log_det = coupling(z)
     assert torch.equal(log_det, torch.zeros(50, dtype=torch.float64))
@@ -94,14 +90,14 @@ def test_gin_of_one_active_coordinate_is_nice():
     nice, gin = nice.double(), gin.double()
     for coupling in (nice, gin):
         manual_seed(4)
-        moved(coupling)
+        in_general_position(coupling)
     z = torch.randn(9, 2, dtype=torch.float64)
     assert torch.equal(nice(z)[0], gin(z)[0])
     assert not torch.allclose(nice(z)[0], z)
 
 
 def test_two_coordinates_given_a_context_alone():
-    coupling = moved(NICECoupling(1, (8,), context_dim=2))
+    coupling = in_general_position(NICECoupling(1, (8,), context_dim=2))
     z, context = torch.randn(4, 1).double(), torch.randn(4, 2).double()
     assert not torch.allclose(coupling(z, context)[0], z)
     with pytest.raises(ShapeError, match="build it with a context"):
@@ -115,7 +111,7 @@ def test_a_flow_moves_density_values_and_changes_none():
         *(kind(4, (8,), reverse=r) for r in (False, True) for kind in (NICECoupling, GINCoupling)),
         Rotation(4),
     ]
-    flow = [moved(layer) for layer in layers]
+    flow = [in_general_position(layer) for layer in layers]
     x = z = torch.randn(500, 4, dtype=torch.float64)
     total = z.new_zeros(500)
     for layer in flow:
@@ -150,7 +146,7 @@ def test_radial_flow_starts_as_the_identity():
 
 
 def test_radial_flow_commutes_with_rotations():
-    flow = moved(RadialFlow1D(4, 5), 1.0)
+    flow = in_general_position(RadialFlow1D(4, 5), 1.0)
     z, q = torch.randn(50, 4, dtype=torch.float64), random_rotation(4)
     (turned, log_det), (x, expected) = flow(z @ q), flow(z)
     torch.testing.assert_close(turned, x @ q)
@@ -158,7 +154,7 @@ def test_radial_flow_commutes_with_rotations():
 
 
 def test_radial_flow_is_a_scaling_at_the_origin_and_a_power_far_out():
-    flow = moved(RadialFlow1D(3, 6), 1.0)
+    flow = in_general_position(RadialFlow1D(3, 6), 1.0)
     tiny = torch.zeros(1, 3, dtype=torch.float64, requires_grad=True)
     x, log_det = flow(tiny)
     assert torch.equal(x, torch.zeros_like(x))
@@ -173,7 +169,7 @@ def test_radial_flow_is_a_scaling_at_the_origin_and_a_power_far_out():
 
 def test_radial_flow_log_det_by_its_formula():
     """log h'(u) + D (h(u) - u), with h' by automatic differentiation of the radius."""
-    flow = moved(RadialFlow1D(5, 8), 1.0)
+    flow = in_general_position(RadialFlow1D(5, 8), 1.0)
     z = torch.randn(40, 5, dtype=torch.float64)
     direction = torch.eye(5, dtype=torch.float64)[:1]
     u = z.norm(dim=1).log()

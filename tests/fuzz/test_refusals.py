@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import random
-import warnings
 from functools import partial
 
 import numpy as np
@@ -33,6 +32,7 @@ from normflows_injective.errors import (
 from normflows_injective.flows import assignment, coupling, gauges, kernel, mixer
 from normflows_injective.flows import volume_preserving as preserving
 
+pytestmark = pytest.mark.usefixtures("quiet")
 NAMESPACES = (
     nfi,
     nfi.flows,
@@ -67,13 +67,6 @@ WITHOUT_CALL = {
     "__version__",
     "register",
 }
-
-
-@pytest.fixture(autouse=True)
-def _quiet():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 @pytest.mark.slow

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-import pickle
 import warnings
 
 import normflows as nf
 import pytest
 import torch
-from support.models import base, coupling, mlp_injection, model
+from support.models import base, coupling, mlp_injection, model, pickled
 from support.seeds import manual_seed
 from torch import nn
 from torch.nn import functional as F
@@ -64,7 +63,7 @@ def test_courses_of_which_it_does_not(course):
     shown(*course)
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda w: pickle.loads(pickle.dumps(w))])
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickled])
 def test_a_copy_of_the_watch_starts_again_but_does_not_repeat_itself(copied):
     errors, deviations = COLLAPSES["a direction is never found"]
     fresh = copied(shown(errors[:3], deviations[:3]))

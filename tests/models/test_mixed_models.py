@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 from support.dense import dense_log_volume
-from support.models import base, spline
+from support.models import base, perturbed, spline
 
 import normflows_injective as nfi
 from normflows_injective.flows.coupling import Autoregressive, LULinear
@@ -67,9 +67,7 @@ def test_the_volume_is_that_of_the_whole_map_behind_the_injection(digits):
     x = digits[:32].double()
     with torch.no_grad():
         model.forward_kld(x)
-    for parameter in model.parameters():
-        parameter.data += 0.02 * torch.randn_like(parameter)
-    model.eval()
+    perturbed(model, 0.02).eval()
     z = model.inverse(x[:2]).detach()
     expected = dense_log_volume(model, z)
     _, log_det = model.forward_and_log_det(z)

@@ -8,6 +8,7 @@ import normflows as nf
 import pytest
 import torch
 from support.dense import dense_log_volume
+from support.points import on_sphere
 from torch import nn
 
 import normflows_injective as nfi
@@ -31,10 +32,6 @@ from normflows_injective.flows.gauges import (
 )
 
 DOUBLE = {"atol": 1e-9, "rtol": 1e-9}
-
-
-def on_sphere(count, dim, dtype=torch.float64):
-    return torch.nn.functional.normalize(torch.randn(count, dim, dtype=torch.float64)).to(dtype)
 
 
 def uniform_base(dim):

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
-import pickle
 
 import normflows as nf
 import numpy as np
 import pytest
 import torch
-from support.models import base, mlp_injection, model
+from support.models import base, mlp_injection, model, pickled
 from support.seeds import manual_seed
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -310,7 +309,7 @@ def test_the_host_follows_a_step_that_is_loaded_or_written():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickled])
 def test_a_copy_counts_for_itself(copied):
     ours = model(likelihood=nfi.SurrogateLikelihood(warmup_steps=(2, 4)))
     x = data()

@@ -4,13 +4,8 @@ import normflows as nf
 import pytest
 import torch
 from support.dense import dense_jacobian
-from support.geometry import (
-    assert_gradients_close,
-    gradients,
-    gram_log_volume,
-    seeded,
-    tanh_pair,
-)
+from support.geometry import gram_log_volume, seeded, tanh_pair
+from support.gradients import assert_gradients_close, gradients
 
 import normflows_injective as nfi
 from normflows_injective.volume.estimators import ESTIMATORS

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from support.dense import dense_jacobian
+from support.models import perturbed
 from torch.autograd import gradcheck
 
 from normflows_injective.errors import ContextError, OptionError, ShapeError
@@ -29,10 +30,7 @@ def case(request):
     num, build = NETWORKS[request.param]
 
     def stirred(**options):
-        net = build(**options).double()
-        for parameter in net.parameters():
-            parameter.data += 0.3 * torch.randn_like(parameter)
-        return net
+        return perturbed(build(**options).double())
 
     return num, stirred
 
@@ -105,10 +103,8 @@ def test_forward_mode_agrees_with_reverse_mode(case):
 @pytest.mark.parametrize("widths", [(), (3,), (4, 5)])
 @pytest.mark.parametrize("missing", [False, True])
 def test_leave_one_out_leaves_each_variable_out_and_sees_all_others(widths, missing):
-    net = LeaveOneOutField(4, 3, widths, 5, missing=missing).double()
+    net = perturbed(LeaveOneOutField(4, 3, widths, 5, missing=missing).double())
     assert net.leave_one_out
-    for parameter in net.parameters():
-        parameter.data += 0.3 * torch.randn_like(parameter)
     x, t = batch(4, 3 + missing, 2)
     jacobian = dense_jacobian(lambda s: net(s, t[:1]), x).view(2, 4, 3, 4, 3 + missing)
     for i in range(4):
@@ -144,9 +140,7 @@ def test_gradcheck_of_leave_one_out():
 
 def test_convolutions_reach_their_neighbours_only():
     # Blocks at half resolution see further than those at full resolution, but not everything.
-    net = ConvField(3, 40, 2, channels=8).double()
-    for parameter in net.parameters():
-        parameter.data += 0.1 * torch.randn_like(parameter)
+    net = perturbed(ConvField(3, 40, 2, channels=8).double(), 0.1)
     for module in net.modules():
         if isinstance(module, torch.nn.GroupNorm):
             module.forward = lambda x: x

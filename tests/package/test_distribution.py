@@ -10,7 +10,7 @@ import sys
 import tarfile
 
 import pytest
-from support.paths import ROOT
+from support.repository import ROOT, run_code
 
 LINK = re.compile(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"")
 
@@ -68,6 +68,5 @@ assert "torch._decomp.decompositions_for_jvp" in sys.modules
 @pytest.mark.slow
 def test_the_first_forward_mode_of_a_process_brings_no_warning():
     """Users who make errors of warnings would crash, and filters belong to the whole process."""
-    code = FIRST_USES.format(call="model.forward_kld(torch.randn(6, 5)).backward()")
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    done = run_code(FIRST_USES.format(call="model.forward_kld(torch.randn(6, 5)).backward()"))
     assert done.returncode == 0, done.stderr

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from support.paths import EXAMPLES
+from support.repository import EXAMPLES, run_example
 from support.seeds import manual_seed, shifted
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
@@ -30,16 +28,6 @@ def data(monkeypatch):
     import discrete_data
 
     return discrete_data
-
-
-def run(*options):
-    return subprocess.run(
-        [sys.executable, str(EXAMPLES / "discrete.py"), *map(str, options)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
 
 
 def write_bike(folder, num=400):
@@ -115,7 +103,7 @@ def test_mnist_is_halved(data, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "file"), [("mnist", "mnist"), ("table", "uci_regression")])
 def test_missing_data_are_named(tmp_path, kind, file):
-    done = run(kind, "--data", tmp_path)
+    done = run_example("discrete.py", kind, "--data", tmp_path)
     assert done.returncode != 0
     assert f"{file}.npz was not found. Give the folder that holds {file}.npz" in done.stderr
 
@@ -124,7 +112,7 @@ def test_missing_data_are_named(tmp_path, kind, file):
 def test_a_brief_run_on_digits_and_one_that_loads_it(tmp_path):
     options = ("--net", "dense", "--steps", 100, "--judged", 10, "--draws", 2, "--out", tmp_path)
     for load in ((), ("--load",)):
-        done = run("digits", *options, *load)
+        done = run_example("discrete.py", "digits", *options, *load)
         assert done.returncode == 0, done.stderr
         assert "nan" not in done.stdout
         assert "| assignment flow |" in done.stdout
@@ -135,7 +123,7 @@ def test_a_brief_run_on_digits_and_one_that_loads_it(tmp_path):
 def test_a_brief_run_on_a_table(tmp_path):
     write_bike(tmp_path)
     options = ("--steps", 20, "--batch", 64, "--judged", 20, "--draws", 2)
-    done = run("table", "--data", tmp_path, *options, "--out", tmp_path)
+    done = run_example("discrete.py", "table", "--data", tmp_path, *options, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     assert "nan" not in done.stdout
     assert "| flow, 20% missing |" in done.stdout

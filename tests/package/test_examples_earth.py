@@ -1,13 +1,11 @@
 """The example on the sphere: its baseline against closed forms, and a quick run as a whole."""
 
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from support.paths import EXAMPLES
+from support.repository import EXAMPLES, run_example
 from support.seeds import manual_seed, shifted
 
 
@@ -17,16 +15,6 @@ def mixtures(monkeypatch):
     import sphere_mixture
 
     return sphere_mixture
-
-
-def run(*options):
-    return subprocess.run(
-        [sys.executable, str(EXAMPLES / "earth.py"), *map(str, options)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
 
 
 def test_concentrations_solve_their_equation(mixtures):
@@ -64,7 +52,7 @@ def test_repeated_points_do_not_break_the_fit(mixtures):
 
 @pytest.mark.slow
 def test_missing_data_are_named(tmp_path):
-    done = run("--quick", "--data", tmp_path)
+    done = run_example("earth.py", "--quick", "--data", tmp_path)
     assert done.returncode != 0
     assert f"earth.npz was not found in {tmp_path}. Give the folder" in done.stderr
 
@@ -74,7 +62,7 @@ def test_the_quick_run(tmp_path):
     generator = np.random.default_rng(shifted(0))
     places = generator.normal((10, 20), (10, 30), (300, 2)).astype(np.float32)
     np.savez(tmp_path / "earth.npz", volcano=places)
-    done = run("--quick", "--data", tmp_path, "--out", tmp_path / "out")
+    done = run_example("earth.py", "--quick", "--data", tmp_path, "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     uniform, mixture, _, flow = (float(cell) for cell in done.stdout.split("|")[-6:-2])
     assert uniform == pytest.approx(math.log(4 * math.pi), abs=1e-3)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import normflows as nf
 import pytest
 import torch
+from support.repository import run_code
 
 import normflows_injective as nfi
 
@@ -77,9 +75,7 @@ after = (torch.get_default_dtype(), torch.get_rng_state().clone(), list(warnings
 for b, a in zip(before, after):
     assert torch.equal(b, a) if isinstance(b, torch.Tensor) else b == a, (b, a)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False
-    )
+    done = run_code(script)
     assert done.returncode == 0, done.stderr
 
 
@@ -103,9 +99,7 @@ except ImportError as error:
 else:
     raise SystemExit("found without Pyro")
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False
-    )
+    done = run_code(script)
     assert done.returncode == 0, done.stderr
 
 
@@ -127,9 +121,7 @@ assert nfi.pyro.AutoFlow is sys.modules["normflows_injective.pyro"].AutoFlow
 from normflows_injective import pyro
 assert pyro is nfi.pyro
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False
-    )
+    done = run_code(script)
     assert done.returncode == 0, done.stderr
 
 

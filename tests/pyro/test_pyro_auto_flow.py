@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import pickle
 
 import normflows as nf
 import pyro
@@ -13,18 +12,14 @@ import pytest
 import torch
 from pyro import infer
 from pyro.infer import autoguide
+from support.models import pickled
+from support.pyro_guides import couplings
 from support.seeds import manual_seed, shifted
 
 import normflows_injective as nfi
 import normflows_injective.pyro as nfp
 
 DIM = 4
-
-
-def couplings(dim, count=3, width=16):
-    shape = [dim - dim // 2, width, 2 * (dim // 2)]
-    nets = [nf.nets.MLP(shape, init_zeros=True) for _ in range(count)]
-    return [nf.flows.AffineCouplingBlock(net) for net in nets]
 
 
 LOC = torch.tensor([1.0, -2.0, 0.5, 3.0])
@@ -269,10 +264,6 @@ def test_building_draws_no_numbers_that_the_layers_do_not_draw():
 
 
 # Copies.
-
-
-def pickled(guide):
-    return pickle.loads(pickle.dumps(guide))
 
 
 @pytest.mark.slow

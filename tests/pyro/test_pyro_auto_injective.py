@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import pickle
 
 import pyro
 import pyro.distributions as dist
@@ -15,7 +14,8 @@ from pyro.infer import (
 )
 from pyro.infer.autoguide import AutoGuideList, AutoNormal
 from pyro.infer.reparam import NeuTraReparam
-from support.pyro_guides import NOISES, Bend, mixed_sites, normals, perturbed, train
+from support.models import perturbed, pickled
+from support.pyro_guides import NOISES, Bend, mixed_sites, normals, train
 from support.seeds import manual_seed
 from torch import nn
 
@@ -199,7 +199,7 @@ def test_only_the_last_value_is_recognised_and_by_identity():
     for other in (second.detach(), second.clone(), second.view(3), second.expand(1, 3)):
         assert law._generating(other) is None
     assert law.expand((2,))._generating(second) is None
-    for copied in (copy.deepcopy(law), pickle.loads(pickle.dumps(law))):
+    for copied in (copy.deepcopy(law), pickled(law)):
         assert copied._drawn is None
         assert copied.log_prob(second.detach()).shape == ()
 
@@ -302,7 +302,7 @@ def picklable_model():
     pyro.sample("x", dist.Normal(torch.zeros(4), 1.0).to_event(1))
 
 
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda g: pickle.loads(pickle.dumps(g))])
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, pickled])
 def test_copies_after_a_step_and_the_live_guide_keeps_its_model(duplicate):
     guide = AutoInjective(picklable_model, 2, decoder="linear")
     train(guide, picklable_model, 2)

@@ -18,7 +18,8 @@ from pyro.infer import (
     TraceGraph_ELBO,
     TraceMeanField_ELBO,
 )
-from support.pyro_guides import NOISES, Bend, mixed_sites, normals, perturbed, train
+from support.models import perturbed
+from support.pyro_guides import NOISES, Bend, mixed_sites, normals, train
 from support.seeds import manual_seed, seeded_generator
 from torch import nn
 

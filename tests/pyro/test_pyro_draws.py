@@ -11,7 +11,7 @@ import pytest
 import torch
 from pyro import infer
 from support.dense import dense_jacobian
-from support.models import base, coupling, spline
+from support.models import base, coupling, perturbed, spline
 from support.pyro_registry import LAWS, build
 from support.seeds import manual_seed
 from torch import nn
@@ -26,12 +26,6 @@ TRAINED = [name for name, case in LAWS.items() if case.has_rsample and case.scor
 @pytest.fixture(params=TRAINED)
 def name(request):
     return request.param
-
-
-def move(module, size=0.1):
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(size * torch.randn_like(parameter))
 
 
 @pytest.fixture
@@ -110,7 +104,7 @@ def test_the_same_data_are_scored_by_the_present_parameters(name, grad):
     data = LAWS[name].law(build(name, 7)).expand((3,)).sample()
     with torch.set_grad_enabled(grad):
         before = law.log_prob(data)
-        move(module)
+        perturbed(module, 0.1)
         after = law.log_prob(data)
         fresh = LAWS[name].law(module).expand((3,)).log_prob(data.clone())
     assert (before - after).abs().max() > 1e-5
@@ -275,7 +269,7 @@ def test_double_models_agree_with_dense_change_of_variables(kind):
     manual_seed(0)
     flow = nf.NormalizingFlow(base(3), stacks()[kind]).double()
     flow.flows[-1](torch.randn(50, 3).double())  # ActNorm starts by its first batch.
-    move(flow, 0.05)
+    perturbed(flow, 0.05)
     law = nfp.FlowDistribution(flow)
     x = law.rsample((5,))
     assert x.dtype == law.log_prob(x).dtype == torch.float64

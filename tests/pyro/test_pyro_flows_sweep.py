@@ -10,7 +10,7 @@ import pytest
 import torch
 from pyro import infer
 from support.dense import dense_jacobian
-from support.models import base, coupling, spline
+from support.models import base, coupling, perturbed, spline
 from support.seeds import manual_seed, shifted
 
 import normflows_injective as nfi
@@ -108,9 +108,7 @@ def build(name, warm=True):
     flow = nf.NormalizingFlow(base(*shape).double(), [layer])
     if warm and name in ("ActNorm", "GlowBlock"):
         layer(torch.randn(50, *shape).double())
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
+    perturbed(layer, 0.05)
     return flow, shape
 
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import copy
 import math
-import pickle
-import subprocess
-import sys
 
 import normflows as nf
 import pyro
 import pytest
 import torch
 from pyro.infer import SVI, Predictive, RenyiELBO, Trace_ELBO
-from support.paths import EXAMPLES
+from support.models import pickled
 from support.pyro_manifolds import POLICIES, RANK, D, data, flow, law, linear
+from support.repository import EXAMPLES, run_code, run_example
 from support.seeds import shifted
 from torch import nn
 
@@ -77,7 +75,7 @@ def test_copies_and_pickles_after_a_step(off_manifold):
     x, score = distribution.rsample_and_log_prob((3,))
     score.sum().backward()
     given = data(4)
-    for again in (copy.deepcopy(distribution), pickle.loads(pickle.dumps(distribution))):
+    for again in (copy.deepcopy(distribution), pickled(distribution)):
         torch.testing.assert_close(again.log_prob(given), distribution.log_prob(given))
         assert again.model is not distribution.model
 
@@ -181,13 +179,7 @@ EXAMPLE = EXAMPLES / "pyro" / "vae.py"
 @pytest.mark.slow
 def test_the_example_of_the_autoencoder_runs(tmp_path):
     pytest.importorskip("sklearn")
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLE), "--quick", "--out", str(tmp_path)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    done = run_example("pyro/vae.py", "--quick", "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     rows = [line for line in done.stdout.splitlines() if line.startswith("|")]
     assert len(rows) == 8
@@ -199,8 +191,6 @@ def test_the_example_of_the_autoencoder_runs(tmp_path):
 def test_the_example_says_what_to_install_without_pyro():
     pytest.importorskip("sklearn")
     hide = f"import runpy, sys; sys.modules['pyro'] = None; runpy.run_path({str(EXAMPLE)!r})"
-    done = subprocess.run(
-        [sys.executable, "-c", hide], capture_output=True, text=True, check=False, timeout=300
-    )
+    done = run_code(hide)
     assert done.returncode != 0
     assert "pip install normflows-injective[pyro]" in done.stderr

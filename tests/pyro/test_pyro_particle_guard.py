@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import infer
+from support.models import perturbed
 from support.seeds import manual_seed
 
 import normflows_injective.pyro as nfp
@@ -148,13 +149,6 @@ def test_the_objective_of_a_tame_model_has_its_own_gradient(monkeypatch):
 
 
 # The linear map.
-
-
-def perturbed(layer):
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return layer
 
 
 @pytest.mark.parametrize("dim", [1, 2, 5])

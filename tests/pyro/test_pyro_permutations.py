@@ -8,6 +8,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import infer
+from support.models import perturbed
+from support.pyro_guides import couplings
 from support.seeds import manual_seed
 
 import normflows_injective.pyro as nfp
@@ -15,19 +17,12 @@ import normflows_injective.pyro as nfp
 DIM = 4
 
 
-def couplings(dim, count=3, width=16):
-    shape = [dim - dim // 2, width, 2 * (dim // 2)]
-    nets = [nf.nets.MLP(shape, init_zeros=True) for _ in range(count)]
-    return [nf.flows.AffineCouplingBlock(net) for net in nets]
-
-
 def untouched(guide, dim, spread=1.0):
     """Coordinates that are still the base's, with the place behind the layers taken away."""
     layers = guide.transform.stack.flows[:-1]
     with torch.no_grad():
         for layer in layers:
-            for parameter in layer.parameters():
-                parameter.add_(spread * torch.randn_like(parameter))
+            perturbed(layer, spread)
         z = torch.randn(5, dim)
         x = z
         for layer in layers:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import pickle
 import warnings
 
 import normflows as nf
@@ -13,7 +12,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import infer
-from support.models import base, coupling
+from support.models import base, coupling, pickled
 from support.pyro_registry import LAWS, build
 from support.seeds import manual_seed
 
@@ -29,10 +28,6 @@ def step(module, law):
     law.log_prob(x).sum().backward()
     torch.optim.SGD(module.parameters(), lr=1e-3).step()
     return x
-
-
-def pickled(thing):
-    return pickle.loads(pickle.dumps(thing))
 
 
 @pytest.mark.slow

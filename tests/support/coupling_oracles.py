@@ -43,13 +43,6 @@ TRANSFORMS = {
 }
 
 
-def moved(layer, size=0.3):
-    """A layer with parameters away from their special initial values."""
-    for parameter in layer.parameters():
-        parameter.data += size * torch.randn_like(parameter)
-    return layer
-
-
 def assert_bijection(layer, x, context=None):
     """Round trip, and both log-dets against the dense Jacobian."""
     z, log_det = layer.inverse(x, context)
@@ -66,3 +59,10 @@ def assert_bijection(layer, x, context=None):
     )
     close(log_det, torch.linalg.slogdet(jacobians)[1], 1e-9)
     return jacobians.detach()
+
+
+def with_weights(coupling, scale=0.1):
+    """A coupling in float64 with random weights, so that it is not the identity."""
+    coupling = coupling.double()
+    coupling.conditioner.weights.data.normal_().mul_(scale)
+    return coupling

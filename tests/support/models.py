@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
+
 import normflows as nf
+import torch
 from torch import nn
 
 import normflows_injective as nfi
@@ -49,3 +52,16 @@ class LinearPair(nn.Module):
 
     def forward(self, x):
         return self.linear(x)
+
+
+def perturbed(module, size=0.3):
+    """The module, with parameters away from their special initial values."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter += size * torch.randn_like(parameter)
+    return module
+
+
+def pickled(thing):
+    """The copy that pickle makes."""
+    return pickle.loads(pickle.dumps(thing))

@@ -1,28 +1,17 @@
-"""Small networks, and probes that make surrogates exact."""
+"""Small networks, some with a part that needs care."""
 
 from __future__ import annotations
 
+import normflows as nf
 import torch
 import torch.nn.functional as F
 from torch import nn
-
-
-def all_gradients(value, ends):
-    found = torch.autograd.grad(value, ends, allow_unused=True, retain_graph=True)
-    pairs = zip(found, ends, strict=True)
-    return [torch.zeros_like(e) if g is None else g for g, e in pairs]
-
-
-# Whole surrogates.
 
 
 def mlp(fan_in, fan_out, act=nn.SiLU):
     return nn.Sequential(
         nn.Linear(fan_in, 8), act(), nn.Linear(8, 8), act(), nn.Linear(8, fan_out)
     )
-
-
-# Attention.
 
 
 class Attentive(nn.Module):
@@ -46,3 +35,30 @@ class Attentive(nn.Module):
         else:
             h = F.scaled_dot_product_attention(h, h.tanh(), h.sin())
         return self.output(h.flatten(1))
+
+
+class ReverseOnce(torch.autograd.Function):
+    """No forward rule, and a derivative that cannot be differentiated."""
+
+    @staticmethod
+    def forward(ctx, z):
+        ctx.save_for_backward(z)
+        return z.tanh()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        (z,) = ctx.saved_tensors
+        return grad * (1 - z.tanh() ** 2)
+
+
+class Cold(nn.Module):
+    """A decoder with a layer that initialises itself on its first batch."""
+
+    def __init__(self, latent_dim):
+        super().__init__()
+        self.linear = nn.Linear(latent_dim, 5)
+        self.norm = nf.flows.ActNorm((5,))
+
+    def forward(self, z):
+        return self.norm(self.linear(z))[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import normflows as nf
 import pyro
 import pyro.distributions as dist
 import torch
@@ -32,13 +33,6 @@ def mixed_sites():
     pyro.sample("y", dist.Normal(mean, scale), obs=torch.tensor(0.5))
 
 
-def perturbed(guide, size=0.3):
-    with torch.no_grad():
-        for parameter in guide.parameters():
-            parameter += size * torch.randn_like(parameter)
-    return guide
-
-
 def train(guide, model, steps=1, elbo=None, lr=0.01, decay=1.0):
     """Steps of Adam, whose step size ends at a fraction of the first."""
     optimizer = pyro.optim.ClippedAdam({"lr": lr, "lrd": decay ** (1 / steps)})
@@ -55,3 +49,9 @@ class Bend(nn.Module):
 
     def forward(self, u):
         return torch.cat([u, self.bend * u**2, torch.sin(2 * u) / 2], dim=1)
+
+
+def couplings(dim, count=3, width=16):
+    shape = [dim - dim // 2, width, 2 * (dim // 2)]
+    nets = [nf.nets.MLP(shape, init_zeros=True) for _ in range(count)]
+    return [nf.flows.AffineCouplingBlock(net) for net in nets]

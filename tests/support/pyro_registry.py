@@ -14,7 +14,7 @@ from torch import nn
 import normflows_injective as nfi
 import normflows_injective.pyro as nfp
 from normflows_injective.flows.gauges import LpGauge
-from support.models import base, coupling, mlp_injection, spline
+from support.models import base, coupling, mlp_injection, perturbed, spline
 from support.seeds import manual_seed
 
 
@@ -127,8 +127,4 @@ LAWS: dict[str, LawCase] = {
 def build(name: str, seed: int = 0) -> nn.Module:
     """The module of a case, moved off special initial values."""
     manual_seed(seed)
-    module = LAWS[name].module()
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return module
+    return perturbed(LAWS[name].module(), 0.1)

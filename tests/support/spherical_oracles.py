@@ -12,14 +12,7 @@ from normflows_injective.distributions.spherical import (
     UniformSphere,
 )
 from normflows_injective.distributions.von_mises_fisher import VonMisesFisher
-
-
-def double(values):
-    return torch.as_tensor(values, dtype=torch.float64)
-
-
-def on_sphere(count, dim):
-    return torch.nn.functional.normalize(torch.randn(count, dim, dtype=torch.float64))
+from support.points import double
 
 
 def von_mises_fisher(loc, kappa, trainable=False, **options):
@@ -38,9 +31,6 @@ def distributions(dim, trainable=False):
         AngularCentralGaussian(skewed(dim), trainable),
         VonMisesFisher(torch.randn(dim, dtype=torch.float64), 2.5, trainable),
     ]
-
-
-# --- oracles of the von Mises-Fisher normaliser
 
 
 def bessel_ratio(dim, kappa):

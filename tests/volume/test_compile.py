@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-import pickle
 import shutil
 
 import normflows as nf
 import pytest
 import torch
 import torch.nn.functional as F
-from support.models import base
+from support.models import base, pickled
 from support.seeds import manual_seed, seeded_generator
 from torch import nn
 
@@ -323,7 +322,7 @@ def test_copies_and_files_carry_the_option_and_not_the_code(tmp_path):
     eager, compiled = pair_of_models([injection()])
     x = torch.randn(6, 4, dtype=torch.float64)
     compiled.forward_kld(x)
-    for other in (copy.deepcopy(compiled), pickle.loads(pickle.dumps(compiled))):
+    for other in (copy.deepcopy(compiled), pickled(compiled)):
         assert_same_step(eager, other, x)
     assert "aot_eager" in repr(compiled)
     assert compiled.state_dict().keys() == eager.state_dict().keys()

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from support.geometry import gradients, seeded
+from support.geometry import seeded
+from support.gradients import gradients
 from torch import Tensor
 
 from normflows_injective.volume import Conditional

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from support.geometry import assert_gradients_close, gradients, seeded, tanh_pair
+from support.geometry import seeded, tanh_pair
+from support.gradients import assert_gradients_close, gradients
 
 from normflows_injective.volume import (
     ConjugateGradient,

@@ -4,13 +4,8 @@ import pytest
 import torch
 from support.dense import dense_jacobian
 from support.dense_surrogate import EXACT, dense_surrogate
-from support.geometry import (
-    assert_gradients_close,
-    gradients,
-    gram_log_volume,
-    seeded,
-    tanh_pair,
-)
+from support.geometry import gram_log_volume, seeded, tanh_pair
+from support.gradients import assert_gradients_close, gradients
 from torch import Tensor, nn
 
 import normflows_injective as nfi

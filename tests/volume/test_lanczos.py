@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
-import normflows as nf
 import pytest
 import torch
 from scipy import stats
 from support.dense import dense_log_volume
+from support.networks import Cold
 from support.seeds import manual_seed, seeded_generator
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -291,21 +291,9 @@ def test_images():
     assert error.max() == 0
 
 
-class Cold(nn.Module):
-    """A decoder with a layer that initialises itself on its first batch."""
-
-    def __init__(self):
-        super().__init__()
-        self.linear = nn.Linear(3, 5)
-        self.norm = nf.flows.ActNorm((5,))
-
-    def forward(self, z):
-        return self.norm(self.linear(z))[0]
-
-
 @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
 def test_a_cold_layer_and_every_gradient_mode(mode):
-    net = Cold().double()
+    net = Cold(3).double()
     z = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
     before = z.detach().clone()
     with mode():
@@ -345,7 +333,7 @@ def test_maps_and_layers_that_are_refused():
     with pytest.raises(nfi.errors.UnsupportedLayerError, match="couples the samples"):
         estimate(nn.Sequential(nn.Linear(2, 5), nn.BatchNorm1d(5)), torch.randn(3, 2))
     with pytest.raises(nfi.errors.ShapeError, match="batch of one"):
-        estimate(Cold(), torch.randn(1, 3))
+        estimate(Cold(3), torch.randn(1, 3))
     with pytest.raises(nfi.errors.NotInjectiveError, match="does not depend on its input"):
         estimate(lambda z: z.detach() * 2, torch.randn(3, 2))
 

@@ -9,7 +9,8 @@ import math
 import normflows as nf
 import pytest
 import torch
-from support.geometry import gradients, seeded
+from support.geometry import seeded
+from support.gradients import gradients
 from torch import Tensor, nn
 
 import normflows_injective as nfi

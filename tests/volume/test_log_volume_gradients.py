@@ -9,18 +9,8 @@ from functools import partial
 import pytest
 import torch
 from support.dense import dense_jacobian
-from support.geometry import (
-    TIED_PAIRS,
-    Pair,
-    Warp,
-    assert_gradients_close,
-    directional_derivatives,
-    gradients,
-    gram_log_volume,
-    seeded,
-    tanh_pair,
-    warped,
-)
+from support.geometry import TIED_PAIRS, Pair, Warp, gram_log_volume, seeded, tanh_pair, warped
+from support.gradients import assert_gradients_close, directional_derivatives, gradients
 from torch import Tensor, nn
 
 from normflows_injective.volume import ConjugateGradient, draw_probes, log_volume

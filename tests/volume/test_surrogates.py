@@ -9,16 +9,8 @@ import pytest
 import torch
 from support.dense import dense_jacobian
 from support.dense_surrogate import EXACT, dense_surrogate
-from support.geometry import (
-    TIED_PAIRS,
-    Warp,
-    assert_gradients_close,
-    circle,
-    gradients,
-    seeded,
-    tanh_pair,
-    warped,
-)
+from support.geometry import TIED_PAIRS, Warp, circle, seeded, tanh_pair, warped
+from support.gradients import assert_gradients_close, gradients
 from torch import Tensor
 
 import normflows_injective as nfi

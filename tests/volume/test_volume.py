@@ -9,6 +9,7 @@ import normflows as nf
 import pytest
 import torch
 from support.dense import dense_jacobian, dense_log_volume, numerical_jacobian
+from support.networks import Cold
 from support.seeds import seeded_generator
 from torch import nn
 
@@ -158,21 +159,9 @@ def test_gradients_through_layers_whose_tangents_torch_gets_wrong(name):
     assert torch.autograd.gradcheck(lambda s: log_volume(net, s), (z,))
 
 
-class Cold(nn.Module):
-    """A decoder with a layer that initialises itself on its first batch."""
-
-    def __init__(self):
-        super().__init__()
-        self.linear = nn.Linear(2, 5)
-        self.norm = nf.flows.ActNorm((5,))
-
-    def forward(self, z):
-        return self.norm(self.linear(z))[0]
-
-
 def test_layers_initialised_by_data_are_warmed_up():
     """Inside a functional transform the first call of ActNorm kills the process."""
-    net, z = Cold().double(), torch.randn(6, 2, dtype=torch.float64)
+    net, z = Cold(2).double(), torch.randn(6, 2, dtype=torch.float64)
     volume = log_volume(net, z)
     assert bool(net.norm.data_dep_init_done)
     torch.testing.assert_close(volume.detach(), dense_log_volume(net, z))
@@ -180,7 +169,7 @@ def test_layers_initialised_by_data_are_warmed_up():
 
 def test_a_batch_of_one_cannot_warm_up():
     with pytest.raises(nfi.errors.ShapeError, match="ActNorm.* batch of one"):
-        log_volume(Cold(), torch.randn(1, 2))
+        log_volume(Cold(2), torch.randn(1, 2))
 
 
 @pytest.mark.slow
@@ -311,7 +300,7 @@ def test_functional_dropout_is_refused_where_it_shows():
 
 
 def test_the_jacobian_warms_up_and_refuses_by_itself():
-    net = Cold()
+    net = Cold(2)
     jacobian(net, torch.randn(6, 2))
     assert bool(net.norm.data_dep_init_done)
     with pytest.raises(nfi.errors.UnsupportedLayerError):

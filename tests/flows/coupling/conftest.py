@@ -1,4 +1,4 @@
-"""Fixtures of this folder."""
+"""The transforms of an element."""
 
 from __future__ import annotations
 

@@ -8,7 +8,8 @@ import normflows as nf
 import pytest
 import torch
 from support.comparison import close
-from support.coupling_oracles import assert_bijection, moved
+from support.coupling_oracles import assert_bijection
+from support.models import perturbed
 from support.seeds import manual_seed
 from torch import nn
 
@@ -38,7 +39,7 @@ pytestmark = pytest.mark.usefixtures("float64_by_default")
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("dim", [2, 5])
 def test_coupling_keeps_a_part_and_moves_the_other_by_it(transform, dim, reverse):
-    layer = moved(NetworkCoupling(dim, transform, (8,), reverse=reverse))
+    layer = perturbed(NetworkCoupling(dim, transform, (8,), reverse=reverse))
     # Within the bound of the splines.
     x = 0.4 * torch.randn(3, dim)
     jacobians = assert_bijection(layer, x)
@@ -69,14 +70,14 @@ def test_layers_start_as_the_identity(build, transform):
 @pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU, lambda: nn.LeakyReLU(0.1)])
 @pytest.mark.parametrize("hidden", [(), (6,), [6, 6, 6]])
 def test_networks_of_any_depth_and_activation(activation, hidden):
-    layer = moved(NetworkCoupling(3, hidden=hidden, activation=activation))
+    layer = perturbed(NetworkCoupling(3, hidden=hidden, activation=activation))
     assert_bijection(layer, torch.randn(2, 3))
 
 
 @pytest.mark.parametrize("build", [NetworkCoupling, Autoregressive])
 @pytest.mark.parametrize("dim", [1, 4])
 def test_context_moves_what_is_transformed(build, dim):
-    layer = moved(build(dim, Affine(), context_dim=2))
+    layer = perturbed(build(dim, Affine(), context_dim=2))
     x, context = torch.randn(3, dim), torch.randn(3, 2)
     assert_bijection(layer, x, context)
     assert not torch.allclose(layer.inverse(x, context)[0], layer.inverse(x, -context)[0])
@@ -84,7 +85,7 @@ def test_context_moves_what_is_transformed(build, dim):
         layer.inverse(x)
     with pytest.raises(ContextError, match=r"got one of shape \(3, 5\)"):
         layer(x, torch.randn(3, 5))
-    without = moved(build(4))
+    without = perturbed(build(4))
     x = torch.randn(3, 4)
     assert torch.equal(without.inverse(x, context)[0], without.inverse(x)[0])
 
@@ -133,7 +134,7 @@ class Slope(ElementTransform, nn.Module):
 
 @pytest.mark.parametrize("build", [NetworkCoupling, Autoregressive])
 def test_transform_with_parameters_of_its_own_is_trained(build):
-    layer = moved(build(4, Slope()))
+    layer = perturbed(build(4, Slope()))
     assert "transform.weight" in layer.state_dict()
     assert_bijection(layer, torch.randn(2, 4))
     layer.inverse(torch.randn(2, 4))[1].sum().backward()
@@ -150,7 +151,7 @@ def test_autoregressive_jacobian_is_triangular(transform, reverse, width):
         with pytest.raises(OptionError, match="single elements, got CentredAffine"):
             Autoregressive(4, transform)
         return
-    layer = moved(Autoregressive(5, transform, width, reverse=reverse))
+    layer = perturbed(Autoregressive(5, transform, width, reverse=reverse))
     jacobian = assert_bijection(layer, 0.4 * torch.randn(2, 5))
     ahead = jacobian.tril(-1) if reverse else jacobian.triu(1)
     behind = jacobian.triu(1) if reverse else jacobian.tril(-1)
@@ -161,7 +162,7 @@ def test_autoregressive_jacobian_is_triangular(transform, reverse, width):
 
 
 def test_autoregressive_takes_one_pass_to_score_and_one_for_every_element_to_sample():
-    layer = moved(Autoregressive(6, width=16))
+    layer = perturbed(Autoregressive(6, width=16))
     calls = []
     layer.net.register_forward_hook(lambda *_: calls.append(1))
     x = torch.randn(3, 6)
@@ -193,7 +194,9 @@ def test_autoregressive_takes_one_pass_to_score_and_one_for_every_element_to_sam
     ],
 )
 def test_densities_of_a_host_model_integrate_to_one(build):
-    flows = [moved(layer, 0.1) for layer in (build(False), LULinear(2), build(True), ActNorm(2))]
+    flows = [
+        perturbed(layer, 0.1) for layer in (build(False), LULinear(2), build(True), ActNorm(2))
+    ]
     model = nf.NormalizingFlow(nf.distributions.DiagGaussian(2, trainable=False), flows)
     axis = torch.linspace(-12, 12, 481)
     with torch.no_grad():
@@ -218,7 +221,7 @@ def vector_layers(context_dim=0):
 
 @pytest.mark.parametrize("name", vector_layers())
 def test_ensembles_go_through_vmap(name):
-    members = [moved(vector_layers()[name]()) for _ in range(3)]
+    members = [perturbed(vector_layers()[name]()) for _ in range(3)]
     x = torch.randn(5, 4)
     state = [dict([*m.named_parameters(), *m.named_buffers()]) for m in members]
     stacked = {key: torch.stack([s[key].detach() for s in state]) for key in state[0]}
@@ -249,7 +252,7 @@ def test_behind_an_injection_the_compiled_training_term_is_the_eager_one():
         manual_seed(1)
         flows = [
             nfi.flows.FreeFormInjection(*nfi.nets.mlp_autoencoder(4, 2, (8,))),
-            *(moved(vector_layers()[n]()) for n in ("affine", "lu_linear")),
+            *(perturbed(vector_layers()[n]()) for n in ("affine", "lu_linear")),
         ]
         likelihood = nfi.SurrogateLikelihood(compile=compile)
         q0 = nf.distributions.DiagGaussian(2, trainable=False)
@@ -350,7 +353,7 @@ def test_flow_of_couplings_is_a_pyro_distribution():
     pytest.importorskip("pyro")
     from normflows_injective import pyro as nfp
 
-    flows = [moved(build()) for build in vector_layers().values()]
+    flows = [perturbed(build()) for build in vector_layers().values()]
     base = nf.distributions.DiagGaussian(4, trainable=False)
     law = nfp.FlowDistribution(nf.NormalizingFlow(base, flows))
     x = law.rsample((5,))
@@ -379,6 +382,6 @@ def test_a_first_pass_of_own_samples_under_frozen_parameters_changes_nothing():
 def test_narrow_autoregressive_networks_are_refused():
     with pytest.raises(OptionError, match="width must be at least dim - 1 = 9"):
         Autoregressive(10, width=8)
-    wide = moved(Autoregressive(70))
+    wide = perturbed(Autoregressive(70))
     jacobian = torch.func.jacrev(lambda s: wide.inverse(s.unsqueeze(0))[0][0])(torch.randn(70))
     assert bool((jacobian[-1] != 0).all())

@@ -9,7 +9,8 @@ import normflows as nf
 import pytest
 import torch
 from support.comparison import close
-from support.coupling_oracles import assert_bijection, moved
+from support.coupling_oracles import assert_bijection
+from support.models import perturbed
 
 import normflows_injective as nfi
 from normflows_injective.errors import NonFiniteError, ShapeError
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("float64_by_default")
 
 @pytest.mark.parametrize("dim", [1, 2, 7])
 def test_dense_map_is_its_matrix(dim):
-    layer = moved(LULinear(dim))
+    layer = perturbed(LULinear(dim))
     x = torch.randn(3, dim)
     jacobians = assert_bijection(layer, x)
     matrix = layer.matrix().detach()

@@ -1,11 +1,10 @@
-"""Fixtures of this folder."""
-
-from __future__ import annotations
+"""The kernels."""
 
 import pytest
-from support.kernel_layers import NAMES
+
+from normflows_injective.flows.kernel.kernels import KERNELS
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=KERNELS)
 def kernel(request):
     return request.param

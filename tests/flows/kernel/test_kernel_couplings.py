@@ -9,8 +9,8 @@ import normflows as nf
 import pytest
 import torch
 from sklearn.gaussian_process.kernels import RBF, Matern
+from support.coupling_oracles import with_weights
 from support.dense import dense_jacobian
-from support.kernel_layers import trained
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -76,7 +76,7 @@ def test_distances_against_differences_far_from_the_origin():
 
 
 def test_round_trip_and_log_det_of_all_kernels(kernel):
-    coupling = trained(KernelCoupling(5, 20, kernel))
+    coupling = with_weights(KernelCoupling(5, 20, kernel))
     x = torch.randn(8, 5, dtype=torch.float64)
     z, log_det = coupling.inverse(x)
     back, log_det_back = coupling(z)
@@ -95,7 +95,7 @@ def test_starts_as_exactly_the_identity(kernel):
 
 
 def test_is_exactly_the_identity_far_from_its_points(kernel):
-    coupling = trained(KernelCoupling(4, 20, kernel), 1.0)
+    coupling = with_weights(KernelCoupling(4, 20, kernel), 1.0)
     far = 1e3 * nn.functional.normalize(torch.randn(10, 4, dtype=torch.float64))
     far[:, :2] = far[:, :2].sign() * far[:, :2].abs().clamp_min(900.0 / math.sqrt(2))
     near = torch.randn(10, 4, dtype=torch.float64)
@@ -120,7 +120,7 @@ def test_one_auxiliary_point_by_hand():
 
 
 def test_a_huge_length_scale_makes_a_fixed_affine_map(kernel):
-    coupling = trained(KernelCoupling(5, 10, kernel))
+    coupling = with_weights(KernelCoupling(5, 10, kernel))
     set_length_scales(coupling.conditioner, 1e9)
     x = torch.randn(6, 5, dtype=torch.float64)
     z, log_det = coupling.inverse(x)
@@ -133,7 +133,7 @@ def test_a_huge_length_scale_makes_a_fixed_affine_map(kernel):
 
 
 def test_order_of_the_auxiliary_points_does_not_matter():
-    coupling = trained(KernelCoupling(5, 20))
+    coupling = with_weights(KernelCoupling(5, 20))
     other = copy.deepcopy(coupling)
     order = torch.randperm(20)
     other.conditioner.points.data = coupling.conditioner.points.data[order]
@@ -165,7 +165,7 @@ def test_options_change_the_parameters_as_they_say():
 
 
 def test_own_length_scales_serve_scale_and_shift_apart():
-    coupling = trained(KernelCoupling(5, 10, share_kernel=False))
+    coupling = with_weights(KernelCoupling(5, 10, share_kernel=False))
     x = torch.randn(6, 5, dtype=torch.float64)
     s, t = coupling.parameters_of(x[:, :2], None).unbind(2)
     coupling.conditioner.raw_length_scales.data[1] += 1.0
@@ -174,7 +174,7 @@ def test_own_length_scales_serve_scale_and_shift_apart():
     assert (t - t_after).abs().max() > 1e-6
     # With equal length-scales the two ways to compute agree.
     coupling.conditioner.raw_length_scales.data[1] -= 1.0
-    shared = trained(KernelCoupling(5, 10))
+    shared = with_weights(KernelCoupling(5, 10))
     shared.conditioner.points.data = coupling.conditioner.points.data
     shared.conditioner.basis = coupling.conditioner.basis
     shared.conditioner.weights.data = coupling.conditioner.weights.data
@@ -182,7 +182,7 @@ def test_own_length_scales_serve_scale_and_shift_apart():
 
 
 def test_gradients_are_finite_and_right_where_points_coincide(kernel):
-    coupling = trained(KernelCoupling(4, 6, kernel))
+    coupling = with_weights(KernelCoupling(4, 6, kernel))
     u = coupling.conditioner.points.detach().clone()
     x = torch.cat([u, torch.randn(6, 2, dtype=torch.float64)], 1).requires_grad_()
     z, log_det = coupling.inverse(x)
@@ -198,7 +198,7 @@ def test_gradients_are_finite_and_right_where_points_coincide(kernel):
 
 @pytest.mark.slow
 def test_derivatives_by_inputs_points_scales_and_weights(kernel):
-    coupling = trained(KernelCoupling(4, 3, kernel))
+    coupling = with_weights(KernelCoupling(4, 3, kernel))
     names = [name for name, _ in coupling.named_parameters()]
     values = [p.detach().clone().requires_grad_() for p in coupling.parameters()]
     x = torch.randn(2, 4, dtype=torch.float64, requires_grad=True)

@@ -9,7 +9,7 @@ import re
 import normflows as nf
 import pytest
 import torch
-from support.kernel_layers import trained
+from support.coupling_oracles import with_weights
 from torch import nn
 
 import normflows_injective as nfi
@@ -72,7 +72,7 @@ def test_initialises_once_and_only_in_the_data_direction():
 
 
 def test_does_not_touch_a_layer_that_was_trained_or_loaded():
-    trained_forward = trained(KernelCoupling(4, 5))
+    trained_forward = with_weights(KernelCoupling(4, 5))
     state = copy.deepcopy(trained_forward.state_dict())
     trained_forward.inverse(torch.randn(30, 4).double())
     assert bool(trained_forward.conditioner.data_dep_init_done)
@@ -117,7 +117,7 @@ def test_constant_and_repeated_inputs(kernel, ard):
     assert coupling.conditioner.length_scales.min() > 0.1
     same = KernelCoupling(4, 5, kernel, ard=ard)
     same.inverse(torch.ones(30, 4))
-    trained(same)
+    with_weights(same)
     x = torch.ones(3, 4, dtype=torch.float64, requires_grad=True)
     z, log_det = same.inverse(x)
     (gradient,) = torch.autograd.grad(z.sum() + log_det.sum(), x)
@@ -142,7 +142,7 @@ def test_context_is_an_input_of_the_kernel():
 
 
 def test_one_coordinate_can_be_moved_by_a_context():
-    coupling = trained(KernelCoupling(1, 10, context_dim=2))
+    coupling = with_weights(KernelCoupling(1, 10, context_dim=2))
     x, context = torch.randn(20, 1).double(), torch.randn(20, 2).double()
     z, _ = coupling.inverse(x, context)
     torch.testing.assert_close(coupling(z, context)[0], x)
@@ -163,7 +163,7 @@ def test_each_layer_takes_its_points_from_what_reaches_it():
 
 def test_penalty_is_the_norm_of_scale_and_shift(kernel):
     for share in (True, False):
-        coupling = trained(KernelCoupling(5, 10, kernel, share_kernel=share))
+        coupling = with_weights(KernelCoupling(5, 10, kernel, share_kernel=share))
         expansion = coupling.conditioner
         total = 0.0
         for o in range(6):
@@ -310,7 +310,7 @@ def test_a_layer_behind_an_injection():
 
 
 def test_copies_saves_and_says_what_it_is():
-    coupling = trained(KernelCoupling(5, 10, "matern12", share_kernel=False, context_dim=1))
+    coupling = with_weights(KernelCoupling(5, 10, "matern12", share_kernel=False, context_dim=1))
     x, context = torch.randn(6, 5).double(), torch.randn(6, 1).double()
     expected = coupling.inverse(x, context)[0]
     assert torch.equal(copy.deepcopy(coupling).inverse(x, context)[0], expected)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from support.comparison import close
+from support.points import legendre
 from support.seeds import seeded_generator, shifted
 
 from normflows_injective.errors import (
@@ -88,7 +88,7 @@ def test_histograms_take_their_entropy():
 
 
 def test_bits_bound_those_of_the_mass_of_a_bin_and_reach_them_in_the_limit():
-    nodes, weights = (torch.as_tensor(a) for a in np.polynomial.legendre.leggauss(20))
+    nodes, weights = legendre(20)
     nodes, weights = (nodes + 1) / 2, weights / 2
 
     def log_density(x):

@@ -10,7 +10,6 @@ import pytest
 import torch
 from support.comparison import close
 from support.dense import dense_log_volume, numerical_jacobian
-from support.simplex_oracles import DOUBLE
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.distributions import Normal
@@ -26,6 +25,9 @@ from normflows_injective.flows.surfaces.graph_surface import GraphSurface
 from normflows_injective.nets import SmoothMLP
 
 # --- graphs -------------------------------------------------------------------------------------
+
+
+DOUBLE = torch.float64
 
 
 class Heights(nn.Module):

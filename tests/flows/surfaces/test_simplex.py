@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import pickle
 
 import normflows as nf
 import numpy as np
@@ -13,7 +12,8 @@ import torch
 from scipy import special
 from support.comparison import close
 from support.dense import dense_jacobian, dense_log_volume, numerical_jacobian
-from support.simplex_oracles import DOUBLE, directions
+from support.models import pickled
+from support.points import on_orthant
 from torch.autograd import gradcheck, gradgradcheck
 from torch.distributions import Beta, Dirichlet, Normal, StickBreakingTransform
 
@@ -23,6 +23,7 @@ from normflows_injective.errors import (
 )
 from normflows_injective.flows.surfaces.simplex import SimplexFromOrthant, SimplexStickBreaking
 
+DOUBLE = torch.float64
 KINDS = ["normal", "logit", "ilr", "alr", "uniform_box"]
 UNBOUNDED = KINDS[:-1]
 
@@ -154,7 +155,7 @@ def test_exact_posterior_gives_the_evidence_at_every_point(measure, elbo):
 
 @pytest.mark.parametrize("build", [SimplexStickBreaking, SimplexFromOrthant])
 def test_measures_differ_by_half_the_log_of_the_number_of_parts(build):
-    z = directions(3, 5)[:, : 4 if build is SimplexStickBreaking else 5]
+    z = on_orthant(3, 5)[:, : 4 if build is SimplexStickBreaking else 5]
     difference = build(5, measure="hausdorff")(z)[1] - build(5)(z)[1]
     close(difference, 0.8047190, 1e-7)
 
@@ -346,8 +347,8 @@ def test_without_gradients_dtype_and_inputs_are_kept(kind):
 def test_layers_show_their_options_and_survive_copying(layer):
     for shown in (layer.kind, "measure='lebesgue'", "total=2", "off_manifold='reject'"):
         assert shown in repr(layer)
-    z = directions(2, 4)[:, : layer.latent_shape[0]]
-    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+    z = on_orthant(2, 4)[:, : layer.latent_shape[0]]
+    for twin in (copy.deepcopy(layer), pickled(layer)):
         assert torch.equal(twin(z)[0], layer(z)[0])
     assert layer.data_shape == (4,)
 

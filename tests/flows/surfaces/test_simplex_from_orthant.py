@@ -9,7 +9,7 @@ import pytest
 import torch
 from support.comparison import close
 from support.dense import dense_jacobian, dense_log_volume
-from support.simplex_oracles import DOUBLE, directions
+from support.points import on_orthant
 from torch.autograd import gradcheck, gradgradcheck
 from torch.distributions import Dirichlet
 
@@ -25,6 +25,7 @@ from normflows_injective.flows.surfaces.graph_surface import GraphSurface
 from normflows_injective.flows.surfaces.simplex import SimplexFromOrthant, SimplexStickBreaking
 from normflows_injective.flows.surfaces.surface import Chart, is_closed_form
 
+DOUBLE = torch.float64
 MAPS = ["radial", "square"]
 
 
@@ -54,7 +55,7 @@ def test_stretch_is_that_of_dense_jacobians_by_angles(kind, dim):
 
 def test_square_sends_the_uniform_law_to_a_dirichlet_law_of_halves():
     dim = 6
-    x, log_stretch = SimplexFromOrthant(dim, "square")(directions(20, dim))
+    x, log_stretch = SimplexFromOrthant(dim, "square")(on_orthant(20, dim))
     log_area = math.log(2) + dim / 2 * math.log(math.pi) - math.lgamma(dim / 2)
     expected = Dirichlet(torch.full((dim,), 0.5, dtype=DOUBLE)).log_prob(x)
     close(dim * math.log(2) - log_area - log_stretch, expected, 1e-11)
@@ -83,7 +84,7 @@ def test_orthant_of_three_parts_has_the_area_of_the_triangle(kind):
 @pytest.mark.parametrize("kind", MAPS)
 def test_orthant_round_trip(kind):
     layer = SimplexFromOrthant(5, kind, total=3.0)
-    u = directions(6, 5)
+    u = on_orthant(6, 5)
     x, log_stretch = layer(u)
     close(x.sum(1), 3.0, 1e-12)
     back, inverse_log_det = layer.inverse(x)

@@ -13,6 +13,7 @@ import scipy.integrate
 import scipy.stats
 import torch
 from support.dense import numerical_jacobian
+from support.points import double, legendre, log_sphere_area, on_sphere
 from support.registry import GAUGES
 from support.seeds import manual_seed, shifted
 
@@ -37,25 +38,7 @@ from normflows_injective.flows.gauges import (
 DOUBLE = {"atol": 1e-9, "rtol": 1e-9}
 
 
-def double(values):
-    return torch.as_tensor(values, dtype=torch.float64)
-
-
 ONE = double(1.0)
-
-
-def on_sphere(count, dim):
-    return torch.nn.functional.normalize(torch.randn(count, dim, dtype=torch.float64))
-
-
-def log_sphere_area(dim):
-    return math.log(2) + 0.5 * dim * math.log(math.pi) - math.lgamma(0.5 * dim)
-
-
-def legendre(nodes, length):
-    """Nodes and weights of an interval from zero."""
-    points, weights = (double(part) for part in np.polynomial.legendre.leggauss(nodes))
-    return 0.5 * length * (points + 1), 0.5 * length * weights
 
 
 def orthant(dim, power, nodes):
@@ -66,7 +49,7 @@ def orthant(dim, power, nodes):
     :math:`d\omega = |\det(x, \partial x)| / |x|^D` the weight has the factor
     :math:`m^{D-1} \prod_k v_k^{m-1} / |v^m|^D`.
     """
-    phi, weights = legendre(nodes, math.pi / 2)
+    phi, weights = legendre(nodes, 0.0, math.pi / 2)
     v = torch.stack([phi.cos(), phi.sin()], dim=1)
     if dim == 3:
         v = torch.cat(
@@ -148,7 +131,7 @@ def test_areas_of_spiky_surfaces_by_quadrature(dim, p, area):
 )
 def test_areas_of_ellipsoids_by_quadrature(axes, area, known):
     rings = 64 if axes[0] == 1 else 400
-    height, weight = (double(part) for part in np.polynomial.legendre.leggauss(rings))
+    height, weight = legendre(rings)
     phi = torch.arange(2 * rings, dtype=torch.float64) * (math.pi / rings)
     width = (1 - height.square()).sqrt()[:, None]
     u = torch.stack(
@@ -505,7 +488,7 @@ def test_densities_have_mass_one(name):
     surface = RadialSurface(gauge, 1.3)
     model = nfi.InjectiveNormalizingFlow(base, [*flows, surface])
     power, nodes = (4 if name == "lp_0.5" else 2), 40
-    phi, weights = legendre(nodes, math.pi / 2)
+    phi, weights = legendre(nodes, 0.0, math.pi / 2)
     angles = torch.cartesian_prod(phi, phi)
     weights = torch.outer(weights, weights).flatten()
     octants = [double([1.0, 1.0, 1.0])]
