@@ -12,23 +12,19 @@ from support.seeds import seeded_generator
 from torch import Tensor, nn
 
 import normflows_injective as nfi
-from fuzz.calls import (
+from fuzz.calls import main_calls
+from fuzz.making import (
     CONTEXT,
     NO_CONTEXT,
     ROWS,
     Call,
     Fresh,
-    assignment_field,
-    assignment_path,
-    decode,
     directions,
-    encode,
     function,
-    injective_model,
-    main_calls,
     method,
     normal,
 )
+from fuzz.models import assignment_field, assignment_path, decode, encode, injective_model
 from normflows_injective import diagnostics, flows, nets
 from normflows_injective.flows import assignment, coupling, gauges, kernel, mixer
 

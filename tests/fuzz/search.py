@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fuzz.calls import Call
+from fuzz.making import Call
 from fuzz.methods import all_calls
 from fuzz.values import Value, in_place_of, pick, tensors_in
 from normflows_injective.errors import InjectiveFlowError

@@ -15,7 +15,7 @@ from support.seeds import shifted
 from torch import Tensor, nn
 
 import normflows_injective as nfi
-from fuzz.calls import Call
+from fuzz.making import Call
 from fuzz.methods import all_calls
 from fuzz.search import KINDS, fuzz, made, run
 from fuzz.values import tensors_in

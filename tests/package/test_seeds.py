@@ -20,7 +20,13 @@ RAW = re.compile(
     r"\((?!shifted\()|(?:random_state|rng)=(?!shifted\()\w|\bderandomize\b"
 )
 # The fuzzer has an option for its seed.
-SEEDING = {"support/seeds.py", "fuzz/search.py", "fuzz/calls.py", "package/test_seeds.py"}
+SEEDING = {
+    "support/seeds.py",
+    "fuzz/search.py",
+    "fuzz/calls.py",
+    "fuzz/making.py",
+    "package/test_seeds.py",
+}
 
 
 @pytest.mark.slow

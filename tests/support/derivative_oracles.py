@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from support.differentiable_functions import WIDTH
+from support.rowwise import WIDTH
 from support.seeds import seeded_generator
 
 __all__ = [
