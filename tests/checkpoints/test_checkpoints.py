@@ -35,7 +35,7 @@ def test_round_trip(name, path):
     saved = nfi.InjectiveNormalizingFlow(base(2), stacks()[name])
     manual_seed(7)
     loaded = nfi.InjectiveNormalizingFlow(base(2), stacks()[name])
-    # A random permutation is a buffer of the host's LU layer, so it must travel too.
+    # A random permutation is a buffer of normflows' LU layer, so it must travel too.
     saved.save(path)
     loaded.load(path)
     torch.testing.assert_close(loaded.log_prob(x), saved.log_prob(x))

@@ -178,7 +178,7 @@ def test_samples_lie_on_the_sphere_with_their_log_density():
             assert log_p.shape == (50,)
             torch.testing.assert_close(x.norm(dim=1), torch.ones(50, dtype=x.dtype))
             torch.testing.assert_close(log_p, distribution.log_prob(x), rtol=1e-11, atol=1e-11)
-            log_p -= 1.0  # as the host does, in place
+            log_p -= 1.0  # as normflows does, in place
             assert distribution.sample(3).shape == (3, dim)
             assert distribution.sample().shape == (1, dim)
 

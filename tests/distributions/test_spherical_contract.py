@@ -101,7 +101,7 @@ def test_as_base_and_as_target_of_a_flow():
         model = nf.NormalizingFlow(q0, [], p=uniform)
         x, log_q = model.sample(6)
         torch.testing.assert_close(model.log_prob(x), log_q)
-        # The host adds up in float32 there.
+        # normflows adds up in float32 there.
         kld = model.forward_kld(x).double()
         torch.testing.assert_close(kld, -log_q.mean(), rtol=1e-6, atol=1e-6)
         assert isinstance(q0, nf.distributions.BaseDistribution)

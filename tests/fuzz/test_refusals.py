@@ -48,7 +48,7 @@ NAMESPACES = (
     nfi.diagnostics,
     nfi.volume,
 )
-# What has no arguments to spoil: abstract classes, results, the host's own, and a registration.
+# What has no arguments to spoil: abstract classes, results, normflows' own, and a registration.
 WITHOUT_CALL = {
     "Additive",
     "Chart",
@@ -165,7 +165,7 @@ def test_layers_refuse_another_width(name):
     sides = (("forward", case.latent_shape), ("inverse", case.data_shape))
     for method, shape in sides:
         wrongs = [(*shape[:-1], shape[-1] + 1), (*shape, 1)]
-        # The host's Squeeze overlooks axes behind the width; models compare the whole shape.
+        # normflows' Squeeze overlooks axes behind the width; models compare the whole shape.
         for wrong in wrongs[: 1 if name == "composite_images" else 2]:
             with pytest.raises(InjectiveFlowError) as raised:
                 getattr(layer, method)(torch.rand(4, *wrong), context)

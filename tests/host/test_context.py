@@ -129,7 +129,7 @@ def test_a_conditional_flow_inside_a_wrapper_without_the_keyword_is_refused():
 
 
 class Inherited(nf.flows.MaskedAffineAutoregressive):
-    """A user's subclass that inherits the call of the host."""
+    """A user's subclass that inherits the call of normflows."""
 
 
 class Own(nf.flows.Flow):
@@ -186,7 +186,7 @@ def test_a_context_that_is_not_finite(model, x, context):
 
 
 def test_context_goes_only_where_it_is_taken(x, context):
-    """The host's spline has the keyword always, and fails if it was not built for a context."""
+    """normflows' spline has the keyword always, and fails if it was not built for a context."""
     flows = [
         spline(),
         nf.flows.LULinearPermute(2),

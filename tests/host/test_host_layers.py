@@ -1,4 +1,4 @@
-"""The host's layers around an injection: values, surrogate gradients, refusals."""
+"""normflows' layers around an injection: values, surrogate gradients, refusals."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def build(name):
 
 
 def data(model, seed=1):
-    """Points on the manifold: the host's periodic layers and splines are kept in their range."""
+    """Points on the manifold: normflows' periodic layers and splines are kept in their range."""
     z = 0.3 * torch.randn(6, 2, generator=seeded_generator(seed)).double()
     with torch.no_grad():
         return model.forward(z)
@@ -112,7 +112,7 @@ def test_surrogate_gradient_equals_the_dense_one_for_every_parameter(model):
 
 @pytest.mark.slow
 def test_surrogate_gradient_through_a_residual_flow():
-    """The host's fixed point and its series leave its log-det inexact, not its Jacobian."""
+    """normflows' fixed point and its series leave its log-det inexact, not its Jacobian."""
     flows = [mlp_injection(4, 2), residual()]
     model = nfi.InjectiveNormalizingFlow(base(2), flows, nfi.SurrogateLikelihood(num_probes=2))
     model = model.double()

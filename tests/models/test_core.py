@@ -131,7 +131,7 @@ def test_everything_keeps_dtype_and_device(stacked, x, kept):
 
 
 def test_double_models_compute_in_double(stacked, x):
-    """The host's accumulators are float32 even here; the sixteenth digit must survive."""
+    """normflows' accumulators are float32 even here; the sixteenth digit must survive."""
     stacked, x = stacked.double(), x.double()
     nudged = x + 1e-11
     assert not torch.equal(stacked.log_prob(x), stacked.log_prob(nudged))
@@ -205,7 +205,7 @@ def test_sample_without_log_prob_skips_it():
 
 
 def test_ambient_scaling_costs_latent_dimensions_only():
-    """Behind an injection a scaling by c adds d log c; the host's sum says D log c."""
+    """After an injection a scaling by c adds d log c; normflows' sum says D log c."""
     scale = nf.flows.AffineConstFlow((5,)).double()
     torch.nn.init.constant_(scale.s, 0.3)
     injection = mlp_injection().double()
@@ -245,7 +245,7 @@ BASES = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")  # of the host's Uniform
+@pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")  # of normflows' Uniform
 @pytest.mark.parametrize("name", BASES)
 def test_any_host_base_of_the_latent_shape(name, x):
     """Among them one that computes in float64 whatever the model does."""
@@ -300,7 +300,7 @@ def test_reverse_kld_of_the_model_with_itself_is_zero(score_fn):
     divergence = ours.reverse_kld(64, score_fn=score_fn)
     torch.testing.assert_close(divergence, torch.zeros_like(divergence), atol=1e-9, rtol=0)
     divergence.backward()
-    assert not frozen.requires_grad  # the host would thaw it
+    assert not frozen.requires_grad  # normflows would thaw it
 
 
 def test_path_gradient_of_reverse_kld_vanishes_at_the_target():
@@ -337,7 +337,7 @@ def test_reverse_alpha_divergence():
 
 
 def test_composite_in_host_containers(dtype):
-    """Inside the host's models the joint log-volume is right where per-layer sums are not."""
+    """Inside normflows' models the joint log-volume is right where per-layer sums are not."""
     flows = [mlp_injection(), coupling(), nf.flows.LULinearPermute(5)]
     composite = nfi.flows.InjectiveComposite(flows)
     ours = nfi.InjectiveNormalizingFlow(base(2), flows).to(dtype)

@@ -89,7 +89,7 @@ def test_oracle_05_scaling_and_rotation_of_the_data(scale):
 
 @seeded(52)
 def test_oracle_05_scaling_by_a_layer_of_the_host():
-    """A constant scaling behind the injection counts d times, though the host says D times."""
+    """A constant scaling after the injection counts d times, though normflows says D times."""
     warp = Warp()
     chart = Chart(warped(stereographic_sphere(1.3), warp), warp)
     scale = nf.flows.AffineConstFlow((3,)).double()

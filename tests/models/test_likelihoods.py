@@ -196,7 +196,7 @@ def test_latent_cycle_prior_goes_through_the_latent_block():
 
 
 def test_latent_cycle_lets_layers_initialise_themselves_on_data():
-    """The host's convention: the first batch of data leaves the base variables standardised."""
+    """normflows' convention: the first batch of data leaves the base variables standardised."""
     norm = nf.flows.ActNorm((2,))
     likelihood = nfi.SurrogateLikelihood(latent_cycle=1.0)
     ours = nfi.InjectiveNormalizingFlow(
@@ -209,7 +209,7 @@ def test_latent_cycle_lets_layers_initialise_themselves_on_data():
     torch.testing.assert_close(z.std(0), torch.ones(2), atol=1e-4, rtol=0)
 
 
-@pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")  # of the host's Uniform
+@pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")  # of normflows' Uniform
 def test_reconstruction_alone_survives_data_outside_the_support_of_the_base():
     q0 = nf.distributions.base.Uniform((2,), -1e-6, 1e-6)
     ours = nfi.InjectiveNormalizingFlow(

@@ -1,4 +1,4 @@
-"""Layers of the coupling family beside the host's, on both sides of an injection."""
+"""Layers of the coupling family beside normflows', on both sides of an injection."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DIM = 4
 
 
 def latent_block():
-    """Every vector layer of the family, between layers of the host."""
+    """Every vector layer of the family, between layers of normflows."""
     return [
         RadialFlow1D(DIM),
         GlobalScale(DIM),
@@ -41,7 +41,7 @@ def latent_block():
 
 
 def mixed_model(dtype=torch.float32):
-    """From four dimensions to images 8x8, squeezed by the host and mixed behind the injection."""
+    """From four dimensions to images 8x8, squeezed by normflows and mixed after the injection."""
     pair = nfi.nets.conv_autoencoder((4, 4, 4), DIM, (16,))
     behind = [
         nf.flows.Squeeze(),

@@ -1,4 +1,4 @@
-"""Training in the host's loop on a curved surface whose entropy is known."""
+"""Training in normflows' loop on a curved surface whose entropy is known."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ STACKS = {
 
 
 def train(model, steps):
-    """The loop of the host's README, with a one-cycle rate and clipping."""
+    """The loop of normflows' README, with a one-cycle rate and clipping."""
     x = SURFACE.sample(100_000, seed=1)
     optimizer = torch.optim.Adam(model.parameters())
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=steps)
@@ -103,7 +103,7 @@ def test_training_comes_within_a_hundredth_of_a_nat_of_the_entropy(name):
 
 
 class PerLayerSums(nfi.InjectiveNormalizingFlow):
-    """What the host's rule would train: log-dets summed layer by layer behind the injection."""
+    """Training by normflows' rule: log-dets summed layer by layer after the injection."""
 
     def forward_kld(self, x, context=None):
         data, log_det = x, torch.zeros(len(x))

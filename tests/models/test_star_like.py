@@ -130,7 +130,7 @@ def test_angular_splines(num_coordinates, reverse_mask, frequencies):
 
 
 def test_linear_coordinates_beyond_the_bound_are_kept():
-    """The host's circular couplings send them to zero, for want of tails in its list form."""
+    """normflows' circular couplings send them to zero: their list form has no tails."""
     host = nf.flows.CircularCoupledRationalQuadraticSpline(
         3, 1, 8, [2], tail_bound=math.pi, init_identity=True
     )

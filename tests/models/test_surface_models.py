@@ -141,7 +141,7 @@ def test_an_ambient_bijection_falls_back_to_the_joint_jacobian():
     torch.testing.assert_close(model.log_prob(x), expected, **DOUBLE)
     composite = InjectiveComposite(flows)
     torch.testing.assert_close(composite(z)[1], log_det, **DOUBLE)
-    # What the host would answer is another number.
+    # normflows would answer another number.
     assert not torch.allclose(sum_of_log_dets(flows, z), log_det, atol=1e-2)
 
 

@@ -16,10 +16,10 @@ import normflows_injective as nfi
 
 # Layers whose constructor needs values, with the reason.
 BUILT_FROM_VALUES = {
-    "autoregressive": "the host's MADE reads its masks",
-    "autoregressive_spline": "the host's MADE reads its masks",
-    "channel_mixing_autoregressive": "the host's MADE reads its masks",
-    "patch_mixing_autoregressive": "the host's MADE reads its masks",
+    "autoregressive": "normflows' MADE reads its masks",
+    "autoregressive_spline": "normflows' MADE reads its masks",
+    "channel_mixing_autoregressive": "normflows' MADE reads its masks",
+    "patch_mixing_autoregressive": "normflows' MADE reads its masks",
     "simplex_lift": "torch.nonzero has no meta kernel",
     "simplex_lift_of_two": "torch.nonzero has no meta kernel",
     "simplex_lift_ragged": "torch.nonzero has no meta kernel",
@@ -72,7 +72,7 @@ def test_layers_built_there(name):
     both_ways(layer, case)
 
 
-# torch.masked_select, with which the host's splines begin, has no meta kernel.
+# torch.masked_select, with which normflows' splines begin, has no meta kernel.
 STACKS = {
     "injection": lambda: [mlp_injection()],
     "latent": lambda: [coupling(2), nf.flows.LULinearPermute(2), mlp_injection()],

@@ -12,7 +12,7 @@ import normflows_injective as nfi
 
 @pytest.fixture
 def host():
-    """The host's namespaces, put back as they were."""
+    """normflows' namespaces, put back as they were."""
     spaces = (nf, nf.flows, nf.nets, nf.distributions)
     before = [dict(vars(space)) for space in spaces]
     yield

@@ -142,7 +142,7 @@ def test_every_objective_moves_every_parameter(noise, objective, particles):
     guide = AutoInjective(model, 1, noise=noise, num_aux=1).build()
     before = {name: p.detach().clone() for name, p in guide.named_parameters()}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch.jit's and the host's, of tracing
+        warnings.simplefilter("ignore")  # torch.jit's and normflows', of tracing
         losses = train(guide, model, 2, objective(**{"max_plate_nesting": 0, **particles}))
     assert all(math.isfinite(loss) for loss in losses)
     for name, parameter in guide.named_parameters():

@@ -84,7 +84,7 @@ REFUSED = {
         NORMAL, nf.distributions.DiagGaussianProposal((DIM,), 0.1), 2
     ),
 }
-# They work on lists, or on class labels, inside other layers of the host.
+# They work on lists, or on class labels, inside other layers of normflows.
 PARTS = {"AffineCoupling", "CCAffineConst", "Flow", "Merge", "Split"}
 BY_ESTIMATE = {"Residual"}
 TWO_WAYS = {**VECTORS, **IMAGES}
@@ -149,7 +149,7 @@ def test_as_a_guide(name, kind):
     svi.step()
     moved = {n for n, p in trained.items() if not torch.equal(before[n], p)}
     assert effective <= moved
-    # Rectified units of the host that are never on leave one without effect, by the seed.
+    # By the seed rectified units of normflows are never on, so that one parameter has no effect.
     assert len(moved) >= len(trained) - 1
 
 
@@ -167,7 +167,7 @@ def test_gradients_of_a_guide_are_those_of_finite_differences(name):
     if not trained:
         assert not objective().requires_grad
         return
-    # The host's planar layer has a log-det in float32.
+    # normflows' planar layer has a log-det in float32.
     step, tol = (1e-4, 1e-2) if name == "Planar leaky" else (1e-6, 1e-4)
     objective().backward()
     for parameter in trained:
@@ -240,7 +240,7 @@ def test_layers_that_start_by_data_start_right_in_a_guide(name):
 @pytest.mark.parametrize("reverse", [True, False])
 @pytest.mark.parametrize("reduce_memory", [True, False])
 def test_residual_flows_estimate_the_score_and_its_gradient(reverse, reduce_memory):
-    """Beside the brute force, which the host has in two dimensions; four standard errors."""
+    """Beside the brute force, which normflows has in two dimensions; four standard errors."""
     manual_seed(0)
     np.random.seed(shifted(0))
     exact = _residual(reverse=reverse, brute_force=True)

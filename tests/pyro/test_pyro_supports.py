@@ -24,7 +24,7 @@ from normflows_injective.errors import (
 from normflows_injective.flows.surfaces.angular_spline import AngularSpline
 
 PI = math.pi
-# Of the host's uniform base, by numpy's logarithm of a tensor.
+# Of normflows' uniform base, by numpy's logarithm of a tensor.
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")
 
 

@@ -183,7 +183,7 @@ def test_without_warm_up_the_process_would_crash():
 
 
 class Residual(nn.Module):
-    """The host's residual flow in a decoder: torch.func fails on it, dual numbers do not."""
+    """normflows' residual flow in a decoder: torch.func fails on it, dual numbers do not."""
 
     def __init__(self, reduce_memory: bool):
         super().__init__()

@@ -215,7 +215,7 @@ def test_gradients_of_the_layer_by_forward_kld_are_those_of_differences():
     weight = list(flow.field.net.parameters())[-1]
     model.forward_kld(x).backward()
     index = 2
-    # By the density: the host's loss is added up in float32.
+    # By the density: normflows' loss is added up in float32.
     values = []
     for step in (1e-5, -2e-5):
         with torch.no_grad():

@@ -105,7 +105,7 @@ def test_first_batch_is_normalised_and_no_later_one():
 
 def test_normalisation_is_that_of_the_host():
     ours, theirs, x = ActNorm(3), nf.flows.ActNorm((3,)), 3 + 2 * torch.randn(50, 3)
-    # The host adds 1e-6 to the standard deviation.
+    # normflows adds 1e-6 to the standard deviation.
     close(ours.inverse(x)[0], theirs.inverse(x)[0], 2e-6)
     close(ours.inverse(x)[1], theirs.inverse(x)[1], 2e-6)
 

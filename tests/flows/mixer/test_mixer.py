@@ -206,7 +206,7 @@ def test_a_single_row_cannot_be_normalised():
     assert layer.layers[0].data_dep_init_done == 0
 
 
-# --- layers of the host --------------------------------------------------------------------------
+# --- layers of normflows -------------------------------------------------------------------------
 
 HOST_LAYERS = {
     "ActNorm": lambda: nf.flows.ActNorm((4,)),
