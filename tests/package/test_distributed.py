@@ -21,7 +21,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from support.models import base, coupling, mlp_injection, model, spline
-from support.repository import ROOT
+from support.paths import ROOT
 from support.seeds import manual_seed, seeded_generator
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel

@@ -10,7 +10,7 @@ import sys
 import tarfile
 
 import pytest
-from support.repository import ROOT, run_code
+from support.paths import ROOT, run_code
 
 LINK = re.compile(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"")
 

@@ -8,7 +8,7 @@ import normflows as nf
 import pytest
 import torch
 import torch.distributed as dist
-from support.repository import ROOT
+from support.paths import ROOT
 from support.seeds import manual_seed
 
 import normflows_injective as nfi

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from support.repository import EXAMPLES, run_example
+from support.paths import EXAMPLES, run_example
 from support.seeds import manual_seed, shifted
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")

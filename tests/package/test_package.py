@@ -5,7 +5,7 @@ from __future__ import annotations
 import normflows as nf
 import pytest
 import torch
-from support.repository import run_code
+from support.paths import run_code
 
 import normflows_injective as nfi
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis.strategies import integers
-from support.repository import TESTS
+from support.paths import TESTS
 from support.seeds import OFFSET, manual_seed, properties, seeded_generator, shifted
 
 # A number given to one of these is a seed that the option does not reach.

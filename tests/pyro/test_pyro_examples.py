@@ -7,7 +7,7 @@ import runpy
 import sys
 
 import pytest
-from support.repository import EXAMPLES
+from support.paths import EXAMPLES
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 pytest.importorskip("sklearn", reason="scikit-learn is not installed")

@@ -11,8 +11,8 @@ import pytest
 import torch
 from pyro.infer import SVI, Predictive, RenyiELBO, Trace_ELBO
 from support.models import pickled
+from support.paths import EXAMPLES, run_code, run_example
 from support.pyro_manifolds import POLICIES, RANK, D, data, flow, law, linear
-from support.repository import EXAMPLES, run_code, run_example
 from support.seeds import shifted
 from torch import nn
 
