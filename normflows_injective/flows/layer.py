@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import wraps
+from inspect import signature
 from typing import Any
 
 import normflows as nf
@@ -60,7 +61,10 @@ with torch.as_tensor.
 
 def _of_shape(method: Callable[..., Any], side: str) -> Callable[..., Any]:
     """A method that refuses a first argument whose event shape is not the layer's."""
-    name = "z" if side == "latent_shape" else "x"
+    own, other = ("z", "x") if side == "latent_shape" else ("x", "z")
+    # Some layers call the argument of inverse z, as those of normflows do.
+    names = signature(method).parameters
+    name = other if other in names and own not in names else own
 
     @wraps(method)
     def checked(layer: Layer, *args: Any, **kwargs: Any) -> Any:

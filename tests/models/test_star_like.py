@@ -456,3 +456,10 @@ def test_levels_are_numbers_of_any_kind_but_only_one():
     with pytest.raises(ContextError, match=r"column 3 of the context, whose shape is \(2, 1\)"):
         surface(torch.eye(2), torch.ones(2, 1))
     assert gauges.HyperplaneGauge([1, 2]).weights.dtype == torch.float32
+
+
+def test_shapes_of_angular_splines_are_checked_by_any_way_of_calling():
+    spline, wrong = AngularSpline(3, [2]), torch.zeros(2, 4)
+    for call in (spline, spline.inverse, lambda z: spline(z=z), lambda z: spline.inverse(z=z)):
+        with pytest.raises(ShapeError, match=r"z must have shape \(B, 3\), got \(2, 4\)"):
+            call(wrong)
