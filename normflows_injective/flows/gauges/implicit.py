@@ -94,8 +94,8 @@ class ImplicitGauge(Gauge):
         return 0.5 * (low + high)
 
     def _value(self, x: Tensor, context: Tensor | None) -> Tensor:
-        name = "The function of ImplicitGauge must return one value per point"
-        return one_each(self.function, x, context, name)
+        rule = "The function of ImplicitGauge must return one value per point"
+        return one_each(self.function, x, context, rule)
 
     def _check(self, log_radius: Tensor, u: Tensor, level: Tensor, context: Tensor | None) -> None:
         if not is_readable(log_radius, level):

@@ -39,7 +39,7 @@ class NetworkRadius(Gauge):
         OptionError: Unless :math:`0 < r_{\min} < r_{\max}`.
 
     References:
-        Learned star-like manifolds: arXiv 2406.09116, there fed with angles.
+        Learned star-like manifolds: arXiv 2406.09116, there by networks of angles.
 
     Examples:
         >>> gauge = NetworkRadius(nn.Sequential(nn.Linear(3, 8), nn.SiLU(), nn.Linear(8, 1)))
@@ -58,10 +58,10 @@ class NetworkRadius(Gauge):
 
     def log_radius(self, u: Tensor, level: Tensor, context: Tensor | None = None) -> Tensor:
         """Log-radius along directions."""
-        name = "The network of NetworkRadius must return one value per direction"
-        height = one_each(self.net, u, context, name)
+        rule = "The network of NetworkRadius must return one value per direction"
+        height = one_each(self.net, u, context, rule)
         if self.even:
-            height = 0.5 * (height + one_each(self.net, -u, context, name))
+            height = 0.5 * (height + one_each(self.net, -u, context, rule))
         share = height.sigmoid() * math.log(self.r_max / self.r_min)
         return torch.as_tensor(level).log() + math.log(self.r_min) + share
 
