@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import pytest
 import torch
 import torch.nn.functional as F
+from support.counting import Products
 from support.dense import dense_jacobian
 from support.networks import ReverseOnce
 from support.seeds import manual_seed
@@ -23,26 +22,6 @@ from normflows_injective.autodiff.tangents import SkipZeroProducts, TangentsWith
 from normflows_injective.volume import jacobian
 
 MODES = [SkipZeroProducts, TangentsWithoutGraph]
-
-
-class Products(TorchDispatchMode):
-    """Counts the matrix products and convolutions that reach the kernels."""
-
-    NAMES = frozenset({"mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backward"})
-
-    def __init__(self):
-        super().__init__()
-        self.counts = Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        if name in self.NAMES:
-            self.counts[name] += 1
-        return func(*args, **(kwargs or {}))
-
-    @property
-    def total(self):
-        return sum(self.counts.values())
 
 
 def plain_jvp(function, point, tangents):

@@ -7,10 +7,7 @@ import math
 import pytest
 import torch
 
-from normflows_injective.diagnostics import (
-    volume_preserving_floor,
-    volume_preserving_floor_on_box,
-)
+from normflows_injective.diagnostics import volume_preserving_floor, volume_preserving_floor_on_box
 from normflows_injective.diagnostics.floors import uniform_floor
 from normflows_injective.errors import NonFiniteError, OptionError, ShapeError
 

@@ -13,9 +13,7 @@ from support.points import double
 from support.spherical_oracles import bessel_ratio
 from torch.autograd import gradcheck, gradgradcheck
 
-from normflows_injective.distributions.spherical import (
-    log_sphere_area,
-)
+from normflows_injective.distributions.spherical import log_sphere_area
 from normflows_injective.distributions.von_mises_fisher import log_normaliser
 
 DIMS = (2, 3, 4, 5, 10, 50, 300, 2000)

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import normflows as nf
 import torch
+from support.models import base
 from torch import nn
 
 import normflows_injective as nfi
-from fuzz.making import (
-    ROWS,
-    Call,
-    Fresh,
-    building,
-)
+from fuzz.making import ROWS, Call, Fresh, building
 from fuzz.models import (
     assignment_field,
     assignment_path,
-    base,
     decode,
     field_network,
     injection,
@@ -427,7 +422,7 @@ BUILDERS: dict[str, Call] = {
     "ForwardKLD": building(nfi.ForwardKLD, model=Fresh(injective_model)),
     "InjectiveNormalizingFlow": building(
         nfi.InjectiveNormalizingFlow,
-        q0=Fresh(base),
+        q0=Fresh(lambda: base(2)),
         flows=Fresh(lambda: [injection()]),
         likelihood=Fresh(nfi.SurrogateLikelihood),
     ),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import normflows as nf
 import torch
+from support.models import base
 from torch import Tensor, nn
 
 import normflows_injective as nfi
@@ -17,21 +17,17 @@ def network_pair() -> list[nn.Module]:
     return list(nets.mlp_autoencoder(5, 2, (6,)))
 
 
-def base(dim: int = 2) -> nn.Module:
-    return nf.distributions.DiagGaussian(dim, trainable=False)
-
-
 def injection() -> nn.Module:
     return flows.FreeFormInjection(*network_pair())
 
 
 def injective_model(**options: Any) -> nfi.InjectiveNormalizingFlow:
-    return nfi.InjectiveNormalizingFlow(base(), [injection()], **options)
+    return nfi.InjectiveNormalizingFlow(base(2), [injection()], **options)
 
 
 def conditional_model() -> nfi.InjectiveNormalizingFlow:
     pair = nets.mlp_autoencoder(5, 2, (6,), context_dim=3)
-    return nfi.InjectiveNormalizingFlow(base(), [flows.FreeFormInjection(*pair)])
+    return nfi.InjectiveNormalizingFlow(base(2), [flows.FreeFormInjection(*pair)])
 
 
 def model_on_sphere() -> nfi.InjectiveNormalizingFlow:

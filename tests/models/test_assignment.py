@@ -7,25 +7,13 @@ import math
 import pytest
 import torch
 from support.assignment_flows import HORIZONS, WAYS, dense_flow, logits, path_of
-from support.assignment_oracles import (
-    DOUBLE,
-    FieldOf,
-    Law,
-    centres,
-    coupled,
-    exact_flow,
-    ragged,
-)
+from support.assignment_oracles import DOUBLE, FieldOf, Law, centres, coupled, exact_flow, ragged
 from support.comparison import close
 from support.seeds import manual_seed
 from torch import nn
 
 import normflows_injective as nfi
-from normflows_injective.errors import (
-    CheckpointError,
-    ContextError,
-    UnsupportedModelError,
-)
+from normflows_injective.errors import CheckpointError, ContextError, UnsupportedModelError
 from normflows_injective.flows import SimplexLift
 from normflows_injective.flows.assignment import (
     AssignmentField,

@@ -7,18 +7,11 @@ import math
 import pytest
 import torch
 from support.assignment_flows import dense_flow
-from support.assignment_oracles import (
-    FieldOf,
-)
+from support.assignment_oracles import FieldOf
 from torch import nn
 
 import normflows_injective as nfi
-from normflows_injective.errors import (
-    DtypeError,
-    NonFiniteError,
-    OptionError,
-    ShapeError,
-)
+from normflows_injective.errors import DtypeError, NonFiniteError, OptionError, ShapeError
 from normflows_injective.flows import SimplexLift
 from normflows_injective.flows.assignment import (
     FiniteHorizon,

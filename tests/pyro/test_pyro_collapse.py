@@ -15,9 +15,7 @@ from support.seeds import manual_seed, shifted
 from torch import nn
 
 import normflows_injective as nfi
-from normflows_injective.errors import (
-    CollapseWarning,
-)
+from normflows_injective.errors import CollapseWarning
 
 # Collapse
 

@@ -13,9 +13,7 @@ from normflows_injective.flows.assignment import (
 )
 from normflows_injective.flows.assignment.horizon import horizon_of
 from normflows_injective.nets.fields import DenseField
-from support.assignment_oracles import (
-    DOUBLE,
-)
+from support.assignment_oracles import DOUBLE
 
 HORIZONS = {"infinite": InfiniteHorizon(), "finite": FiniteHorizon()}
 COUNTS = {"equal": (3, 3), "ragged": (2, 5, 3), "binary": (2, 2, 2)}

@@ -6,14 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from support.rowwise import (
-    Rowwise,
-    fixed,
-    matrix,
-    positive,
-    tokens,
-    unit,
-)
+from support.rowwise import Rowwise, fixed, matrix, positive, tokens, unit
 
 
 def _in_place_operators(h: Tensor) -> Tensor:

@@ -10,11 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from support.rowwise import (
-    Rowwise,
-    fixed,
-    tokens,
-)
+from support.rowwise import Rowwise, fixed, tokens
 from support.seeds import seeded_generator
 
 

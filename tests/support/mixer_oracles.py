@@ -5,10 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from normflows_injective.flows.mixer import (
-    ChannelMixing,
-    PatchMixing,
-)
+from normflows_injective.flows.mixer import ChannelMixing, PatchMixing
 from support.comparison import close
 from support.dense import dense_jacobian
 

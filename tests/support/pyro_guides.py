@@ -6,10 +6,7 @@ import normflows as nf
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.infer import (
-    SVI,
-    Trace_ELBO,
-)
+from pyro.infer import SVI, Trace_ELBO
 from torch import nn
 
 NOISES = ["mvn", "diagonal", "low_rank"]

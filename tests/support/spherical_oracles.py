@@ -7,10 +7,7 @@ import scipy.special
 import scipy.stats
 import torch
 
-from normflows_injective.distributions.spherical import (
-    AngularCentralGaussian,
-    UniformSphere,
-)
+from normflows_injective.distributions.spherical import AngularCentralGaussian, UniformSphere
 from normflows_injective.distributions.von_mises_fisher import VonMisesFisher
 from support.points import double
 

@@ -10,10 +10,7 @@ import torch
 from scipy.integrate import solve_ivp
 from scipy.linalg import expm
 from support.assignment_flows import COUNTS, path_of, stirred
-from support.assignment_oracles import (
-    DOUBLE,
-    FieldOf,
-)
+from support.assignment_oracles import DOUBLE, FieldOf
 from support.comparison import close
 from support.dense import numerical_jacobian
 from support.seeds import manual_seed

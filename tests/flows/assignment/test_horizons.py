@@ -7,11 +7,7 @@ import math
 import pytest
 import torch
 from support.assignment_flows import HORIZONS, path_of
-from support.assignment_oracles import (
-    DOUBLE,
-    ExactField,
-    ising,
-)
+from support.assignment_oracles import DOUBLE, ExactField, ising
 
 from normflows_injective.flows.assignment import (
     AssignmentField,

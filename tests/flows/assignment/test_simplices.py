@@ -8,22 +8,14 @@ import normflows as nf
 import pytest
 import torch
 from support.assignment_flows import COUNTS, logits, stirred
-from support.assignment_oracles import (
-    DOUBLE,
-    corners,
-)
+from support.assignment_oracles import DOUBLE, corners
 from support.comparison import close
 from support.dense import dense_jacobian
 
 import normflows_injective as nfi
-from normflows_injective.errors import (
-    OffManifoldError,
-)
+from normflows_injective.errors import OffManifoldError
 from normflows_injective.flows import SimplexLift, SimplexStickBreaking
-from normflows_injective.flows.assignment import (
-    InfiniteHorizon,
-    Simplices,
-)
+from normflows_injective.flows.assignment import InfiniteHorizon, Simplices
 from normflows_injective.nets.fields import DenseField
 
 # --- simplices -----------------------------------------------------------------------------------

@@ -14,12 +14,7 @@ from support.models import perturbed
 
 import normflows_injective as nfi
 from normflows_injective.errors import NonFiniteError, ShapeError
-from normflows_injective.flows.coupling import (
-    ActNorm,
-    Householder,
-    LULinear,
-    Permutation,
-)
+from normflows_injective.flows.coupling import ActNorm, Householder, LULinear, Permutation
 
 pytestmark = pytest.mark.usefixtures("float64_by_default")
 

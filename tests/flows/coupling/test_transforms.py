@@ -10,12 +10,7 @@ from normflows.utils import splines as host_splines
 from support.comparison import close
 from support.dense import dense_jacobian
 
-from normflows_injective.flows.coupling import (
-    Additive,
-    Affine,
-    CentredAffine,
-    Spline,
-)
+from normflows_injective.flows.coupling import Additive, Affine, CentredAffine, Spline
 from normflows_injective.flows.splines import bounded_spline
 
 pytestmark = pytest.mark.usefixtures("float64_by_default")

@@ -16,10 +16,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import normflows_injective as nfi
 from normflows_injective.flows.coupling import Affine
-from normflows_injective.flows.kernel import (
-    KernelCoupling,
-    ferumal_realnvp,
-)
+from normflows_injective.flows.kernel import KernelCoupling, ferumal_realnvp
 from normflows_injective.flows.kernel.kernels import KERNELS, squared_distances
 
 # Kernels

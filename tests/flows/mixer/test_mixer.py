@@ -22,18 +22,8 @@ from torch import nn
 from torch.distributions import MultivariateNormal
 
 import normflows_injective as nfi
-from normflows_injective.errors import (
-    ContextError,
-    OptionError,
-    ShapeError,
-    UnsupportedLayerError,
-)
-from normflows_injective.flows.coupling import (
-    ActNorm,
-    LULinear,
-    NetworkCoupling,
-    Spline,
-)
+from normflows_injective.errors import ContextError, OptionError, ShapeError, UnsupportedLayerError
+from normflows_injective.flows.coupling import ActNorm, LULinear, NetworkCoupling, Spline
 from normflows_injective.flows.mixer import (
     ChannelMixing,
     Patchify,

@@ -10,14 +10,8 @@ from support.comparison import close
 from support.points import legendre
 from support.seeds import seeded_generator, shifted
 
-from normflows_injective.errors import (
-    DtypeError,
-    OptionError,
-)
-from normflows_injective.flows.mixer import (
-    bits_per_dim,
-    dequantise,
-)
+from normflows_injective.errors import DtypeError, OptionError
+from normflows_injective.flows.mixer import bits_per_dim, dequantise
 
 pytestmark = pytest.mark.usefixtures("float64_by_default")
 

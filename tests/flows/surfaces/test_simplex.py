@@ -17,10 +17,7 @@ from support.points import on_orthant
 from torch.autograd import gradcheck, gradgradcheck
 from torch.distributions import Beta, Dirichlet, Normal, StickBreakingTransform
 
-from normflows_injective.errors import (
-    NonFiniteError,
-    OffManifoldError,
-)
+from normflows_injective.errors import NonFiniteError, OffManifoldError
 from normflows_injective.flows.surfaces.simplex import SimplexFromOrthant, SimplexStickBreaking
 
 DOUBLE = torch.float64
