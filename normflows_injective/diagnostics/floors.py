@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..checks import as_floating, check_count, check_finite, checks_arguments
+from ..checks import as_floating, check_finite, checks_arguments
 from ..errors import NonFiniteError, OptionError, ShapeError
 from ..modules.precision import as_factored
 
@@ -97,7 +97,6 @@ def volume_preserving_floor(log_prob: Tensor, dim: int) -> VolumePreservingFloor
         >>> round(float(floor.floor), 4), round(1 - math.log(2), 4)
         (0.3069, 0.3069)
     """
-    check_count(dim, "dim")
     if not isinstance(log_prob, Tensor) or log_prob.dim() != 1:
         kind = tuple(log_prob.shape) if isinstance(log_prob, Tensor) else type(log_prob).__name__
         raise ShapeError(f"log_prob must be a tensor of shape (N,), one per sample, got {kind}.")

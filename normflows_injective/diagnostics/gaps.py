@@ -11,10 +11,10 @@ from torch import Tensor
 from ..checks import check_count, renamed
 from ..errors import OptionError
 from ..flows.volume_preserving.rotation import random_rotation
-from ..layerwise.latents import check_latents
 from ..layerwise.regression import (
     MomentRegression,
     Rows,
+    check_latents,
     check_regression,
     fit_moments,
     new_generator,
@@ -118,7 +118,6 @@ def coupling_gap(
         >>> bool(gap.gap > 0.1), bool(gap.rest.abs() < 0.02)  # whitening wins it all
         (True, True)
     """
-    check_count(num_rotations, "num_rotations")
     check_count(num_folds, "num_folds", least=2)
     check_latents(z, _LEAST_PER_FOLD * num_folds, "coupling_gap")
     dim = z.shape[1]

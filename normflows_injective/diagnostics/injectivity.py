@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..autodiff.jacobians import jacobian, jacobian_by_rows
-from ..checks import check_count, check_finite, checks_arguments
+from ..checks import check_finite, checks_arguments
 from ..errors import OptionError
 from ..flows.split import joint_decode, joint_encode
 from ..host.calls import summed_inverse
@@ -173,7 +173,6 @@ def injectivity_report(
     """
     if len(x) < 2:
         raise OptionError("injectivity_report needs at least two samples for the latent moments.")
-    check_count(num_gradient_samples, "num_gradient_samples")
     with torch.inference_mode(False):
         # Autograd refuses tensors of inference mode; a clone outside of it is an ordinary one.
         context = None if context is None else context.clone()

@@ -8,14 +8,22 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_count, check_counts, check_not_negative, check_positive
-from ..errors import OptionError
+from ..checks import (
+    check_batch,
+    check_count,
+    check_counts,
+    check_finite,
+    check_not_negative,
+    check_positive,
+)
+from ..errors import DtypeError, OptionError, ShapeError
 from .block import ConditionalMoments, Moments, partial_step
 
 __all__ = [
     "MomentFit",
     "MomentRegression",
     "Rows",
+    "check_latents",
     "check_regression",
     "fit_moments",
     "new_generator",
@@ -74,9 +82,9 @@ class MomentFit(NamedTuple):
     validation_gain: float
     """Mean gain of ``moments`` in nats; it is not negative."""
     rejected: ConditionalMoments | None
-    """Where ``moments`` is the identity, the better of the constant and the linear model without a
-    ridge. The scatter of its gains tells which gains look like zero; models near the identity
-    scatter as little as one likes."""
+    """The better of the constant and the linear model without a ridge if ``moments`` is the
+    identity, else None. The scatter of its gains tells which gains look like zero; that of models
+    near the identity may be as small as one likes."""
 
 
 class _Judged(NamedTuple):
@@ -300,3 +308,30 @@ def check_regression(options: MomentRegression) -> MomentRegression:
         weight_decay=check_not_negative(options.weight_decay, "weight_decay"),
         max_log_ratio=check_positive(options.max_log_ratio, "max_log_ratio"),
     )
+
+
+def check_latents(z: Tensor, least: int, name: str) -> None:
+    """Raise unless z (N, D) is a finite matrix of enough rows and at least two columns."""
+    if isinstance(z, Tensor) and z.dim() != 2:
+        raise ShapeError(
+            f"z must have shape (N, D), a row of D coordinates for each of N samples, got "
+            f"{tuple(z.shape)}. Flatten images first; a single coordinate is not enough."
+        )
+    check_batch(z, "z")
+    if z.dtype not in (torch.float32, torch.float64):
+        raise DtypeError(
+            f"{name} needs float32 or float64, in which regressions can be solved, got {z.dtype}. "
+            "Convert with z.float()."
+        )
+    if z.shape[1] < 2:
+        raise ShapeError(
+            f"{name} needs at least two dimensions, one that is given and one that is moved, got "
+            "D = 1. In one dimension a monotone spline does what couplings cannot."
+        )
+    if len(z) < least:
+        raise OptionError(
+            f"{name} needs at least {least} samples, so that each part can judge another, got "
+            f"{len(z)}. Draw more."
+        )
+    advice = "Standardise the columns: of numbers as large, no variance can be taken."
+    check_finite(z.square().sum(0), "the sum of squares of z over the samples", advice)

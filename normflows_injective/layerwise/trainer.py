@@ -16,11 +16,11 @@ from ..flows.split import joint_encode
 from ..flows.volume_preserving.rotation import Rotation, random_rotation
 from ..host.first_meeting import meet_first_data
 from .block import ConditionalMoments, MomentBlock, check_step_size
-from .latents import check_latents
 from .regression import (
     MomentFit,
     MomentRegression,
     Rows,
+    check_latents,
     check_regression,
     fit_moments,
     new_generator,

@@ -7,7 +7,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from ...checks import check_count, check_event_shape, check_finite
+from ...checks import check_event_shape, check_finite
 from ...errors import ShapeError
 from ...host.first_data import (
     FIRST_STATISTICS,
@@ -55,7 +55,6 @@ class ActNorm(Layer):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        check_count(dim, "dim")
         self.dim, self.shape = dim, (dim,)
         self.log_scale = nn.Parameter(torch.zeros(dim))
         self.shift = nn.Parameter(torch.zeros(dim))

@@ -62,7 +62,6 @@ class Autoregressive(Layer):
         reverse: bool = False,
     ) -> None:
         super().__init__()
-        check_count(dim, "dim")
         width = max(64, dim) if width is None else width
         check_count(width, "width")
         check_count(num_blocks, "num_blocks")
@@ -72,8 +71,6 @@ class Autoregressive(Layer):
                 f"width must be at least dim - 1 = {dim - 1}, or elements would not see all "
                 f"before them, got {width}. Widen the network."
             )
-        if context_dim:
-            check_count(context_dim, "context_dim")
         self.dim, self.width, self.num_blocks = dim, width, num_blocks
         self.shape, self.reverse, self.context_dim = (dim,), reverse, context_dim
         self.transform = check_transform(Affine() if transform is None else transform)

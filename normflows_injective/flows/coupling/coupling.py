@@ -9,19 +9,18 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from ...checks import check_count, check_counts, check_event_shape
+from ...checks import check_event_shape
 from ...errors import ShapeError
 from ...host.context import needs_context, takes_context, with_context
 from ...nets.mlp import SmoothMLP
 from ..layer import Layer
 from .transforms import Affine, ElementTransform, check_transform
 
-__all__ = ["Coupling", "NetworkCoupling", "coupling_sizes"]
+__all__ = ["Coupling", "NetworkCoupling", "PerceptronCoupling", "coupling_sizes"]
 
 
 def coupling_sizes(dim: int, takes_context: bool, name: str) -> tuple[int, int]:
     r"""Numbers of coordinates that a coupling keeps, :math:`\lfloor D/2 \rfloor`, and moves."""
-    check_count(dim, "dim")
     if dim == 1 and not takes_context:
         raise ShapeError(
             f"{name} needs at least two coordinates, one that is kept and one that is moved, got "
@@ -71,10 +70,8 @@ class Coupling(Layer):
         )
         self.dim, self.shape, self.reverse = dim, (dim,), reverse
         self.conditioner, self.transform = conditioner, check_transform(transform)
-        self.takes_context, self.needs_context = (
-            takes_context(conditioner),
-            needs_context(conditioner),
-        )
+        self.takes_context = takes_context(conditioner)
+        self.needs_context = needs_context(conditioner)
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Latents (B, D) to data (B, D), with the log-det (B,) in nats."""
@@ -110,8 +107,29 @@ class Coupling(Layer):
         return torch.cat([v, u] if self.reverse else [u, v], dim=1)
 
 
+class PerceptronCoupling(Coupling):
+    """A coupling with a perceptron as conditioner, with a last layer of zeros; a base class."""
+
+    def __init__(
+        self,
+        dim: int,
+        transform: ElementTransform,
+        hidden: Sequence[int],
+        context_dim: int,
+        reverse: bool,
+        activation: Callable[[], nn.Module],
+    ) -> None:
+        num_kept, num_moved = coupling_sizes(dim, context_dim > 0, type(self).__name__)
+        num_outputs = num_moved * transform.num_parameters
+        net = SmoothMLP(num_kept, num_outputs, hidden, context_dim, activation)
+        for parameter in net.layers[-1].parameters():
+            nn.init.zeros_(parameter)
+        super().__init__(dim, net, transform, reverse)
+        self.hidden, self.context_dim = tuple(hidden), context_dim
+
+
 @final
-class NetworkCoupling(Coupling):
+class NetworkCoupling(PerceptronCoupling):
     r"""A coupling with a smooth perceptron as conditioner; it starts as the identity.
 
     Args:
@@ -146,26 +164,4 @@ class NetworkCoupling(Coupling):
         activation: Callable[[], nn.Module] = nn.GELU,
     ) -> None:
         transform = check_transform(Affine() if transform is None else transform)
-        net = network_for(type(self).__name__, dim, transform, hidden, context_dim, activation)
-        super().__init__(dim, net, transform, reverse)
-        self.hidden, self.context_dim = tuple(hidden), context_dim
-
-
-def network_for(
-    name: str,
-    dim: int,
-    transform: ElementTransform,
-    hidden: Sequence[int],
-    context_dim: int,
-    activation: Callable[[], nn.Module],
-) -> SmoothMLP:
-    """A perceptron for the parameters of a coupling, with a last layer of zeros."""
-    hidden = check_counts(hidden, "hidden", empty=True)
-    if context_dim:
-        check_count(context_dim, "context_dim")
-    num_kept, num_moved = coupling_sizes(dim, context_dim > 0, name)
-    outputs = num_moved * transform.num_parameters
-    net = SmoothMLP(num_kept, outputs, hidden, context_dim, activation)
-    for parameter in net.layers[-1].parameters():
-        nn.init.zeros_(parameter)
-    return net
+        super().__init__(dim, transform, hidden, context_dim, reverse, activation)

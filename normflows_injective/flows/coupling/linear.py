@@ -7,7 +7,6 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from ...checks import check_count
 from ..layer import Layer
 from ..orthogonal import reflected
 
@@ -47,7 +46,6 @@ class LULinear(Layer):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        check_count(dim, "dim")
         self.dim, self.shape = dim, (dim,)
         self.packed = nn.Parameter(torch.zeros(dim, dim))
         # P v picks the elements of v in this order.
@@ -108,8 +106,6 @@ class Householder(Layer):
 
     def __init__(self, dim: int, num_reflections: int = 8) -> None:
         super().__init__()
-        check_count(dim, "dim")
-        check_count(num_reflections, "num_reflections")
         self.dim, self.shape = dim, (dim,)
         self.num_reflections = num_reflections
         self.vectors = nn.Parameter(torch.randn(num_reflections, dim))
@@ -147,7 +143,6 @@ class Permutation(Layer):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        check_count(dim, "dim")
         self.dim, self.shape = dim, (dim,)
         self.register_buffer("order", torch.randperm(dim))
 

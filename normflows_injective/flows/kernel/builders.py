@@ -81,7 +81,6 @@ def ferumal_glow(
         >>> [type(flow).__name__ for flow in ferumal_glow(3, num_steps=1)]
         ['KernelCoupling', 'LULinear', 'ActNorm']
     """
-    check_count(num_steps, "num_steps")
     flows: list[nf.flows.Flow] = []
     for _ in range(num_steps):
         flows += [KernelCoupling(dim, num_auxiliary, **options), LULinear(dim), ActNorm(dim)]

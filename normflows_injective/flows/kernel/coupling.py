@@ -8,7 +8,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from ...checks import RenamedAttribute, check_count, check_modules, renamed
+from ...checks import RenamedAttribute, check_modules, renamed
 from ...errors import OptionError
 from ...host.context import with_context
 from ...host.first_data import must_initialise
@@ -87,8 +87,6 @@ class KernelCoupling(Coupling):
         precondition: bool = True,
     ) -> None:
         transform = check_transform(Affine(None) if transform is None else transform)
-        if context_dim:
-            check_count(context_dim, "context_dim")
         num_kept, num_moved = coupling_sizes(dim, context_dim > 0, type(self).__name__)
         expansion = KernelExpansion(
             num_kept,
@@ -108,7 +106,7 @@ class KernelCoupling(Coupling):
     @property
     def learn_auxiliary(self) -> bool:
         """Whether the auxiliary points are trained."""
-        return isinstance(self.conditioner.points, nn.Parameter)
+        return self.conditioner.learn_auxiliary
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data (B, D) to latents (B, D), with the log-det (B,) in nats."""

@@ -98,9 +98,7 @@ class KernelExpansion(ContextNetwork):
     ) -> None:
         super().__init__((in_features,), context_dim)
         width = in_features + context_dim
-        counts = {"num_auxiliary": num_auxiliary, "num_scales": num_scales}
-        for name, count in (counts | {"in_features": width, "out_features": out_features}).items():
-            check_count(count, name)
+        check_count(width, "in_features")
         self.in_features, self.out_features = in_features, out_features
         self.num_auxiliary, self.num_scales = num_auxiliary, num_scales
         self.kernel, self._kernel, self.ard = kernel, lookup(kernel, KERNELS, "kernel"), ard
@@ -204,12 +202,12 @@ class KernelExpansion(ContextNetwork):
 
     def extra_repr(self) -> str:
         """Options as shown by ``print(model)``."""
-        (points, width), (num_scales, _) = self.points.shape, self.raw_length_scales.shape
         return (
-            f"in_features={width - self.context_dim}, out_features={self.weights.shape[1]}, "
-            f"num_auxiliary={points}, kernel={self.kernel!r}, num_scales={num_scales}, "
-            f"ard={self.ard}, learn_auxiliary={self.learn_auxiliary}, "
-            f"context_dim={self.context_dim}, precondition={self.basis is not None}"
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"num_auxiliary={self.num_auxiliary}, kernel={self.kernel!r}, "
+            f"num_scales={self.num_scales}, ard={self.ard}, "
+            f"learn_auxiliary={self.learn_auxiliary}, context_dim={self.context_dim}, "
+            f"precondition={self.precondition}"
         )
 
     def _place(self, rows: Tensor) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import normflows as nf
 
-from ...checks import check_choice, check_count, check_counts, checks_arguments, lookup
+from ...checks import check_choice, checks_arguments, lookup
 from ...errors import OptionError
 from ..coupling import (
     ActNorm,
@@ -96,12 +96,7 @@ def mixer_flow(
         >>> model.log_prob(torch.rand(3, 1, 8, 8)).shape
         torch.Size([3])
     """
-    for count, name in ((layers, "layers"), (num_steps, "num_steps")):
-        check_count(count, name)
-    for count, name in ((context_dim, "context_dim"), (embedding_dim, "embedding_dim")):
-        if count:
-            check_count(count, name)
-    build = _element(element, check_counts(hidden, "hidden", empty=True))
+    build = _element(element, hidden)
     build_linear = lookup(linear, _LINEAR, "linear")
     check_choice(shift, SHIFTS, "shift")
     features = context_dim + embedding_dim
@@ -140,7 +135,7 @@ def mixer_flow(
     return flows
 
 
-def _element(element: str | Element, hidden: tuple[int, ...]) -> Element:
+def _element(element: str | Element, hidden: Sequence[int]) -> Element:
     if callable(element):
         return element
     if not hidden:

@@ -12,7 +12,6 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ...checks import check_count
 from ...errors import OptionError, ShapeError
 from ...host.calls import summed_forward, summed_inverse
 from ...host.context import expect_context, needs_context, takes_context
@@ -87,9 +86,6 @@ class Mixing(Layer):
                     f"{name} needs layers of vectors of {width} values, got a "
                     f"{type(layer).__name__} of shape {shape}."
                 )
-        for count, name in ((context_dim, "context_dim"), (embedding_dim, "embedding_dim")):
-            if count:
-                check_count(count, name)
         self._check_readers(context_dim + embedding_dim)
         self.embedding = None
         if embedding_dim:

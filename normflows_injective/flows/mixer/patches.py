@@ -8,7 +8,7 @@ from typing import final
 from einops import rearrange
 from torch import Tensor
 
-from ...checks import check_count, check_shape
+from ...checks import check_shape
 from ...errors import OptionError, ShapeError
 from ..layer import Layer
 
@@ -17,7 +17,6 @@ __all__ = ["Patchify", "patch_counts"]
 
 def patch_counts(image_shape: Sequence[int], patch_size: int) -> tuple[int, int]:
     r"""Numbers of patches, :math:`HW/p^2`, and of values in each, :math:`p^2` times channels."""
-    check_count(patch_size, "patch_size")
     try:
         channels, height, width = check_shape(image_shape, "image_shape", 3)
     except OptionError as error:

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ...checks import check_count, checks_arguments
+from ...checks import checks_arguments
 from ...errors import DtypeError, OptionError
 
 __all__ = ["bits_per_dim", "dequantise"]
@@ -46,8 +46,6 @@ def dequantise(
         >>> dequantise(torch.tensor([0, 128, 255]), bits=1).floor()
         tensor([-1.,  0.,  0.])
     """
-    check_count(bits, "bits")
-    check_count(stored_bits, "stored_bits")
     if not isinstance(pixels, Tensor):
         raise DtypeError(
             f"pixels must be a torch.Tensor, got {type(pixels).__name__}. Convert them with "
@@ -106,6 +104,4 @@ def bits_per_dim(log_prob: Tensor, num_dims: int, bits: int = 8) -> Tensor:
         >>> bits_per_dim(torch.tensor([-784 * math.log(2.0)]), 784, bits=5)
         tensor([5.])
     """
-    check_count(num_dims, "num_dims")
-    check_count(bits, "bits")
     return -log_prob / (num_dims * math.log(2)) - 1 + bits

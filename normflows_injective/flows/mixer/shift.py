@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import final
 
 import normflows as nf
@@ -95,15 +96,20 @@ class PatchShift(Layer):
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Latent images (B, channels, H, W) to images of data, with the log-det (B,) in nats."""
-        return self._shift.move(z, self.layers, context, inverse=False)
+        through = partial(summed_forward, list(self.layers), context=context)
+        return self._shift.move(z, through, inverse=False)
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Images of data (B, channels, H, W) to latent ones, with the log-det (B,) in nats."""
-        return self._shift.move(x, self.layers, context, inverse=True)
+        through = partial(summed_inverse, list(self.layers), context=context)
+        return self._shift.move(x, through, inverse=True)
 
     def extra_repr(self) -> str:
         """Options as shown by ``print(model)``."""
         return f"kind={self.kind!r}, image_shape={self.shape}"
+
+
+Mapped = tuple[Tensor, Tensor]
 
 
 class _Shift(ABC):
@@ -113,19 +119,15 @@ class _Shift(ABC):
         self._patch_size, self._back = patch_size, back
 
     @abstractmethod
-    def move(
-        self, image: Tensor, layers: nn.ModuleList, context: Tensor | None, inverse: bool
-    ) -> tuple[Tensor, Tensor]:
-        """The image after the map or, if ``inverse``, before it."""
+    def move(self, image: Tensor, through: Callable[..., Mapped], inverse: bool) -> Mapped:
+        """Apply the map, or its inverse; ``through`` sends images through the layers likewise."""
 
 
 @final
 class _None(_Shift):
     """The identity."""
 
-    def move(
-        self, image: Tensor, layers: nn.ModuleList, context: Tensor | None, inverse: bool
-    ) -> tuple[Tensor, Tensor]:
+    def move(self, image: Tensor, through: Callable[..., Mapped], inverse: bool) -> Mapped:
         return image, image.new_zeros(image.shape[0])
 
 
@@ -133,9 +135,7 @@ class _None(_Shift):
 class _Roll(_Shift):
     """Both axes are rolled by half a patch."""
 
-    def move(
-        self, image: Tensor, layers: nn.ModuleList, context: Tensor | None, inverse: bool
-    ) -> tuple[Tensor, Tensor]:
+    def move(self, image: Tensor, through: Callable[..., Mapped], inverse: bool) -> Mapped:
         half = self._patch_size // 2
         offset = half if inverse == self._back else -half
         return image.roll((offset, offset), (2, 3)), image.new_zeros(image.shape[0])
@@ -145,16 +145,13 @@ class _Roll(_Shift):
 class _Interior(_Shift):
     """Layers act within a frame half a patch wide."""
 
-    def move(
-        self, image: Tensor, layers: nn.ModuleList, context: Tensor | None, inverse: bool
-    ) -> tuple[Tensor, Tensor]:
+    def move(self, image: Tensor, through: Callable[..., Mapped], inverse: bool) -> Mapped:
         low, high = self._patch_size // 2, self._patch_size - self._patch_size // 2
         height, width = image.shape[2:]
         inside = image[:, :, low : height - high, low : width - high]
         frame = [low, high, low, high]
         is_inside = nn.functional.pad(torch.ones_like(inside[:1, :1]), frame).bool()
-        through = summed_inverse if inverse else summed_forward
-        inside, log_det = through(list(layers), inside, context)
+        inside, log_det = through(inside)
         return torch.where(is_inside, nn.functional.pad(inside, frame), image), log_det
 
 

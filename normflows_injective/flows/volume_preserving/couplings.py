@@ -8,15 +8,16 @@ from typing import final
 
 from torch import nn
 
+from ...checks import level_of_caller
 from ...errors import ReducedLayerWarning
-from ..coupling.coupling import Coupling, coupling_sizes, network_for
+from ..coupling.coupling import PerceptronCoupling, coupling_sizes
 from ..coupling.transforms import Additive, CentredAffine, ElementTransform
 
 __all__ = ["GINCoupling", "NICECoupling"]
 
 
 @final
-class NICECoupling(Coupling):
+class NICECoupling(PerceptronCoupling):
     r"""Additive coupling, of log-det zero; it starts as the identity.
 
     With :math:`x = (u, v)`, :math:`u` the coordinates that are kept, from data to latents
@@ -53,14 +54,11 @@ class NICECoupling(Coupling):
         reverse: bool = False,
         activation: Callable[[], nn.Module] = nn.GELU,
     ) -> None:
-        transform = Additive()
-        net = network_for(type(self).__name__, dim, transform, hidden, context_dim, activation)
-        super().__init__(dim, net, transform, reverse)
-        self.hidden, self.context_dim = tuple(hidden), context_dim
+        super().__init__(dim, Additive(), hidden, context_dim, reverse, activation)
 
 
 @final
-class GINCoupling(Coupling):
+class GINCoupling(PerceptronCoupling):
     r"""Affine coupling whose log-scales have mean zero, of log-det zero; starts as the identity.
 
     With :math:`x = (u, v)`, :math:`u` the coordinates that are kept and :math:`A` the number of
@@ -110,10 +108,8 @@ class GINCoupling(Coupling):
                 f"GINCoupling of dim={dim} moves one coordinate, whose log-scale minus its own "
                 "mean is zero: the layer is NICECoupling. Take that, or more dimensions.",
                 ReducedLayerWarning,
-                stacklevel=2,
+                stacklevel=level_of_caller(),
             )
             transform = Additive()
-        net = network_for(type(self).__name__, dim, transform, hidden, context_dim, activation)
-        super().__init__(dim, net, transform, reverse)
-        self.hidden, self.context_dim = tuple(hidden), context_dim
+        super().__init__(dim, transform, hidden, context_dim, reverse, activation)
         self.max_log_scale = max_log_scale

@@ -8,7 +8,7 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor, nn
 
-from ...checks import check_batch, check_count, check_interval
+from ...checks import check_batch, check_interval
 from ...errors import ShapeError
 from ...modules.precision import as_factored
 from ..layer import Layer
@@ -63,8 +63,6 @@ class RadialFlow1D(Layer):
         self, dim: int, num_bins: int = 24, log_range: tuple[float, float] | None = None
     ) -> None:
         super().__init__()
-        check_count(dim, "dim")
-        check_count(num_bins, "num_bins")
         if log_range is None:
             log_range = _normal_log_radii(dim)
         low, high = check_interval(

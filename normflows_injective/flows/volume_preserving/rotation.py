@@ -40,7 +40,6 @@ def random_rotation(dim: int, generator: torch.Generator | None = None) -> Tenso
         >>> bool(torch.allclose(q @ q.T, torch.eye(3, dtype=torch.float64)))
         True
     """
-    check_count(dim, "dim")
     device = torch.get_default_device() if generator is None else generator.device
     noise = torch.randn(dim, dim, dtype=factored_dtype(device), generator=generator, device=device)
     return orthogonal_factor(noise)
