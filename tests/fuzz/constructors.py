@@ -394,6 +394,7 @@ BUILDERS: dict[str, Call] = {
         trainable=False,
         off_manifold="reject",
     ),
+    "MomentBlock": building(diagnostics.MomentBlock, dim=3, step_size=0.5),
     "LayerwiseTrainer": building(
         diagnostics.LayerwiseTrainer,
         dim=3,
