@@ -39,7 +39,7 @@ def build(steps: int) -> nfi.InjectiveNormalizingFlow:
     """Spline flows on the latent side of a convolutional autoencoder.
 
     The first fifth of the steps trains reconstruction alone; over the second fifth the likelihood
-    ramps up. A flexible latent flow wants a large beta.
+    ramps up. A flexible latent flow needs a large beta.
     """
     latent_flows: list[nf.flows.Flow] = []
     for layer in range(4):

@@ -138,7 +138,7 @@ METHODS |= {
 
 
 def late(model: nn.Module) -> AssignmentFlow:
-    """The same network of a finite horizon, sampled to nearly time one."""
+    """The network of a finite-horizon model, to be sampled to nearly time one."""
     assert isinstance(model, AssignmentFlow)
     field = model.field
     return AssignmentFlow(

@@ -38,7 +38,7 @@ class Pair(NamedTuple):
         yield from self.decoder.parameters()
 
     def to(self, *args: torch.device | torch.dtype | str) -> Pair:
-        """The same pair, moved in place as modules are."""
+        """This pair, moved in place as modules are."""
         self.encoder.to(*args)
         self.decoder.to(*args)
         return self
@@ -201,7 +201,7 @@ def gradient_difference(model: Model, num_probes: int, seed: int, samples: int =
     """How far the package's gradient is from the published algorithm's, for equal probes.
 
     In float64, and relative to the part of the gradient that is the volume's: the reconstruction
-    error's is larger by orders of magnitude, and trivially the same.
+    error's is larger by orders of magnitude, and trivially equal.
     """
     torch.manual_seed(seed)
     pair = model.build().to(torch.float64)

@@ -38,7 +38,7 @@ class GaussianLikelihood:
 
     @classmethod
     def of_regression(cls, x: Array, y: Array, sigma: float) -> GaussianLikelihood:
-        """That of y = x beta + noise of standard deviation sigma, for x (n, D) of full rank."""
+        """Likelihood of y = x beta + noise of deviation sigma, for x (n, D) of full rank."""
         centre = np.linalg.solve(x.T @ x, x.T @ y)
         residual = float(np.square(y - x @ centre).sum())
         peak = -0.5 * len(y) * math.log(2 * math.pi * sigma**2) - residual / (2 * sigma**2)
@@ -55,7 +55,7 @@ class GaussianLikelihood:
         return self.peak - 0.5 * np.einsum("ni,ij,nj->n", offset, self.precision, offset)
 
     def of_tensor(self, beta: Tensor) -> Tensor:
-        """The same for tensors, differentiable."""
+        """Log-likelihood (N,) of coefficients (N, D) as tensors, differentiable."""
         offset = beta - torch.as_tensor(self.centre).to(beta)
         quadratic = (offset @ torch.as_tensor(self.precision).to(beta) * offset).sum(1)
         return self.peak - 0.5 * quadratic
@@ -114,7 +114,7 @@ class WeightedSamples(NamedTuple):
 
     @property
     def standard_error(self) -> float:
-        """That of the log-evidence, and also the relative one of Z(t)."""
+        """Standard error of the log-evidence, which is the relative one of Z(t)."""
         return math.sqrt((1 / self.effective_share - 1) / len(self.log_weights))
 
     @property
@@ -123,7 +123,7 @@ class WeightedSamples(NamedTuple):
         return self.log_evidence - float(self.log_weights.mean())
 
     def truncated(self) -> WeightedSamples:
-        """The same with weights of at most sqrt(N) times their mean, against a few that dominate.
+        """Samples with weights of at most sqrt(N) times their mean, against a few that dominate.
 
         Ionides, Truncated importance sampling, 2008.
         """
