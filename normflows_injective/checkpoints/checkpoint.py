@@ -77,7 +77,7 @@ def save_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
             raise CheckpointError(
                 f"{key} is of {tensor.dtype}, which a safetensors file cannot hold. Convert it."
             )
-    options = {path: found.values for path, found in options_of(model).items()}
+    options = {path: each.values for path, each in options_of(model).items()}
     header = {"version": __version__, **_description(model, state), "values": options}
     replace_file(path, functools.partial(write_content, header=header, state=state))
 

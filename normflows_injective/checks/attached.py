@@ -123,7 +123,7 @@ def _preceded(function: Callable[..., Any], look: Callable[..., None]) -> Callab
 def _is_plain(value: Tensor) -> bool:
     """Whether a tensor has values, and is dense, real and floating point."""
     if torch._C._len_torch_function_stack():
-        # Every property goes through all modes that watch what a network calls.
+        # Every property goes through all modes that watch the calls of a network.
         with torch._C.DisableTorchFunction():
             dense = value.layout is torch.strided and value.dtype.is_floating_point
             return dense and not value.is_meta

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from typing import NamedTuple
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..autodiff.transforms import in_forward_mode
-from ..checks import is_readable
+from ..checks import is_readable, level_of_caller
 from ..errors import NotInjectiveError, NumericalWarning
 from ..modules.precision import as_factored
 
@@ -41,17 +40,8 @@ def warn_if_deficient(deficient: Tensor) -> None:
             "digit. Check nfi.diagnostics.injectivity_report; use a smaller latent dimension, "
             "smooth activations, or float64.",
             NumericalWarning,
-            stacklevel=_level_of_caller(),
+            stacklevel=level_of_caller(),
         )
-
-
-def _level_of_caller() -> int:
-    """The stack level of the first frame outside of the package, for a warning one frame above."""
-    package = __name__.partition(".")[0]
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(package):
-        frame, level = frame.f_back, level + 1
-    return level
 
 
 class Factors(NamedTuple):

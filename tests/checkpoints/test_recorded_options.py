@@ -224,8 +224,10 @@ def test_what_a_class_or_a_module_says_may_differ(tmp_path):
             self.temperature, self.width = temperature, width
 
     save_checkpoint(Layer(1.0, 2), tmp_path / "layer")
-    with pytest.warns(CheckpointWarning, match="'temperature' of 'the model' is 1.0 in the file"):
+    text = "'temperature' of 'the model' is 1.0 in the file"
+    with pytest.warns(CheckpointWarning, match=text) as caught:
         load_checkpoint(Layer(2.0, 2), tmp_path / "layer")
+    assert caught[0].filename == __file__
     with pytest.raises(CheckpointError, match=r"'width' .*Layer.may_differ = \{...\}"):
         load_checkpoint(Layer(1.0, 3), tmp_path / "layer")
     other = Layer(1.0, 3)

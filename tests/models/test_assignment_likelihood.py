@@ -171,8 +171,10 @@ def test_the_stated_error_holds_that_of_the_steps(solver, steps, divergence, clo
 def test_a_coarse_horizon_is_not_silent():
     law = coupled()
     flow = exact_flow(law, InfiniteHorizon(scale=10.0), leave_one_out=True)
-    with pytest.warns(NumericalWarning, match=r"worst by [\d.]+\. The stated errors hold that"):
+    text = r"worst by [\d.]+\. The stated errors hold that"
+    with pytest.warns(NumericalWarning, match=text) as caught:
         found = flow.log_prob(law.states, 64, steps=50)
+    assert caught[0].filename == __file__
     error = (found.log_prob.exp() * found.standard_error).square().sum().sqrt()
     assert abs(found.log_prob.exp().sum() - 1) < 4 * error
     assert bool((found.effective_sample_size < 0.2).any())

@@ -81,7 +81,7 @@ def _is_plain_time(value: object) -> bool:
 
 
 def time_grid(steps: Times, end: float) -> list[float]:
-    """Return the times of so many equal steps to the end, or check given times from zero to it."""
+    """Return the times of a number of equal steps to the end, or check times from zero to it."""
     if is_number(steps) or isinstance(steps, bool):
         steps = check_count(steps, "steps")
         return [end * k / steps for k in range(steps + 1)]
@@ -98,7 +98,7 @@ def time_grid(steps: Times, end: float) -> list[float]:
 def integrate(
     rate: Rate, y: Tensor, times: Sequence[float], solver: str, progress: bool = False
 ) -> Tensor:
-    """Carry a state (B, *) along a field through given times, which may fall."""
+    """Carry a state (B, *) along a field through times, which may fall."""
     step = SOLVERS[solver]
     steps = tqdm(list(pairwise(times)), unit="step", disable=not progress)
     for begin, end in steps:

@@ -38,7 +38,7 @@ class SimplexLift(Chart):
         num_variables: :math:`n`.
         num_classes: :math:`c_i \ge 2`, one number for all variables or one for each.
         measure: ``"lebesgue"`` or ``"hausdorff"``.
-        off_manifold: What :meth:`inverse` does with simplices whose sum is not one within a
+        off_manifold: Treatment by :meth:`inverse` of simplices whose sum is not one within a
             relative 1e-4: ``"reject"`` raises, ``"project"`` divides by the sum. Weights that are
             not positive raise in both cases.
 
