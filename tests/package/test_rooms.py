@@ -1,6 +1,6 @@
 """The rooms of the house: imports point down, and none leads back to where it came from."""
 
-from support.rooms import PAGE, TOWER, imports, page, room_of
+from support.rooms import HOUSE, PAGE, TOWER, imports, page, room_of
 
 
 def test_imports_point_down():
@@ -26,3 +26,11 @@ def test_no_import_leads_back():
 
 def test_the_drawing_is_that_of_the_imports():
     assert page() == PAGE.read_text(), "run python tests/support/rooms.py"
+
+
+def test_no_file_is_long():
+    # A module holds one idea; a file of tests one topic.
+    for folder, most in ((HOUSE, 350), (PAGE.parents[1] / "tests", 600)):
+        lengths = {path: len(path.read_text().splitlines()) for path in folder.rglob("*.py")}
+        longest = max(lengths, key=lambda path: lengths[path])
+        assert lengths[longest] <= most, f"{longest} has {lengths[longest]} lines"
