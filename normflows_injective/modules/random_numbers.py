@@ -36,7 +36,10 @@ class OwnRandomNumbers(TorchDispatchMode):
     ) -> Any:
         """Call an operator, with a generator if it draws."""
         kwargs = kwargs or {}
-        if torch.Tag.nondeterministic_seeded not in func.tags or kwargs.get("generator"):
+        # Some operators take the generator of an inner mode by place.
+        if torch.Tag.nondeterministic_seeded not in func.tags or any(
+            isinstance(argument, Generator) for argument in (*args, *kwargs.values())
+        ):
             return func(*args, **kwargs)
         own = self._generator(args, kwargs)
         if func in _FILLED:

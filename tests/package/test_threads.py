@@ -224,6 +224,16 @@ def test_own_random_numbers_are_those_of_a_generator_and_leave_the_global_one():
     assert torch.equal(given, torch.randn(2, generator=seeded_generator(1)))
 
 
+def test_own_random_numbers_go_into_each_other():
+    """Some operators take a generator by place."""
+    concentration = torch.ones(2)
+    with OwnRandomNumbers(3), OwnRandomNumbers(4):
+        inner = torch._standard_gamma(concentration), torch.randn(2)
+    with OwnRandomNumbers(4):
+        assert torch.equal(torch._standard_gamma(concentration), inner[0])
+        assert torch.equal(torch.randn(2), inner[1])
+
+
 # Copies of modules.
 
 

@@ -1,4 +1,4 @@
-"""Name -> constructor of every kind of Pyro distribution that the package offers."""
+"""Name -> constructor of every kind of Pyro distribution and guide that the package offers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import normflows as nf
+import pyro
 import pyro.distributions as dist
 import torch
 from torch import nn
@@ -128,3 +129,58 @@ def build(name: str, seed: int = 0) -> nn.Module:
     """The module of a case, moved off special initial values."""
     manual_seed(seed)
     return perturbed(LAWS[name].module(), 0.1)
+
+
+# Guides. Models, by name, have latent variables of every kind of support.
+
+
+OCTAHEDRON = nfp.UniformOnSurface(LpGauge(1.0), dim=3)
+
+
+def numbers():
+    pyro.sample("x", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+    pyro.sample("y", dist.Normal(0.0, 1.0))
+
+
+def scales():
+    scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+    share = pyro.sample("share", dist.Uniform(-1.0, 2.0))
+    with pyro.plate("rows", 2):
+        x = pyro.sample("x", dist.Normal(share, scale))
+        pyro.sample("y", dist.Normal(x, 1.0), obs=torch.ones(2))
+
+
+def surfaces():
+    pyro.sample("weights", dist.Dirichlet(torch.ones(3)))
+    pyro.sample("octahedron", OCTAHEDRON)
+
+
+def regression(data):
+    slope = pyro.sample("slope", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    with pyro.plate("data", len(data)):
+        pyro.sample("y", dist.Normal(data @ slope, 0.1), obs=torch.ones(len(data)))
+
+
+MODELS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
+    "numbers": (numbers, ()),
+    "scales": (scales, ()),
+    "surfaces": (surfaces, ()),
+    "regression": (regression, (torch.eye(2),)),
+}
+
+
+def _couplings(dim: int) -> list[nf.flows.Flow]:
+    return [coupling(dim) for _ in range(3)]
+
+
+GUIDES: dict[str, Callable[[Callable[..., Any]], nn.Module]] = {
+    "flow": nfp.AutoFlow,
+    "flow_of_couplings": lambda model: nfp.AutoFlow(model, _couplings),
+    "injective": lambda model: nfp.AutoInjective(model, 1),
+    "injective_linear": lambda model: nfp.AutoInjective(model, 1, decoder="linear"),
+    "injective_diagonal": lambda model: nfp.AutoInjective(model, 1, noise="diagonal", num_aux=2),
+    "injective_low_rank": lambda model: nfp.AutoInjective(model, 1, noise="low_rank"),
+    "injective_of_flows": lambda model: nfp.AutoInjective(
+        model, 1, latent_flows=lambda rank: [nf.flows.AffineConstFlow((rank,))]
+    ),
+}

@@ -29,9 +29,9 @@ TOWER = (
     "models",
     "layerwise",
     "diagnostics",
+    "testing",
     "pyro",
     "registration",
-    "testing",
     "__init__",
 )
 # Every room may import these, so that arrows to them say nothing.

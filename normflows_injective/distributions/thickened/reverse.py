@@ -49,17 +49,15 @@ class Reverse(nn.Module, ABC):
 class LaplaceReverse(Reverse):
     r"""The exact law of the decoder linearised near the auxiliary variable, by one step.
 
-    From a linear start :math:`u_0 = B e + b`, which is learned, one Gauss-Newton step:
-
     .. math::
 
         J = h'(u_0), \quad P = I + J^\top \Psi^{-1} J, \quad
         m = u_0 + P^{-1}\big(J^\top \Psi^{-1} (e - h(u_0)) - u_0\big), \quad
-        r(u \mid e) = N(m, P^{-1}) .
-
-    For a linear h this is the law of u given e whatever the start, as then
-    :math:`P m = J^\top \Psi^{-1} e`.
+        r(u \mid e) = N(m, P^{-1})
     """
+
+    # The start u_0 = B e + b is learned. For a linear h this is the law of u given e from any
+    # start, as then P m = J^T Psi^-1 e.
 
     def __init__(self, decoder: Decoder, like: Tensor, rank: int) -> None:
         super().__init__()

@@ -13,7 +13,7 @@ from torch.distributions import ComposeTransform, IndependentTransform, Transfor
 from ...checks import is_number
 from ...errors import OptionError
 
-__all__ = ["check_levels", "site_quantiles"]
+__all__ = ["acts_by_component", "check_levels", "site_quantiles"]
 
 # torch.quantile takes no more elements at once.
 _LIMIT = 2**24
@@ -32,7 +32,7 @@ def check_levels(levels: object) -> Tensor:
 
 def site_quantiles(transform: Transform, draws: Tensor, levels: Tensor) -> Tensor:
     r"""Quantiles of every component of :math:`y = t(u)` from draws u (n, *), of shape (q, *)."""
-    if not _acts_by_component(transform):
+    if not acts_by_component(transform):
         # Components of y mix those of u: simplices, spheres, ordered vectors, Cholesky factors.
         return _quantile(transform(draws), levels)
     # Each is monotone: its quantile at p is the image of that of u at p, or at 1 - p if it falls.
@@ -50,11 +50,12 @@ def _vector(levels: Any) -> Tensor:
     return torch.tensor([float(number) for number in numbers], dtype=torch.float64)
 
 
-def _acts_by_component(transform: Transform) -> bool:
+def acts_by_component(transform: Transform) -> bool:
+    """Whether a transform maps every component by itself."""
     if isinstance(transform, IndependentTransform):
-        return _acts_by_component(transform.base_transform)
+        return acts_by_component(transform.base_transform)
     if isinstance(transform, ComposeTransform):
-        return all(map(_acts_by_component, transform.parts))
+        return all(map(acts_by_component, transform.parts))
     return bool(transform.domain.event_dim == transform.codomain.event_dim == 0)
 
 
