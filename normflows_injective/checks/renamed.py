@@ -37,11 +37,11 @@ def renamed(**names: str) -> Callable[[Function], Function]:
     return decorate
 
 
-def _new_name(name: str, names: dict[str, str], given: dict[str, Any], owner: str) -> str:
+def _new_name(name: str, names: dict[str, str], kwargs: dict[str, Any], owner: str) -> str:
     new = names.get(name)
     if new is None:
         return name
-    if new in given:
+    if new in kwargs:
         raise OptionError(f"{owner} got {new} under its old name {name} too. Leave {name} out.")
     _warn(owner, name, new)
     return new

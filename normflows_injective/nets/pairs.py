@@ -15,7 +15,13 @@ __all__ = ["Autoencoder", "conv_autoencoder", "mlp_autoencoder", "residual_autoe
 
 
 class Autoencoder(NamedTuple):
-    """An encoder and a decoder of opposite shapes."""
+    """An encoder of data (B, D) or images to latents (B, d), and a decoder back.
+
+    Examples:
+        >>> pair = mlp_autoencoder(data_dim=5, latent_dim=2, hidden=(8,))
+        >>> pair.decoder.out_features
+        5
+    """
 
     encoder: nn.Module
     decoder: nn.Module

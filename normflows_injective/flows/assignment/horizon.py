@@ -40,6 +40,11 @@ class HorizonChoice(NamedTuple):
         horizon: :class:`InfiniteHorizon` or :class:`FiniteHorizon`, to build the model with.
         steps: Number of steps of the solver.
         rounding_error: Bound on the probability that any of the variables is rounded wrongly.
+
+    Examples:
+        >>> horizon, steps, error = choose_horizon(4, 3, error=1e-2)
+        >>> steps, error <= 1e-2
+        (5, True)
     """
 
     horizon: Horizon

@@ -50,6 +50,14 @@ class Velocity(Parametrisation):
 
     References:
         Boll et al., arXiv 2406.04527, section 4.
+
+    Examples:
+        >>> import torch
+        >>> from normflows_injective.flows.assignment import InfiniteHorizon, Simplices
+        >>> path = AssignmentPath(Simplices(2, 3), InfiniteHorizon())
+        >>> v = torch.zeros(1, 2, 3)
+        >>> Velocity().field(v + 1.0, v, torch.ones(1), path).abs().max()
+        tensor(0.)
     """
 
     def field(self, output: Tensor, v: Tensor, t: Tensor, path: AssignmentPath) -> Tensor:
@@ -89,6 +97,15 @@ class Classifier(Parametrisation):
 
     References:
         Derived in ``paths.py``.
+
+    Examples:
+        >>> import torch
+        >>> from normflows_injective.flows.assignment import InfiniteHorizon, Simplices
+        >>> path = AssignmentPath(Simplices(2, 3), InfiniteHorizon())
+        >>> v, labels = torch.zeros(1, 2, 3), torch.zeros(1, 2, dtype=torch.long)
+        >>> loss = Classifier().loss(v, v, torch.ones(1), labels, v, path)
+        >>> loss.exp().round()  # three classes alike
+        tensor([[3., 3.]])
     """
 
     def field(self, output: Tensor, v: Tensor, t: Tensor, path: AssignmentPath) -> Tensor:

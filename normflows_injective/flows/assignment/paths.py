@@ -49,6 +49,10 @@ class Horizon(ABC):
     Attributes:
         end: Time at which sampling ends.
         contraction: :math:`\sigma`, the rate at which the noise shrinks.
+
+    Examples:
+        >>> [horizon.contraction for horizon in (InfiniteHorizon(), FiniteHorizon())]
+        [0.0, 1.0]
     """
 
     end: float
