@@ -223,10 +223,8 @@ class SurrogateLikelihood(TrainingTerm):
         start, end = self.warmup_steps
         if self._counter.is_known_to_reach(self.step, end + 1):
             return 1.0
-        step = self._current_step()
-        if step < start:
-            return 0.0
-        return min(1.0, (step - start + 1) / (end - start + 1))
+        share = (self._current_step() - start + 1) / (end - start + 1)
+        return min(1.0, max(0.0, share))
 
     def advance(self) -> None:
         """Count one training step by hand, for schedules and warm-up.
