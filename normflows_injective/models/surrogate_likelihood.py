@@ -23,7 +23,7 @@ from ..checks import (
 from ..errors import OptionError
 from ..flows.split import Passes
 from ..host.context import read_while_tracing
-from ..volume.compiled import CompiledSurrogate
+from ..volume.compiled import CompiledSurrogate, check_compilable
 from ..volume.estimators import EncoderSurrogate, NoVolume, OnManifoldSurrogate, estimator_from
 from ..volume.probes import PROBES, draw_probes
 from ..volume.surrogate import DrawProbes, Estimator, SurrogateAndErrors, with_errors
@@ -114,7 +114,7 @@ class SurrogateLikelihood(TrainingTerm):
         self.estimator = estimator_from(estimator)
         options = _options(compile)
         if options is not None:
-            _check_compilable(self.estimator)
+            check_compilable(self.estimator)
         self.probes = check_choice(probes, PROBES, "probes")
         self.warmup_steps = check_window(warmup_steps)
         self.input_noise = check_not_negative(input_noise, "input_noise")
@@ -295,7 +295,7 @@ class SurrogateLikelihood(TrainingTerm):
         if self._effective_weight() == 0:
             estimator = NoVolume()
         elif self._compiled is not None:
-            _check_compilable(estimator)
+            check_compilable(estimator)
             return self._compiled(x, encode, decode, draw, prior)
         return with_errors(estimator(x, encode, decode, draw), x, encode, decode, prior)
 
@@ -332,14 +332,6 @@ class SurrogateLikelihood(TrainingTerm):
             )
         check_same_rows(x=x, prior=prior)
         return prior
-
-
-def _check_compilable(estimator: Estimator) -> None:
-    if not isinstance(estimator, EncoderSurrogate):
-        raise OptionError(
-            "compile= serves the estimator 'encoder' alone. Use it, or compile=False; got "
-            f"{estimator}."
-        )
 
 
 def _options(compile: bool | Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -8,12 +8,14 @@ from contextlib import AbstractContextManager, nullcontext
 
 from torch import Tensor, nn
 
+from ..checks import checks_arguments_of
 from ..flows.split import Passes
 from .loss_terms import SurrogateTerms
 
 __all__ = ["TrainingTerm"]
 
 
+@checks_arguments_of
 class TrainingTerm(nn.Module, ABC):
     r"""What the loss of an injective flow is made of, beside the latent density.
 

@@ -28,9 +28,16 @@ from ..host.first_meeting import give_first_data
 from ..host.refusals import refuse_unsupported
 from ..modules.contents import modules_of
 from .estimators import EncoderSurrogate
-from .surrogate import DrawProbes, Surrogate, SurrogateAndErrors, lifted, with_errors
+from .surrogate import (
+    DrawProbes,
+    Estimator,
+    Surrogate,
+    SurrogateAndErrors,
+    lifted,
+    with_errors,
+)
 
-__all__ = ["CompiledSurrogate"]
+__all__ = ["CompiledSurrogate", "check_compilable"]
 
 # Every batch size is compiled for itself, because forward mode does not know symbolic sizes.
 _MOST_SHAPES = 8
@@ -187,3 +194,12 @@ def _is_the_compilers(error: Exception) -> bool:
 def _summary(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[:2])[:400]
+
+
+def check_compilable(estimator: Estimator) -> None:
+    """Raise unless an estimator is the one that can be compiled."""
+    if not isinstance(estimator, EncoderSurrogate):
+        raise OptionError(
+            "compile= serves the estimator 'encoder' alone. Use it, or compile=False; got "
+            f"{estimator}."
+        )

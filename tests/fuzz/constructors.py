@@ -89,6 +89,19 @@ BUILDERS: dict[str, Call] = {
         latent_shape=(2,),
         data_shape=(5,),
     ),
+    "AngularSpline": building(
+        flows.AngularSpline,
+        num_coordinates=2,
+        width=8,
+        num_blocks=1,
+        num_bins=4,
+        bound=3.0,
+        num_frequencies=1,
+        context_dim=0,
+        reverse_mask=False,
+        max_log_scale=3.0,
+        gain=1.0,
+    ),
     "GraphSurface": building(
         flows.GraphSurface, f=decode, off_manifold="reject", measure="hausdorff"
     ),

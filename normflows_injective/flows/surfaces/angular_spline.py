@@ -9,7 +9,8 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from ...checks import check_count
+from ...checks import check_count, check_positive
+from ...errors import OptionError
 from ...nets.mlp import ResidualMLP
 from ..layer import Layer
 from ..splines import UNIT_DERIVATIVE, bounded_spline
@@ -48,6 +49,10 @@ class AngularSpline(Layer):
         gain: Factor of the output of the network. Below 1, a step of an optimiser moves the
             splines less, which allows large learning rates.
 
+    Raises:
+        OptionError: If an index is none of the coordinates, or a bound, limit or gain is not
+            positive.
+
     References:
         Durkan et al., Neural spline flows, arXiv 1906.04032; on circles, arXiv 2002.02428.
 
@@ -74,6 +79,14 @@ class AngularSpline(Layer):
     ) -> None:
         super().__init__()
         coordinates, angles = set(range(num_coordinates)), set(ind_circ)
+        if not angles <= coordinates:
+            raise OptionError(
+                f"ind_circ must hold indices from 0 to {num_coordinates - 1}, those of the angles "
+                f"among {num_coordinates} coordinates, got {ind_circ!r}. Leave it out for none."
+            )
+        check_positive(bound, "bound")
+        check_positive(max_log_scale, "max_log_scale")
+        check_positive(gain, "gain")
         transformed = coordinates
         if num_coordinates > 1:
             transformed = {i for i in coordinates if i % 2 == int(reverse_mask)}
