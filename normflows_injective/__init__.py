@@ -11,9 +11,9 @@ from types import ModuleType as _ModuleType
 from . import diagnostics, distributions, errors, flows, nets, volume
 from ._version import __version__
 from .models.assignment import AssignmentFlow
+from .models.assignment_likelihood import DiscreteLogProb
 from .models.exact_likelihood import ExactLikelihood
 from .models.injective import InjectiveNormalizingFlow
-from .models.likelihood_estimate import DiscreteLogProb
 from .models.loss_module import ForwardKLD
 from .models.surrogate_likelihood import LossTerms, SurrogateLikelihood, SurrogateTerms
 from .models.training_term import TrainingTerm

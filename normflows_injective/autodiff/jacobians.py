@@ -12,15 +12,7 @@ from ..errors import OptionError, ShapeError
 from ..host.first_meeting import give_first_data
 from ..host.refusals import refuse_unsupported
 from ..modules.contents import modules_of
-from .products import (
-    Map,
-    NoProductError,
-    event_rows,
-    jvp,
-    jvp_by_reverse,
-    out_of_inference,
-    vjp,
-)
+from .products import Map, NoProductError, event_rows, jvp, jvp_by_reverse, out_of_inference, vjp
 from .recording import point_at
 from .reverse import Reverse, reverse
 from .settings import as_written, differentiable_attention

@@ -14,13 +14,7 @@ from .proven import depends_on_others, unproven_nodes
 from .recording import Map, point_at, record
 from .settings import differentiable_attention
 from .transforms import open_transforms
-from .vjps import (
-    attached,
-    first_derivative_only,
-    refuse_detached,
-    vjps_one_by_one,
-    vjps_together,
-)
+from .vjps import attached, first_derivative_only, refuse_detached, vjps_one_by_one, vjps_together
 
 __all__ = ["Reverse", "reverse"]
 

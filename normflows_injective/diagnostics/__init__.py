@@ -4,11 +4,7 @@ from ..layerwise.block import MomentBlock
 from ..layerwise.regression import MomentRegression
 from ..layerwise.trainer import LayerwiseFit, LayerwiseHistory, LayerwiseTrainer
 from .distances import frechet_distance
-from .floors import (
-    VolumePreservingFloor,
-    volume_preserving_floor,
-    volume_preserving_floor_on_box,
-)
+from .floors import VolumePreservingFloor, volume_preserving_floor, volume_preserving_floor_on_box
 from .gaps import CouplingGap, coupling_gap
 from .gradient_agreement import GradientBias, SurrogateBias
 from .injectivity import InjectivityReport, injectivity_report

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from ..autodiff.jacobians import jacobian, jacobian_by_rows
 from ..autodiff.products import out_of_inference
 from ..errors import UnsupportedModelError
-from ..flows.split import joint_decode, joint_encode
-from ..flows.stack import LayerStack
+from ..flows.layer_stack import LayerStack
+from ..flows.stack import joint_decode, joint_encode
 from ..modules.precision import as_factored
 from ..volume.log_volumes import matrix_log_volume
 

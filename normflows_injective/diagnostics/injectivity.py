@@ -12,7 +12,7 @@ from torch import Tensor
 from ..autodiff.jacobians import jacobian, jacobian_by_rows
 from ..checks import check_finite, checks_arguments
 from ..errors import OptionError
-from ..flows.split import joint_decode, joint_encode
+from ..flows.stack import joint_decode, joint_encode
 from ..host.calls import summed_inverse
 from ..models.injective import InjectiveNormalizingFlow
 from ..modules.precision import as_factored

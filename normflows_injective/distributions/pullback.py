@@ -9,7 +9,7 @@ from torch import Tensor
 from ..checks import describe
 from ..errors import OptionError
 from ..flows.injection import Injection
-from ..host.context import needs_context, takes_context, with_context
+from ..host.context import context_arguments, needs_context, takes_context
 from .law import Law
 
 __all__ = ["Pullback"]
@@ -66,7 +66,7 @@ class Pullback(Law):
         self, num_samples: int = 1, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Draw coordinates (n, d) with their log-density (n,) in nats."""
-        x, log_p = self.distribution(num_samples, **with_context(self.distribution, context))
+        x, log_p = self.distribution(num_samples, **context_arguments(self.distribution, context))
         z, log_det = self.chart.inverse(x, context)
         return z, log_p - log_det
 
@@ -74,6 +74,6 @@ class Pullback(Law):
         """Log-density (B,) in nats of coordinates (B, d)."""
         x, log_volume = self.chart(z, context)
         scored = self.distribution.log_prob(
-            x, **with_context(self.distribution, context, "log_prob")
+            x, **context_arguments(self.distribution, context, "log_prob")
         )
         return scored + log_volume

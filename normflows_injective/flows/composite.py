@@ -11,15 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import OptionError
-from ..host.context import (
-    check_context,
-    needs_context,
-    takes_context,
-)
+from ..host.context import check_context, needs_context, takes_context
 from ..host.first_data import refuse_single_sample
 from ..volume.log_volumes import DecodedVolume
 from .injection import Injection
-from .split import Passes, joint_decode, joint_decode_and_log_volume, joint_encode
+from .stack import Passes, joint_decode, joint_decode_and_log_volume, joint_encode
 from .stacking import check_composite
 from .surfaces.surface import Surface, is_closed_form, surface_of
 
@@ -50,7 +46,7 @@ class InjectiveComposite(Injection):
             if the layers are of known surfaces and need none.
 
     References:
-        Derived in ``flows/split.py``.
+        Derived in ``flows/stack.py``.
 
     Examples:
         >>> from normflows_injective.flows import LinearInjection

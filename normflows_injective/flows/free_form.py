@@ -8,7 +8,7 @@ from typing import Any, final
 from torch import Tensor, nn
 
 from ..checks import check_event_shape, check_module, check_shape
-from ..host.context import needs_context, takes_context, with_context
+from ..host.context import context_arguments, needs_context, takes_context
 from .injection import Injection
 from .shapes import check_raises_dimension
 
@@ -93,7 +93,7 @@ class FreeFormInjection(Injection):
         Raises:
             ShapeError: If the data or the encoder's result have another shape than declared.
         """
-        z: Tensor = self.encoder(x, **with_context(self.encoder, context))
+        z: Tensor = self.encoder(x, **context_arguments(self.encoder, context))
         check_event_shape(z, self.latent_shape, "the encoder's output")
         return z
 
@@ -110,7 +110,7 @@ class FreeFormInjection(Injection):
         Raises:
             ShapeError: If the latents or the decoder's result have another shape than declared.
         """
-        x: Tensor = self.decoder(z, **with_context(self.decoder, context))
+        x: Tensor = self.decoder(z, **context_arguments(self.decoder, context))
         check_event_shape(x, self.data_shape, "the decoder's output")
         return x
 

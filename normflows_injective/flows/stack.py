@@ -1,242 +1,170 @@
-"""Layers of normflows as one map, with the log-det that belongs to them."""
+r"""A stack of layers, split at its first injection.
+
+After an injection log-dets do not add: for :math:`G = a \circ g` the volume is
+:math:`\tfrac12 \log\det(g'^\top a'^\top a' g')`, and a uniform scaling :math:`a(x) = c x` adds
+:math:`d \log c` to it, not :math:`D \log c`. So everything from the first injection to the data is
+differentiated as one map.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import normflows as nf
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..checks import describe
-from ..errors import OptionError, ShapeError, UnsupportedModelError
-from ..host.copies import on_trial
-from ..host.first_data import refuse_single_sample
-from ..host.first_meeting import meet_first_data
-from ..modules.random_numbers import OwnRandomNumbers
-from .free_form import FreeFormInjection
-from .shapes import Reshape
-from .stacking import check_composite
-from .surfaces.surface import is_closed_form
+from ..host.calls import Flows, call_layer, summed_forward, summed_inverse
+from ..volume.log_volumes import DecodedVolume, decode_and_log_volume
+from .injection import Injection
+from .surfaces.surface import SurfaceMap, is_closed_form
 
-__all__ = ["LayerStack", "context_rows", "context_shape", "flatten_events"]
-
-from ..host.calls import OneWayLayerError
-from ..host.refusals import refuse_stochastic
-from ..volume.reconstruction import squared_error
-from .split import Stack, split
+__all__ = [
+    "Passes",
+    "Projection",
+    "Stack",
+    "joint_decode",
+    "joint_decode_and_log_volume",
+    "joint_encode",
+    "joint_encode_and_log_volume",
+    "split",
+]
 
 
-class LayerStack(nn.Module):
-    """A stack as a module that meets first data, and knows the shapes of its ends.
+def joint_decode(flows: Flows, z: Tensor, context: Tensor | None = None) -> Tensor:
+    """Send latents (B, *) through flows from the first to the last, without log-dets."""
+    for flow in flows:
+        if isinstance(flow, (Injection, SurfaceMap)):
+            z = flow.decode(z, context=context)
+        else:
+            z, _ = call_layer(flow, "forward", z, context)
+    return z
 
-    Layers without an inverse are allowed: they can draw, but not score given values.
+
+def joint_encode(flows: Flows, x: Tensor, context: Tensor | None = None) -> Tensor:
+    """Send data (B, *) through flows from the last to the first, without log-dets."""
+    for flow in reversed(list(flows)):
+        if isinstance(flow, (Injection, SurfaceMap)):
+            x = flow.encode(x, context=context)
+        else:
+            x, _ = call_layer(flow, "inverse", x, context)
+    return x
+
+
+def joint_decode_and_log_volume(
+    flows: Flows, z: Tensor, context: Tensor | None = None
+) -> DecodedVolume:
+    """Send latents through flows, with the joint log-volume (B,) of the whole map.
+
+    It is a sum for charts of known surfaces, and else by the Jacobian of the whole map.
+    """
+    if is_closed_form(flows):
+        return DecodedVolume(*summed_forward(flows, z, context))
+    if len(flows) == 1 and isinstance(flows[0], Injection):
+        return flows[0].decode_and_log_volume(z, context=context)
+    return decode_and_log_volume(partial(joint_decode, flows), z, context=context)
+
+
+def joint_encode_and_log_volume(
+    flows: Flows, x: Tensor, context: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Send data through flows to latents (B, *), with the joint log-volume (B,) there."""
+    if is_closed_form(flows):
+        z, log_det = summed_inverse(flows, x, context)
+        return z, -log_det
+    z = joint_encode(flows, x, context)
+    return z, joint_decode_and_log_volume(flows, z, context)[1]
+
+
+class Passes(NamedTuple):
+    """The two directions of a composite, as a training term calls them on a batch.
+
+    Attributes:
+        encode: :math:`F`, data (B, *) to coordinates (B, *).
+        decode: :math:`G`, coordinates to data.
+        decode_and_log_volume: :math:`G` with the log-volume (B,) in nats.
     """
 
-    def __init__(self, flows: nf.flows.Flow | Iterable[nf.flows.Flow]) -> None:
-        super().__init__()
-        self._shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
-        self._latents: tuple[int, ...] | None = None
-        self.flows = nn.ModuleList(_listed(flows))
-        for flow in self.flows:
-            refuse_stochastic(flow)
-        self.num_latent = len(self.parts.latent_block)
-        if self.raises_dimension:
-            check_composite(self.composite)
+    encode: Callable[[Tensor], Tensor]
+    decode: Callable[[Tensor], Tensor]
+    decode_and_log_volume: Callable[[Tensor], DecodedVolume]
+
+
+class Projection(NamedTuple):
+    """Base variables (B, *), reconstructions (B, *), and log-volumes (B,) of the whole map."""
+
+    z: Tensor
+    x: Tensor
+    log_volume: Tensor
+
+
+class Stack(NamedTuple):
+    """Layers before the first injection, whose log-dets add, and the composite from it on.
+
+    Methods copy their argument, because some layers of normflows shift it in place.
+    """
+
+    latent_block: Sequence[nf.flows.Flow]
+    composite: Sequence[nf.flows.Flow]
 
     @property
-    def parts(self) -> Stack:
-        """The layers as a stack."""
-        return split(self.flows)
+    def all(self) -> Sequence[nf.flows.Flow]:
+        """Every layer, from latent to data."""
+        return [*self.latent_block, *self.composite]
 
-    @property
-    def composite(self) -> Sequence[nf.flows.Flow]:
-        """The layers from the first injection on."""
-        return self.parts.composite
+    def encode(self, x: Tensor, context: Tensor | None) -> Tensor:
+        """Send data (B, *) to the coordinates (B, *) from which the composite leads."""
+        return joint_encode(self.composite, x.clone(), context)
 
-    @property
-    def raises_dimension(self) -> bool:
-        """Whether there is an injection."""
-        return self.num_latent < len(self.flows)
+    def decode(self, z: Tensor, context: Tensor | None) -> Tensor:
+        """Send coordinates (B, *) to the data (B, *)."""
+        return joint_decode(self.composite, z.clone(), context)
 
-    @property
-    def is_learned(self) -> bool:
-        """Whether the manifold is one that only an encoder knows."""
-        modules = (module for flow in self.composite for module in flow.modules())
-        return any(isinstance(module, FreeFormInjection) for module in modules)
+    def decode_base(self, z: Tensor, context: Tensor | None) -> Tensor:
+        """Send base variables (B, *) to the data (B, *)."""
+        return joint_decode(self.all, z.clone(), context)
 
-    @property
-    def is_closed_form(self) -> bool:
-        """Whether log-volumes need no Jacobian."""
-        return not self.raises_dimension or is_closed_form(self.composite)
-
-    def push(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Send latents (B, *) to the data, with the log-volume (B,) in nats."""
-        refuse_single_sample(self.modules(), z)
-        return self.after_samples(z, context).parts.push(z, context)
-
-    def pull(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Send data (B, *) to the latents, with the log-volume (B,) that push gives there."""
-        refuse_single_sample(self.modules(), x)
-        return self.after_data(x, context)._pull(x, context)
+    def encode_to_base(self, x: Tensor, context: Tensor | None) -> Tensor:
+        """Send data (B, *) to base variables (B, *)."""
+        return joint_encode(self.all, x.clone(), context)
 
     def project(self, x: Tensor, context: Tensor | None) -> Tensor:
-        """Send data (B, *) to the points of the image that their coordinates lead to."""
-        return self.after_data(x, context).parts.project(x, context)
+        """Send data (B, *) to the points of the manifold that their coordinates lead to."""
+        return joint_decode(self.composite, self.encode(x, context), context)
 
-    def after_samples(self, z: Tensor, context: Tensor | None) -> LayerStack:
-        """As after_data, for latents (B, *) that were drawn."""
+    def push(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Send base variables (B, *) to the data, with the log-volume (B,) of the whole map."""
+        z, log_det = summed_forward(self.latent_block, z, context)
+        if not self.composite:
+            return z, log_det
+        x, log_volume = joint_decode_and_log_volume(self.composite, z, context)
+        return x, log_det + log_volume
 
-        def first(stack: LayerStack) -> Tensor:
-            x, log_volume = stack.parts.push(z, context)
-            return x.flatten(1).sum(1) + log_volume
+    def pull(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Send data (B, *) to base variables, with the log-volume (B,) that push gives there."""
+        log_volume = x.new_zeros(x.shape[0])
+        if self.composite:
+            x, log_volume = joint_encode_and_log_volume(self.composite, x.clone(), context)
+        return self.to_base(x, log_volume, context)
 
-        return meet_first_data(self, first, on_samples=True)
+    def project_with_log_volume(self, x: Tensor, context: Tensor | None) -> Projection:
+        """Project data (B, *), with base variables and the log-volume there."""
+        z = self.encode(x, context)
+        reconstruction, log_volume = joint_decode_and_log_volume(self.composite, z, context)
+        z, log_volume = self.to_base(z, log_volume, context)
+        return Projection(z, reconstruction, log_volume)
 
-    def after_data(self, x: Tensor, context: Tensor | None) -> LayerStack:
-        """The layers, having met data (B, *) if they had yet to, or a copy if that went wrong."""
-
-        def first(stack: LayerStack) -> Tensor:
-            z, log_volume = stack._pull(x, context)
-            return squared_error(x, stack.parts.decode_base(z, context)) + log_volume
-
-        return meet_first_data(self, first)
-
-    def shape_of_data(self, shape: Iterable[int], event_dim: int) -> torch.Size:
-        """Shape (*batch, *event') of data for latents (*batch, *event)."""
-        batch, event = _split_shape(shape, event_dim)
-        return torch.Size((*batch, *self._data_shape(event)))
-
-    def shape_of_latents(self, shape: Iterable[int], event_dim: int) -> torch.Size:
-        """Shape (*batch, *event) of latents for data (*batch, *event')."""
-        batch, event = _split_shape(shape, event_dim)
-        if self.raises_dimension:
-            latent = self._latent_shape()
-            data = self._data_shape(latent)
-            if data != event:
-                raise ShapeError(f"The layers lead to events of shape {data}, got {event}.")
-            return torch.Size((*batch, *latent))
-        if not self._reshapes():
-            return torch.Size((*batch, *event))
-        return torch.Size((*batch, *self._tried(LayerStack.pull, event)))
-
-    def _data_shape(self, event: tuple[int, ...]) -> tuple[int, ...]:
-        if not self.raises_dimension and not self._reshapes():
-            return event
-        # Distributions ask at every call; layers do not change their shapes.
-        if event not in self._shapes:
-            self._shapes[event] = self._tried(LayerStack.push, event)
-        return self._shapes[event]
-
-    def _latent_shape(self) -> tuple[int, ...]:
-        if self._latents is None:
-            first = self.composite[0]
-            declared = getattr(first, "latent_shape", None)
-            if declared is None:
-                raise ShapeError(
-                    f"{type(first).__name__} does not declare its latent_shape, so the shape of "
-                    "its latents is not known. Set the attribute latent_shape."
-                )
-            self._latents = self._tried(LayerStack._pull_latents, tuple(declared))
-        return self._latents
-
-    def _tried(self, method: Callable[..., Any], event: tuple[int, ...]) -> tuple[int, ...]:
-        """Event shape that a method makes of another, found out by a copy of the layers."""
-        with torch.no_grad(), OwnRandomNumbers():
-            value, _ = method(on_trial([self])[0], self._probe(event), None)
-        return tuple(value.shape[1:])
-
-    def _reshapes(self) -> bool:
-        changing = (Reshape, nf.flows.Squeeze)
-        return any(isinstance(module, changing) for module in self.modules())
-
-    def _probe(self, event: tuple[int, ...]) -> Tensor:
-        like = next(self.parameters(), torch.empty(0))
-        return torch.randn(2, *event, dtype=like.dtype, device=like.device)
-
-    def _pull(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        with _naming_one_way_layers():
-            return self.parts.pull(x, context)
-
-    def _pull_latents(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        with _naming_one_way_layers():
-            return self.parts.to_base(z, z.new_zeros(z.shape[0]), context)
+    def to_base(
+        self, z: Tensor, log_volume: Tensor, context: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Send coordinates on through the latent block, and extend their log-volumes (B,)."""
+        z, log_det = summed_inverse(self.latent_block, z, context)
+        return z, log_volume - log_det
 
 
-@contextmanager
-def _naming_one_way_layers() -> Iterator[None]:
-    try:
-        yield
-    except OneWayLayerError as error:
-        raise UnsupportedModelError(
-            f"{type(error.layer).__name__} has no inverse, so only values that were just drawn "
-            "through it have a density: it serves in a guide, not as a likelihood or prior of "
-            "given values. Use an invertible layer such as nf.flows.AffineCouplingBlock."
-        ) from error
-
-
-def flatten_events(
-    function: Callable[..., tuple[Tensor, Tensor]],
-    value: Tensor,
-    event_dim: int,
-    context: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Apply a map of batches (B, *event) with a context to a tensor of any batch shape.
-
-    The map gives (B, *event') and (B,), and the results have shapes (*batch, *event') and
-    (*batch).
-    """
-    if value.dim() < event_dim:
-        raise ShapeError(
-            f"Values need at least {event_dim} dimensions, got shape {tuple(value.shape)}. Add "
-            "those of an event, or lower event_dim."
-        )
-    batch_shape = value.shape[: value.dim() - event_dim]
-    event_shape = value.shape[value.dim() - event_dim :]
-    mapped, log_det = function(value.reshape(-1, *event_shape), context)
-    return mapped.view(*batch_shape, *mapped.shape[1:]), log_det.view(batch_shape)
-
-
-def _split_shape(shape: Iterable[int], event_dim: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    shape = tuple(shape)
-    if len(shape) < event_dim:
-        raise ShapeError(f"Values need at least {event_dim} dimensions, got shape {shape}.")
-    return shape[: len(shape) - event_dim], shape[len(shape) - event_dim :]
-
-
-def context_shape(context: Tensor | None) -> torch.Size:
-    """Batch shape of a context: all but its last dimension, or all of one of class labels."""
-    if context is None:
-        return torch.Size()
-    return context.shape[:-1] if context.is_floating_point() else context.shape
-
-
-def context_rows(context: Tensor | None, batch_shape: Sequence[int]) -> Tensor | None:
-    """A context (*batch, C), or labels (*batch), with one row for each sample of a batch."""
-    if context is None:
-        return None
-    row = context.shape[len(context_shape(context)) :]
-    return context.expand(*batch_shape, *row).reshape(-1, *row)
-
-
-def _listed(flows: Any) -> Sequence[nf.flows.Flow]:
-    listed = [flows] if isinstance(flows, nf.flows.Flow) else flows
-    if not isinstance(listed, Iterable) or isinstance(listed, str | bytes | Tensor):
-        raise OptionError(
-            f"flows must be a layer of normflows or a list of them, got {describe(flows)}. "
-            "A whole model goes into FlowDistribution."
-        )
-    listed = list(listed)
-    wrong = [type(flow).__name__ for flow in listed if not isinstance(flow, nf.flows.Flow)]
-    if wrong or not listed:
-        raise OptionError(
-            "flows must hold layers of normflows or nfi.flows, at least one, got "
-            f"{', '.join(wrong) or 'none'}."
-        )
-    # The container of normflows adds log-dets in float32.
-    while any(type(flow) is nf.flows.Composite for flow in listed):
-        parts = [f._flows if type(f) is nf.flows.Composite else [f] for f in listed]
-        listed = [flow for part in parts for flow in part]
-    return listed
+def split(flows: Iterable[nf.flows.Flow]) -> Stack:
+    """Layers as a stack, whose composite is empty if there is no injection."""
+    layers = list(flows)
+    first = next((i for i, flow in enumerate(layers) if isinstance(flow, Injection)), len(layers))
+    return Stack(layers[:first], layers[first:])

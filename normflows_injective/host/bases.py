@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..checks import check_event_shape
 from ..errors import ShapeError
-from .context import with_context
+from .context import context_arguments
 
 __all__ = ["base_log_prob", "sample_base"]
 
@@ -21,7 +21,7 @@ def sample_base(
 
     Some bases of normflows compute in float64 whatever the model does.
     """
-    z, log_p = q0(num_samples, **with_context(q0, context))
+    z, log_p = q0(num_samples, **context_arguments(q0, context))
     if z.shape[0] != num_samples or log_p.shape != (num_samples,):
         raise ShapeError(
             f"The base {type(q0).__name__} must return {num_samples} samples and log-densities of "
@@ -33,7 +33,7 @@ def sample_base(
 def base_log_prob(q0: Any, z: Tensor, context: Tensor | None) -> Tensor:
     """Log-densities (B,) of base variables (B, *), in their dtype."""
     check_event_shape(z, getattr(q0, "shape", None), "the encoded batch, by the base's shape,")
-    log_p: Tensor = q0.log_prob(z, **with_context(q0, context, "log_prob"))
+    log_p: Tensor = q0.log_prob(z, **context_arguments(q0, context, "log_prob"))
     if log_p.shape != (z.shape[0],):
         raise ShapeError(
             f"The base {type(q0).__name__} must give log-densities of shape ({len(z)},) for "

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ShapeError
-from .context import with_context
+from .context import context_arguments
 from .first_data import awaits_first_data
 
 __all__ = ["Flows", "OneWayLayerError", "call_layer", "summed_forward", "summed_inverse"]
@@ -58,7 +58,7 @@ def call_layer(flow: nf.flows.Flow, method: str, value: Tensor, context: Tensor 
     if type(flow) is nf.flows.ActNorm and _is_initialised(flow):
         # Its own methods read its flag at every call, which waits for a GPU, and then do this.
         return getattr(nf.flows.AffineConstFlow, method)(flow, value)
-    options = with_context(flow, context, method)
+    options = context_arguments(flow, context, method)
     try:
         # The call of the module itself, for the sake of its hooks.
         return flow(value, **options) if method == "forward" else flow.inverse(value, **options)

@@ -9,9 +9,10 @@ it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..checks import check_finite
@@ -27,12 +28,14 @@ from .keywords import (
 __all__ = [
     "built_for_context",
     "check_context",
+    "context_rows",
+    "context_shape",
     "context_keyword",
     "expect_context",
     "needs_context",
     "read_while_tracing",
     "takes_context",
-    "with_context",
+    "context_arguments",
 ]
 
 _BUILT_FOR_CONTEXT = ("context_features", "context_channels", "context_layer", "context_encoder")
@@ -63,7 +66,7 @@ def needs_context(component: Any) -> bool:
     return requires_keyword(component) or _of_normflows_and_built(component)
 
 
-def with_context(
+def context_arguments(
     component: Any, context: Tensor | None, method: str = "forward"
 ) -> dict[str, Tensor]:
     """Keyword arguments that hand a context (B, *) to a method of a component, or none."""
@@ -116,6 +119,21 @@ def expect_context(context: Tensor | None, length: int, context_dim: int, name: 
         f"{name} with context_dim={context_dim} takes {expectation}, got {received}. One-hot "
         "encode labels, and give one row per sample."
     )
+
+
+def context_shape(context: Tensor | None) -> torch.Size:
+    """Batch shape of a context: all but its last dimension, or all of one of class labels."""
+    if context is None:
+        return torch.Size()
+    return context.shape[:-1] if context.is_floating_point() else context.shape
+
+
+def context_rows(context: Tensor | None, batch_shape: Sequence[int]) -> Tensor | None:
+    """A context (*batch, C), or labels (*batch), with one row for each sample of a batch."""
+    if context is None:
+        return None
+    row = context.shape[len(context_shape(context)) :]
+    return context.expand(*batch_shape, *row).reshape(-1, *row)
 
 
 def _no_keyword(component: Any, methods: str) -> ContextError:

@@ -1,5 +1,6 @@
-"""Layers that initialise themselves on their first data, those of normflows and our own.
+"""The flag of layers that initialise themselves on their first data.
 
+They take the data in ``first_meeting.py``.
 Every one has a buffer ``data_dep_init_done``, as the ActNorm of normflows.
 """
 

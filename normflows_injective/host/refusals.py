@@ -1,4 +1,4 @@
-"""Layers that are refused, and why: the one table of them."""
+"""Modules that spoil a Jacobian, in one table, and layers without an inverse or a density."""
 
 from __future__ import annotations
 

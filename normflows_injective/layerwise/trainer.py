@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..checks import check_count, check_finite, checks_arguments_of
 from ..errors import OptionError, ShapeError
-from ..flows.split import joint_encode
+from ..flows.stack import joint_encode
 from ..flows.volume_preserving.rotation import Rotation, random_rotation
 from ..host.first_meeting import meet_first_data
 from .block import ConditionalMoments, MomentBlock, check_step_size

@@ -21,7 +21,7 @@ from ..flows.assignment.readings import reading_of
 from ..flows.assignment.simplices import Simplices
 from ..host.context import check_context
 from ..host.copies import in_evaluation
-from .likelihood_estimate import DIVERGED, DiscreteLogProb, importance_log_prob
+from .assignment_likelihood import DIVERGED, DiscreteLogProb, importance_log_prob
 
 __all__ = ["AssignmentFlow"]
 
@@ -241,10 +241,10 @@ class AssignmentFlow(nn.Module):
         The network is evaluated as in evaluation mode, by a copy that shares its parameters.
 
         The proposal is the law of the path given the labels, which is optimal for an exact field:
-        see ``models/likelihood_estimate.py``. Every draw follows the flow back to the noise once,
-        with its divergence: :math:`d` forward-mode products for each evaluation if ``"exact"``,
-        none if the network leaves each variable out. If the effective sample size is a few draws,
-        the estimate is a lower bound rather than a probability.
+        see ``models/assignment_likelihood.py``. Every draw follows the flow back to the noise
+        once, with its divergence: :math:`d` forward-mode products for each evaluation if
+        ``"exact"``, none if the network leaves each variable out. If the effective sample size is
+        a few draws, the estimate is a lower bound rather than a probability.
 
         Args:
             labels: Classes (B, n), integers that count from 0.

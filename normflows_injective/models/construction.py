@@ -19,7 +19,7 @@ from ..errors import (
 )
 from ..flows.free_form import FreeFormInjection
 from ..flows.shapes import check_raises_dimension
-from ..flows.split import joint_decode, joint_encode, split
+from ..flows.stack import joint_decode, joint_encode, split
 from ..flows.stacking import check_composite, check_invertible, check_surfaces
 from ..host.bases import sample_base
 from ..host.calls import Flows

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from ..checks import check_event_shape, check_real
 from ..errors import OffManifoldError, OptionError, ShapeError
-from ..host.context import with_context
+from ..host.context import context_arguments
 from .parts import InjectiveModel
 
 __all__ = ["reverse_alpha_div", "reverse_kld"]
@@ -105,7 +105,7 @@ def _require_target(model: InjectiveModel, name: str) -> None:
 
 def _target_log_prob(model: InjectiveModel, x: Tensor, context: Tensor | None) -> Tensor:
     check_event_shape(x, getattr(model.p, "shape", None), "the model's sample, by p's shape,")
-    log_p: Tensor = model.p.log_prob(x, **with_context(model.p, context, "log_prob"))
+    log_p: Tensor = model.p.log_prob(x, **context_arguments(model.p, context, "log_prob"))
     if log_p.shape != (x.shape[0],):
         raise ShapeError(
             f"p.log_prob must give one value per sample, shape ({len(x)},), got "

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..autodiff.products import Map
 from ..checks import check_event_shape, check_not_negative, checks_arguments_of
 from ..errors import OptionError, ShapeError
-from ..flows.split import Passes
+from ..flows.stack import Passes
 from ..volume.log_volumes import DecodedVolume
 from ..volume.reconstruction import squared_error
 from .loss_terms import SurrogateTerms, check_log_prob

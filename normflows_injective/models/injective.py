@@ -15,14 +15,15 @@ from ..autodiff.settings import as_written
 from ..checkpoints import load_checkpoint, save_checkpoint
 from ..checks import check_batch, check_count, check_event_shape, checks_arguments_of
 from ..errors import ContextError
-from ..flows.split import Stack
+from ..flows.stack import Stack
 from ..host.bases import base_log_prob, sample_base
 from ..host.context import check_context, takes_context
 from ..host.first_data import refuse_single_sample
 from ..host.first_meeting import meet_first_data
 from ..modules.diverged import check_results, names_diverged
 from ..volume.reconstruction import squared_error
-from . import divergences, training_loss, training_term
+from . import divergences, training_term
+from . import losses as training_loss
 from .construction import check_parts, trial_pass
 from .loss_terms import LossTerms
 from .parts import Parts, dtype_of, look_into, model_dtype

@@ -21,7 +21,7 @@ from ..checks import (
     renamed,
 )
 from ..errors import OptionError
-from ..flows.split import Passes
+from ..flows.stack import Passes
 from ..host.context import read_while_tracing
 from ..volume.compiled import CompiledSurrogate, check_compilable
 from ..volume.estimators import EncoderSurrogate, NoVolume, OnManifoldSurrogate, estimator_from

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from torch import Tensor, nn
 
 from ..checks import checks_arguments_of
-from ..flows.split import Passes
+from ..flows.stack import Passes
 from .loss_terms import SurrogateTerms
 
 __all__ = ["TrainingTerm"]

@@ -17,8 +17,8 @@ from torch import Tensor
 from ..autodiff.products import out_of_inference
 from ..checks import check_choice
 from ..errors import OptionError, UnsupportedModelError
-from ..flows.split import Projection, joint_decode, joint_decode_and_log_volume, joint_encode
-from ..flows.stack import LayerStack
+from ..flows.layer_stack import LayerStack
+from ..flows.stack import Projection, joint_decode, joint_decode_and_log_volume, joint_encode
 from ..volume.estimators import EncoderSurrogate, estimator_from
 from ..volume.probes import draw_probes
 from ..volume.surrogate import Estimator

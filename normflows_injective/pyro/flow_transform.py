@@ -15,7 +15,7 @@ from ..checks import check_count, checks_arguments
 from ..checks.sizes import as_size
 from ..distributions.sample_cache import SampleCache, State, state_of
 from ..errors import ContextError, UnsupportedLayerError
-from ..flows.stack import LayerStack, flatten_events
+from ..flows.layer_stack import LayerStack, flatten_events
 from ..host.context import needs_context
 from .memory.buffers import make_contiguous, watch_buffers
 from .supports.boxes import bounded_domain

@@ -28,14 +28,7 @@ from ..host.first_meeting import give_first_data
 from ..host.refusals import refuse_unsupported
 from ..modules.contents import modules_of
 from .estimators import EncoderSurrogate
-from .surrogate import (
-    DrawProbes,
-    Estimator,
-    Surrogate,
-    SurrogateAndErrors,
-    lifted,
-    with_errors,
-)
+from .surrogate import DrawProbes, Estimator, Surrogate, SurrogateAndErrors, lifted, with_errors
 
 __all__ = ["CompiledSurrogate", "check_compilable"]
 

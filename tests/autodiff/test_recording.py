@@ -31,7 +31,7 @@ class Encoder(nn.Module):
         self.square = nn.Linear(6, 6)
         self.narrow = nn.Linear(3, 4)
         self.hyper = nn.Linear(6, 48)
-        self.with_context = nn.Linear(8, 8)
+        self.context_arguments = nn.Linear(8, 8)
         self.scale = nn.Parameter(torch.rand(6))
         self.vector = nn.Parameter(torch.randn(8))
 
@@ -59,9 +59,9 @@ def in_place_activation(net, x):
     return net.last(F.relu(net.first(x), inplace=True) + 1)
 
 
-def with_context(net, x):
+def context_arguments(net, x):
     context = torch.linspace(0, 1, 2, dtype=x.dtype).expand(len(x), 2)
-    return net.last(net.with_context(torch.cat([x, context], 1)))
+    return net.last(net.context_arguments(torch.cat([x, context], 1)))
 
 
 def weight_from_the_data(net, x):
@@ -137,7 +137,7 @@ FIRST_LAYERS = {
     "in place between": in_place_between,
     "in place on a view": in_place_on_a_view,
     "in place activation": in_place_activation,
-    "context": with_context,
+    "context": context_arguments,
     "without gradient": gate_without_gradient,
     "gradient of a potential": gradient_of_a_potential,
     "functional gradient": functional_gradient,

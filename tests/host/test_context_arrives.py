@@ -11,7 +11,7 @@ from torch import nn
 
 import normflows_injective as nfi
 from normflows_injective.errors import ContextError
-from normflows_injective.host.context import needs_context, takes_context, with_context
+from normflows_injective.host.context import context_arguments, needs_context, takes_context
 
 
 def scaled(forward):
@@ -240,7 +240,7 @@ def test_a_target_that_says_so_must_have_the_keyword():
 
 def test_targets_of_normflows_take_a_context():
     target = nf.distributions.target.ConditionalDiagGaussian()
-    assert with_context(target, torch.zeros(1, 4), "log_prob").keys() == {"context"}
+    assert context_arguments(target, torch.zeros(1, 4), "log_prob").keys() == {"context"}
 
 
 def test_what_a_subclass_inherits_from_normflows_takes_no_context():
@@ -272,7 +272,7 @@ def test_partials_and_bound_methods():
     net = Keyword(2)
     for call in (net.forward, functools.partial(net.forward), lambda x, **options: x):
         assert takes_context(call)
-        assert with_context(call, torch.zeros(1, 1)).keys() == {"context"}
+        assert context_arguments(call, torch.zeros(1, 1)).keys() == {"context"}
     assert not needs_context(functools.partial(lambda x, context: x, context=1.0))
     assert needs_context(functools.partial(lambda scale, x, context: x, 1.0))
     assert not takes_context(torch.tanh)

@@ -14,7 +14,7 @@ from torch import nn
 import normflows_injective as nfi
 from normflows_injective.errors import NumericalWarning
 from normflows_injective.flows.assignment import FiniteHorizon, InfiniteHorizon
-from normflows_injective.models.likelihood_estimate import summarise
+from normflows_injective.models.assignment_likelihood import summarise
 from normflows_injective.nets.fields import DenseField, LeaveOneOutField
 
 LAWS = {"coupled": coupled(), "ragged": ragged()}

@@ -10,7 +10,7 @@ from support.seeds import manual_seed
 from torch import nn
 
 import normflows_injective as nfi
-from normflows_injective.models.training_loss import prior_samples
+from normflows_injective.models.losses import prior_samples
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from torch import nn
 
 import normflows_injective as nfi
 import normflows_injective.pyro as nfp
-from normflows_injective.flows.stack import LayerStack
+from normflows_injective.flows.layer_stack import LayerStack
 
 TRAINED = [name for name, case in LAWS.items() if case.has_rsample and case.scores_others]
 

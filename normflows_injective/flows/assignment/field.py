@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ...checks import check_choice, checks_arguments_of
 from ...errors import OptionError, ShapeError
-from ...host.context import needs_context, takes_context, with_context
+from ...host.context import context_arguments, needs_context, takes_context
 from ...host.copies import on_trial
 from ...modules.random_numbers import OwnRandomNumbers
 from .parametrisation import Classifier, Parametrisation
@@ -191,7 +191,7 @@ class AssignmentField(nn.Module):
                 "A mask of missing variables came, but the network cannot tell a missing variable "
                 "from noise. Build with missing=True, and the network for one more feature."
             )
-        output: Tensor = self.net(features, t, **with_context(self.net, context))
+        output: Tensor = self.net(features, t, **context_arguments(self.net, context))
         if not isinstance(output, Tensor) or output.shape != v.shape:
             got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise ShapeError(

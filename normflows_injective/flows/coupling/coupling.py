@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...checks import check_event_shape
 from ...errors import ShapeError
-from ...host.context import needs_context, takes_context, with_context
+from ...host.context import context_arguments, needs_context, takes_context
 from ...nets.mlp import SmoothMLP
 from ..layer import Layer
 from .transforms import Affine, ElementTransform, check_transform
@@ -94,7 +94,7 @@ class Coupling(Layer):
 
     def parameters_of(self, kept: Tensor, context: Tensor | None) -> Tensor:
         """Parameters (B, A, P) of the elements that are moved."""
-        output: Tensor = self.conditioner(kept, **with_context(self.conditioner, context))
+        output: Tensor = self.conditioner(kept, **context_arguments(self.conditioner, context))
         sizes = (self.num_moved, self.transform.num_parameters)
         check_event_shape(output.flatten(1), (math.prod(sizes),), "the conditioner's output")
         return output.reshape(kept.shape[0], *sizes)

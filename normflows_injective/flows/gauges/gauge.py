@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from ...autodiff.products import out_of_inference, value_and_gradient
 from ...checks import check_event_shape, checks_arguments_of, looks_first
 from ...errors import ShapeError
-from ...host.context import with_context
+from ...host.context import context_arguments
 from ...modules.precision import as_factored
 
 __all__ = [
@@ -132,7 +132,7 @@ class HomogeneousGauge(Gauge):
 
     .. math:: \log r_t(u) = \log t - \log F(u)
 
-    A subclass gives :meth:`value`; ``tests/flows/surfaces/test_gauges.py`` tests the contract.
+    A subclass gives :meth:`value`; ``nfi.testing.check_gauge`` checks the contract.
     Every norm is such a function, and so is :math:`\lVert x \rVert_p` with :math:`p < 1`.
 
     Examples:
@@ -209,7 +209,7 @@ class ConstantSlopeGauge(HomogeneousGauge):
 
 def one_each(function: Any, points: Tensor, context: Tensor | None, rule: str) -> Tensor:
     """Values (B,) of a function at points (B, D), which may return (B, 1) but nothing else."""
-    value: Tensor = function(points, **with_context(function, context))
+    value: Tensor = function(points, **context_arguments(function, context))
     rows = len(points)
     if value.shape not in ((rows,), (rows, 1)):
         raise ShapeError(f"{rule}, shape ({rows},) or ({rows}, 1), got {tuple(value.shape)}.")

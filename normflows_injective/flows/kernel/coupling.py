@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ...checks import RenamedAttribute, check_modules, renamed
 from ...errors import OptionError
-from ...host.context import with_context
+from ...host.context import context_arguments
 from ...host.first_data import must_initialise
 from ..coupling.coupling import Coupling, coupling_sizes
 from ..coupling.transforms import Affine, ElementTransform, check_transform
@@ -133,7 +133,7 @@ class KernelCoupling(Coupling):
             [0.0, 1.0, 3.0]
         """
         u, _ = self.split(x, "x")
-        self.conditioner.initialise(u.detach(), **with_context(self.conditioner, context))
+        self.conditioner.initialise(u.detach(), **context_arguments(self.conditioner, context))
 
     def penalty(self) -> Tensor:
         """Squared norms of s and t in their Hilbert space: see :meth:`KernelExpansion.penalty`."""

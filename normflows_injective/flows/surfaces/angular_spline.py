@@ -9,7 +9,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from ...checks import check_count, check_positive
+from ...checks import check_count, check_not_negative, check_positive
 from ...errors import OptionError
 from ...nets.mlp import ResidualMLP
 from ..layer import Layer
@@ -50,8 +50,8 @@ class AngularSpline(Layer):
             splines less, which allows large learning rates.
 
     Raises:
-        OptionError: If an index is none of the coordinates, or a bound, limit or gain is not
-            positive.
+        OptionError: If an index is none of the coordinates, a bound or gain is not positive, or a
+            limit is negative.
 
     References:
         Durkan et al., Neural spline flows, arXiv 1906.04032; on circles, arXiv 2002.02428.
@@ -85,7 +85,7 @@ class AngularSpline(Layer):
                 f"among {num_coordinates} coordinates, got {ind_circ!r}. Leave it out for none."
             )
         check_positive(bound, "bound")
-        check_positive(max_log_scale, "max_log_scale")
+        check_not_negative(max_log_scale, "max_log_scale")
         check_positive(gain, "gain")
         transformed = coordinates
         if num_coordinates > 1:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...autodiff.products import out_of_inference, value_and_gradient
 from ...checks import check_choice, check_finite, is_readable
 from ...errors import OffManifoldError, ShapeError
-from ...host.context import needs_context, takes_context, with_context
+from ...host.context import context_arguments, needs_context, takes_context
 from ...host.first_meeting import give_first_data
 from ...host.refusals import refuse_unsupported
 from ...modules.contents import modules_of
@@ -114,7 +114,7 @@ class GraphSurface(Chart):
         return value, 0.5 * gradient.square().sum(1).log1p()
 
     def _height(self, z: Tensor, context: Tensor | None) -> Tensor:
-        height: Tensor = self.f(z, **with_context(self.f, context))
+        height: Tensor = self.f(z, **context_arguments(self.f, context))
         if height.shape not in ((z.shape[0],), (z.shape[0], 1)):
             raise ShapeError(
                 f"f must map z of shape {tuple(z.shape)} to heights of shape ({len(z)},) or "

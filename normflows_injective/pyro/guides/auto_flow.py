@@ -15,7 +15,7 @@ from torch import Tensor
 from ...checks import check_flag, check_positive, describe
 from ...errors import ContextError, InjectiveFlowError, OptionError, ShapeError
 from ...flows.coupling.steady_linear import SteadyLinear
-from ...flows.stack import LayerStack
+from ...flows.layer_stack import LayerStack
 from ...flows.surfaces.angular_spline import AngularSpline
 from ...host.context import needs_context
 from ...host.first_data import awaits_first_data

@@ -21,7 +21,7 @@ from ...distributions.thickened.decoders import (
 from ...distributions.thickened.noise import make_noise
 from ...distributions.thickened.reverse import LaplaceReverse, LearnedReverse, Reverse
 from ...errors import ContextError, DtypeError, InjectiveFlowError, OptionError, ShapeError
-from ...flows.stack import LayerStack
+from ...flows.layer_stack import LayerStack
 from ...host.context import needs_context
 from ..laws.thickened import Frame, Thickened
 from ..memory.buffers import make_contiguous

@@ -12,9 +12,9 @@ from torch.distributions import constraints
 from ...checks import check_count, checks_arguments
 from ...diagnostics.gradient_agreement import SurrogateBias, measure_bias, refuse_closed_form
 from ...errors import OptionError, ShapeError
-from ...flows.split import joint_decode
-from ...flows.stack import context_rows
+from ...flows.stack import joint_decode
 from ...host.bases import base_log_prob, sample_base
+from ...host.context import context_rows
 from ...host.copies import on_trial
 from ...models.injective import InjectiveNormalizingFlow
 from ...models.noise_width import collapse_ratio, warn_of_collapse, warn_once_of_collapse

@@ -26,9 +26,15 @@ from ...errors import (
     OptionError,
     ShapeError,
 )
-from ...flows.stack import LayerStack, context_rows, context_shape
+from ...flows.layer_stack import LayerStack
 from ...host.bases import sample_base
-from ...host.context import check_context, needs_context, takes_context
+from ...host.context import (
+    check_context,
+    context_rows,
+    context_shape,
+    needs_context,
+    takes_context,
+)
 from ...host.copies import on_trial
 from ...host.first_data import awaits_first_data
 from ...models.parts import model_dtype

@@ -13,7 +13,7 @@ from torch.distributions import constraints
 
 from ...checks import check_choice, check_positive, describe, is_number
 from ...errors import OptionError, ShapeError
-from ...flows.stack import LayerStack
+from ...flows.layer_stack import LayerStack
 from ...volume.reconstruction import squared_error
 from ..supports.support import score_where, whole_space
 from ..supports.surfaces import ImageConstraint

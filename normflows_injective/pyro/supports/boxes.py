@@ -14,9 +14,10 @@ from torch.distributions import Transform, constraints
 from torch.nn.functional import softplus
 
 from ...errors import UnsupportedModelError
-from ...flows.stack import LayerStack, context_rows
+from ...flows.layer_stack import LayerStack
 from ...flows.surfaces.angular_spline import AngularSpline
 from ...host.calls import summed_inverse
+from ...host.context import context_rows
 from ...host.first_data import awaits_first_data
 
 __all__ = [

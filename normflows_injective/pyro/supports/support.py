@@ -11,7 +11,7 @@ from torch.distributions import constraints
 
 from ...checks import describe
 from ...errors import OffManifoldError, OptionError
-from ...flows.stack import LayerStack
+from ...flows.layer_stack import LayerStack
 from ...flows.surfaces.surface import Surface, surface_of
 from .boxes import bounded_support
 from .surfaces import ImageConstraint, StarLikeConstraint, unit_length

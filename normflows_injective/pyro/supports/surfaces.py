@@ -16,9 +16,10 @@ from ...errors import InjectiveFlowError, OptionError
 from ...flows.gauges.gauge import Gauge
 from ...flows.gauges.hyperplane import HyperplaneGauge
 from ...flows.gauges.lp import LpGauge
-from ...flows.stack import LayerStack, context_rows
+from ...flows.layer_stack import LayerStack
 from ...flows.surfaces.radial import RadialSurface
 from ...flows.surfaces.sphere import SphereChart
+from ...host.context import context_rows
 
 __all__ = ["ImageConstraint", "StarLikeConstraint", "is_standard_simplex", "unit_length"]
 

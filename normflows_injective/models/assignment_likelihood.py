@@ -82,7 +82,7 @@ class DiscreteLogProb(NamedTuple):
 
     References:
         Owen, Monte Carlo theory, methods and examples, chapter 9; the error of the steps is
-        derived in ``models/likelihood_estimate.py``.
+        derived in ``models/assignment_likelihood.py``.
 
     Examples:
         >>> from normflows_injective import AssignmentFlow

@@ -11,13 +11,7 @@ from torch import Tensor
 
 from ..autodiff.products import out_of_inference
 from ..checks import check_loss
-from ..flows.split import (
-    Passes,
-    Stack,
-    joint_decode,
-    joint_decode_and_log_volume,
-    joint_encode,
-)
+from ..flows.stack import Passes, Stack, joint_decode, joint_decode_and_log_volume, joint_encode
 from ..host.bases import base_log_prob, sample_base
 from ..host.calls import summed_inverse
 from ..host.first_meeting import give_first_data
