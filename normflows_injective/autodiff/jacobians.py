@@ -58,10 +58,10 @@ def jacobian(function: Map, point: Tensor, chunk_size: int | None = None) -> Val
     r"""Value and dense Jacobians of a map, by products with the basis vectors.
 
     With gradients disabled this takes :math:`d` forward-mode products. With gradients enabled the
-    result stays on the graph, and comes from reverse mode alone, because torch gets the gradient
-    of a tangent wrong for many functions: as :math:`J v = \partial_u (u^\top J) v`, which takes
-    as many products, where all derivatives of the map are proved right, and
-    else as :math:`D` rows, which can be differentiated once.
+    result stays on the graph and comes from reverse mode alone, because torch gets the gradient of
+    a tangent wrong for many functions. Where all derivatives of the map are proved right it is
+    :math:`J v = \partial_u (u^\top J) v`, which takes as many products. Elsewhere it is :math:`D`
+    rows, which can be differentiated once.
 
     Without gradients the memory is bounded: the basis is taken in chunks whose widest tangent
     keeps to 256 MiB, at the cost of one more evaluation of the map for every chunk.

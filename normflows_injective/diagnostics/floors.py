@@ -57,9 +57,9 @@ class VolumePreservingFloor(NamedTuple):
 def volume_preserving_floor(log_prob: Tensor, dim: int) -> VolumePreservingFloor:
     r"""Floor under the loss of volume-preserving flows, from log-densities at samples.
 
-    A flow of constant :math:`|\det|` moves the values of its base density about and changes none.
-    The best flow puts the values of a Gaussian of free scale upon the level sets of :math:`p`, the
-    greatest upon the highest:
+    A flow of constant :math:`|\det|` moves the values of its base density about and changes none
+    of them. The best flow gives the values of a Gaussian of free scale to the level sets of
+    :math:`p`, the greatest value to the highest level:
 
     .. math:: \inf_q \mathrm{KL}(p \| q) = \mathrm{KL}(p^* \| g^*)
               = \tfrac D2 (1 + \log 2 \pi s^2) - H(p), \qquad
@@ -68,10 +68,10 @@ def volume_preserving_floor(log_prob: Tensor, dim: int) -> VolumePreservingFloor
     with :math:`v(x)` the volume of the set where :math:`p` exceeds :math:`p(x)` and :math:`r(v)`
     the radius of the ball of that volume.
 
-    Samples give the volumes too, :math:`v(x) = \mathbb E_p[1\{p > p(x)\} / p]`. The outermost
-    volumes come from few samples, which raises the estimate by less than its standard error.
-    Log-densities that are only estimated from the samples would do harm, because their noise mixes
-    the level sets and raises the floor. So there is no floor from data alone: train a flow that is
+    The volumes come from the samples too, :math:`v(x) = \mathbb E_p[1\{p > p(x)\} / p]`. The
+    outermost volumes come from few samples, which raises the estimate by less than its standard
+    error. Do not pass log-densities that are only estimated from the samples: their noise mixes
+    the level sets and raises the floor. Data alone therefore give no floor: train a flow that is
     not volume preserving, sample it, and hand in its own log-densities.
 
     Args:
@@ -88,9 +88,9 @@ def volume_preserving_floor(log_prob: Tensor, dim: int) -> VolumePreservingFloor
         NonFiniteError: If it holds NaN or infinity, or a result is out of the range of float64.
 
     References:
-        That volume-preserving flows are not universal, and what they learn: Draxler et al., arXiv
-        2402.06578. The formula is derived here, from the rearrangement inequality; the standard
-        error from the influence of a sample on both expectations.
+        Draxler et al., arXiv 2402.06578, on the limits of volume-preserving flows and the
+        densities they learn. The formula is derived here from the rearrangement inequality, and
+        the standard error from the influence of a sample on both expectations.
 
     Examples:
         >>> floor = volume_preserving_floor(torch.zeros(4000), 2)  # uniform on any unit volume
@@ -142,7 +142,7 @@ def volume_preserving_floor_on_box(
 
     Args:
         log_prob: Log-density in nats, from points (B, D), float64, to (B,); :math:`-\infty` is
-            allowed. A constant may be missing.
+            allowed. An additive constant may be missing.
         low: Lower ends of the box, D numbers.
         high: Upper ends of the box.
         num_cells: Number n of cells along every axis.
@@ -152,12 +152,12 @@ def volume_preserving_floor_on_box(
 
     Raises:
         ShapeError: If the ends differ in number, or ``log_prob`` returns another shape.
-        OptionError: If the box is empty, the density zero on it, or the grid has more than
+        OptionError: If the box is empty, the density is zero on it, or the grid has more than
             :math:`10^8` cells.
         NonFiniteError: If ``log_prob`` is NaN or infinite above, or a result is out of range.
 
     References:
-        As for :func:`volume_preserving_floor`.
+        See :func:`volume_preserving_floor`.
 
     Examples:
         >>> def normal(x: Tensor) -> Tensor:

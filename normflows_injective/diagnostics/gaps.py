@@ -34,21 +34,21 @@ class CouplingGap(NamedTuple):
     r"""Result of :func:`coupling_gap`, in nats and in the dtype of the latents.
 
     Attributes:
-        gap: Gain at the rotations that the validation rows chose, on rows that neither chose nor
-            fitted; a lower bound of :math:`\max_Q \Delta(Q)` up to its standard error.
+        gap: Gain at the rotations chosen on the validation rows, measured on rows used neither to
+            choose nor to fit; a lower bound of :math:`\max_Q \Delta(Q)` up to its standard error.
         standard_error: Standard error of ``gap``. If no model is better than the identity, the
             gain is zero, and its error is that of the held-out gains of the best simple model that
-            was rejected: gains of this size look like zero. It tells nothing about structure that
+            was rejected: gains of this size look like zero. It says nothing about structure that
             the regressions cannot find.
         whitening: The part of ``gap`` that mean and covariance alone would give, by blocks that
             are constant or linear in b, at the same rotations.
         rest: ``gap - whitening``, the part that needs a network.
-        mean: Mean gain over the rotations, on rows that did not fit.
+        mean: Mean gain over the rotations, on rows not used to fit.
         mean_standard_error: Standard error of ``mean`` for these rotations; rejected models count
             as in ``standard_error``.
         per_rotation: Gain at every rotation, (R,).
-        per_rotation_standard_error: Standard errors of those, (R,); rejected models count as in
-            ``standard_error``.
+        per_rotation_standard_error: Standard errors of these gains, (R,); rejected models count as
+            in ``standard_error``.
         rotations: The orthogonal matrices Q, (R, D, D); their last rows give the coordinates that
             are moved.
         chosen: Index of the rotation that each fold chose, (K,).
@@ -78,7 +78,7 @@ def coupling_gap(
     regression: MomentRegression | None = None,
     generator: torch.Generator | None = None,
 ) -> CouplingGap:
-    r"""Measure how far latents are from standard normal, in what affine couplings can remove.
+    r"""Measure the distance of latents from a standard normal that affine couplings can remove.
 
     .. math:: \Delta(Q) = \tfrac12 \, \mathbb E_b \sum_i
               \big[m_i^2(b) + \sigma_i^2(b) - 1 - \log \sigma_i^2(b)\big], \qquad (b, a) = Q z,
@@ -98,7 +98,7 @@ def coupling_gap(
         num_folds: Number K of folds. A regression sees :math:`1 - 1/K` of the rows.
         regression: Options of the regressions, :class:`MomentRegression`.
         generator: Source of rotations, folds, weights and batches; by default one of seed 0.
-            Torch's own is left alone.
+            Torch's global generator is left alone.
 
     Returns:
         :class:`CouplingGap`.

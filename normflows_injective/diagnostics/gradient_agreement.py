@@ -33,7 +33,7 @@ class GradientBias(NamedTuple):
     Attributes:
         relative_error: :math:`\lVert \hat g - g \rVert / \lVert g \rVert`, without unit; 0 for an
             unbiased estimate. NaN if :math:`g` vanishes, as without trained parameters.
-        cosine: Cosine of the angle between both; 1 for one direction, NaN as above.
+        cosine: Cosine of the angle between both; 1 if they point the same way, NaN as above.
 
     Examples:
         >>> bias = GradientBias(relative_error=0.1, cosine=0.995)
@@ -51,11 +51,11 @@ class SurrogateBias(NamedTuple):
     Attributes:
         decoder: :class:`GradientBias` of
             :math:`\operatorname{tr}(\mathrm{SG}[F'] G')` against
-            :math:`\tfrac12 \log\det G'^\top G'` at the same latents, by the parameters of the
-            decoding map.
+            :math:`\tfrac12 \log\det G'^\top G'` at the same latents, with respect to the
+            parameters of the decoding map.
         encoder: :class:`GradientBias` of :math:`-\operatorname{tr}(F'\, \mathrm{SG}[G'])`, which
             training uses by default, against :math:`-\tfrac12 \log\det F' F'^\top` at the same
-            data, by the parameters of the encoding map.
+            data, with respect to the parameters of the encoding map.
 
     References:
         Free-form injective flows, arXiv 2306.01843.

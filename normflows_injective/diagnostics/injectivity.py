@@ -31,8 +31,8 @@ class InjectivityReport:
     Attributes:
         singular_values: Singular values of the decoder Jacobian :math:`g'(z)`, descending, shape
             :math:`(B, d)`.
-        condition_number: Ratio of the largest to the smallest, shape :math:`(B,)`. Infinite where
-            the decoder is not an immersion.
+        condition_number: Ratio of the largest to the smallest singular value, shape :math:`(B,)`.
+            Infinite where the decoder is not an immersion.
         left_inverse_error: :math:`\lVert f'(\hat x) g'(z) - I \rVert_F / \sqrt d`, shape
             :math:`(B,)`; 0 where encoder and decoder are locally inverse.
         pseudo_inverse_error: :math:`\lVert g'(z) - f'(\hat x)^\dagger \rVert_F /
@@ -145,7 +145,7 @@ def injectivity_report(
 
     Args:
         model: Model of latent dimension :math:`d` and data dimension :math:`D`.
-        x: Data of shape :math:`(B, *)`; a few hundred samples tell enough.
+        x: Data of shape :math:`(B, *)`; a few hundred samples are enough.
         context: Optional context, one row per sample.
         num_gradient_samples: Number of samples in the comparison of gradients, which needs
             :math:`d` differentiable reverse-mode products.
@@ -157,9 +157,9 @@ def injectivity_report(
         OptionError: If there are fewer than two samples, which have no covariance.
 
     References:
-        Conditions for an unbiased surrogate: arXiv 2306.01843; that a left inverse is not enough,
-        and :math:`g' = f'^\dagger` is, follows from :math:`\nabla \tfrac12 \log\det f' f'^\top =
-        \operatorname{tr}((\nabla f') f'^\dagger)`.
+        Conditions for an unbiased surrogate: arXiv 2306.01843. That a left inverse is not enough
+        and :math:`g' = f'^\dagger` is enough follows from :math:`\nabla \tfrac12 \log\det f'
+        f'^\top = \operatorname{tr}((\nabla f') f'^\dagger)`.
 
     Examples:
         >>> import normflows as nf

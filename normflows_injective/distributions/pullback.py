@@ -21,7 +21,7 @@ class Pullback(Law):
 
     .. math:: \log q(z) = \log p(\varphi(z)) + \tfrac12 \log\det \varphi'(z)^\top \varphi'(z)
 
-    As the base of a model that ends in the same chart it makes a fresh model equal to this law:
+    As the base of a model that ends in the same chart, it makes a fresh model equal to this law:
     with ``Pullback(UniformSphere(D), SphereChart(D))`` training starts at the uniform law.
 
     Args:

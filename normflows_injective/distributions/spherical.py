@@ -66,7 +66,7 @@ class UniformSphere(SphericalLaw):
 
     Args:
         dim: Dimension :math:`D \ge 2` of the space around the sphere.
-        off_manifold: What ``log_prob`` does with points off the sphere: ``"reject"`` raises where
+        off_manifold: Treatment by ``log_prob`` of points off the sphere: ``"reject"`` raises where
             a norm is more than 1e-4 from one, ``"project"`` takes their directions.
 
     Raises:
@@ -118,7 +118,7 @@ class AngularCentralGaussian(SphericalLaw):
     Args:
         scale: Invertible matrix :math:`A` of shape (D, D), :math:`D \ge 2`; it is copied.
         trainable: Whether it is a parameter.
-        off_manifold: What ``log_prob`` does with points off the sphere: ``"reject"`` raises where
+        off_manifold: Treatment by ``log_prob`` of points off the sphere: ``"reject"`` raises where
             a norm is more than 1e-4 from one, ``"project"`` takes their directions.
 
     Raises:

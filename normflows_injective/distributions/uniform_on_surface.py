@@ -26,10 +26,10 @@ class UniformOnSurface(Law):
 
     The total mass is a closed form where the gauge knows one: areas of :math:`\ell_1`,
     :math:`\ell_2`, the cube, the simplex, group lasso and SLOPE; cone masses of all homogeneous
-    gauges of ``nfi.flows.gauges``. Otherwise it is an average over random directions, always the
-    same ones, and ``standard_error`` is the standard error of its logarithm (infinite variance is
-    possible for :math:`p < 1`). The area of a homogeneous gauge grows as :math:`t^{D-1}` and the
-    cone mass as :math:`t^D`, so there the level may come from a context.
+    gauges of ``nfi.flows.gauges``. Otherwise it is an average over fixed random directions, and
+    ``standard_error`` is the standard error of its logarithm (infinite variance is possible for
+    :math:`p < 1`). The area of a homogeneous gauge grows as :math:`t^{D-1}` and the cone mass as
+    :math:`t^D`, so there the level may come from a context.
 
     It serves as target of ``reverse_kld``, and as base through :class:`Pullback`; samples carry no
     gradient.
@@ -95,7 +95,7 @@ class UniformOnSurface(Law):
         self._like = nn.Buffer(torch.empty(0), persistent=False)
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        r"""Log-density at points of the surface, the same for all of one level.
+        r"""Log-density at points of the surface, which is constant on each level.
 
         Args:
             x: Points of shape :math:`(B, D)`.

@@ -26,17 +26,17 @@ class VonMisesFisher(SphericalLaw):
     .. math:: \log p(x) = \kappa\, \mu^\top x - \log N_D(\kappa)
 
     normalised exactly in any dimension. Densities are computed in float64 and rounded to the dtype
-    of ``loc``. Samples carry no gradient, as rejection has none: ``forward`` gives them with
-    log-densities that do, as for a score-function estimator.
+    of ``loc``. Samples carry no gradient, because rejection has none. ``forward`` returns them
+    with log-densities that carry one, as a score-function estimator needs.
 
     A trainable concentration is the parameter itself. If a step takes it below zero, the law is
-    the one of :math:`-\mu` with :math:`|\kappa|`.
+    that of direction :math:`-\mu` and concentration :math:`|\kappa|`.
 
     Args:
         loc: Mean direction :math:`\mu` of shape (D,), :math:`D \ge 2`, of any positive length.
         concentration: :math:`\kappa \ge 0`; 0 is the uniform distribution.
         trainable: Whether both are parameters.
-        off_manifold: What ``log_prob`` does with points off the sphere: ``"reject"`` raises where
+        off_manifold: Treatment by ``log_prob`` of points off the sphere: ``"reject"`` raises where
             a norm is more than 1e-4 from one, ``"project"`` takes their directions.
 
     Raises:

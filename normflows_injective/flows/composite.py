@@ -26,24 +26,25 @@ __all__ = ["InjectiveComposite"]
 class InjectiveComposite(Injection):
     r"""Injections and bijective flows as one layer, with their joint log-volume.
 
-    For containers of normflows that sum per-layer log-dets (``nf.ClassCondFlow``,
-    ``nf.ConditionalNormalizingFlow``, ``nf.NormalizingFlow``): put everything from the first
-    injection to the data in here, as their last layer. In an
-    :class:`~normflows_injective.InjectiveNormalizingFlow` it is not needed.
+    Containers of normflows (``nf.ClassCondFlow``, ``nf.ConditionalNormalizingFlow``,
+    ``nf.NormalizingFlow``) sum per-layer log-dets. Give them everything from the first injection
+    to the data as one such layer, their last. An
+    :class:`~normflows_injective.InjectiveNormalizingFlow` does not need it.
 
     Args:
         flows: Layers from latent to data; the first must be an :class:`Injection`.
-        likelihood: A :class:`~normflows_injective.SurrogateLikelihood` without warm-up. With it,
-            ``inverse`` returns as ``log_det``, in training mode and with gradients enabled,
-            :math:`-(\text{volume} + \beta\,\text{reconstruction error})`, so that the container's
-            own ``forward_kld`` is the training loss; everywhere else, and without it, ``log_det``
-            is exact. Training a container without it has no reconstruction term and collapses.
+        likelihood: A :class:`~normflows_injective.SurrogateLikelihood` without warm-up. In
+            training mode with gradients enabled, ``inverse`` then returns
+            :math:`-(\text{volume} + \beta\,\text{reconstruction error})` as ``log_det``, so that
+            the container's own ``forward_kld`` is the training loss. Everywhere else, and without
+            a likelihood, ``log_det`` is exact. A container trained without a likelihood has no
+            reconstruction term and collapses.
 
     Raises:
         NotInjectiveError: If the first layer is no injection.
         UnsupportedLayerError: If a layer cannot follow an injection.
         OptionError: If the likelihood has a warm-up, whose weight the container cannot apply, or
-            if the layers are of known surfaces and need none.
+            if the layers are of known surfaces, which need no likelihood.
 
     References:
         Derived in ``flows/stack.py``.

@@ -23,13 +23,13 @@ class Injection(Layer, ABC):
 
     ``forward`` goes from latent to data and returns the log-volume :math:`\tfrac12 \log\det
     g'^\top g'` as ``log_det``; ``inverse`` encodes and returns minus the log-volume at the encoded
-    point, so that a model of normflows whose *last* layer this is scores the projection of its
-    data exactly.
+    point. A model of normflows with an injection as its *last* layer therefore scores the
+    projection of its data exactly.
 
     A subclass gives :meth:`encode` and :meth:`decode`. Where the log-volume has a closed form it
     also replaces :meth:`decode_and_log_volume`, which by default differentiates :meth:`decode`.
-    ``latent_shape`` and ``data_shape`` are event shapes, or None where they are not known; where
-    they are, models check their stack at construction. ``takes_context`` and ``needs_context``
+    ``latent_shape`` and ``data_shape`` are event shapes, or None where they are not known. Models
+    check their stack at construction where they are known. ``takes_context`` and ``needs_context``
     tell whether a context can, and whether it must, be given.
 
     References:
@@ -101,8 +101,8 @@ class Injection(Layer, ABC):
 
         Warns:
             StackingWarning: If the data come from a trainable layer. A container that sums
-                per-layer log-dets is wrong after an injection. Also once for every layer in
-                training mode with gradients, because a container has no reconstruction term.
+                per-layer log-dets is wrong after an injection. It also comes once for every layer
+                in training mode with gradients, because a container has no reconstruction term.
         """
         if torch.is_grad_enabled() and x.grad_fn is None:
             self._warn_without_reconstruction()

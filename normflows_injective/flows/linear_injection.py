@@ -70,8 +70,8 @@ class Pad(Injection):
 
     .. math:: g(z) = (z, 0), \qquad f(x) = x_{1:d}
 
-    Followed by bijective flows inside an :class:`~normflows_injective.InjectiveNormalizingFlow` it
-    is the architecture of rectangular flows, arXiv 2106.01413.
+    Followed by bijective flows inside an :class:`~normflows_injective.InjectiveNormalizingFlow`,
+    it is the architecture of rectangular flows, arXiv 2106.01413.
 
     Args:
         latent_dim: :math:`d`.

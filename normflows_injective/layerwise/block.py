@@ -175,14 +175,15 @@ class ConditionalMoments(nn.Module):
 class MomentBlock(Coupling):
     r"""Affine coupling that takes a step towards conditional mean zero and variance one.
 
-    With :math:`x = (b, a)`, :math:`b` the first :math:`\lfloor D/2 \rfloor` coordinates, and
-    conditional means :math:`m(b)` and standard deviations :math:`\sigma(b)`, from data to latents
+    With :math:`x = (b, a)`, where :math:`b` holds the first :math:`\lfloor D/2 \rfloor`
+    coordinates, and conditional means :math:`m(b)` and standard deviations :math:`\sigma(b)`, the
+    map from data to latents is
 
     .. math:: b' = b, \qquad a' = S a + T, \qquad S = 1 + \eta \, (1/\sigma(b) - 1), \qquad
               T = -\eta \, m(b) / \sigma(b)
 
-    With the exact moments a full step is the best affine block there is: it lowers the loss by the
-    coupling gap at this split.
+    With the exact moments a full step is the best affine block: it lowers the loss by the coupling
+    gap at this split.
 
     Args:
         dim: Number of coordinates :math:`D`, at least two.

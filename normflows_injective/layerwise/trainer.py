@@ -44,8 +44,8 @@ class LayerwiseHistory(NamedTuple):
     """Gains of the blocks of :meth:`LayerwiseTrainer.fit`, in nats on the held-out rows.
 
     They stand in the order of construction. The gain of a block is unbiased before the block is
-    judged, but the blocks that stay passed a threshold on the same rows, so the sum is slightly
-    too large. Judge the whole flow on fresh rows.
+    judged, but the blocks that were kept have passed a threshold on the same rows, so the sum is
+    slightly too large. Judge the whole flow on fresh rows.
 
     Attributes:
         gains: Mean gains of the L blocks, (L,).
@@ -109,14 +109,14 @@ class _Step(NamedTuple):
 @final
 @checks_arguments_of
 class LayerwiseTrainer:
-    r"""Add a rotation and an affine block, fit it, freeze it, and so on until nothing is gained.
+    r"""Add rotations and affine blocks one at a time, each fitted and frozen, until none gains.
 
     A block takes a step of size :math:`\eta` towards conditional mean zero and variance one, see
     :class:`MomentBlock`. Its gain, by which the loss falls, is measured on rows that took no part
     in the fit, and the construction ends when the gain is no more than some standard errors. With
     few samples every further block would fit noise, and raise the loss on new data without bound.
 
-    Half of the rows fit, a quarter chooses among rotations, and a quarter judges the blocks.
+    Half of the rows fit the blocks, a quarter chooses among rotations, and a quarter judges.
 
     Args:
         dim: Number of coordinates :math:`D`, at least two.
@@ -130,7 +130,7 @@ class LayerwiseTrainer:
             not added; the next try has other rotations.
         regression: Size and pace of the fits.
         generator: Source of rotations, rows, weights and batches; by default one of seed 0.
-            Torch's own is left alone.
+            Torch's global generator is left alone.
 
     Raises:
         ShapeError: If ``dim`` is less than two.
@@ -180,8 +180,8 @@ class LayerwiseTrainer:
         Args:
             x: Data of shape (N, D), N at least 200, best standardised.
             given: Layers of the other flow from latent to data, as a list or ``model.flows``. They
-                stand at the end of the result and are not changed, but for layers that have yet to
-                meet data, which initialise themselves on x.
+                stand at the end of the result and are not changed, except that layers that have
+                not seen data initialise themselves on x.
 
         Returns:
             :class:`LayerwiseFit`; the parameters of its new layers do not require gradients.

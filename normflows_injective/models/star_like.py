@@ -51,9 +51,9 @@ def star_like_flow(
     The base is the uniform law of the sphere seen in the chart. Every layer is a spline coupling
     whose azimuth is circular (:class:`~normflows_injective.flows.AngularSpline`)
     followed by a linear map of the sphere seen in the chart, which moves the poles and the seam.
-    Choose ``chart="stereographic"``, whose coordinates have no angle and are mixed by
-    ``LULinearPermute`` of normflows, where most mass is in one narrow place, as in posteriors.
-    ``flows`` of the model is an ordinary list: add to it, or write your own.
+    Where most mass is in one narrow place, as in posteriors, choose ``chart="stereographic"``,
+    whose coordinates have no angle and are mixed by ``LULinearPermute`` of normflows. ``flows`` of
+    the model is an ordinary list: add to it, or write your own.
 
     Args:
         dim: :math:`D`, the dimension of the ambient space.

@@ -31,7 +31,7 @@ class ConvEncoder(ContextNetwork):
         context_dim: Number of context features C, broadcast as channels of the input; 0 for none.
 
     Raises:
-        OptionError: If the image is too small for so many halvings.
+        OptionError: If the image is too small for this number of halvings.
         ContextError: When called, if a context is missing, superfluous or of another width.
 
     Examples:
@@ -74,7 +74,7 @@ class ConvDecoder(ContextNetwork):
         context_dim: Number of context features C concatenated to the latent; 0 for none.
 
     Raises:
-        OptionError: If the image is too small for so many halvings.
+        OptionError: If the image is too small for this number of halvings.
         ContextError: When called, if a context is missing, superfluous or of another width.
 
     Examples:

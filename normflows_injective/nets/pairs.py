@@ -99,7 +99,7 @@ def conv_autoencoder(
         :class:`Autoencoder` ``(encoder, decoder)``.
 
     Raises:
-        OptionError: If the image is too small for so many stages.
+        OptionError: If the image is too small for this number of stages.
 
     Examples:
         >>> encoder, decoder = conv_autoencoder((1, 28, 28), 16, channels=(16, 32))

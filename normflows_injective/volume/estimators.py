@@ -98,7 +98,7 @@ class DecoderSurrogate(Estimator):
 
 @dataclass(frozen=True)
 class Conditional(Estimator):
-    r"""Per probe, the one of the two surrogates whose gradient agrees with the reconstruction's.
+    r"""Choose for every probe the surrogate whose gradient agrees with that of reconstruction.
 
     With :math:`c = v^\top (f'g' - I) v`, descending :math:`S_E` raises :math:`v^\top f'g' v` and
     descending :math:`S_D` lowers it, and reconstruction of noisy data draws :math:`f'g'` to
@@ -139,7 +139,7 @@ class Conditional(Estimator):
 
 @dataclass(frozen=True)
 class ConjugateGradient(Estimator):
-    r"""Rectangular flows' estimator, which needs no encoder Jacobian and is unbiased.
+    r"""Estimator of rectangular flows, which needs no encoder Jacobian and is unbiased.
 
     .. math:: S = \frac{1}{2K} \sum_k \mathrm{SG}[(J^\top J)^{-1} v_k]^\top J^\top J v_k,
               \quad J = g'(z)
@@ -153,14 +153,14 @@ class ConjugateGradient(Estimator):
 
     Args:
         max_iterations: Bound on the iterations; None takes twice the latent dimension :math:`d`.
-            In exact arithmetic :math:`d` suffice, rounding asks for a few more.
+            In exact arithmetic :math:`d` suffice; rounding takes a few more.
         tolerance: Relative residual at which a solve stops.
 
     Raises:
         OptionError: If the bound or the tolerance is not positive.
 
     Warns:
-        NumericalWarning: If a solve without a bound of the user's fails in this precision.
+        NumericalWarning: If a solve fails in this precision while ``max_iterations`` is None.
 
     References:
         Rectangular flows, arXiv 2106.01413, the stochastic gradient of the log-volume (the factor

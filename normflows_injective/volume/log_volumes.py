@@ -62,27 +62,27 @@ def log_volume(
 
     With ``"exact"`` the Jacobian comes from :math:`d` Jacobian-vector products of the batch and is
     factored by QR in float64. The Gram matrix :math:`J^\top J`, whose condition number is squared,
-    is never formed. Differentiable where gradients are enabled; evaluate under
-    ``torch.no_grad()``, where the memory is bounded whatever the batch. Register a network of
-    TorchScript as a module: through one that hides in a list, a dictionary or an object, forward
-    mode, which is taken without gradients, may lose tangents in silence.
+    is never formed. The result is differentiable where gradients are enabled; evaluate under
+    ``torch.no_grad()``, where the memory is bounded for every size of batch. Register a network of
+    TorchScript as a module. If it hides in a list, a dictionary or an object, forward mode, which
+    is used without gradients, may lose its tangents in silence.
 
     With ``"lanczos"`` the Jacobian is not formed either. The value is estimated by stochastic
     Lanczos quadrature from ``2 * num_probes * num_steps`` products. Its standard error covers the
-    draw of the probes and the truncation of the quadrature, not rounding, and a deficiency that
-    the steps do not reach is not seen. It is for latents of so many dimensions that the Jacobian
-    does not fit, and for values only: train with a surrogate.
+    draw of the probes and the truncation of the quadrature, but not rounding, nor a rank
+    deficiency that the steps do not reach. Use it where the Jacobian does not fit into memory, and
+    for values only: train with a surrogate.
 
     Args:
         decode: Map :math:`g` of :math:`(B, *)` to :math:`(B, *)`, acting on each sample alone.
         z: Latents of shape :math:`(B, *)` with :math:`d` elements per sample.
-        chunk_size: Number of tangents per pass. None bounds the memory by itself without
-            gradients, and with them, or with probes, takes all.
+        chunk_size: Number of tangents per pass. None bounds the memory without gradients, and
+            takes all with gradients or probes.
         method: ``"exact"`` or ``"lanczos"``.
-        num_probes: Number of random directions of ``"lanczos"``, 2 or more; None takes 8. As many
-            as :math:`d`, or more, leave no statistical error.
-        num_steps: Number of steps of ``"lanczos"`` per direction, 4 or more; None takes 64. As
-            many as :math:`d`, or more, leave no truncation error.
+        num_probes: Number of random directions of ``"lanczos"``, 2 or more; None takes 8. With
+            :math:`d` or more there is no statistical error.
+        num_steps: Number of steps of ``"lanczos"`` per direction, 4 or more; None takes 64. With
+            :math:`d` or more there is no truncation error.
 
     Returns:
         Log-volumes of shape :math:`(B,)` in nats, in the dtype of ``z`` but at least float32. With
@@ -131,8 +131,8 @@ def decode_and_log_volume(
 ) -> DecodedVolume:
     r"""Decode a batch and give the exact log-volume from the same pass.
 
-    Without gradients the Jacobians of at most as many samples are held as fit into 128 MiB in
-    the dtype that they are factored in, and the others follow in further passes.
+    Without gradients a pass holds the Jacobians of as many samples as fit into 128 MiB in the
+    dtype of the factorisation, and further passes take the others.
 
     With gradients :math:`\partial V = \partial \langle J^\top \mathrm{SG}[J^{+\top}], I
     \rangle` is used where a function of the map is not proved to have right derivatives beyond
@@ -150,7 +150,7 @@ def decode_and_log_volume(
     Raises:
         NotInjectiveError: If the map lowers the dimension.
         UnsupportedLayerError: If a layer of ``decode`` has no per-sample Jacobian.
-        ForwardModeError: If a tangent comes in by another way than z.
+        ForwardModeError: If a tangent enters other than through z.
 
     Examples:
         >>> x, volume = decode_and_log_volume(lambda z: torch.cat([z, z], 1), torch.ones(1, 1))

@@ -55,7 +55,7 @@ class SurrogateAndErrors(NamedTuple):
 
 
 class Estimator(ABC):
-    """How the gradient of the log-volume is estimated from an encoder and a decoder."""
+    """A rule that estimates the gradient of the log-volume from an encoder and a decoder."""
 
     @as_written
     @checks_arguments

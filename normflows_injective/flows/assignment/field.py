@@ -60,7 +60,7 @@ class AssignmentField(nn.Module):
 
     Args:
         net: Network, called as ``net(features, t)`` or ``net(features, t, context=context)``,
-            with times (B,), that returns (B, n, c). Outputs after the classes of a variable are
+            with times (B,), that returns (B, n, c). Outputs beyond the classes of a variable are
             ignored. If a true attribute ``leave_one_out`` declares that the output of a variable
             does not depend on its own features, the divergence is a closed form.
         path: The path that the field is trained on.
@@ -70,7 +70,7 @@ class AssignmentField(nn.Module):
             variable is missing and zero elsewhere. The other features of such a variable are zero.
 
     Raises:
-        OptionError: If an option is unknown, or the network cannot be called so.
+        OptionError: If an option is unknown, or the network cannot be called this way.
         ShapeError: If the network returns another shape.
 
     References:
@@ -213,7 +213,7 @@ class AssignmentField(nn.Module):
         context: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        r"""Return field (B, n, c) and divergence (B,) of a classifier that leaves variables out.
+        r"""Return field (B, n, c) and divergence (B,) of a leave-one-out classifier.
 
         If the output of a variable depends on the others alone, only the evidence depends on
         :math:`V_i`: :math:`\partial \bar u_i / \partial V_i` is :math:`t \rho_i / s^2` times the

@@ -91,14 +91,14 @@ def choose_horizon(
     """Choose the earliest end that keeps the rounding error, and a number of steps to get there.
 
     With these steps an exact field misplaces about as many labels as rounding does. A learned
-    field is seldom worth more.
+    field seldom deserves more steps.
 
     Args:
         num_variables: Number of variables n.
         num_classes: Number of classes, one for all variables or one for each.
-        error: Largest probability that any variable is rounded wrongly, and about the share of
-            labels that the steps misplace.
-        horizon: ``"infinite"``, ``"finite"``, or a horizon of which only the end is replaced.
+        error: Largest probability that any variable is rounded wrongly; the steps misplace about
+            the same share of labels.
+        horizon: ``"infinite"``, ``"finite"``, or a horizon, whose end alone is replaced.
         solver: ``"euler"``, ``"midpoint"`` or ``"rk4"``.
 
     Returns:

@@ -31,7 +31,7 @@ class AssignmentLayer(Layer):
     .. math:: \dot m = Q^\top F(Q m, t), \qquad
               \texttt{log\_det} = \int_0^T \operatorname{div}(Q^\top F)(m_t, t)\, dt
 
-    with :math:`d = \sum_i (c_i - 1)` coordinates, :math:`m = Q^\top V`. Base it on
+    with :math:`d = \sum_i (c_i - 1)` coordinates, :math:`m = Q^\top V`. Its base is
     ``nf.distributions.DiagGaussian(d, trainable=False)``. Both directions take the same steps. Up
     to the error of the steps, :math:`O(h^4)` for ``"rk4"``, they undo each other, and the log-det
     is that of the map.
@@ -121,13 +121,13 @@ class AssignmentLayer(Layer):
     ) -> tuple[Tensor, Tensor]:
         """Carry coordinates (B, d) through times, with the integrals of the divergence.
 
-        Variables that a mask (B, n) declares missing stay where they are. There is one integral
-        for every probe, (B, K), of independent noise, and a single one where integrals are exact.
-        Probes (K, B, d) serve all along the path; without them every evaluation draws new ones.
+        Variables that a mask (B, n) declares missing stay where they are. Integrals (B, K) have
+        one column of independent noise for every probe, and a single column where they are exact.
+        Probes (K, B, d) serve for the whole path; without them every evaluation draws new ones.
 
         Raises:
             ShapeError: If the coordinates, mask or probes have another shape.
-            OptionError: If times are no finite numbers, or none.
+            OptionError: If times are empty or not finite.
             UnsupportedLayerError: If a network that must be differentiated is in a state in which
                 it has no Jacobian of each sample, such as dropout in training mode.
         """

@@ -28,11 +28,11 @@ class SimplexLift(Chart):
     weights of every simplex, the log-volume is
 
     .. math:: \log\Big|\frac{dW}{dm}\Big|
-              = \sum_i \Big(\sum_k \log W_{ik} + \tfrac12 \log c_i\Big) \quad \text{nats},
+              = \sum_i \Big(\sum_k \log W_{ik} + \tfrac12 \log c_i\Big) \quad \text{nats}.
 
-    and ``"hausdorff"``, the area of each, adds :math:`\tfrac12 \log c_i` for every simplex. For
-    one simplex the lift is ``SimplexStickBreaking(c, kind="ilr")``. After ``AssignmentLayer`` it
-    gives a density on simplices.
+    The measure ``"hausdorff"``, the area of each simplex, adds :math:`\tfrac12 \log c_i` for every
+    simplex. For one simplex the lift is ``SimplexStickBreaking(c, kind="ilr")``. After
+    ``AssignmentLayer`` it gives a density on simplices.
 
     Args:
         num_variables: :math:`n`.

@@ -41,7 +41,7 @@ class Parametrisation(ABC):
 
 @final
 class Velocity(Parametrisation):
-    r"""The network is the field, up to constants, fitted in the metric of Fisher and Rao.
+    r"""The network gives the field, up to constants, fitted in the metric of Fisher and Rao.
 
     .. math:: \mathcal L = \sum_i \langle \delta_i, R_{W_i} \delta_i \rangle
               = \sum_i \mathrm{Var}_{W_i}(\delta_i), \qquad \delta = F_\theta - \dot V_t

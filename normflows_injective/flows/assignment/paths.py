@@ -44,7 +44,7 @@ _LONGEST_STEP, _FEWEST_STEPS = 0.5, 50
 
 
 class Horizon(ABC):
-    r"""The time of a path: its speed, its end and the law of times in training.
+    r"""The time of a path: its speed, its end and the law of the training times.
 
     Attributes:
         end: Time at which sampling ends.
@@ -74,7 +74,7 @@ class Horizon(ABC):
 
     @abstractmethod
     def draw_times(self, num: int, like: Tensor) -> Tensor:
-        """Draw times of training, (num,)."""
+        """Draw training times (num,)."""
 
     @abstractmethod
     def scaled(self, v: Tensor, t: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ class InfiniteHorizon(Horizon):
     Args:
         scale: :math:`\kappa`.
         end: Time at which sampling stops; :func:`choose_horizon` finds one for an error.
-        time_shape: Shape of the Gamma law of the times of training.
+        time_shape: Shape of the Gamma law of the training times.
         time_rate: Rate of that law, by default :math:`\kappa`, so that the law of
             :math:`\kappa t` does not depend on the unit of time. The paper has shape 1 and, at
             :math:`\kappa = .5`, rate .25; the default spends fewer steps on times at which
@@ -132,7 +132,7 @@ class InfiniteHorizon(Horizon):
         return torch.full_like(counts, self.scale, dtype=floating)
 
     def draw_times(self, num: int, like: Tensor) -> Tensor:
-        """Draw Gamma-distributed times, (num,)."""
+        """Draw Gamma-distributed times (num,)."""
         rate = self.scale if self.time_rate is None else self.time_rate
         # No dtype shorter than float32 has a Gamma law.
         shape = torch.full((num,), self.time_shape, dtype=torch.float32, device=like.device)
@@ -193,7 +193,7 @@ class FiniteHorizon(Horizon):
         return self.end * torch.rand(num, dtype=like.dtype, device=like.device)
 
     def scaled(self, v: Tensor, t: Tensor) -> Tensor:
-        """Return logits (B, n, c) as they are, for they never are large, at times (B, 1, 1)."""
+        """Return logits (B, n, c) unchanged, because they are never large."""
         _check_spread(v, t)
         return v
 

@@ -42,7 +42,7 @@ class Simplices(nn.Module):
         num_classes: :math:`c_i \ge 2`, one number for all variables or one for each.
 
     Raises:
-        OptionError: If a number is out of range, or there is not one for every variable.
+        OptionError: If a number is out of range, or ``num_classes`` has another length.
 
     References:
         Boll et al., arXiv 2406.04527, section 2.

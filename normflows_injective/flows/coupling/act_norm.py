@@ -30,7 +30,7 @@ class ActNorm(Layer):
     The first call of :meth:`inverse` gives every latent coordinate mean zero and standard
     deviation one. Initialisation happens once, and only while both parameters are zero. A layer
     that has been trained, loaded or frozen (objectives with path gradients freeze parameters for a
-    while) is left alone. Let a model see data before its own samples. The layer of normflows
+    while) is left alone. Pass data through a model before sampling from it. The layer of normflows
     initialises itself on samples too, keeps its flag on the CPU, and returns one log-det for the
     batch.
 

@@ -29,8 +29,8 @@ class Autoregressive(Layer):
     Args:
         dim: Number of coordinates :math:`D`.
         transform: Map of one element, ``Affine()`` by default.
-        width: Width of the network, at least :math:`D - 1`, or it could not see all elements; by
-            default the larger of 64 and :math:`D`.
+        width: Width of the network, at least :math:`D - 1` to see all elements; by default the
+            larger of 64 and :math:`D`.
         num_blocks: Number of residual blocks of the network.
         context_dim: Number of context features; 0 for none.
         reverse: Whether an element is transformed given those after it.

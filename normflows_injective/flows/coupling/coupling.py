@@ -32,23 +32,23 @@ def coupling_sizes(dim: int, takes_context: bool, name: str) -> tuple[int, int]:
 class Coupling(Layer):
     r"""A coupling of vectors with any conditioner and any element transform; a base class.
 
-    With :math:`x = (u, v)`, :math:`u` the first :math:`\lfloor D/2 \rfloor` coordinates (the last,
-    if ``reverse``), from data to latents
+    With :math:`x = (u, v)`, where :math:`u` holds the first :math:`\lfloor D/2 \rfloor`
+    coordinates (the last, if ``reverse``), the map from data to latents is
 
     .. math:: u' = u, \qquad v' = h_{\theta(u, c)}(v), \qquad
               \log\det = \sum_i \log h'_{\theta_i}(v_i)
 
     Args:
         dim: Number of coordinates :math:`D`.
-        conditioner: Module from :math:`u` of shape (B, :math:`\lfloor D/2 \rfloor`), and a context
-            if it was built for one, to parameters (B, A P) of the
+        conditioner: Module that maps :math:`u` of shape (B, :math:`\lfloor D/2 \rfloor`), and a
+            context if it was built for one, to parameters (B, A P) of the
             :math:`A = \lceil D/2 \rceil` coordinates :math:`v`.
         transform: :math:`h`, with :math:`P` parameters for every element.
         reverse: Whether the last rather than the first coordinates are kept.
 
     Raises:
-        ShapeError: If no coordinate is left to find the parameters from, or when called, if the
-            conditioner answers with another number of parameters.
+        ShapeError: If no coordinate is left for the conditioner to see, or, when called, if the
+            conditioner returns a wrong number of parameters.
         OptionError: If the transform is no :class:`ElementTransform`.
 
     References:

@@ -20,10 +20,10 @@ class LULinear(Layer):
     .. math:: z = W x, \qquad W = P L (U + \mathrm{diag}(e^{\ell})), \qquad
               \log\det = \sum_i \ell_i
 
-    with :math:`L` unit lower and :math:`U` strictly upper triangular and the permutation :math:`P`
-    fixed. :math:`L`, :math:`U` and :math:`\ell` share one matrix: :math:`D^2` parameters. It
-    starts at :math:`W = P`, drawn at random: a dense rotation would make sums of the coordinates,
-    which hide structure that couplings could have seen in a single one.
+    where :math:`L` is unit lower triangular, :math:`U` strictly upper triangular, and :math:`P` a
+    fixed permutation. :math:`L`, :math:`U` and :math:`\ell` share one matrix: :math:`D^2`
+    parameters. It starts at :math:`W = P`, drawn at random. A dense rotation would mix coordinates
+    and so hide structure that couplings can see in a single one.
 
     Args:
         dim: Number of coordinates :math:`D`.
@@ -86,8 +86,8 @@ class Householder(Layer):
 
     Args:
         dim: Number of coordinates :math:`D`.
-        num_reflections: :math:`K`; with :math:`K = D` every orthogonal matrix of one sign of the
-            determinant is reached.
+        num_reflections: :math:`K`; with :math:`K = D` they reach every orthogonal matrix of
+            determinant :math:`(-1)^D`.
 
     Raises:
         OptionError: If an option is not a positive integer.
@@ -123,7 +123,8 @@ class Householder(Layer):
 class Permutation(Layer):
     """Fixed random order of the coordinates.
 
-    ``Permute`` of normflows returns log-dets of the default dtype whatever that of the input.
+    ``Permute`` of normflows returns log-dets of the default dtype, whatever the dtype of the
+    input.
 
     Args:
         dim: Number of coordinates D.

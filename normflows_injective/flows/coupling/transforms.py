@@ -145,7 +145,7 @@ class Affine(ElementTransform):
 
 @final
 class CentredAffine(ElementTransform):
-    r"""Scale and shift that keep volumes, by log-scales minus their mean.
+    r"""Scale and shift that keep volumes, because log-scales have their mean subtracted.
 
     .. math:: z_i = x_i \, e^{\sigma(s_i) - \frac1A \sum_j \sigma(s_j)} + t_i, \qquad
               \log\det = 0
@@ -153,7 +153,7 @@ class CentredAffine(ElementTransform):
     For a single element it is :class:`Additive`.
 
     Args:
-        max_log_scale: Soft bound of the log-scales before their mean is subtracted; None for none.
+        max_log_scale: Soft bound of the log-scales before their mean is subtracted, or None.
 
     Raises:
         OptionError: If the bound is not positive.
@@ -190,7 +190,7 @@ class CentredAffine(ElementTransform):
 
 @final
 class Spline(ElementTransform):
-    r"""Monotone rational-quadratic spline of :math:`[-b, b]`, the identity beyond.
+    r"""Monotone rational-quadratic spline on :math:`[-b, b]`, and the identity beyond.
 
     Args:
         num_bins: Number of bins :math:`K`; an element has :math:`3K - 1` parameters.

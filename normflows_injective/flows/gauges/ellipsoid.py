@@ -26,8 +26,9 @@ class EllipsoidGauge(HomogeneousGauge):
 
     Args:
         axes: Semi-axes of shape :math:`(D,)`, or an invertible matrix :math:`A` of shape
-            :math:`(D, D)`; :math:`x^\top M x = 1` is :math:`A = \mathrm{chol}(M)^{-\top}`.
-        trainable: Whether they are a parameter.
+            :math:`(D, D)`; for the surface :math:`x^\top M x = 1` take
+            :math:`A = \mathrm{chol}(M)^{-\top}`.
+        trainable: Whether the axes are a parameter.
 
     Raises:
         ShapeError: If the axes have neither shape.
@@ -89,7 +90,7 @@ class EllipsoidGauge(HomogeneousGauge):
         return log_det + math.log(2) + 0.5 * dim * math.log(math.pi) - math.lgamma(0.5 * dim)
 
     def log_slope_bounds(self, dim: int) -> tuple[float, float] | None:
-        """Between the inverses of the longest and of the shortest semi-axis."""
+        """Logarithms of the inverses of the longest and of the shortest semi-axis."""
         matrix = self.axes.detach()
         lengths = matrix.abs() if matrix.dim() == 1 else torch.linalg.svdvals(matrix)
         return -math.log(float(lengths.max())), -math.log(float(lengths.min()))

@@ -63,8 +63,8 @@ class RadiusAndSecant(NamedTuple):
 class Gauge(nn.Module, ABC):
     r"""A family of star-like surfaces :math:`\{r_t(u)\, u\}`, one for each level :math:`t`.
 
-    A subclass gives :meth:`log_radius`. It may replace :meth:`radius_and_secant`, which by default
-    differentiates it, by a closed form, and add facts about the whole surface:
+    A subclass defines :meth:`log_radius`. It may replace :meth:`radius_and_secant`, which
+    differentiates :meth:`log_radius`, by a closed form, and add facts about the whole surface:
     :meth:`log_cone_mass`, :meth:`log_area` and :meth:`sample_cone`.
 
     ``domain`` is ``"sphere"``, or ``"orthant"`` if only directions with positive coordinates meet

@@ -29,7 +29,7 @@ class HyperplaneGauge(ConstantSlopeGauge):
 
     Raises:
         ShapeError: If the weights are no vector.
-        OptionError: If one is not positive.
+        OptionError: If a weight is not positive.
 
     References:
         arXiv 2406.09116.

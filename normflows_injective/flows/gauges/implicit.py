@@ -25,10 +25,10 @@ NEAR = 1e-3
 class ImplicitGauge(Gauge):
     r"""Level sets :math:`\{F = t\}` of any function that increases along every ray.
 
-    The radius solves :math:`F(e^\rho u) = t` by bisection, without a graph, followed by two steps
-    of Newton's method with one. At a root such a step does not change the value; the first step
-    makes the first derivatives right, and the second those up to the third. With the gradient of
-    :math:`F` at :math:`x = r u`,
+    The radius solves :math:`F(e^\rho u) = t` by bisection without a graph, followed by two steps
+    of Newton's method with a graph. At a root such a step does not change the value. The first
+    step makes first derivatives right, and the second those up to the third. The secant follows
+    from the gradient of :math:`F` at :math:`x = r u`:
 
     .. math:: \sec\psi = \lVert x \rVert \, \lVert\nabla F(x)\rVert \,/\, (x \cdot \nabla F(x))
 

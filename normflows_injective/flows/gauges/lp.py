@@ -96,7 +96,7 @@ class LpGauge(HomogeneousGauge):
         return torch.tensor(math.log(dim) + log_volume, dtype=torch.float64)
 
     def log_slope_bounds(self, dim: int) -> tuple[float, float] | None:
-        """From the dual norm: |grad F|_q = 1 with 1/p + 1/q = 1, for p of at least one."""
+        """Bounds from the dual norm, |grad F|_q = 1 with 1/p + 1/q = 1, for p >= 1."""
         return None if self.eps > 0 else self._norm.log_slope_bounds(dim)
 
     def log_area(self, dim: int, level: Tensor) -> Tensor | None:

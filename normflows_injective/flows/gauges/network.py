@@ -22,9 +22,9 @@ class NetworkRadius(Gauge):
     .. math:: \log r = \log t + \log r_{\min}
               + \sigma(g(u)) \log\frac{r_{\max}}{r_{\min}}
 
-    The network takes the direction :math:`u`, never angles: those have a seam and poles, where
-    a network of them is no surface. Use smooth activations, because the volume holds its gradient
-    and training differentiates that. With ``even=True`` the surface is symmetric about the
+    The network takes the direction :math:`u` rather than angles, which have a seam and poles where
+    the surface would tear. Use smooth activations, because the volume contains the gradient of the
+    network and training differentiates it. With ``even=True`` the surface is symmetric about the
     centre. Train with a reconstruction term, ``nfi.ExactLikelihood(beta=100.0)``, and with
     ``off_manifold="project"``: by likelihood alone the surface wrinkles without limit.
 

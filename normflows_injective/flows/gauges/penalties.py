@@ -83,8 +83,8 @@ class GroupLassoGauge(ConstantSlopeGauge):
     .. math:: \log r = \log t - \log F(u), \qquad
               \log\sec\psi = \tfrac12\log\sum_g w_g^2 - \log F(u)
 
-    The surface has kinks where a whole group vanishes, as that of :math:`\ell_1` where a
-    coordinate does; gradients are bounded.
+    The surface has kinks where a whole group vanishes, as the :math:`\ell_1` sphere has where a
+    coordinate vanishes. Gradients are bounded.
 
     Args:
         groups: A partition of the indices :math:`0, \dots, D - 1`, as a list of lists.
@@ -160,8 +160,8 @@ class SlopeGauge(ConstantSlopeGauge):
     .. math:: \log r = \log t - \log F(u), \qquad
               \log\sec\psi = \tfrac12\log\sum_i w_i^2 - \log F(u)
 
-    Equal weights give :math:`\ell_1`; one weight followed by zeros the cube. Besides the kinks of
-    :math:`\ell_1` there are kinks where two sizes are equal; gradients are bounded.
+    Equal weights give :math:`\ell_1`, and one weight followed by zeros gives the cube. The surface
+    has the kinks of :math:`\ell_1` and more where two sizes are equal. Gradients are bounded.
 
     Args:
         weights: :math:`w_1 \ge w_2 \ge \dots \ge w_D \ge 0`, :math:`w_1 > 0`.

@@ -23,22 +23,22 @@ __all__ = ["KernelCoupling", "rkhs_penalty"]
 class KernelCoupling(Coupling):
     r"""A coupling whose parameters are kernel expansions; it starts as the identity.
 
-    With :math:`x = (u, v)`, :math:`u` the :math:`d = \lfloor D/2 \rfloor` coordinates that are
-    kept, from data to latents
+    With :math:`x = (u, v)`, where :math:`u` holds the :math:`d = \lfloor D/2 \rfloor` coordinates
+    that are kept, the map from data to latents is
 
     .. math:: u' = u, \qquad v' = v \odot e^{s} + t, \qquad s = K(u, Z) A^s, \quad
               t = K(u, Z) A^t, \qquad \log\det = \sum_j s_j
 
     with :math:`K(u, Z)_i = k(u, z_i)` and :math:`N (2(D - d) + d) + d` parameters. Log-scales are
-    bounded by the weights, :math:`|s_j| \le \sum_i |A^s_{ij}|`, so they take no clamp. Far from
-    the auxiliary points the layer is the identity: the tails of a flow of such layers are those
-    of its base density.
+    bounded by the weights, :math:`|s_j| \le \sum_i |A^s_{ij}|`, so they need no clamp. Far from
+    the auxiliary points the layer is the identity, so a flow of such layers has the tails of its
+    base density.
 
     The first call of :meth:`inverse` with two rows or more takes the points and length-scales from
-    the data, if the weights are still zero. That leaves the map as it is, so in a stack of such
-    layers each sees the data as the layers after it hand them on. Pass all training data once
-    before training, ``with torch.no_grad(): model.log_prob(x)``, or the points come from the first
-    batch. Until then they suit standard normal inputs. Data should be standardised.
+    the data, if the weights are still zero. This leaves the map unchanged, so each layer of a
+    stack sees the data that the layers after it pass on. Pass all training data once before
+    training, ``with torch.no_grad(): model.log_prob(x)``, or the points come from the first batch
+    alone. Before that call they suit standard normal inputs. Data should be standardised.
 
     Args:
         dim: Number of coordinates :math:`D`.

@@ -47,10 +47,10 @@ class KernelExpansion(ContextNetwork):
     Kernels are at most one, so :math:`|f_o| \le \sum_i |A_{io}|`, and far from all points
     :math:`f` is zero.
 
-    The sections of near points are nearly equal, and descent by :math:`A` is slow where only
-    their differences matter. So the weights that are trained are those of a basis that was
-    orthonormal in the Hilbert space of the kernel when the points were placed,
-    :math:`A = (K(Z, Z) + \epsilon I)^{-1/2} W`. The functions are the same.
+    The sections of near points are nearly equal, and gradient descent on :math:`A` is slow where
+    only their differences matter. The weights :math:`W` that are trained are therefore those of a
+    basis that was orthonormal in the Hilbert space of the kernel when the points were placed,
+    :math:`A = (K(Z, Z) + \epsilon I)^{-1/2} W`. The set of functions is the same.
 
     Args:
         in_features: Width of :math:`u`.
@@ -172,7 +172,7 @@ class KernelExpansion(ContextNetwork):
         r"""Take points and length-scales from data, unless the weights are trained or loaded.
 
         The points are rows drawn without replacement. If there are fewer rows than points, all of
-        them are taken, and some again, moved by a tenth of a standard deviation. With
+        them are taken, and some are repeated, moved by a tenth of a standard deviation. With
         :math:`\sigma_j` the standard deviation of input :math:`j`, and the median over pairs,
 
         .. math:: l_j = 2 \sigma_j \, \mathrm{median} \, \big| (u - u') / \sigma \big|

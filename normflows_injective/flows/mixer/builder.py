@@ -52,10 +52,10 @@ def mixer_flow(
     all patches by one flow of :math:`\mathbb R^C`, then all places within a patch by one flow of
     :math:`\mathbb R^S`, both made of :class:`~normflows_injective.flows.coupling.ActNorm`, an
     invertible linear map and an element transform, and then shifts the patches. The model knows no
-    neighbourhood but that of a patch: without a shift, the linear maps next to the data take up
-    any permutation of the patches, and any permutation within patches that is the same in all.
+    neighbourhood but that of a patch. Without a shift, the linear maps next to the data absorb any
+    permutation of the patches, and any permutation within patches that is the same in all of them.
     The class of densities is closed under such permutations if the linear maps are permutations or
-    any matrices, and nearly so for an LU decomposition of fixed pivots and a few reflections.
+    any matrices, and nearly so if they are LU decompositions of fixed pivots or a few reflections.
 
     Latents have the shape of images, so the list fits before, after and between other layers of
     images.
@@ -64,9 +64,9 @@ def mixer_flow(
         image_shape: Channels, height and width.
         patch_size: :math:`p`, a divisor of height and width.
         layers: Number of layers.
-        hidden: Widths of the networks of a coupling. For ``"autoregressive"`` the width is the
-            first, or the number of values if that is larger, and there are as many residual
-            blocks as further widths, at least one.
+        hidden: Widths of the networks of a coupling. For ``"autoregressive"`` the first width is
+            that of the network, or the number of values if that is larger, and the number of
+            further widths is that of its residual blocks, at least one.
         element: ``"affine"``, ``"spline"`` (rational-quadratic), ``"autoregressive"`` (masked
             affine), or a function from the number of values, the number of context features and a
             flag that alternates, to a flow of vectors. It is called for a single value only if

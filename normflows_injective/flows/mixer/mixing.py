@@ -25,21 +25,22 @@ __all__ = ["ChannelMixing", "Mixing", "PatchMixing"]
 class Mixing(Layer):
     r"""Flows of vectors applied to every row of an image, read as a table; a base class.
 
-    With :math:`M` rows that share their parameters, the log-det of an image is the sum of those of
-    its rows, so that a term without data, such as that of a linear map, counts :math:`M` times.
+    The :math:`M` rows share their parameters, and the log-det of an image is the sum of the
+    log-dets of its rows. A term that does not depend on data, such as the log-det of a linear map,
+    therefore counts :math:`M` times.
 
     Args:
         image_shape: Channels, height and width.
         patch_size: Size of the square patches.
-        layers: Flows of vectors, ours or those of normflows, from latent to data.
+        layers: Flows of vectors, of this package or of normflows, from latent to data.
         context_dim: Number of context features that the caller gives; 0 for none.
         embedding_dim: Number of learned features that tell the layers which row they transform; 0
-            for none. They reach the layers as context, after that of the caller.
+            for none. They reach the layers as context, after the caller's.
 
     Raises:
         ShapeError: If the image does not divide into such patches.
-        OptionError: If there are context features and no layer reads them, or none and a layer
-            needs some.
+        OptionError: If there are context features and no layer reads them, or if a layer needs
+            some and there are none.
         UnsupportedLayerError: If a layer is no invertible flow.
 
     References:
@@ -155,16 +156,16 @@ class ChannelMixing(Mixing):
     Args:
         image_shape: Channels, height and width.
         patch_size: Size of the square patches.
-        layers: Flows of vectors of the :math:`C` values of a patch, ours or those of normflows,
-            from latent to data.
+        layers: Flows of vectors of the :math:`C` values of a patch, of this package or of
+            normflows, from latent to data.
         context_dim: Number of context features that the caller gives; 0 for none.
         embedding_dim: Number of learned features that tell the layers which patch they transform,
-            as context after that of the caller; 0 for none.
+            as context after the caller's; 0 for none.
 
     Raises:
         ShapeError: If the image does not divide into such patches.
-        OptionError: If there are context features and no layer reads them, or none and a layer
-            needs some.
+        OptionError: If there are context features and no layer reads them, or if a layer needs
+            some and there are none.
         UnsupportedLayerError: If a layer is no invertible flow.
 
     References:
@@ -199,16 +200,16 @@ class PatchMixing(Mixing):
     Args:
         image_shape: Channels, height and width.
         patch_size: Size of the square patches.
-        layers: Flows of vectors of the :math:`S` patches, ours or those of normflows, from latent
-            to data.
+        layers: Flows of vectors of the :math:`S` patches, of this package or of normflows, from
+            latent to data.
         context_dim: Number of context features that the caller gives; 0 for none.
         embedding_dim: Number of learned features that tell the layers which place they transform,
-            as context after that of the caller; 0 for none.
+            as context after the caller's; 0 for none.
 
     Raises:
         ShapeError: If the image does not divide into such patches.
-        OptionError: If there are context features and no layer reads them, or none and a layer
-            needs some.
+        OptionError: If there are context features and no layer reads them, or if a layer needs
+            some and there are none.
         UnsupportedLayerError: If a layer is no invertible flow.
 
     References:

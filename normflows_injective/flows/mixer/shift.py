@@ -51,13 +51,13 @@ class PatchShift(Layer):
         kind: ``"interior"``, ``"roll"`` or ``"none"``.
         image_shape: Channels, height and width.
         patch_size: :math:`p`, at least 2 unless ``kind`` is ``"none"``.
-        layers: For ``"interior"``, from the shape of the interior image to flows of such images,
-            from latent to data.
+        layers: For ``"interior"``, a function from the shape of the interior image to flows of
+            such images, which are ordered from latent to data.
         back: For ``"roll"``, whether the image is moved the other way.
 
     Raises:
-        OptionError: If the kind is unknown, half a patch is nothing, or layers are missing or
-            superfluous.
+        OptionError: If the kind is unknown, half a patch is less than a pixel, or layers are
+            missing or superfluous.
         ShapeError: If the image does not divide into such patches.
 
     References:

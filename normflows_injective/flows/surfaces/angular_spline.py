@@ -22,16 +22,16 @@ __all__ = ["AngularSpline"]
 class AngularSpline(Layer):
     r"""Rational-quadratic spline coupling in which some coordinates are angles.
 
-    Half of the coordinates are transformed by monotone splines whose parameters a network finds
-    from the other half: angles by splines of the circle, the others by splines with linear tails
-    and then by a scale and a shift, without which the tails would be those of the base. The
-    network sees an angle as sines and cosines of its multiples, and another coordinate
-    :math:`z` as :math:`b = z / \sqrt{1 + z^2/9}`, which stays bounded towards the poles of a
-    chart, with sines and cosines of multiples of :math:`\pi b / 6` if there are several. The
-    layer starts as the identity.
+    Half of the coordinates are transformed by monotone splines, whose parameters a network finds
+    from the other half. Angles have splines of the circle. Linear coordinates have splines with
+    linear tails, followed by a scale and a shift, without which the tails would be those of the
+    base. The network sees an angle as sines and cosines of its multiples. It sees a linear
+    coordinate :math:`z` as :math:`b = z / \sqrt{1 + z^2/9}`, which stays bounded towards the poles
+    of a chart, with sines and cosines of multiples of :math:`\pi b / 6` if ``num_frequencies``
+    exceeds one. The layer starts as the identity.
 
     The circular couplings of normflows send linear coordinates beyond the bound to zero, and show
-    an angle to the network by one number, which does not tell it from its reflection.
+    an angle to the network as one number, which does not tell it from its reflection.
 
     Args:
         num_coordinates: Number of coordinates :math:`d`.
@@ -44,8 +44,8 @@ class AngularSpline(Layer):
             data with fine structure, which a network of few inputs is slow to see.
         context_dim: Number of context features; 0 for none.
         reverse_mask: Whether the odd rather than the even coordinates are transformed.
-        max_log_scale: Bound of the logarithm of the scale; 0 for tails that stay as they are,
-            without scale and shift, which large learning rates cannot drive away.
+        max_log_scale: Bound of the logarithm of the scale; 0 removes scale and shift, so that
+            large learning rates cannot drive the tails away.
         gain: Factor of the output of the network. Below 1, a step of an optimiser moves the
             splines less, which allows large learning rates.
 

@@ -29,16 +29,16 @@ class GraphSurface(Chart):
     .. math:: x = (z, f(z)), \qquad
               \tfrac12 \log\det J^\top J = \tfrac12 \log\big(1 + \lVert \nabla f \rVert^2\big)
 
-    It takes one gradient of :math:`f`, and no matrix. The parameters of :math:`f` are trained
-    with the model; use smooth activations.
+    It costs one gradient of :math:`f` and builds no matrix. The parameters of :math:`f` are
+    trained with the model; use smooth activations.
 
     Args:
         f: Module or callable taking (B, D - 1) to heights (B,) or (B, 1), each sample alone. With
             a context it is called ``f(z, context=context)`` if it has that keyword. Its
             ``input_shape``, if it has one (networks of ``nfi.nets`` do), declares D.
-        off_manifold: What :meth:`inverse` does with points off the graph by more than
-            :math:`10^{-4} (1 + |f|)`: ``"reject"`` raises, ``"project"`` moves them along the
-            last axis.
+        off_manifold: Treatment by :meth:`inverse` of points off the graph by more than
+            :math:`10^{-4} (1 + |f|)`: ``"reject"`` raises, ``"project"`` moves them along the last
+            axis.
         measure: ``"hausdorff"``, the area, or ``"lebesgue"``, that of the first :math:`D - 1`
             coordinates, whose log-volume is zero.
 

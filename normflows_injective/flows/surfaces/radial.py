@@ -34,9 +34,9 @@ class RadialSurface(SurfaceMap):
     .. math:: \log\frac{d\mathcal H}{d\omega} = (D-1) \log r + \log\sec\psi, \qquad
               \log\frac{d\mu}{d\omega} = D \log r
 
-    in the surface's own measure, ``"hausdorff"``, and in the cone measure
-    :math:`d\mu = (x \cdot n)\, d\mathcal H` (:math:`n` the unit normal), ``"cone"``. It costs
-    :math:`O(D)` besides one evaluation of the gauge.
+    The first is for the surface's own measure, ``"hausdorff"``, and the second for the cone
+    measure :math:`d\mu = (x \cdot n)\, d\mathcal H` with :math:`n` the unit normal, ``"cone"``. It
+    costs :math:`O(D)` besides one evaluation of the gauge.
 
     **Which measure?** "Uniform on the surface" as geometers mean it is uniform by ``"hausdorff"``,
     which is area. A prior that depends on :math:`x` only through :math:`F(x)`, conditioned on
@@ -50,7 +50,7 @@ class RadialSurface(SurfaceMap):
         measure: ``"hausdorff"`` or ``"cone"``.
         level_from_context: Source of one level per sample instead: the index of a column of the
             context, or a callable of the context (B, *) to levels (B,).
-        off_manifold: What :meth:`inverse` does with points whose distance from the centre differs
+        off_manifold: Treatment by :meth:`inverse` of points whose distance from the centre differs
             from the surface's by more than a factor of 1e-4: ``"reject"`` raises, ``"project"``
             moves them along their rays.
 

@@ -76,14 +76,15 @@ class SimplexStickBreaking(_ToSimplex, Chart):
 
     The default measure, ``"lebesgue"``, is that of the first :math:`K - 1` parts, as torch's and
     Pyro's ``Dirichlet`` have it; ``"hausdorff"`` is the area, which adds
-    :math:`\tfrac12 \log K`. Never mix the two: gradients would stay right, evidences not.
+    :math:`\tfrac12 \log K`. Never mix the two: gradients would stay right, but evidences would be
+    wrong.
 
     Args:
         dim: :math:`K \ge 2`, the number of parts.
         kind: One of the above.
         measure: ``"lebesgue"`` or ``"hausdorff"``.
         total: :math:`s > 0`, the sum of the parts.
-        off_manifold: What :meth:`inverse` does with rows whose sum is not :math:`s` within a
+        off_manifold: Treatment by :meth:`inverse` of rows whose sum is not :math:`s` within a
             relative 1e-4: ``"reject"`` raises, ``"project"`` divides by the sum. Parts that are
             not positive raise in both cases.
 
@@ -191,9 +192,9 @@ class SimplexFromOrthant(_ToSimplex, SurfaceMap):
         kind: ``"radial"`` or ``"square"``.
         measure: ``"lebesgue"``, of the first :math:`K - 1` parts, or ``"hausdorff"``.
         total: :math:`s > 0`, the sum of the parts.
-        off_manifold: What is done with vectors whose norm is not one and with rows whose sum is
-            not :math:`s`, within a relative 1e-4: ``"reject"`` raises, ``"project"`` divides by
-            the norm or the sum.
+        off_manifold: Treatment of vectors whose norm is not one and of rows whose sum is not
+            :math:`s`, within a relative 1e-4: ``"reject"`` raises, ``"project"`` divides by the
+            norm or the sum.
 
     Raises:
         OptionError: If an option is unknown or out of range.

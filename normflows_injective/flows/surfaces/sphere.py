@@ -41,7 +41,7 @@ class SphereChart(Chart):
     Args:
         dim: :math:`D \ge 2`, the dimension of the ambient space.
         kind: ``"cot"``, ``"stereographic"``, ``"angles"`` or ``"orthant"``.
-        off_manifold: What :meth:`inverse` does with points whose norm is not one: ``"reject"``
+        off_manifold: Treatment by :meth:`inverse` of points whose norm is not one: ``"reject"``
             raises, ``"project"`` divides by the norm.
 
     Raises:
@@ -88,16 +88,15 @@ class SphereLinear(SurfaceMap):
     .. math:: u \mapsto \frac{A u}{\lVert A u \rVert}, \qquad
               \log\Big|\frac{d\omega'}{d\omega}\Big| = \log|\det A| - D \log \lVert A u \rVert
 
-    with :math:`A = Q L U`: a fixed orthogonal :math:`Q`, a product of random reflections, and
+    where :math:`A = Q L U` has a fixed orthogonal :math:`Q`, a product of random reflections, and
     trained triangular factors, which start at the identity. It sends the uniform law to an angular
-    central Gaussian. Seen in a chart, see :class:`InChart`, it is the layer that mixes coordinates
-    and moves the poles.
+    central Gaussian. In a chart, see :class:`InChart`, it mixes coordinates and moves the poles.
 
     Args:
         dim: :math:`D \ge 2`.
         rotate: Whether :math:`Q` is drawn at random, once, rather than the identity.
-        off_manifold: What is done with points whose norm is not one: ``"reject"`` raises,
-            ``"project"`` divides by the norm.
+        off_manifold: Treatment of points whose norm is not one: ``"reject"`` raises, ``"project"``
+            divides by the norm.
 
     Raises:
         OptionError: If an option is unknown.
@@ -180,7 +179,7 @@ class InChart(Layer):
         chart: :math:`\varphi`.
 
     Raises:
-        UnsupportedLayerError: If the map leads elsewhere.
+        UnsupportedLayerError: If the map leads to another surface.
 
     References:
         Change of variables; derived above.

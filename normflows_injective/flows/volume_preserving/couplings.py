@@ -20,7 +20,8 @@ __all__ = ["GINCoupling", "NICECoupling"]
 class NICECoupling(PerceptronCoupling):
     r"""Additive coupling, of log-det zero; it starts as the identity.
 
-    With :math:`x = (u, v)`, :math:`u` the coordinates that are kept, from data to latents
+    With :math:`x = (u, v)`, where :math:`u` holds the coordinates that are kept, the map from data
+    to latents is
 
     .. math:: u' = u, \qquad v' = v + t(u, c)
 
@@ -61,8 +62,8 @@ class NICECoupling(PerceptronCoupling):
 class GINCoupling(PerceptronCoupling):
     r"""Affine coupling whose log-scales have mean zero, of log-det zero; starts as the identity.
 
-    With :math:`x = (u, v)`, :math:`u` the coordinates that are kept and :math:`A` the number of
-    the others, from data to latents
+    With :math:`x = (u, v)`, where :math:`u` holds the coordinates that are kept and :math:`v` the
+    :math:`A` others, the map from data to latents is
 
     .. math:: u' = u, \qquad
               v'_i = v_i \exp\Big(s_i(u, c) - \tfrac1A \sum_j s_j(u, c)\Big) + t_i(u, c)
@@ -75,7 +76,7 @@ class GINCoupling(PerceptronCoupling):
         hidden: Widths of the hidden layers.
         context_dim: Number of context features; 0 for none.
         reverse: Whether the last rather than the first coordinates are kept.
-        max_log_scale: Soft bound of the log-scales before their mean is subtracted; None for none.
+        max_log_scale: Soft bound of the log-scales before their mean is subtracted, or None.
         activation: Constructor of the activation.
 
     Raises:

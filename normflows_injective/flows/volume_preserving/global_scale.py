@@ -31,8 +31,8 @@ class GlobalScale(Layer):
         OptionError: If a size is not a positive integer.
 
     References:
-        The one scale beside volume-preserving couplings: Draxler et al., arXiv 2402.06578; as a
-        logarithm, which no step of an optimiser can make negative.
+        Draxler et al., arXiv 2402.06578, use one scale beside volume-preserving couplings. It is
+        kept as a logarithm here, so that no step of an optimiser can make it negative.
 
     Examples:
         >>> scale = GlobalScale(3)

@@ -29,18 +29,18 @@ class RadialFlow1D(Layer):
     .. math:: x = e^{h(u) - u} z, \quad u = \log \lVert z \rVert, \qquad
               \log\det = \log h'(u) + D \, (h(u) - u)
 
-    :math:`h` is a rational-quadratic spline with fixed knots, between :math:`h(u) = u + b` below
-    the first, where the layer is a plain scaling and smooth through the origin, and a line of
-    learned slope beyond the last. It starts as the identity, and commutes with rotations. It turns
-    a normal base into any radial density, so one such layer at the base lifts the floor under
-    volume-preserving flows.
+    :math:`h` is a rational-quadratic spline with fixed knots. Below the first knot
+    :math:`h(u) = u + b`, so that the layer is a plain scaling and smooth through the origin;
+    beyond the last knot :math:`h` is a line of learned slope. The layer starts as the identity and
+    commutes with rotations. It turns a normal base into any radial density, so one such layer at
+    the base lifts the floor under volume-preserving flows.
 
     Args:
         dim: :math:`D`.
         num_bins: Number of bins :math:`K`; the layer has :math:`2K + 1` parameters.
         log_range: First and last knot, as logarithms of radii. By default at most a thousandth
             of a standard normal in :math:`D` dimensions lies beyond either; :meth:`from_data`
-            chooses them by samples.
+            chooses them from samples.
 
     Raises:
         OptionError: If a count is not a positive integer, or the range is empty.

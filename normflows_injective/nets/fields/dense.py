@@ -16,7 +16,7 @@ __all__ = ["DenseField"]
 
 @final
 class DenseField(FieldNetwork):
-    """Multilayer perceptron over all variables and classes, for up to some hundred of them.
+    """Multilayer perceptron over all variables and classes, for up to a few hundred variables.
 
     Args:
         num_variables: Number of variables n.

@@ -21,8 +21,8 @@ class LeaveOneOutField(FieldNetwork):
 
     .. math:: G_i = g_i\big(h^{\rightarrow}(x_{<i}, t),\ h^{\leftarrow}(x_{>i}, t)\big)
 
-    The output of a variable sees all others and not the variable itself, as the posterior beside
-    the evidence should. So the divergence of a classifier's field is a closed form, and exact
+    The output of a variable sees all others and not the variable itself, as the exact output of a
+    classifier does. So the divergence of a classifier's field is a closed form, and exact
     likelihoods cost as much as samples. The masked matrices grow with :math:`n^2`, so the network
     is for up to a few hundred variables.
 
