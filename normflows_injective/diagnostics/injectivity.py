@@ -42,8 +42,9 @@ class InjectivityReport:
         latent_covariance: Covariance of the base variables, shape :math:`(d, d)`.
         latent_kurtosis: Excess kurtosis of the base variables, shape :math:`(d,)`; 0 for a normal.
         gradient_cosine: Cosine between the gradient of the encoder surrogate with all :math:`d`
-            probes and that of the exact :math:`-\tfrac12 \log\det f' f'^\top`, over the trainable
-            parameters of the encoding map, on a few samples; NaN without trainable parameters.
+            probes and the gradient of the exact :math:`-\tfrac12 \log\det f' f'^\top`, over the
+            trainable parameters of the encoding map, on a few samples; NaN without trainable
+            parameters.
         gradient_ratio: Ratio of the norms of these two gradients.
 
     Examples:

@@ -104,7 +104,7 @@ class UniformSphere(SphericalLaw):
 class AngularCentralGaussian(SphericalLaw):
     r"""Law of the direction of a centred normal vector, which is symmetric and may be elongated.
 
-    With :math:`\Lambda = A A^\top` it is the law of :math:`A g / |A g|`, :math:`g \sim N(0, I)`,
+    With :math:`\Lambda = A A^\top`, it is the law of :math:`A g / |A g|`, :math:`g \sim N(0, I)`,
 
     .. math::
 

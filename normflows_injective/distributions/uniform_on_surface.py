@@ -102,7 +102,7 @@ class UniformOnSurface(Law):
             context: One row per point, if the level comes from it.
 
         Returns:
-            Of shape :math:`(B,)` in nats.
+            Log-densities of shape :math:`(B,)` in nats.
 
         Raises:
             OffManifoldError: If points are off the surface and are to be rejected.

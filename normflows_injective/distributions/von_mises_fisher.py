@@ -29,8 +29,8 @@ class VonMisesFisher(SphericalLaw):
     of ``loc``. Samples carry no gradient, because rejection has none. ``forward`` returns them
     with log-densities that carry one, as a score-function estimator needs.
 
-    A trainable concentration is the parameter itself. If a step takes it below zero, the law is
-    that of direction :math:`-\mu` and concentration :math:`|\kappa|`.
+    A trainable concentration is the parameter itself. If a step takes it below zero, the law has
+    direction :math:`-\mu` and concentration :math:`|\kappa|`.
 
     Args:
         loc: Mean direction :math:`\mu` of shape (D,), :math:`D \ge 2`, of any positive length.

@@ -36,10 +36,10 @@ class FreeFormInjection(Injection):
     Args:
         encoder: Module taking data :math:`(B, *)` to latents :math:`(B, *)`. With a context it is
             called ``encoder(x, context=context)`` if it has that keyword. A pair of encoder and
-            decoder, as the builders of ``nfi.nets`` return it, may stand for both.
+            decoder, as the builders of ``nfi.nets`` return it, may be given for both.
         decoder: Module taking latents to data, likewise.
         latent_shape: Event shape of the latents; by default the decoder's ``input_shape``, if it
-            has one (those of ``nfi.nets`` do).
+            has one (networks of ``nfi.nets`` do).
         data_shape: Event shape of the data; by default the encoder's ``input_shape``.
 
     Raises:

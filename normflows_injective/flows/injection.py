@@ -55,7 +55,7 @@ class Injection(Layer, ABC):
     _has_warned: bool = False
 
     def __init_subclass__(cls) -> None:
-        """Check at definition what would otherwise fail far away, in a model."""
+        """Check a subclass at definition, before it fails far away in a model."""
         super().__init_subclass__()
         for method in (cls.encode, cls.decode):
             if context_keyword(method) != "context":

@@ -26,28 +26,7 @@ _SHAPES = {
 
 
 class Layer(nf.flows.Flow):
-    """A flow whose methods refuse by name a tensor of another kind or shape than their own.
-
-    The checks are attached to the methods of every subclass where that is defined, so the methods
-    hold mathematics alone. ``latent_shape`` and ``data_shape`` are event shapes, or None where
-    they are not known; a layer that keeps the shape may give ``shape`` instead.
-
-    Examples:
-        >>> import torch
-        >>> class Twice(Layer):
-        ...     shape = (3,)
-        ...     def forward(self, z, context=None):
-        ...         return 2 * z, z.new_full((len(z),), z[0].numel() * torch.tensor(2.0).log())
-        >>> Twice()(None)
-        Traceback (most recent call last):
-            ...
-        normflows_injective.errors.DtypeError: z must be a torch.Tensor, got NoneType. Convert it \
-with torch.as_tensor.
-        >>> Twice()(torch.zeros(1, 2))
-        Traceback (most recent call last):
-            ...
-        normflows_injective.errors.ShapeError: z must have shape (B, 3), got (1, 2).
-    """
+    """A flow that checks arguments, by ``latent_shape`` and ``data_shape`` or one ``shape``."""
 
     def __init_subclass__(cls) -> None:
         """Attach the checks."""

@@ -78,13 +78,7 @@ def joint_encode_and_log_volume(
 
 
 class Passes(NamedTuple):
-    """The two directions of a composite, as a training term calls them on a batch.
-
-    Attributes:
-        encode: :math:`F`, data (B, *) to coordinates (B, *).
-        decode: :math:`G`, coordinates to data.
-        decode_and_log_volume: :math:`G` with the log-volume (B,) in nats.
-    """
+    """Encoding :math:`F`, decoding :math:`G`, and :math:`G` with its log-volume (B,) in nats."""
 
     encode: Callable[[Tensor], Tensor]
     decode: Callable[[Tensor], Tensor]

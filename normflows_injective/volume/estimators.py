@@ -80,7 +80,7 @@ class OnManifoldSurrogate(Estimator):
 
 @dataclass(frozen=True)
 class DecoderSurrogate(Estimator):
-    r"""The same trace with the stop-gradient on the encoder's side.
+    r"""The surrogate with the decoder's Jacobian, and the stop-gradient on the encoder's.
 
     .. math:: S_D = +\frac1K \sum_k \mathrm{SG}[v_k^\top f'(x)]\, g'(z) v_k
     """
@@ -101,9 +101,8 @@ class Conditional(Estimator):
     r"""Choose for every probe the surrogate whose gradient agrees with that of reconstruction.
 
     With :math:`c = v^\top (f'g' - I) v`, descending :math:`S_E` raises :math:`v^\top f'g' v` and
-    descending :math:`S_D` lowers it, and reconstruction of noisy data draws :math:`f'g'` to
-    :math:`I`. Alignment therefore means :math:`S_E` where :math:`c < 0` and :math:`S_D` where
-    :math:`c > 0`.
+    descending :math:`S_D` lowers it. Reconstruction of noisy data draws :math:`f'g'` to :math:`I`,
+    so alignment means :math:`S_E` where :math:`c < 0` and :math:`S_D` where :math:`c > 0`.
 
     Args:
         opposite: Use the other assignment, for comparison.

@@ -51,9 +51,9 @@ class AssignmentField(nn.Module):
     ================= ============================================================================
     features          input of the network, (B, n, c)
     ================= ============================================================================
-    ``posterior``     :math:`\sqrt{c} \sum_k P_k u_k`, with the classes :math:`P` of a variable by
-                      its own evidence: zero at time zero, where logits are noise, and a corner
-                      where they decide
+    ``posterior``     :math:`\sqrt{c} \sum_k P_k u_k`, with the class probabilities :math:`P` of a
+                      variable given its own evidence: zero at time zero, where logits are noise,
+                      and a corner where they decide
     ``scaled_logits`` :math:`V / (1 + t)` for the infinite horizon, :math:`V` for the finite one
     ``weights``       :math:`W = \mathrm{softmax}\, V`
     ================= ============================================================================

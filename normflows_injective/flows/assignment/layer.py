@@ -34,7 +34,7 @@ class AssignmentLayer(Layer):
     with :math:`d = \sum_i (c_i - 1)` coordinates, :math:`m = Q^\top V`. Its base is
     ``nf.distributions.DiagGaussian(d, trainable=False)``. Both directions take the same steps. Up
     to the error of the steps, :math:`O(h^4)` for ``"rk4"``, they undo each other, and the log-det
-    is that of the map.
+    belongs to the map.
 
     Args:
         field: The field of logits.

@@ -92,8 +92,8 @@ class InfiniteHorizon(Horizon):
         time_shape: Shape of the Gamma law of the training times.
         time_rate: Rate of that law, by default :math:`\kappa`, so that the law of
             :math:`\kappa t` does not depend on the unit of time. The paper has shape 1 and, at
-            :math:`\kappa = .5`, rate .25; the default spends fewer steps on times at which
-            everything is undecided or decided.
+            :math:`\kappa = .5`, rate .25; the default spends fewer steps on times at which all
+            classes are undecided or decided.
 
     Raises:
         OptionError: If a number is not positive.

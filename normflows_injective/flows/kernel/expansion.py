@@ -57,7 +57,7 @@ class KernelExpansion(ContextNetwork):
         out_features: Number of functions.
         num_auxiliary: Number of auxiliary points :math:`N`.
         kernel: ``"rbf"``, ``"matern12"``, ``"matern32"`` or ``"matern52"``.
-        num_scales: Number of sets of length-scales; function :math:`o` uses that of index
+        num_scales: Number of sets of length-scales; function :math:`o` uses the set of index
             :math:`o` modulo ``num_scales``.
         ard: Whether every input has its own length-scale.
         learn_auxiliary: Whether the auxiliary points are trained; if not they are a buffer.

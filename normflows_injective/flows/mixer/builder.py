@@ -64,9 +64,9 @@ def mixer_flow(
         image_shape: Channels, height and width.
         patch_size: :math:`p`, a divisor of height and width.
         layers: Number of layers.
-        hidden: Widths of the networks of a coupling. For ``"autoregressive"`` the first width is
-            that of the network, or the number of values if that is larger, and the number of
-            further widths is that of its residual blocks, at least one.
+        hidden: Widths of the networks of a coupling. An ``"autoregressive"`` network has the first
+            width, or the number of values if that is larger, and one residual block for every
+            further width, at least one.
         element: ``"affine"``, ``"spline"`` (rational-quadratic), ``"autoregressive"`` (masked
             affine), or a function from the number of values, the number of context features and a
             flag that alternates, to a flow of vectors. It is called for a single value only if

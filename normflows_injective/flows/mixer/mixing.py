@@ -133,7 +133,7 @@ class Mixing(Layer):
         return self.patchify(table)[0], log_det
 
     def _row_context(self, context: Tensor | None, length: int) -> Tensor | None:
-        """Context of every row: that of the caller, and the learned features of the row."""
+        """Context of every row: the caller's, and the learned features of the row."""
         context = context if self.context_dim else None
         expect_context(context, length, self.context_dim, type(self).__name__)
         parts = []

@@ -24,11 +24,11 @@ class AngularSpline(Layer):
 
     Half of the coordinates are transformed by monotone splines, whose parameters a network finds
     from the other half. Angles have splines of the circle. Linear coordinates have splines with
-    linear tails, followed by a scale and a shift, without which the tails would be those of the
-    base. The network sees an angle as sines and cosines of its multiples. It sees a linear
-    coordinate :math:`z` as :math:`b = z / \sqrt{1 + z^2/9}`, which stays bounded towards the poles
-    of a chart, with sines and cosines of multiples of :math:`\pi b / 6` if ``num_frequencies``
-    exceeds one. The layer starts as the identity.
+    linear tails, followed by a scale and a shift, without which the base would fix the tails. The
+    network sees an angle as sines and cosines of its multiples. It sees a linear coordinate
+    :math:`z` as :math:`b = z / \sqrt{1 + z^2/9}`, which stays bounded towards the poles of a
+    chart, with sines and cosines of multiples of :math:`\pi b / 6` if ``num_frequencies`` exceeds
+    one. The layer starts as the identity.
 
     The circular couplings of normflows send linear coordinates beyond the bound to zero, and show
     an angle to the network as one number, which does not tell it from its reflection.

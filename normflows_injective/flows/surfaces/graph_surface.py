@@ -39,8 +39,8 @@ class GraphSurface(Chart):
         off_manifold: Treatment by :meth:`inverse` of points off the graph by more than
             :math:`10^{-4} (1 + |f|)`: ``"reject"`` raises, ``"project"`` moves them along the last
             axis.
-        measure: ``"hausdorff"``, the area, or ``"lebesgue"``, that of the first :math:`D - 1`
-            coordinates, whose log-volume is zero.
+        measure: ``"hausdorff"``, the area, or ``"lebesgue"``, the measure of the first
+            :math:`D - 1` coordinates, whose log-volume is zero.
 
     Raises:
         OptionError: If an option is unknown.

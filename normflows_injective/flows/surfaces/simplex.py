@@ -74,8 +74,8 @@ class SimplexStickBreaking(_ToSimplex, Chart):
     ``"logit"`` it is torch's ``StickBreakingTransform``. Another total :math:`s` adds
     :math:`(K - 1) \log s`.
 
-    The default measure, ``"lebesgue"``, is that of the first :math:`K - 1` parts, as torch's and
-    Pyro's ``Dirichlet`` have it; ``"hausdorff"`` is the area, which adds
+    The default measure, ``"lebesgue"``, is the Lebesgue measure of the first :math:`K - 1` parts,
+    as for the ``Dirichlet`` of torch and Pyro; ``"hausdorff"`` is the area, which adds
     :math:`\tfrac12 \log K`. Never mix the two: gradients would stay right, but evidences would be
     wrong.
 

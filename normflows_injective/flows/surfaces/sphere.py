@@ -31,7 +31,7 @@ class SphereChart(Chart):
     Under the uniform law the :math:`z_i` are independent Student-:math:`t_{n_i}` variables, nearly
     standard normal, and :math:`\varphi` is uniform; raw angles would crowd at the equator.
     ``"stereographic"`` projects from the last axis, scaled by :math:`1/\sqrt{D-1}` so that a
-    standard normal is nearly uniform, and knows no angle. ``"angles"`` takes the polar angles in
+    standard normal is nearly uniform, and has no angles. ``"angles"`` takes the polar angles in
     :math:`(0, \pi)` and the azimuth themselves. ``"orthant"`` takes :math:`\log z_i` of all
     :math:`D - 1` angles and leads to the part of the sphere with positive coordinates.
 

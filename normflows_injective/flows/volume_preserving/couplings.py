@@ -60,7 +60,7 @@ class NICECoupling(PerceptronCoupling):
 
 @final
 class GINCoupling(PerceptronCoupling):
-    r"""Affine coupling whose log-scales have mean zero, of log-det zero; starts as the identity.
+    r"""Affine coupling whose log-scales have mean zero, of log-det zero.
 
     With :math:`x = (u, v)`, where :math:`u` holds the coordinates that are kept and :math:`v` the
     :math:`A` others, the map from data to latents is
@@ -69,7 +69,7 @@ class GINCoupling(PerceptronCoupling):
               v'_i = v_i \exp\Big(s_i(u, c) - \tfrac1A \sum_j s_j(u, c)\Big) + t_i(u, c)
 
     If :math:`A = 1`, as in two dimensions, the scale is one, and the layer is
-    :class:`NICECoupling`. A warning says so.
+    :class:`NICECoupling`. A warning says so. The layer starts as the identity.
 
     Args:
         dim: Number of coordinates :math:`D`.
