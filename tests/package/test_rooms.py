@@ -1,5 +1,7 @@
 """The rooms of the house: imports point down, and none leads back to where it came from."""
 
+import re
+
 from support.rooms import HOUSE, PAGE, TOWER, imports, page, room_of
 
 
@@ -34,3 +36,10 @@ def test_no_file_is_long():
         lengths = {path: len(path.read_text().splitlines()) for path in folder.rglob("*.py")}
         longest = max(lengths, key=lambda path: lengths[path])
         assert lengths[longest] <= most, f"{longest} has {lengths[longest]} lines"
+
+
+def test_every_module_for_pyro_needs_it():
+    """Or torch.distributions, which are Pyro's own; other modules belong into rooms below."""
+    for path in (HOUSE / "pyro").rglob("*.py"):
+        needs = re.search(r"^(from|import) (pyro|torch\.distributions)\b", path.read_text(), re.M)
+        assert needs or path.name == "__init__.py", path
