@@ -189,7 +189,7 @@ def check_quantiles(case: GuideCase) -> None:
 
 
 def check_random_numbers(case: GuideCase) -> None:
-    """The same random numbers give the same draw, other ones another, and none are seeded."""
+    """Equal random numbers give equal draws, others do not, and no global state is seeded."""
     before = torch.get_rng_state()
     first, again, other = (case.built().draw(seed) for seed in (0, 0, 1))
     require(torch.equal(torch.get_rng_state(), before), "a guide sets no global random state")

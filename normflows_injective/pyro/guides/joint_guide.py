@@ -37,7 +37,7 @@ class JointGuide(AutoContinuous):
 
     # Medians and quantiles are estimated from this number of draws.
     num_quantile_samples = 1000
-    # Attributes that only unbuilt guides need, and that may hold what cannot be pickled.
+    # Attributes that only unbuilt guides need, and that may hold objects which cannot be pickled.
     recipe: tuple[str, ...] = ()
 
     def __init__(

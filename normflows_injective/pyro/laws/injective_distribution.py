@@ -142,7 +142,7 @@ class InjectiveDistribution(ModelDistribution):
 
     @property
     def measure(self) -> str:
-        """``"lebesgue"`` if thickened, else that of the surface, ``"hausdorff"`` if learned."""
+        """``"lebesgue"`` if thickened, else of the surface, ``"hausdorff"`` if learned."""
         return "lebesgue" if self._thickens else super().measure
 
     def draw(self, num_samples: int, context: Tensor | None) -> tuple[Tensor, Any]:

@@ -101,7 +101,7 @@ class ModelDistribution(PyroLaw, ABC):
 
     @abstractmethod
     def draw(self, num_samples: int, context: Tensor | None) -> tuple[Tensor, Any]:
-        """Draw values (n, *) and what helps to score them."""
+        """Draw values (n, *), with data for their scores."""
 
     @abstractmethod
     def score(self, x: Tensor, context: Tensor | None, drawn: Any) -> Tensor:

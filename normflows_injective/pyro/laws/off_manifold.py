@@ -56,7 +56,7 @@ class OffManifold(ABC):
     def log_density(
         self, score: Score, stack: LayerStack, x: Tensor, context: Tensor | None
     ) -> Tensor:
-        """Log-density (B,) in nats of values (B, *), from that of their projections."""
+        """Log-density (B,) in nats of values (B, *), from the density of their projections."""
 
     def blur(self, x: Tensor) -> Tensor:
         """Points (B, *) of the manifold with the noise of draws, if there is any."""

@@ -154,9 +154,9 @@ def UniformOnSurface(  # noqa: N802 - a distribution, to those who call it
 
     normalised, so that evidences can be compared. Where the area has no closed form it is an
     average over directions, always the same ones, which takes tens of milliseconds: build the law
-    once, outside of the model. On the standard simplex the default measure is that of the first
-    :math:`K - 1` coordinates, as in Pyro's ``Dirichlet``, and the law is the flat Dirichlet law.
-    On every other surface it is the surface's own.
+    once, outside of the model. On the standard simplex the default is Lebesgue measure of the
+    first :math:`K - 1` coordinates, as in Pyro's ``Dirichlet``, and the law is the flat Dirichlet
+    law. On every other surface it is the surface's own measure.
 
     Args:
         gauge: The surface, from ``nfi.flows.gauges``, not trained.

@@ -1,1 +1,1 @@
-"""What Pyro's parameter store and its draws remember."""
+"""The memory of Pyro's parameter store, and files beside it."""

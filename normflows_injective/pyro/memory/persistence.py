@@ -34,7 +34,7 @@ def save(trained: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write a guide, transform or model to one safetensors file: parameters and buffers.
 
     Args:
-        trained: What to save; an autoguide has parameters after its first call or ``build``.
+        trained: Module to save; an autoguide has parameters after its first call or ``build``.
         path: File to write, completely or not at all.
 
     Raises:
@@ -60,7 +60,7 @@ def load(
     """Read a file that :func:`save` wrote into a module of the same structure and options.
 
     Args:
-        trained: What to load into; call ``guide.build(*args)`` on a fresh autoguide before.
+        trained: Module to load into; call ``guide.build(*args)`` on a fresh autoguide before.
         path: File to read.
         map_location: Device to read to, by default the CPU; the module keeps its own.
 

@@ -37,7 +37,7 @@ class StarLikeConstraint(constraints.Constraint):
         gauge: The surface, from ``nfi.flows.gauges``.
         level: :math:`t > 0`.
         dim: :math:`D`, where the gauge does not fix it.
-        measure: What densities are against: ``"hausdorff"`` or ``"cone"``, see ``RadialSurface``.
+        measure: Measure of densities: ``"hausdorff"`` or ``"cone"``, see ``RadialSurface``.
         tol: How far from one a point's distance from the centre may be, over the surface's.
 
     Raises:
