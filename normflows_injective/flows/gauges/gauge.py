@@ -210,7 +210,7 @@ class ConstantSlopeGauge(HomogeneousGauge):
 def one_each(function: Any, points: Tensor, context: Tensor | None, rule: str) -> Tensor:
     """Values (B,) of a function at points (B, D), which may return (B, 1) but nothing else."""
     value: Tensor = function(points, **context_arguments(function, context))
-    rows = len(points)
+    rows = points.shape[0]  # len(points) would bind an exported program to one batch size
     if value.shape not in ((rows,), (rows, 1)):
         raise ShapeError(f"{rule}, shape ({rows},) or ({rows}, 1), got {tuple(value.shape)}.")
     return value.reshape(rows)
