@@ -33,7 +33,7 @@ def check_choice(value: object, choices: Iterable[str], name: str) -> str:
 def lookup(
     name: object, table: Mapping[str, T], what: str, expected: str = "one of {}", advice: str = ""
 ) -> T:
-    """Return ``table[name]``, or raise OptionError that calls the option ``what`` it belongs to.
+    """Return ``table[name]``, or raise OptionError that lists the choices of the option ``what``.
 
     Where the option may also be an object, ``expected`` says so: ``"one of {} or a function"``.
     """
