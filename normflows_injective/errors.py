@@ -1,7 +1,8 @@
 """The named errors and warnings of the package.
 
 Every message says what was expected, what came, and what to do. The errors also derive from the
-built-in class that fits, so that ``except ValueError`` works in code that knows nothing of us.
+built-in class that fits, so that ``except ValueError`` works in code that knows nothing of this
+package.
 """
 
 __all__ = [
@@ -67,7 +68,7 @@ class UnsupportedLayerError(InjectiveFlowError, TypeError):
 
 
 class ForwardModeError(UnsupportedLayerError, RuntimeError):
-    """A forward-mode derivative was asked for where only reverse mode is known to be right."""
+    """A forward-mode derivative was requested where only reverse mode is known to be right."""
 
 
 class UnsupportedModelError(InjectiveFlowError, NotImplementedError):
@@ -75,7 +76,7 @@ class UnsupportedModelError(InjectiveFlowError, NotImplementedError):
 
 
 class OffManifoldError(InjectiveFlowError, ValueError):
-    """A quantity was asked for that needs a density on the manifold, or a point on it."""
+    """A requested quantity needs a density on the manifold, or a point on it."""
 
 
 class CheckpointError(InjectiveFlowError, RuntimeError):
@@ -83,7 +84,7 @@ class CheckpointError(InjectiveFlowError, RuntimeError):
 
 
 class RegistrationError(InjectiveFlowError, RuntimeError):
-    """A name to register under is taken: of normflows, or in Pyro's parameter store."""
+    """A name is already taken in normflows, or in Pyro's parameter store."""
 
 
 class NumericalWarning(RuntimeWarning):
@@ -95,7 +96,7 @@ class CollapseWarning(UserWarning):
 
 
 class ScaleWarning(UserWarning):
-    """Data have columns of very different scales, of which training sees the largest alone."""
+    """Columns of the data have very different scales, and training sees only the largest."""
 
 
 class SmoothnessWarning(UserWarning):
@@ -103,7 +104,7 @@ class SmoothnessWarning(UserWarning):
 
 
 class StackingWarning(UserWarning):
-    """An injection seems to stand in a container of normflows in a way that goes wrong there."""
+    """An injection seems to be used wrongly in a container of normflows."""
 
 
 class ParamStoreWarning(UserWarning):

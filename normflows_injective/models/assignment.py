@@ -193,7 +193,7 @@ class AssignmentFlow(nn.Module):
             num_samples: Number of samples.
             steps: Number of equal steps, or their times from zero to the end of the horizon. The
                 default follows the horizon; ``choose_horizon`` finds a number for an error.
-            solver: ``"rk4"``, ``"midpoint"`` or ``"euler"``, of four, two and one evaluations of
+            solver: ``"rk4"``, ``"midpoint"`` or ``"euler"``, with four, two and one evaluations of
                 the network for each step.
             reading: ``"rounding"`` takes the largest weight, ``"mixture"`` draws from the weights.
             context: One row for each sample.

@@ -3,8 +3,8 @@ r"""Signs that the likelihood is bought with the manifold, while a model is trai
 At a consistent pair :math:`f' g' = I`, so a probe of length :math:`\sqrt d` gives the surrogate
 :math:`v^\top f' g' v = d` for every sample. Where training has given up a direction of the
 manifold the round trip does not return from it, and the surrogate falls short; where encoder and
-decoder are no inverse pair it scatters. Early in every training it does both. So the watch speaks
-only if the reconstruction is poor, too, and no longer gets better.
+decoder are no inverse pair it scatters. Early in every training it does both. So the watch warns
+only if the reconstruction is poor, too, and no longer improves.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class StackShapes(NamedTuple):
 
 
 def check_parts(q0: object, flows: object, likelihood: object) -> tuple[int, TrainingTerm]:
-    """The number of layers before the first injection, and the training term, both checked."""
+    """Check the parts, and return the number of layers before the injection and the term."""
     if not (isinstance(q0, nn.Module) and hasattr(q0, "log_prob")):
         raise OptionError(
             f"q0 must be a base distribution of normflows, got {type(q0).__name__}. Use "
@@ -99,7 +99,7 @@ def _default_term(composite: Sequence[nf.flows.Flow]) -> TrainingTerm:
 def trial_pass(
     q0: nn.Module, flows: Flows, num_latent: int, context: Tensor | None = None
 ) -> StackShapes | None:
-    """Shapes found by sending two base samples to the data and back, or None where that cannot be.
+    """Shapes found by sending two base samples to the data and back, or None where that fails.
 
     Copies are sent through, so that nothing of the modules is changed, and no random numbers of
     the caller are drawn.

@@ -28,7 +28,7 @@ class ExactLikelihood(TrainingTerm):
 
     At :math:`\beta = 0` the loss *is* the negative log-likelihood, in nats. A surface that is
     learned with its density (``nfi.flows.gauges.NetworkRadius``) needs the reconstruction term:
-    likelihood alone has no bound on it. Models of free-form injections take
+    the likelihood alone is unbounded. Models of free-form injections take
     :class:`~normflows_injective.SurrogateLikelihood`.
 
     Args:
@@ -75,8 +75,8 @@ class ExactLikelihood(TrainingTerm):
 
         Raises:
             DtypeError: If the latents are no tensor.
-            ShapeError: If the reconstruction has not the shape of the data, or the log-volume not
-                one value per sample.
+            ShapeError: If the reconstruction does not have the shape of the data, or the
+                log-volume is not one value per sample.
         """
         z = encode(x)
         check_event_shape(z, None, "what encode returns")

@@ -42,12 +42,13 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
     .. math:: \log q(\hat x) = \log q_0(h^{-1}(z)) + \log |\det (h^{-1})'(z)|
               - \tfrac12 \log\det\big(G'(z)^\top G'(z)\big), \quad z = F(x),\ \hat x = G(z)
 
-    a density against the manifold's own :math:`d`-dimensional measure, in nats. It is blind to the
-    distance from the manifold, so read :meth:`log_prob` with :meth:`reconstruction_error`.
+    This is a density against the manifold's own :math:`d`-dimensional measure, in nats. It is
+    blind to the distance from the manifold, so read :meth:`log_prob` with
+    :meth:`reconstruction_error`.
 
     Every method takes an optional ``context`` with one row per sample, which goes to the base, the
     flows and the networks that were built for one, and checks its input, raising ``ShapeError``,
-    ``DtypeError``, ``NonFiniteError`` or ``ContextError`` with what to do.
+    ``DtypeError``, ``NonFiniteError`` or ``ContextError``, whose messages say what to do.
 
     Args:
         q0: Base distribution of the latent shape.
@@ -165,7 +166,7 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Exact log-density of the projection of the data onto the manifold.
 
-        Costs :math:`d` Jacobian-vector products; evaluate under ``torch.no_grad()``, and do not
+        It costs :math:`d` Jacobian-vector products; evaluate under ``torch.no_grad()``, and do not
         train on it: without a reconstruction term the manifold collapses.
 
         Args:

@@ -14,7 +14,7 @@ __all__ = ["LossTerms", "SurrogateTerms", "check_log_prob", "mean_loss"]
 
 
 class SurrogateTerms(NamedTuple):
-    r"""What one pass of the training term gives, per sample.
+    r"""The terms that one pass of the training term gives, per sample.
 
     Attributes:
         z: Latents :math:`f(x)`, shape :math:`(B, *)`.

@@ -57,8 +57,8 @@ def first_loss(x: Tensor, context: Tensor | None, model: InjectiveModel) -> Tens
 def first_pass(batch: Tensor, space: str, context: Tensor | None, model: Any) -> Tensor:
     """Images of a batch that layers meet for the first time, which must be finite.
 
-    Data lead to the reconstruction error less the log-density of the latents, base variables and
-    latents to data.
+    The images of base variables and latents are data; that of data is the reconstruction error
+    less the log-density of the latents.
     """
     stack = Stack(model.latent_block, model.composite)
     if space == "base":

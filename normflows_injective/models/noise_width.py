@@ -38,7 +38,7 @@ _CHECKED: WeakSet[nn.Module] = WeakSet()
 
 
 def enough_rows(num_rows: int, latent_dim: int) -> bool:
-    """Whether there are rows enough to tell the spread in d directions."""
+    """Whether there are enough rows to tell the spread in d directions."""
     return num_rows >= max(10, 4 * latent_dim)
 
 

@@ -42,11 +42,11 @@ class Parts(NamedTuple):
 
     Attributes:
         latent_block: The layers before the first injection.
-        composite: Those from it on.
+        composite: The layers from the first injection on.
         contents: The modules and scripts in the composite.
-        flows: Those in all layers.
-        base: Those in the base and in no layer.
-        every: All of the model, itself included.
+        flows: The modules in all layers.
+        base: The modules in the base and in no layer.
+        every: All modules of the model, itself included.
     """
 
     latent_block: list[nf.flows.Flow]
@@ -76,8 +76,8 @@ def model_dtype(q0: nn.Module, flows: nn.Module) -> torch.dtype:
 def dtype_of(flows: Sequence[nn.Module], base: Sequence[nn.Module]) -> torch.dtype:
     """Dtype of most numbers in the modules of the flows, or else of the base.
 
-    A majority, because some layers of normflows keep a float64 scalar in a float32 model; the
-    flows first, because some of its bases are float64 altogether.
+    The majority decides, because some layers of normflows keep a float64 scalar in a float32
+    model. The flows come first, because some bases of normflows are float64 altogether.
     """
     # By the modules: parameters() puts together names that nobody reads, at every call.
     for modules in (flows, base):

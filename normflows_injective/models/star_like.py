@@ -66,7 +66,7 @@ def star_like_flow(
             directions meet; None chooses.
         num_layers: Number of splines with a linear map each.
         width: Width of the networks of the splines.
-        num_blocks: Number of residual blocks of each.
+        num_blocks: Number of residual blocks of each network.
         num_bins: Number of bins of a spline.
         bound: Bound of the splines of linear coordinates.
         num_frequencies: Number of multiples of every angle that the networks see; more than one

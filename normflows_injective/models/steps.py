@@ -71,7 +71,7 @@ class StepCounter:
         self.offset = 0
 
     def hand_over(self) -> bool:
-        """Leave counting to the user; whether the step that ends now is still to be counted."""
+        """Leave counting to the user, and say if the step that ends now is still to be counted."""
         is_counted = not self.by_hand and self._versions is not None
         self.by_hand = True
         return not is_counted

@@ -44,7 +44,7 @@ class SurrogateLikelihood(TrainingTerm):
     .. math:: \mathcal L = \beta \lVert x - g(f(x)) \rVert^2 - \log p_Z(f(x))
               - \frac1K \sum_k v_k^\top f'(x)\, \mathrm{SG}[g'(f(x)) v_k]
 
-    Works on any pair of callables: ``terms = likelihood(x, encode, decode)`` gives everything but
+    It takes any pair of callables: ``terms = likelihood(x, encode, decode)`` gives everything but
     :math:`\log p_Z`, and ``likelihood.loss(terms, log_prob)`` puts the loss together. Squared
     error and log-densities are sums over dimensions, in nats, one value per sample.
 
@@ -173,7 +173,7 @@ class SurrogateLikelihood(TrainingTerm):
                   + \lambda\, \text{latent cycle error}
 
         Args:
-            terms: What :meth:`forward` returned.
+            terms: The result of :meth:`forward`.
             log_prob: :math:`\log p_Z` at ``terms.z``, shape :math:`(B,)` in nats.
 
         Returns:
@@ -197,7 +197,7 @@ class SurrogateLikelihood(TrainingTerm):
         """Weight of the reconstruction error in the next training loss.
 
         Returns:
-            ``beta``, or what the schedule gives for the step.
+            ``beta``, or the value of the schedule at the step.
 
         Raises:
             OptionError: If it is negative or not finite.
@@ -230,7 +230,7 @@ class SurrogateLikelihood(TrainingTerm):
         """Count one training step by hand, for schedules and warm-up.
 
         From then on losses count none by themselves. Call it after every update, where a training
-        term stands alone, or where a step is something else than one update.
+        term stands alone, or where a step is not one update.
         """
         self._counter.add(self.step, self._counter.hand_over())
 
@@ -238,7 +238,7 @@ class SurrogateLikelihood(TrainingTerm):
     def training_loss(
         self, module: nn.Module, modules: Sequence[nn.Module] | None = None
     ) -> Iterator[None]:
-        """Put a loss of a module together inside, which is counted if it trains.
+        """Enclose the computation of a loss of a module, which is counted if it trains.
 
         A loss begins a step if parameters have changed since the last one; see
         ``docs/training.md``. Nothing is counted in evaluation mode, without gradients, or if the

@@ -17,7 +17,7 @@ __all__ = ["TrainingTerm"]
 
 @checks_arguments_of
 class TrainingTerm(nn.Module, ABC):
-    r"""What the loss of an injective flow is made of, beside the latent density.
+    r"""The part of an injective flow's loss beside the latent density.
 
     .. math:: \mathcal L(x) = \text{loss}\big(\text{terms}(x; F, G), \log p_Z(F(x))\big)
 
@@ -65,7 +65,7 @@ class TrainingTerm(nn.Module, ABC):
         """Loss per sample (B,), from the terms and the latent log-densities (B,) in nats."""
 
     def check_stack(self, is_closed_form: bool) -> None:
-        """Raise OptionError if the term does not fit a log-volume that is one, or is not."""
+        """Raise OptionError if the term needs the other kind of log-volume, closed form or not."""
 
     def advance(self) -> None:
         """Count one training step, for terms that depend on it."""
@@ -76,5 +76,5 @@ class TrainingTerm(nn.Module, ABC):
     def training_loss(
         self, module: nn.Module, modules: Sequence[nn.Module] | None = None
     ) -> AbstractContextManager[None]:
-        """Put a loss of a module together inside, for terms that count training steps."""
+        """Enclose the computation of a loss, for terms that count training steps."""
         return nullcontext()

@@ -38,7 +38,7 @@ _CHEAP_DIMENSION = 16
 
 
 class VolumeRule(ABC):
-    """How the log-volume at the projection of a value is differentiated.
+    """A rule by which the log-volume at the projection of a value is differentiated.
 
     ``collapses`` tells whether its gradient shrinks a manifold in wide noise, see ``collapse.py``.
     """
@@ -63,7 +63,7 @@ class ExactVolume(VolumeRule):
         return stack.parts.project_with_log_volume(x, context)
 
     def for_draws(self) -> VolumeRule:
-        """This rule."""
+        """The rule itself, which serves draws as well."""
         return self
 
 
@@ -119,7 +119,7 @@ class CorrectedSurrogate(VolumeRule):
 
 
 def volume_rule(volume: str, stack: LayerStack, latent_dim: int, likelihood: Any) -> VolumeRule:
-    """The rule of a name in VOLUMES, for a stack with so many latent dimensions.
+    """The rule named in VOLUMES, for a stack with a number of latent dimensions.
 
     The surrogate is that of the model's training term, if it has one.
     """

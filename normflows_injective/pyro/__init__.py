@@ -1,6 +1,6 @@
 """Components for Pyro, installed by ``pip install normflows-injective[pyro]``.
 
-Imported as ``import normflows_injective.pyro as nfp``.
+Import it as ``import normflows_injective.pyro as nfp``.
 """
 
 try:

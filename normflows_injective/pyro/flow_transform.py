@@ -31,8 +31,8 @@ class FlowTransform(TransformModule):
     .. math:: y = G(z), \qquad \texttt{log\_abs\_det\_jacobian}(z, y)
               = \tfrac12 \log\det G'(z)^\top G'(z)
 
-    For ``TransformedDistribution``, ``AutoNormalizingFlow``, NeuTra and ``ManifoldReparam``. The
-    layers may end in charts of known surfaces, surfaces or simplex layers: then the dimension
+    It serves ``TransformedDistribution``, ``AutoNormalizingFlow``, NeuTra and ``ManifoldReparam``.
+    The layers may end in charts of known surfaces, surfaces or simplex layers: then the dimension
     grows, the codomain is the surface, and the measure is that of the last layer.
 
     It remembers its own draws, so that they are scored without an inverse, and nothing else: a

@@ -80,7 +80,7 @@ def check_layer(
     r"""Check the whole contract of a layer.
 
     Args:
-        layer: Layer with some parameters that are not special.
+        layer: Layer whose parameters are not special, such as all zero.
         z: At least three different latents of its domain, shape :math:`(B, *)`, in float64.
         context: One row per sample, if the layer takes a context.
         has_inverse: Whether ``inverse`` inverts ``forward``.
@@ -180,7 +180,7 @@ def check_forward_mode(case: LayerCase) -> None:
 
 
 def check_parameters(case: LayerCase) -> None:
-    """Every parameter gets a gradient, and that of the smallest one is right."""
+    """Every parameter gets a gradient, and the gradient of the smallest one is right."""
     parameters = dict(case.layer.named_parameters())
     if not parameters:
         return
@@ -248,7 +248,7 @@ def check_without_gradients(case: LayerCase) -> None:
 
 
 def check_context(case: LayerCase) -> None:
-    """A context that is taken matters, and is not left out in silence."""
+    """A layer that takes a context depends on it, and refuses to run without one."""
     if case.context is None:
         return
     x = case.forward()[0]

@@ -47,7 +47,7 @@ class AutoFlow(JointGuide):
     of the factory, so that couplings reach every coordinate, and after them a trained location and
     scale, which start at the prototype. ``NeuTraReparam`` takes it. The default layers can be
     trained with a learning rate of 0.01 and traced by the JIT; layers of normflows need 0.001 to
-    0.003, and its splines cannot be traced.
+    0.003, and the splines of normflows cannot be traced.
 
     Args:
         model: A Pyro model whose latent variables are continuous.

@@ -179,8 +179,8 @@ class AutoInjective(JointGuide):
         r"""The guide's distribution over the unconstrained latents (D,).
 
         Its ``log_prob`` of its own latest draw is at least :math:`\log q` in expectation, as the
-        evidence bound needs; of any other value it is a lower bound in expectation, which serves
-        as a score alone.
+        evidence bound needs; of any other value it is a lower bound in expectation, which
+        serves only as a score.
         """
         return Thickened(
             self.frame, self.decoder, self.noise, self.reverse, self.rank, self.num_aux

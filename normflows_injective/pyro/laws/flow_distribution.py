@@ -89,7 +89,7 @@ class FlowDistribution(ModelDistribution):
 
     @property
     def support(self) -> constraints.Constraint:
-        """The support of the options, or all of space, a box or its image, or the surface."""
+        """The given support, or else real space, a box or its image, or the surface."""
         if self._own_support is not None:
             return self._own_support
         support = self._support_of_rows(self.context)

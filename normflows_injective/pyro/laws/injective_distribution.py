@@ -137,7 +137,7 @@ class InjectiveDistribution(ModelDistribution):
 
     @property
     def support(self) -> constraints.Constraint:
-        """The manifold, or all of space."""
+        """The manifold, or real space."""
         return self._policy.support(self.stack, self.context, self.event_dim)
 
     @property
@@ -190,7 +190,7 @@ class InjectiveDistribution(ModelDistribution):
 
         A surrogate is unbiased if the encoder's Jacobian is the Moore-Penrose inverse of the
         decoder's. An encoder that was trained on the manifold alone, or on its own draws, inverts
-        the decoder, but its Jacobian is another: train it on data with noise in all directions
+        the decoder, but has another Jacobian: train it on data with noise in all directions
         (``input_noise``).
 
         Args:
@@ -200,7 +200,7 @@ class InjectiveDistribution(ModelDistribution):
         Returns:
             :class:`SurrogateBias` ``(decoder, encoder)``, for the surrogates with the
             stop-gradient on either side, each with ``relative_error`` and ``cosine``; an error of
-            0 is unbiased, one of 1 says nothing.
+            0 means no bias, one of 1 means that the gradient says nothing.
 
         Raises:
             UnsupportedModelError: If the layers are charts of known surfaces.

@@ -65,7 +65,7 @@ _KNOWN: WeakKeyDictionary[nn.Module, _Anatomy] = WeakKeyDictionary()
 
 
 class ModelDistribution(PyroLaw, ABC):
-    """A model as a law, of which a subclass draws and scores flat batches."""
+    """A model as a law; a subclass draws and scores flat batches."""
 
     def __init__(
         self,
@@ -101,7 +101,7 @@ class ModelDistribution(PyroLaw, ABC):
 
     @abstractmethod
     def draw(self, num_samples: int, context: Tensor | None) -> tuple[Tensor, Any]:
-        """Draw values (n, *), with data for their scores."""
+        """Draw values (n, *), with variables that help to score them."""
 
     @abstractmethod
     def score(self, x: Tensor, context: Tensor | None, drawn: Any) -> Tensor:
@@ -133,7 +133,7 @@ class ModelDistribution(PyroLaw, ABC):
         """Log-density in nats, of the batch shape of the value and the distribution together.
 
         Raises:
-            ShapeError: If the values are no events of this shape, which would be stretched.
+            ShapeError: If the values are no events of this shape, and would be broadcast.
         """
         batch = self._batch_of(value, self)
         dtype = model_dtype(self.model.q0, self.model.flows)

@@ -65,7 +65,7 @@ class OffManifold(ABC):
 
 @final
 class Reject(OffManifold):
-    """No density for values farther than `tol`, over 1 + |x|, from their reconstruction."""
+    """Values farther than `tol`, over 1 + |x|, from their reconstruction have no density."""
 
     def __init__(self, tol: float) -> None:
         self._tol = float(check_positive(tol, "tol"))
@@ -86,12 +86,12 @@ class Reject(OffManifold):
 
 @final
 class Project(OffManifold):
-    """The density of its projection for every value."""
+    """Every value has the density of its projection."""
 
     def support(
         self, stack: LayerStack, context: Tensor | None, event_dim: int
     ) -> constraints.Constraint:
-        """All of space."""
+        """Real space."""
         return whole_space(event_dim)
 
     def log_density(
@@ -152,7 +152,7 @@ class Thicken(OffManifold):
     def support(
         self, stack: LayerStack, context: Tensor | None, event_dim: int
     ) -> constraints.Constraint:
-        """All of space."""
+        """Real space."""
         return whole_space(event_dim)
 
     def log_density(
@@ -171,7 +171,7 @@ class Thicken(OffManifold):
 def policy(
     off_manifold: str, noise_scale: NoiseScale | None, tol: float, latent_dim: int
 ) -> OffManifold:
-    """The policy of a name, with its options."""
+    """The policy with a name, and its options."""
     check_choice(off_manifold, POLICIES, "off_manifold")
     if off_manifold == "thicken":
         return Thicken(noise_scale, latent_dim)

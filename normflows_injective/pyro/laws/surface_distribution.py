@@ -120,7 +120,7 @@ class SurfaceDistribution(PyroLaw):
     def log_prob(self, value: Tensor) -> Tensor:
         r"""Log-density of points (*, D), of shape (*), in nats.
 
-        Points off the surface raise with validation, and have no density without it.
+        Points off the surface raise an error with validation, and have no density without it.
 
         Raises:
             OffManifoldError: With validation, if points are off the surface.

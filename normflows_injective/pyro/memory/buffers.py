@@ -72,7 +72,7 @@ def digest_of(nn_module: nn.Module) -> Tensor | None:
 
 
 def warn_of_store(name: str, reason: str) -> None:
-    """Warn that the parameter store has not, or not rightly, restored a module of some name."""
+    """Warn that the parameter store has restored a module wrongly, or not at all."""
     warnings.warn(
         f"Module {name!r} {reason}. Save and restore whole modules by nfp.save and nfp.load, "
         "or by state_dict.",

@@ -1,4 +1,4 @@
-"""Values some coordinates of which lie between bounds, and the bases and layers that set these."""
+"""Values with some coordinates between bounds, and the bases and layers that set the bounds."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Range(NamedTuple):
 
 @final
 class Box(constraints.Constraint):
-    """Values some coordinates of which lie between bounds."""
+    """Values that lie between bounds in some coordinates."""
 
     is_discrete = False
 
@@ -129,7 +129,7 @@ class BoxTransform(Transform):
 
 @final
 class PushedBox(constraints.Constraint):
-    """The image of a box under layers, with their parameters as they are when it is asked."""
+    """The image of a box under layers, with their parameters at the time of a call."""
 
     is_discrete = False
 
@@ -174,7 +174,7 @@ class Scalars(constraints.Constraint):
         super().__init__()
 
     def check(self, value: Tensor) -> Tensor:
-        """Whether scalars satisfy it, of their shape."""
+        """Whether scalars satisfy the constraint, of their shape."""
         inside: Tensor = self.of_vectors.check(value.unsqueeze(-1))
         return inside
 

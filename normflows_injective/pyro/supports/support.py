@@ -29,14 +29,14 @@ __all__ = [
 def support_of(
     stack: LayerStack, event_dim: int, context: Tensor | None = None, base: Any = None
 ) -> constraints.Constraint:
-    """All of space, a box or its image, or the surface that the last of some layers leads to."""
+    """Real space, a box or its image, or the surface that the last layer leads to."""
     if not stack.raises_dimension:
         return bounded_support(stack, event_dim, base, context) or whole_space(event_dim)
     return known_surface(stack) or ImageConstraint(stack, context=context, event_dim=event_dim)
 
 
 def known_surface(stack: LayerStack) -> constraints.Constraint | None:
-    """The surface that layers tell that they lead to, or None for space and for other images."""
+    """The surface that layers declare as their image, or None for space and for other images."""
     surface = surface_of(stack.composite) if stack.raises_dimension else None
     if surface is None or surface.dim is None or surface.kind not in _CONSTRAINTS:
         return None
@@ -68,12 +68,12 @@ _CONSTRAINTS: dict[str, Callable[[Surface], constraints.Constraint | None]] = {
 
 
 def whole_space(event_dim: int) -> constraints.Constraint:
-    """All of space, as a constraint of whole events."""
+    """Real space, as a constraint of whole events."""
     return constraints.independent(constraints.real, event_dim)
 
 
 def given_support(support: Any, event_dim: int, name: str) -> constraints.Constraint:
-    """A caller's continuous constraint of events or of their coordinates, as one of events."""
+    """A caller's constraint of events or of their coordinates, as a constraint of events."""
     if not isinstance(support, constraints.Constraint) or support.is_discrete:
         raise OptionError(
             f"{name} must be a continuous constraint of torch.distributions.constraints, such as "

@@ -38,7 +38,8 @@ class StarLikeConstraint(constraints.Constraint):
         level: :math:`t > 0`.
         dim: :math:`D`, where the gauge does not fix it.
         measure: Measure of densities: ``"hausdorff"`` or ``"cone"``, see ``RadialSurface``.
-        tol: How far from one a point's distance from the centre may be, over the surface's.
+        tol: How far the ratio of a point's distance from the centre to the surface's may be from
+            one.
 
     Raises:
         OptionError: If the dimension is not known, or an option is out of range.
@@ -162,7 +163,7 @@ class ImageConstraint(constraints.Constraint):
 
 
 def unit_length(dim: int) -> StarLikeConstraint:
-    """Vectors (D,) of length one, as Pyro's constraint of them, but known to the registries."""
+    """Vectors (D,) of length one, like Pyro's constraint, but known to the registries."""
     return StarLikeConstraint(LpGauge(2.0), dim=dim)
 
 
