@@ -16,6 +16,7 @@ from ..flows.stack import joint_decode, joint_encode
 from ..host.calls import summed_inverse
 from ..models.injective import InjectiveNormalizingFlow
 from ..modules.precision import as_factored
+from ..volume.reconstruction import squared_error
 from .gradient_agreement import encoder_agreement
 
 if TYPE_CHECKING:
@@ -207,7 +208,7 @@ def _measure(
         condition_number=singular_values[:, 0] / singular_values[:, -1],
         left_inverse_error=_norm(encoder_jacobian @ decoder_jacobian - identity) / latent_dim**0.5,
         pseudo_inverse_error=_norm(mismatch) / _norm(decoder_jacobian),
-        reconstruction_error=(x - projection).flatten(1).square().sum(1),
+        reconstruction_error=squared_error(x, projection),
         latent_mean=base.mean(0),
         latent_covariance=centred.mT @ centred / len(base),
         latent_kurtosis=centred.pow(4).mean(0) / variance.square() - 3,
