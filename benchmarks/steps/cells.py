@@ -24,7 +24,7 @@ class Cell(NamedTuple):
 
     Attributes:
         model: Key of the model.
-        n_probes: K.
+        num_probes: K.
         difference: Of the gradients, package from published algorithm, in float64.
         seconds: Of every round.
         compile_seconds: Wall clock of the first step, which compiles.
@@ -34,7 +34,7 @@ class Cell(NamedTuple):
     """
 
     model: str
-    n_probes: int
+    num_probes: int
     difference: float
     seconds: dict[str, list[float]]
     compile_seconds: dict[str, float]
@@ -91,7 +91,7 @@ def merged(parts: list[Measured]) -> Measured:
     if any(part.facts != facts for part in parts):
         raise SystemExit("The files were measured under different conditions: merge none of them.")
     order = list(MODELS)
-    cells = {(order.index(cell.model), cell.n_probes): cell for p in parts for cell in p.cells}
+    cells = {(order.index(cell.model), cell.num_probes): cell for p in parts for cell in p.cells}
     return Measured(facts, [cells[key] for key in sorted(cells)])
 
 
@@ -99,7 +99,7 @@ def summary(cell: Cell) -> str:
     """One line for the terminal."""
     ratios = {variant: cell.ratio(variant) for variant in cell.seconds}
     parts = [f"{variant} {ratio:.2f}" for variant, ratio in ratios.items() if ratio is not None]
-    return f"{cell.model}, K = {cell.n_probes}: {', '.join(parts)}, floor {cell.floor():.2f}"
+    return f"{cell.model}, K = {cell.num_probes}: {', '.join(parts)}, floor {cell.floor():.2f}"
 
 
 def _reference(variant: str) -> str:

@@ -36,8 +36,8 @@ def page(measured: Measured) -> str:
     command += " --device cuda" * on_gpu + " --autocast" * cast
     sections = _introduction(measured, command, on_gpu)
     sections.append("![Ratios against the number of probes](../figures/step_cost.png)")
-    one = [cell for cell in cells if cell.n_probes == 1]
-    several = [cell for cell in cells if cell.n_probes > 1]
+    one = [cell for cell in cells if cell.num_probes == 1]
+    several = [cell for cell in cells if cell.num_probes > 1]
     for heading, chosen in (("Time, one probe", one), ("Time, several probes", several)):
         if chosen:
             sections += [f"## {heading}", _times(chosen, "", on_gpu)]
@@ -176,7 +176,7 @@ def _compile_times(cells: list[Cell]) -> str:
 
 
 def _labels(cell: Cell) -> list[str]:
-    return [MODELS[cell.model].title, str(cell.n_probes)]
+    return [MODELS[cell.model].title, str(cell.num_probes)]
 
 
 def _over(number: int | None, unit: int) -> str:
@@ -186,7 +186,7 @@ def _over(number: int | None, unit: int) -> str:
 def draw_figure(measured: Measured, path: Path) -> None:
     """Draw the ratios against the number of probes, one panel for each model."""
     names = list(dict.fromkeys(cell.model for cell in measured.cells))
-    probes = sorted({cell.n_probes for cell in measured.cells})
+    probes = sorted({cell.num_probes for cell in measured.cells})
     columns = min(3, len(names))
     rows = -(-len(names) // columns)
     figure = new_figure(3.2 * columns, 2.9 * rows + 0.4)
@@ -226,7 +226,7 @@ def _panel(axis: Any, cells: list[Cell]) -> None:
         below = [max(0.0, r - first) for r, (first, _) in zip(ratios, quartiles, strict=True)]
         above = [max(0.0, third - r) for r, (_, third) in zip(ratios, quartiles, strict=True)]
         axis.errorbar(
-            [cell.n_probes for cell, _ in points],
+            [cell.num_probes for cell, _ in points],
             ratios,
             (below, above),
             color=colour,
@@ -236,7 +236,7 @@ def _panel(axis: Any, cells: list[Cell]) -> None:
             label=variant,
         )
     axis.plot(
-        [cell.n_probes for cell in cells],
+        [cell.num_probes for cell in cells],
         [cell.floor() for cell in cells],
         "k--",
         marker="_",
