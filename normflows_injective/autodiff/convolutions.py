@@ -63,7 +63,9 @@ def convolve(
 def _is_simple(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     tensors = [weight] if bias is None else [weight, bias]
     same = all(tensor.dtype == x.dtype for tensor in tensors)
-    return same and x.dim() == weight.dim() and not torch.is_autocast_enabled(x.device.type)
+    if x.is_meta or not same or x.dim() != weight.dim():  # The meta device knows no autocast.
+        return False
+    return not torch.is_autocast_enabled(x.device.type)
 
 
 def _direct(
