@@ -28,9 +28,16 @@ def renamed(**names: str) -> Callable[[Function], Function]:
 
         @wraps(checked)
         def call(*args: Any, **kwargs: Any) -> Any:
-            if kwargs:
-                kwargs = {_new_name(name, names, kwargs, owner): kwargs[name] for name in kwargs}
-            return checked(*args, **kwargs)
+            old = names.keys() & kwargs
+            if not old:
+                return checked(*args, **kwargs)
+            kwargs = {_new_name(name, names, kwargs, owner): kwargs[name] for name in kwargs}
+            try:
+                return checked(*args, **kwargs)
+            except OptionError as error:
+                # The message names arguments as they are called now.
+                renamings = ", ".join(f"{name} is now {names[name]}" for name in sorted(old))
+                raise OptionError(f"{error} ({renamings}.)") from error
 
         return call  # type: ignore[return-value]
 

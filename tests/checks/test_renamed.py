@@ -7,7 +7,7 @@ from inspect import signature
 
 import pytest
 import torch
-from support.seeds import manual_seed
+from support.seeds import manual_seed, seeded_generator
 from torch import nn
 
 import normflows_injective as nfi
@@ -22,7 +22,7 @@ from normflows_injective.flows.kernel import (
     ferumal_realnvp,
 )
 
-Z = torch.randn(120, 3, generator=torch.Generator().manual_seed(0))
+Z = torch.randn(120, 3, generator=seeded_generator(0))
 REGRESSION = nfi.diagnostics.MomentRegression((4,), steps=2)
 
 # Old and new name, and a call that takes the argument by either.

@@ -130,7 +130,7 @@ class HasQuantilesOfAnotherShape(Guide):
 
 class Seeds(Guide):
     def draw(self, loc):
-        torch.manual_seed(3)
+        manual_seed(3)
         super().draw(loc)
 
 

@@ -16,10 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import normflows_injective as nfi
 from normflows_injective.errors import ForwardModeError, NumericalWarning
 from normflows_injective.flows import gauges
+from normflows_injective.modules import precision
 from normflows_injective.volume import (
     decode_and_log_volume,
     exact,
-    factoring,
     jacobian,
     log_volume,
 )
@@ -229,7 +229,7 @@ class NoFloat64(TorchDispatchMode):
 
 @pytest.fixture
 def without_float64(monkeypatch):
-    monkeypatch.setattr(factoring, "WITHOUT_FLOAT64", frozenset({"cpu"}))
+    monkeypatch.setattr(precision, "WITHOUT_FLOAT64", frozenset({"cpu"}))
     with NoFloat64():
         yield
 
