@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import wraps
 from inspect import signature
 from typing import Any
 
 import normflows as nf
 from torch import Tensor
 
-from ..checks import check_event_shape, checks_arguments_of
+from ..checks import check_event_shape, checks_arguments_of, looks_first
 
 __all__ = ["Layer"]
 
@@ -31,28 +30,24 @@ class Layer(nf.flows.Flow):
     def __init_subclass__(cls) -> None:
         """Attach the checks."""
         super().__init_subclass__()
-        for name, side in _SHAPES.items():
-            method = vars(cls).get(name)
-            if method is not None and not getattr(method, "__isabstractmethod__", False):
-                setattr(cls, name, _of_shape(method, side))
+        for name in _SHAPES.keys() & vars(cls):
+            looks_first(cls, [name], _look_at_shape(vars(cls)[name], _SHAPES[name]))
         checks_arguments_of(cls)
 
 
-def _of_shape(method: Callable[..., Any], side: str) -> Callable[..., Any]:
-    """A method that refuses a first argument whose event shape is not the layer's."""
+def _look_at_shape(method: Callable[..., Any], side: str) -> Callable[..., None]:
+    """The check that refuses a first argument whose event shape is not the layer's."""
     own, other = ("z", "x") if side == "latent_shape" else ("x", "z")
     # Some layers call the argument of inverse z, as those of normflows do.
     names = signature(method).parameters
     name = other if other in names and own not in names else own
 
-    @wraps(method)
-    def checked(layer: Layer, *args: Any, **kwargs: Any) -> Any:
+    def look(layer: Layer, *args: Any, **kwargs: Any) -> None:
         batch = args[0] if args else kwargs.get(name)
         if isinstance(batch, Tensor):
             check_event_shape(batch, _declared(layer, side), name)
-        return method(layer, *args, **kwargs)
 
-    return checked
+    return look
 
 
 def _declared(layer: Layer, side: str) -> Sequence[int] | None:
