@@ -15,7 +15,6 @@ from ..autodiff.settings import as_written
 from ..checkpoints import load_checkpoint, save_checkpoint
 from ..checks import check_batch, check_count, check_event_shape, checks_arguments_of
 from ..errors import ContextError
-from ..flows.stack import Stack
 from ..host.bases import base_log_prob, sample_base
 from ..host.context import check_context, takes_context
 from ..host.first_data import refuse_single_sample
@@ -26,7 +25,7 @@ from . import divergences, training_term
 from . import losses as training_loss
 from .construction import check_parts, trial_pass
 from .loss_terms import LossTerms
-from .parts import Parts, dtype_of, look_into, model_dtype
+from .parts import Parts, dtype_of, look_into, model_dtype, stack_of
 
 __all__ = ["InjectiveNormalizingFlow"]
 
@@ -107,29 +106,25 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
         """The layers from the first injection on, differentiated as one map."""
         return list(self.flows)[self._num_latent :]
 
-    @property
-    def _stack(self) -> Stack:
-        return Stack(self.latent_block, self.composite)
-
     @names_diverged
     def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Coordinates :math:`F(x)`, (B, *), of data (B, *), before the latent block."""
-        return self._check(x, "x", "data", context)._stack.encode(x, context)
+        return stack_of(self._check(x, "x", "data", context)).encode(x, context)
 
     @names_diverged
     def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Points on the manifold :math:`G(z)`, (B, *), of coordinates from :meth:`encode`."""
-        return self._check(z, "z", "latent", context)._stack.decode(z, context)
+        return stack_of(self._check(z, "z", "latent", context)).decode(z, context)
 
     @names_diverged
     def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Send base variables (B, *) to the data space (B, *), :math:`G(h(z))`."""
-        return self._check(z, "z", "base", context)._stack.decode_base(z, context)
+        return stack_of(self._check(z, "z", "base", context)).decode_base(z, context)
 
     @names_diverged
     def inverse(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Send data (B, *) to base variables (B, *), :math:`h^{-1}(F(x))`."""
-        return self._check(x, "x", "data", context)._stack.encode_to_base(x, context)
+        return stack_of(self._check(x, "x", "data", context)).encode_to_base(x, context)
 
     @names_diverged
     def forward_and_log_det(
@@ -144,7 +139,7 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
         Returns:
             Data :math:`(B, *)`; :math:`\log|\det h'| + \tfrac12 \log\det G'^\top G'`, (B,), nats.
         """
-        return self._check(z, "z", "base", context)._stack.push(z, context)
+        return stack_of(self._check(z, "z", "base", context)).push(z, context)
 
     @names_diverged
     def inverse_and_log_det(
@@ -159,7 +154,7 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
         Returns:
             Base variables of shape :math:`(B, *)`, minus the log-volume of shape :math:`(B,)`.
         """
-        z, log_volume = self._check(x, "x", "data", context)._stack.pull(x, context)
+        z, log_volume = stack_of(self._check(x, "x", "data", context)).pull(x, context)
         return z, -log_volume
 
     @names_diverged
@@ -246,7 +241,7 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
     @names_diverged
     def project(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Reconstructions :math:`\hat x = G(F(x))`, (B, *), the points whose density is given."""
-        return self._check(x, "x", "data", context)._stack.project(x, context)
+        return stack_of(self._check(x, "x", "data", context)).project(x, context)
 
     @names_diverged
     def reconstruction_error(self, x: Tensor, context: Tensor | None = None) -> Tensor:

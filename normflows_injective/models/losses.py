@@ -11,14 +11,14 @@ from torch import Tensor
 
 from ..autodiff.products import out_of_inference
 from ..checks import check_loss
-from ..flows.stack import Passes, Stack, joint_decode, joint_decode_and_log_volume, joint_encode
+from ..flows.stack import Passes, joint_decode, joint_decode_and_log_volume, joint_encode
 from ..host.bases import base_log_prob, sample_base
 from ..host.calls import summed_inverse
 from ..host.first_meeting import give_first_data
 from ..modules.contents import Opened
 from ..volume.reconstruction import squared_error
 from .loss_terms import LossTerms, mean_loss
-from .parts import InjectiveModel, Parts, look_into, model_dtype
+from .parts import InjectiveModel, Parts, look_into, model_dtype, stack_of
 
 __all__ = ["first_loss", "first_pass", "forward_kld", "loss_terms", "prior_samples"]
 
@@ -60,7 +60,7 @@ def first_pass(batch: Tensor, space: str, context: Tensor | None, model: Any) ->
     The images of base variables and latents are data; that of data is the reconstruction error
     less the log-density of the latents.
     """
-    stack = Stack(model.latent_block, model.composite)
+    stack = stack_of(model)
     if space == "base":
         return stack.decode_base(batch, context)
     if space == "latent":
@@ -90,7 +90,7 @@ def _terms(model: InjectiveModel, parts: Parts, x: Tensor, context: Tensor | Non
     directions = joint_encode, joint_decode, joint_decode_and_log_volume
     passes = Passes(*(_opened(direction, parts, context) for direction in directions))
     terms = likelihood.terms(x, passes, prior_samples(model, x, context))
-    z, log_det = summed_inverse(parts.latent_block, terms.z, context)
+    z, log_det = summed_inverse(parts.stack.latent_block, terms.z, context)
     log_prob = base_log_prob(model.q0, z, context) + log_det
     likelihood.watch(model, x, terms)
     return LossTerms(
@@ -102,6 +102,6 @@ def _terms(model: InjectiveModel, parts: Parts, x: Tensor, context: Tensor | Non
 
 
 def _opened(direction: Callable[..., Any], parts: Parts, context: Tensor | None) -> Opened:
-    call = Opened(direction, parts.composite, context=context)
+    call = Opened(direction, parts.stack.composite, context=context)
     call.contents = parts.contents
     return call

@@ -9,9 +9,10 @@ import normflows as nf
 import torch
 from torch import Tensor, nn
 
+from ..flows.stack import Stack
 from ..modules.contents import Contents, contents_of, modules_of
 
-__all__ = ["InjectiveModel", "Parts", "dtype_of", "look_into", "model_dtype"]
+__all__ = ["InjectiveModel", "Parts", "dtype_of", "look_into", "model_dtype", "stack_of"]
 
 
 class InjectiveModel(Protocol):
@@ -41,31 +42,34 @@ class Parts(NamedTuple):
     """The layers of a model, and the modules in them.
 
     Attributes:
-        latent_block: The layers before the first injection.
-        composite: The layers from the first injection on.
+        stack: The layers, split at the first injection.
         contents: The modules and scripts in the composite.
         flows: The modules in all layers.
         base: The modules in the base and in no layer.
         every: All modules of the model, itself included.
     """
 
-    latent_block: list[nf.flows.Flow]
-    composite: list[nf.flows.Flow]
+    stack: Stack
     contents: Contents
     flows: list[nn.Module]
     base: list[nn.Module]
     every: list[nn.Module]
 
 
+def stack_of(model: InjectiveModel) -> Stack:
+    """The layers of a model, split at the first injection."""
+    return Stack(model.latent_block, model.composite)
+
+
 def look_into(model: InjectiveModel) -> Parts:
     """Look once at all modules of a model."""
     seen: set[int] = set()
-    latent_block, composite = model.latent_block, model.composite
-    contents = contents_of(composite, seen)
-    flows = contents.modules + contents_of(latent_block, seen).modules
+    stack = stack_of(model)
+    contents = contents_of(stack.composite, seen)
+    flows = contents.modules + contents_of(stack.latent_block, seen).modules
     base = contents_of([model.q0], seen).modules
     every = flows + base + contents_of([model], seen).modules
-    return Parts(latent_block, composite, contents, flows, base, every)
+    return Parts(stack, contents, flows, base, every)
 
 
 def model_dtype(q0: nn.Module, flows: nn.Module) -> torch.dtype:
