@@ -75,16 +75,16 @@ def check_parts(q0: object, flows: object, likelihood: object) -> tuple[int, Tra
     check_composite(stack.composite)
     if likelihood is None:
         return len(stack.latent_block), _default_term(stack.composite)
-    likelihood.check_stack(_is_closed_form(stack.composite))
+    likelihood.check_stack(_starts_with_chart(stack.composite))
     return len(stack.latent_block), likelihood
 
 
-def _is_closed_form(composite: Sequence[nf.flows.Flow]) -> bool:
+def _starts_with_chart(composite: Sequence[nf.flows.Flow]) -> bool:
     return getattr(composite[0], "is_closed_form", False)
 
 
 def _default_term(composite: Sequence[nf.flows.Flow]) -> TrainingTerm:
-    if not _is_closed_form(composite):
+    if not _starts_with_chart(composite):
         return SurrogateLikelihood()
     is_learned = any(
         parameter.requires_grad

@@ -101,9 +101,9 @@ class ExactLikelihood(TrainingTerm):
         loss = terms.volume - log_prob
         return loss + self.beta * terms.reconstruction_error if self.beta > 0 else loss
 
-    def check_stack(self, is_closed_form: bool) -> None:
-        """Refuse layers whose log-volume is no closed form."""
-        if not is_closed_form:
+    def check_stack(self, starts_with_chart: bool) -> None:
+        """Refuse layers that do not start with a chart."""
+        if not starts_with_chart:
             raise OptionError(
                 "ExactLikelihood is for a chart of a known surface and what stands behind it. A "
                 "manifold that is learned with encoder and decoder collapses under it: use "

@@ -158,9 +158,9 @@ class SurrogateLikelihood(TrainingTerm):
         terms: SurrogateTerms = self(x, passes.encode, passes.decode, prior)
         return terms
 
-    def check_stack(self, is_closed_form: bool) -> None:
-        """Refuse layers whose log-volume is a closed form."""
-        if is_closed_form:
+    def check_stack(self, starts_with_chart: bool) -> None:
+        """Refuse layers that start with a chart."""
+        if starts_with_chart:
             raise OptionError(
                 "The inverse of a chart is no pseudo-inverse, so the surrogate's gradient would "
                 "be biased. Leave likelihood out, or use nfi.ExactLikelihood."

@@ -64,8 +64,13 @@ class TrainingTerm(nn.Module, ABC):
     def loss(self, terms: SurrogateTerms, log_prob: Tensor) -> Tensor:
         """Loss per sample (B,), from the terms and the latent log-densities (B,) in nats."""
 
-    def check_stack(self, is_closed_form: bool) -> None:
-        """Raise OptionError if the term needs the other kind of log-volume, closed form or not."""
+    def check_stack(self, starts_with_chart: bool) -> None:
+        """Raise OptionError if the term is not for layers that do, or do not, start with a chart.
+
+        Args:
+            starts_with_chart: Whether the first injection is a chart of a known surface, whose
+                encoder is its inverse there, rather than an encoder that is learned.
+        """
 
     def advance(self) -> None:
         """Count one training step, for terms that depend on it."""

@@ -21,8 +21,8 @@ class Reconstruction(nfi.TrainingTerm):
 
 
 class Demanding(Reconstruction):
-    def check_stack(self, is_closed_form):
-        raise nfi.errors.OptionError(f"closed form: {is_closed_form}")
+    def check_stack(self, starts_with_chart):
+        raise nfi.errors.OptionError(f"starts with a chart: {starts_with_chart}")
 
 
 def model(likelihood):
@@ -48,7 +48,7 @@ def test_the_volume_of_the_terms_reaches_the_loss_terms():
 
 
 def test_a_term_may_refuse_layers():
-    with pytest.raises(nfi.errors.OptionError, match="closed form: False"):
+    with pytest.raises(nfi.errors.OptionError, match="starts with a chart: False"):
         model(Demanding())
 
 
