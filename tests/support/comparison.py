@@ -6,12 +6,12 @@ import torch
 
 
 def close(actual, expected, tolerance=1e-10, absolute=None):
-    """Compare with a tensor, an array or a number, in the dtype and on the device of the first.
+    """Compare with a tensor or array of the same shape, or with one number for all elements.
 
-    Whatever has fewer axes is expanded to the shape of the first.
+    The comparison takes the dtype and the device of the first.
     """
     expected = torch.as_tensor(expected, dtype=actual.dtype, device=actual.device).detach()
-    if expected.dim() < actual.dim():
+    if expected.dim() == 0:
         expected = expected.expand(actual.shape)
     absolute = tolerance if absolute is None else absolute
     torch.testing.assert_close(actual.detach(), expected, atol=absolute, rtol=tolerance)
