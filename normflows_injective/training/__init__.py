@@ -1,0 +1,21 @@
+"""Training that needs no tuning, and its state in files."""
+
+from .averages import AveragedWeights
+from .fit import fit
+from .result import Check, PhaseResult, TrainingResult
+from .state import load_state, save_state
+
+__all__ = [
+    "AveragedWeights",
+    "Check",
+    "PhaseResult",
+    "TrainingResult",
+    "fit",
+    "load_state",
+    "save_state",
+]
+
+
+def __dir__() -> list[str]:
+    """The public names, for completion."""
+    return list(__all__)

@@ -1,0 +1,171 @@
+"""One training that needs no tuning, of any model with a training loss."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..checks import check_positive, checks_arguments
+from ..errors import OptionError
+from ..models.assignment import AssignmentFlow
+from ..models.parts import dtype_of
+from .clock import Clock
+from .phases import Phase, phases_of
+from .result import Check, TrainingResult
+from .rows import Rows, read_rows
+from .run import Options, Run
+from .state import read_tree, write_tree
+
+
+@checks_arguments
+def fit(
+    model: nn.Module,
+    data: Any,
+    *,
+    steps: int | None = None,
+    seconds: float | None = None,
+    context: Any = None,
+    weights: Any = None,
+    validation: Any = 0.1,
+    batch_size: int = 256,
+    weight_decay: float = 0.0,
+    wrap: Callable[[nn.Module], nn.Module] | None = None,
+    autocast: torch.dtype | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    callback: Callable[[Check], object] | None = None,
+    progress: bool | None = None,
+    seed: int = 0,
+) -> TrainingResult:
+    r"""Train a model within a budget.
+
+    A free-form injective flow is trained as an autoencoder, to the floor :math:`r` of the held-out
+    reconstruction error, for 40 % of the time. The layers before the injection learn the density of
+    its codes for 35 %. The rest goes into ``forward_kld`` of the whole model, at
+    :math:`\beta = 3 (D - d) / 2r`; the result of this phase is kept if it lowers the held-out score
+    :math:`\tfrac{D - d}{2} \log r - \log q` and worsens the reconstruction by 3 % at most. Every
+    other model is trained by its own loss, in one phase.
+
+    In every phase the learning rate rises and falls once, weights are averaged, the average is
+    judged 25 times (8 in the last phase) on rows that are held out, and the best one is taken. A
+    phase ends early after a quarter of its budget without a better score, and leaves the rest to
+    the next. If a loss is not finite, training goes on from the best weights at half the rate.
+
+    Args:
+        model: A model of this package, or one of normflows with ``forward_kld``. It is trained in
+            place, on its device. Modes of its modules are as before when training ends.
+        data: Data (N, *): a tensor, an array, a data frame, or a loader, which is read once.
+        steps: Number of steps in all. They are shared out by what they cost.
+        seconds: Processor seconds of this process, in place of ``steps``.
+        context: One row (N, *) for each of the data.
+        weights: Weights (N,) of the data in the loss.
+        validation: Part of the rows that is held out, or data (M, *) to judge by, or a pair of
+            such data and their context.
+        batch_size: Number of rows in a step.
+        weight_decay: Decoupled weight decay of AdamW.
+        wrap: Function of the module that computes ``forward_kld`` to one that computes the same,
+            such as ``torch.compile``, ``DistributedDataParallel`` or ``accelerator.prepare``.
+        autocast: Half precision in which networks run, such as ``torch.bfloat16``.
+        checkpoint: File in which the state of training is kept, replaced at every look. If it
+            exists, training goes on from it; with a budget in steps the result is then the one
+            of a training that never stopped, to the last bit.
+        callback: Function that is called with every :class:`Check`.
+        progress: Whether a progress bar is shown; by default only in a terminal.
+        seed: Of the order of rows, and of the choice of those that are held out. Probes and
+            noise come from torch's global random numbers.
+
+    Returns:
+        :class:`TrainingResult`.
+
+    Raises:
+        OptionError: If there is no budget or two, or an option is out of range.
+        NonFiniteError: If data are not finite, or training diverges again and again.
+        CheckpointError: If the checkpoint is of another model, or cannot be read or written.
+
+    References:
+        Derived in ``training/phases.py``; measured in ``docs/training.md``.
+
+    Examples:
+        >>> import normflows as nf
+        >>> import normflows_injective as nfi
+        >>> pair = nfi.nets.mlp_autoencoder(data_dim=5, latent_dim=2, hidden=(16,))
+        >>> q0 = nf.distributions.DiagGaussian(2, trainable=False)
+        >>> model = nfi.InjectiveNormalizingFlow(q0, [nfi.flows.FreeFormInjection(*pair)])
+        >>> result = fit(model, torch.randn(200, 5), steps=20)
+        >>> [phase.name for phase in result.phases]
+        ['reconstruction', 'joint']
+    """
+    if (steps is None) == (seconds is None):
+        raise OptionError("Give one budget, either steps= or seconds=.")
+    check_positive(1 + weight_decay, "1 + weight_decay")
+    like = _example(model)
+    labels = isinstance(model, AssignmentFlow)
+    rows, held_out = _split(read_rows(data, context, weights), validation, seed)
+    phases = phases_of(model, rows.to(like, labels), held_out.to(like, labels), wrap)
+    clock = _clock(phases, steps, seconds)
+    state = None if checkpoint is None or not os.path.exists(checkpoint) else read_tree(checkpoint)
+    bar = tqdm(
+        total=100,
+        disable=None if progress is None else not progress,
+        bar_format="{l_bar}{bar}| {elapsed}{postfix}",
+    )
+
+    def look(check: Check) -> None:
+        bar.set_description(check.phase)
+        bar.update()
+        if callback is not None:
+            callback(check)
+
+    options = Options(
+        batch_size=batch_size,
+        weight_decay=weight_decay,
+        seed=seed,
+        autocast=lambda: (
+            nullcontext() if autocast is None else torch.autocast(like.device.type, autocast)
+        ),
+        callback=look,
+        save=lambda tree: None if checkpoint is None else write_tree(checkpoint, tree),
+    )
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        with bar:
+            return Run(model, phases, clock, options).train(state)
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _clock(phases: list[Phase], steps: int | None, seconds: float | None) -> Clock:
+    if seconds is not None:
+        return Clock(check_positive(seconds, "seconds"), is_time=True)
+    # Shares of work w lead to w / cost steps, of which there are as many as asked for.
+    num_units = sum(phase.share / phase.cost for phase in phases)
+    return Clock(steps * sum(phase.share for phase in phases) / num_units, is_time=False)
+
+
+def _example(model: nn.Module) -> Tensor:
+    """An empty tensor of the device and the dtype in which a model computes."""
+    modules = list(model.modules())
+    tensors = [*model.parameters(), *model.buffers()]
+    device = tensors[0].device if tensors else torch.device("cpu")
+    return torch.empty(0, dtype=dtype_of(modules, []), device=device)
+
+
+def _split(rows: Rows, validation: Any, seed: int) -> tuple[Rows, Rows]:
+    """Rows to train on, and rows that are held out."""
+    if isinstance(validation, (tuple, list)):
+        return rows, read_rows(*validation)
+    if not isinstance(validation, (int, float)):
+        return rows, read_rows(validation)
+    if not 0 < validation < 1:
+        raise OptionError(
+            f"validation must be a part of the rows between 0 and 1, or data, got {validation}."
+        )
+    order = torch.randperm(rows.count, generator=torch.Generator().manual_seed(seed))
+    held = min(max(1, round(validation * rows.count)), rows.count - 1)
+    return rows.take(order[held:]), rows.take(order[:held])

@@ -1,0 +1,99 @@
+"""Data for training: rows in memory, with what belongs to each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checks import check_finite, check_same_rows
+from ..errors import DtypeError, ShapeError
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Data (N, *), and one row of context and one weight for each, where there are any."""
+
+    x: Tensor
+    context: Tensor | None = None
+    weights: Tensor | None = None
+
+    @property
+    def count(self) -> int:
+        """Number of rows N."""
+        return self.x.shape[0]
+
+    def take(self, index: Tensor | slice) -> Rows:
+        """Rows by an index (n,) or a slice."""
+        parts = (self.x, self.context, self.weights)
+        return Rows(*(None if part is None else part[index] for part in parts))  # type: ignore[arg-type]
+
+    def split(self, size: int) -> Iterator[Rows]:
+        """Consecutive parts of at most so many rows."""
+        for start in range(0, self.count, size):
+            yield self.take(slice(start, start + size))
+
+    def to(self, like: Tensor, with_labels: bool) -> Rows:
+        """Rows on the device of a tensor and in its dtype, in which labels stay whole numbers."""
+        x = self.x.to(like.device) if with_labels else self.x.to(like)
+        context, weights = _to(self.context, like), _to(self.weights, like)
+        return Rows(x, context, weights)
+
+
+def read_rows(data: Any, context: Any = None, weights: Any = None) -> Rows:
+    """Rows of a tensor, an array, a data frame or a loader, all of whose values are finite.
+
+    A loader, or another iterable of batches, is read once; its batches are tensors of data, or
+    pairs of data and context.
+    """
+    if not hasattr(data, "shape") and isinstance(data, Iterable):
+        data, in_batches = _read_batches(data)
+        context = in_batches if context is None else context
+    x = tensor_of(data, "data")
+    if x.dim() < 2 or x.shape[0] < 2:
+        raise ShapeError(
+            f"data must have at least two rows, shape (N, ...), got {tuple(x.shape)}. One column "
+            "alone has the shape (N, 1)."
+        )
+    parts = {"context": context, "weights": weights}
+    others = {k: tensor_of(v, k) for k, v in parts.items() if v is not None}
+    check_same_rows(data=x, **others)
+    for name, tensor in {"data": x, **others}.items():
+        check_finite(tensor, name, "Drop or fill these rows before training.")
+    return Rows(x, others.get("context"), others.get("weights"))
+
+
+def tensor_of(values: Any, name: str) -> Tensor:
+    """The tensor of a tensor, an array or a data frame of numbers."""
+    if hasattr(values, "to_numpy"):
+        values = values.to_numpy()
+    try:
+        tensor = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DtypeError(
+            f"{name} must hold numbers, got {type(values).__name__} ({error}). Turn categories "
+            "into numbers, or leave their columns out."
+        ) from error
+    return tensor
+
+
+def _to(tensor: Tensor | None, like: Tensor) -> Tensor | None:
+    """A context in another dtype, or class labels as they are."""
+    if tensor is None:
+        return None
+    return tensor.to(like) if tensor.is_floating_point() else tensor.to(like.device)
+
+
+def _read_batches(loader: Iterable[Any]) -> tuple[Tensor, Tensor | None]:
+    batches = [batch if isinstance(batch, (tuple, list)) else (batch,) for batch in loader]
+    if not batches:
+        raise ShapeError("data has no batches. Give a tensor, an array or a loader of rows.")
+    columns = [torch.cat([torch.as_tensor(part) for part in parts]) for parts in zip(*batches)]
+    if len(columns) > 2:
+        raise ShapeError(
+            f"The batches of data have {len(columns)} parts each: expected x, or (x, context)."
+        )
+    return columns[0], columns[1] if len(columns) == 2 else None
