@@ -85,6 +85,13 @@ def test_oracle_13_solver_leaves_solved_systems_alone():
     assert found.solution.isfinite().all()
 
 
+def test_probes_of_width_zero_are_solved():
+    solution = conjugate_gradient(lambda p: p, torch.zeros(2, 3, 0), 4, 1e-6)
+    assert solution.residual.equal(torch.zeros(2, 3))
+    zero = conjugate_gradient(lambda p: p, torch.zeros(1, 1, 2), 4, 1e-6)
+    assert zero.residual.equal(torch.zeros(1, 1))
+
+
 @seeded(135)
 def test_oracle_13_average_over_basis_probes_is_exact():
     """E v v' = I over the scaled basis vectors: K = 1 estimates average to the exact gradient."""
