@@ -79,14 +79,13 @@ def _within(mode: SkipZeroProducts, function: Map) -> Map:
 
 
 def _jvp_functional(function: Map, point: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor]:
-    if len(tangents) == 1:
-        value, tangent = torch.func.jvp(function, (point,), (tangents[0],), strict=True)[:2]
-        return value, tangent.unsqueeze(0)
-
     def product(tangent: Tensor) -> tuple[Tensor, Tensor]:
         value, out = torch.func.jvp(function, (point,), (tangent,), strict=True)[:2]
         return value, out
 
+    if len(tangents) == 1:
+        value, out = product(tangents[0])
+        return value, out.unsqueeze(0)
     # The primal does not depend on the mapped tangent, so it is computed once.
     value, products = torch.func.vmap(product, out_dims=(None, 0))(tangents)  # type: ignore[arg-type]
     return value, products
