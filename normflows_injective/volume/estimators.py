@@ -20,8 +20,8 @@ from torch import Tensor
 
 from ..autodiff.products import Map, vjp
 from ..autodiff.recording import Recorded, inner, point_at, record, record_first_layers
-from ..checks import check_count, check_flag, check_positive, describe
-from ..errors import NumericalWarning, OptionError
+from ..checks import check_count, check_flag, check_positive, lookup
+from ..errors import NumericalWarning
 from .normal_equations import conjugate_gradient
 from .surrogate import (
     Estimator,
@@ -243,9 +243,4 @@ def estimator_from(estimator: str | Estimator) -> Estimator:
     """An estimator by its name in ``ESTIMATORS``, or as it is."""
     if isinstance(estimator, Estimator):
         return estimator
-    if not (isinstance(estimator, str) and estimator in ESTIMATORS):
-        raise OptionError(
-            f"estimator must be an Estimator or one of {', '.join(ESTIMATORS)}, got "
-            f"{describe(estimator)}."
-        )
-    return ESTIMATORS[estimator]
+    return lookup(estimator, ESTIMATORS, "estimator", "an Estimator or one of {}")
