@@ -99,7 +99,7 @@ def jacobian(function: Map, point: Tensor, chunk_size: int | None = None) -> Val
     else:
         evaluated = reverse(function, point)
         if evaluated.unproven:
-            result = _rows(evaluated, point)
+            result = _rows(evaluated)
         else:
             columns = evaluated.jvp(basis_of(point))
             result = ValueAndJacobian(evaluated.value, event_rows(columns).permute(1, 2, 0))
@@ -117,7 +117,7 @@ def jacobian(function: Map, point: Tensor, chunk_size: int | None = None) -> Val
 def jacobian_by_rows(function: Map, point: Tensor, create_graph: bool) -> ValueAndJacobian:
     """Value and dense Jacobians (B, D, d) of a map by D reverse-mode products."""
     if create_graph:
-        return _rows(reverse(function, point), point)
+        return _rows(reverse(function, point))
     leaf = point_at(point)
     with differentiable_attention():
         value = function(leaf.clone())
@@ -161,7 +161,7 @@ def _rows_without_graph(function: Map, point: Tensor) -> ValueAndJacobian:
     return ValueAndJacobian(value.detach(), matrix.detach())
 
 
-def _rows(evaluated: Reverse, point: Tensor) -> ValueAndJacobian:
+def _rows(evaluated: Reverse) -> ValueAndJacobian:
     rows = evaluated.vjp(basis_of(evaluated.value))
     return ValueAndJacobian(evaluated.value, event_rows(rows).transpose(0, 1))
 
