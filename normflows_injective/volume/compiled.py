@@ -142,8 +142,13 @@ def _surrogate_and_errors(
     # Copies go in, because some layers shift their input in place.
     z, vjp_of_encoder = vjp(lambda point: encode(point.clone()), x)
 
+    def decoded(point: Tensor) -> Tensor:
+        with _Traceable():
+            return decode(point.clone())
+
     def decode_along(tangent: Tensor) -> tuple[Tensor, Tensor]:
-        return _decode_and_jvp(decode, z, tangent)
+        result: Any = torch.func.jvp(decoded, (z,), (tangent,), strict=True)
+        return result[0], result[1]
 
     if len(probes) == 1:
         reconstruction, jvps = decode_along(probes[0])
@@ -156,15 +161,6 @@ def _surrogate_and_errors(
         volume = -inner(vjps, jvps.detach()).mean(0)
     surrogate = Surrogate(lifted(z, x), reconstruction, volume)
     return with_errors(surrogate, x, encode, decode, prior)
-
-
-def _decode_and_jvp(decode: Map, z: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor]:
-    def covered(point: Tensor) -> Tensor:
-        with _Traceable():
-            return decode(point.clone())
-
-    result: Any = torch.func.jvp(covered, (z,), (tangent,), strict=True)
-    return result[0], result[1]
 
 
 class _Traceable(SkipZeroProducts):
