@@ -25,10 +25,8 @@ __all__ = [
     "Estimator",
     "Surrogate",
     "SurrogateAndErrors",
+    "checked",
     "decode_and_jvp",
-    "decode_checked",
-    "decode_recorded",
-    "jvp_without_graph",
     "lifted",
     "mean_inner",
     "mean_over_probes",
@@ -112,28 +110,7 @@ class Estimator(ABC):
 def decode_and_jvp(decode: Map, z: Tensor, probes: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """Decode z, checked, with the detached products g'(z) v_k (K, B, *) of the same pass."""
     reconstruction, products = jvp(decode, z, probes)
-    _check_reconstruction(reconstruction, x)
-    return reconstruction, products
-
-
-def decode_checked(decode: Map, z: Tensor, x: Tensor) -> Tensor:
-    """Decode z (B, *), and raise unless the result has the shape of x and hangs on the graph."""
-    reconstruction = decode(z.clone())
-    _check_reconstruction(reconstruction, x)
-    return reconstruction
-
-
-def decode_recorded(decode: Map, z: Tensor, x: Tensor) -> Tensor:
-    """As :func:`decode_checked`, for products that will be differentiated."""
-    reconstruction = record(decode, z).value
-    _check_reconstruction(reconstruction, x)
-    return reconstruction
-
-
-def jvp_without_graph(decode: Map, z: Tensor, tangents: Tensor) -> Tensor:
-    """Products g'(z) v_k, (K, B, *), without a graph."""
-    with torch.no_grad():
-        return jvp(decode, z, tangents.to(z.dtype))[1]
+    return checked(reconstruction, x), products
 
 
 def with_errors(
@@ -185,7 +162,8 @@ def _check_latent(z: Tensor, x: Tensor) -> None:
         )
 
 
-def _check_reconstruction(reconstruction: Tensor, x: Tensor) -> None:
+def checked(reconstruction: Tensor, x: Tensor) -> Tensor:
+    """Return a reconstruction, or raise unless it has the shape of x and hangs on the graph."""
     if not reconstruction.requires_grad:
         raise NotInjectiveError(
             "The reconstruction is not connected to the latents: the decoder runs under no_grad() "
@@ -196,3 +174,4 @@ def _check_reconstruction(reconstruction: Tensor, x: Tensor) -> None:
             f"The decoder must return the shape of the data {tuple(x.shape)}, got "
             f"{tuple(reconstruction.shape)}."
         )
+    return reconstruction
