@@ -230,15 +230,10 @@ def trace_of_jacobian(function: Map, m: Tensor, probes: Tensor | None) -> tuple[
         value, products = jvp(function, m, probes)
         trace = (products * probes).sum(2).T
     else:
-        value, trace = _trace_over_basis(function, m)
+        # In bounded memory.
+        value, trace = m, torch.zeros_like(m[:, :1])
+        for tangents in basis_of(m).split(max(1, _TANGENT_NUMBERS // m.numel())):
+            value, products = jvp(function, m, tangents)
+            trace = trace + (products * tangents).sum((0, 2)).unsqueeze(1)
     refuse_tangents("A divergence", m, value)
     return value, trace
-
-
-def _trace_over_basis(function: Map, m: Tensor) -> tuple[Tensor, Tensor]:
-    """Value (B, d) and trace (B, 1), without a graph and in bounded memory."""
-    trace, value = torch.zeros_like(m[:, 0]), m
-    for tangents in basis_of(m).split(max(1, _TANGENT_NUMBERS // m.numel())):
-        value, products = jvp(function, m, tangents)
-        trace = trace + (products * tangents).sum((0, 2))
-    return value, trace.unsqueeze(1)
