@@ -126,18 +126,15 @@ def _parameters(component: Any, method: str) -> Mapping[str, inspect.Parameter]:
 
 def _unwrapped(component: Any) -> Any:
     """The module that a wrapper of torch calls, whose signature the wrapper hides."""
+    wrappers = nn.parallel.DataParallel, nn.parallel.DistributedDataParallel
     while isinstance(component, nn.Module):
         # Compiled modules keep it under the first name, distributed ones under the second.
-        distributed = isinstance(component, _wrappers())
+        distributed = isinstance(component, wrappers)
         inner = getattr(component, "module" if distributed else "_orig_mod", None)
         if not isinstance(inner, nn.Module):
             break
         component = inner
     return component
-
-
-def _wrappers() -> tuple[type[nn.Module], ...]:
-    return nn.parallel.DataParallel, nn.parallel.DistributedDataParallel
 
 
 @cache
