@@ -42,6 +42,11 @@ def _drops(module: Any) -> bool:
     return bool(module.training and p > 0)
 
 
+def _is_compiled(module: nn.Module) -> bool:
+    compiled_in_place = getattr(module, "_compiled_call_impl", None) is not None
+    return type(module).__name__ == "OptimizedModule" or compiled_in_place
+
+
 # What makes a Jacobian of each sample, or its gradient, silently wrong.
 _REFUSED = (
     _Refusal(
@@ -86,13 +91,8 @@ _REFUSED = (
         lambda module: module.training,
         "in training mode draws another slope at every call. Use a fixed smooth activation.",
     ),
-    _Refusal((nn.Module,), lambda module: _is_compiled(module), COMPILED),
+    _Refusal((nn.Module,), _is_compiled, COMPILED),
 )
-
-
-def _is_compiled(module: nn.Module) -> bool:
-    compiled_in_place = getattr(module, "_compiled_call_impl", None) is not None
-    return type(module).__name__ == "OptimizedModule" or compiled_in_place
 
 
 def refuse_unsupported(modules: Iterable[nn.Module]) -> None:
