@@ -22,8 +22,6 @@ from torch import Tensor
 
 from .transforms import Function
 
-__all__ = ["CONVOLUTIONS", "convolve"]
-
 _TRANSPOSED: tuple[Function, ...] = (
     F.conv_transpose1d,
     F.conv_transpose2d,

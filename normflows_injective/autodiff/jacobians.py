@@ -12,22 +12,11 @@ from ..errors import OptionError, ShapeError
 from ..host.first_meeting import give_first_data
 from ..host.refusals import refuse_unsupported
 from ..modules.contents import modules_of
-from .products import Map, NoProductError, event_rows, jvp, jvp_by_reverse, out_of_inference, vjp
-from .recording import point_at
+from .products import NoProductError, event_rows, jvp, jvp_by_reverse, out_of_inference, vjp
+from .recording import Map, point_at
 from .reverse import Reverse, reverse
 from .settings import as_written, differentiable_attention
 from .transforms import Function, Interception, refuse_tangents
-
-__all__ = [
-    "TooLarge",
-    "ValueAndJacobian",
-    "basis_of",
-    "jacobian",
-    "jacobian_by_reverse",
-    "jacobian_by_rows",
-    "jacobian_without_graph",
-    "trace_of_jacobian",
-]
 
 _TANGENT_BYTES = 2**28
 # Elements per sample of the widest layer, until the first chunk has measured it.

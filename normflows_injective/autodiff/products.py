@@ -22,17 +22,6 @@ from .tangents import SkipZeroProducts, TangentsWithoutGraph
 from .transforms import refuse_tangents
 from .vjps import attached, first_derivative_only, is_broken, refuse_detached, vjps_one_by_one
 
-__all__ = [
-    "Map",
-    "NoProductError",
-    "event_rows",
-    "jvp",
-    "jvp_by_reverse",
-    "out_of_inference",
-    "value_and_gradient",
-    "vjp",
-]
-
 _RANDOM = (
     "The map gives another value at every call, so every tangent would belong to another network. "
     "Call .eval() on its dropout, or remove it."

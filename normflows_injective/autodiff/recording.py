@@ -30,15 +30,6 @@ from .transforms import Function, Interception, open_transforms, saving_hooks
 from .vjps import attached, vjps
 from .written_out import WRITTEN_OUT
 
-__all__ = [
-    "Map",
-    "Recorded",
-    "inner",
-    "point_at",
-    "record",
-    "record_first_layers",
-]
-
 Map = Callable[[Tensor], Tensor]
 Jvp = Callable[[Tensor], Tensor]
 

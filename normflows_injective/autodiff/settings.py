@@ -16,8 +16,6 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-__all__ = ["FORWARD_MODE", "as_written", "differentiable_attention", "uncompiled"]
-
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 

@@ -26,17 +26,6 @@ from .proven import has_proven_tangent
 from .transforms import Function, Interception, number_open, open_transforms, saving_hooks
 from .written_out import WRITTEN_OUT
 
-__all__ = [
-    "AFFINE",
-    "DIFFERENTIATING",
-    "NoTangentError",
-    "SkipZeroProducts",
-    "TangentsWithoutGraph",
-    "affine_arguments",
-    "is_in_place",
-    "is_plain",
-]
-
 # Functions of (input, weight, bias, ...), linear in the first without the third. Tuples, because
 # older compilers do not trace a look into a frozenset.
 AFFINE: tuple[Function, ...] = (F.linear, *CONVOLUTIONS)

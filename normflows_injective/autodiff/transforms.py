@@ -19,18 +19,6 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import ForwardModeError
 
-__all__ = [
-    "Function",
-    "Interception",
-    "in_forward_mode",
-    "is_batching",
-    "number_open",
-    "open_transforms",
-    "refuse_nested",
-    "refuse_tangents",
-    "saving_hooks",
-]
-
 Function = Callable[..., Any]
 _TOP_HOOKS = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
 

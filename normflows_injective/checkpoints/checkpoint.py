@@ -19,8 +19,6 @@ from .files import name_of, read_file, replace_file
 from .format import CODES, parse, write_content
 from .options import Difference, differences, options_of
 
-__all__ = ["load_checkpoint", "on_a_model", "save_checkpoint"]
-
 P = ParamSpec("P")
 R = TypeVar("R")
 

@@ -23,7 +23,6 @@ fcntl: Any = None
 with suppress(ImportError):  # on Windows, where a file that is open cannot be removed anyhow
     fcntl = importlib.import_module("fcntl")
 
-__all__ = ["name_of", "read_file", "replace_file"]
 
 # A pipe would else block until somebody writes to it.
 _READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)

@@ -18,8 +18,6 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 
-__all__ = ["CODES", "parse", "write_content"]
-
 _KEY = "normflows_injective"
 _METADATA = "__metadata__"
 _NO_CHECKSUM = "0" * 64

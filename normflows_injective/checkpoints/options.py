@@ -24,8 +24,6 @@ from torch import Tensor, nn
 
 from ..checks import RenamedAttribute
 
-__all__ = ["Difference", "Options", "differences", "options_of"]
-
 # Attributes of every module, of the place where it runs, and of the start of Pyro's guides.
 _NO_OPTIONS = frozenset(vars(nn.Module())) | {
     "create_plates",

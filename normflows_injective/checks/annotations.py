@@ -15,8 +15,6 @@ from .numbers import LARGEST, check_count, check_number
 from .options import check_callable, check_counts, check_flag, check_module
 from .wording import named
 
-__all__ = ["check_class", "check_of", "is_ours", "text_of"]
-
 Check = Callable[[Any, str], Any]
 # Parts that their owners check, with messages that say more than a type.
 _CHECKED_INSIDE = (

@@ -21,8 +21,6 @@ from .annotations import check_class, check_of, is_ours, text_of
 from .explaining import explain, refuse_without_values
 from .tensors import check_kind, check_level, check_mask, check_type
 
-__all__ = ["checks_arguments", "checks_arguments_of", "looks_first"]
-
 Function = TypeVar("Function", bound=Callable[..., Any])
 Class = TypeVar("Class", bound=type)
 

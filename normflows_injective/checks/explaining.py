@@ -25,8 +25,6 @@ from .annotations import is_ours
 from .tensors import NOT_REAL
 from .wording import describe
 
-__all__ = ["explain", "refuse_without_values"]
-
 _SHAPE_WORDS = re.compile(
     r"shape|size|class values|dimension|broadcast|expand|numel|elements|indices|index|channels|"
     r"\dD|rank|axis",

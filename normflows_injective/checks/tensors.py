@@ -10,8 +10,6 @@ from torch import Tensor
 from ..errors import ContextError, DtypeError
 from .numbers import check_positive
 
-__all__ = ["NOT_REAL", "check_dense", "check_kind", "check_level", "check_mask", "check_type"]
-
 # Arguments that may hold integers or booleans; all others hold real numbers.
 NOT_REAL = ("labels", "mask", "context", "counts", "pixels", "y")
 

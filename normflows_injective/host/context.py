@@ -17,26 +17,7 @@ from torch import Tensor, nn
 
 from ..checks import check_finite
 from ..errors import ContextError
-from .keywords import (
-    context_keyword,
-    methods_without_keyword,
-    names_context,
-    read_while_tracing,
-    requires_keyword,
-)
-
-__all__ = [
-    "built_for_context",
-    "check_context",
-    "context_rows",
-    "context_shape",
-    "context_keyword",
-    "expect_context",
-    "needs_context",
-    "read_while_tracing",
-    "takes_context",
-    "context_arguments",
-]
+from .keywords import context_keyword, methods_without_keyword, names_context, requires_keyword
 
 _BUILT_FOR_CONTEXT = ("context_features", "context_channels", "context_layer", "context_encoder")
 

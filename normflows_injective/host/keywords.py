@@ -11,14 +11,6 @@ import normflows as nf
 import torch
 from torch import nn
 
-__all__ = [
-    "context_keyword",
-    "methods_without_keyword",
-    "names_context",
-    "read_while_tracing",
-    "requires_keyword",
-]
-
 _KEYWORDS = ("context", "y")
 _METHODS = ("forward", "inverse", "log_prob")
 # Where torch and normflows raise NotImplementedError for what a class does not bring.

@@ -14,13 +14,6 @@ from torch.nn.modules.dropout import _DropoutNd
 from ..errors import UnsupportedLayerError
 from ..modules.contents import COMPILED, is_plain_layer
 
-__all__ = [
-    "STOCHASTIC",
-    "refuse_one_way",
-    "refuse_stochastic",
-    "refuse_unsupported",
-]
-
 # They draw random numbers at every call, and have a log-weight in place of a log-det.
 STOCHASTIC = (nf.flows.MetropolisHastings, nf.flows.HamiltonianMonteCarlo)
 

@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from ..checks import is_readable
 from ..errors import NonFiniteError
 
-__all__ = ["check_results", "names_diverged"]
-
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 

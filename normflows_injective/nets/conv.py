@@ -13,8 +13,6 @@ from ..checks import check_counts, check_shape
 from ..errors import OptionError
 from .joining import ContextNetwork
 
-__all__ = ["ConvDecoder", "ConvEncoder"]
-
 
 @final
 class ConvEncoder(ContextNetwork):

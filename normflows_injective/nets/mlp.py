@@ -12,8 +12,6 @@ from ..checks import check_count
 from ..errors import OptionError
 from .joining import ContextNetwork
 
-__all__ = ["ResidualMLP", "SmoothMLP"]
-
 Activation = Callable[[], nn.Module]
 
 

@@ -15,9 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..autodiff.products import Map
 from ..autodiff.proven import is_ours, nodes_of
-from ..autodiff.recording import inner
+from ..autodiff.recording import Map, inner
 from ..autodiff.settings import differentiable_attention
 from ..autodiff.tangents import SkipZeroProducts
 from ..autodiff.transforms import Function, in_forward_mode
@@ -29,8 +28,6 @@ from ..host.refusals import refuse_unsupported
 from ..modules.contents import modules_of
 from .estimators import EncoderSurrogate
 from .surrogate import DrawProbes, Estimator, Surrogate, SurrogateAndErrors, lifted, with_errors
-
-__all__ = ["CompiledSurrogate", "check_compilable"]
 
 # Every batch size is compiled for itself, because forward mode does not know symbolic sizes.
 _MOST_SHAPES = 8

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..autodiff.products import Map, jvp, vjp
-from ..autodiff.recording import Recorded, inner, point_at, record, record_first_layers
+from ..autodiff.products import jvp, vjp
+from ..autodiff.recording import Map, Recorded, inner, point_at, record, record_first_layers
 from ..checks import check_count, check_flag, check_positive, lookup
 from ..errors import NumericalWarning
 from .normal_equations import conjugate_gradient
@@ -30,17 +30,6 @@ from .surrogate import (
     mean_inner,
     mean_over_probes,
 )
-
-__all__ = [
-    "ESTIMATORS",
-    "Conditional",
-    "ConjugateGradient",
-    "DecoderSurrogate",
-    "EncoderSurrogate",
-    "NoVolume",
-    "OnManifoldSurrogate",
-    "estimator_from",
-]
 
 
 @dataclass(frozen=True)

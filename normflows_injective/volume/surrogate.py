@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..autodiff.products import Map, jvp
-from ..autodiff.recording import Recorded, inner, point_at, record
+from ..autodiff.products import jvp
+from ..autodiff.recording import Map, Recorded, inner, point_at, record
 from ..autodiff.settings import as_written, differentiable_attention
 from ..autodiff.transforms import in_forward_mode, refuse_tangents
 from ..checks import checks_arguments, checks_arguments_of
@@ -20,18 +20,6 @@ from ..host.first_meeting import give_first_data
 from ..host.refusals import refuse_unsupported
 from ..modules.contents import modules_of
 from .reconstruction import squared_error
-
-__all__ = [
-    "Estimator",
-    "Surrogate",
-    "SurrogateAndErrors",
-    "checked",
-    "decode_and_jvp",
-    "lifted",
-    "mean_inner",
-    "mean_over_probes",
-    "with_errors",
-]
 
 DrawProbes = Callable[[Tensor], Tensor]
 
