@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..autodiff.products import jvp
+from ..autodiff.products import jvp, out_of_inference
 from ..autodiff.recording import Map, Recorded, inner, point_at, record
 from ..autodiff.settings import as_written, differentiable_attention
 from ..autodiff.transforms import in_forward_mode, refuse_tangents
@@ -71,8 +71,7 @@ class Estimator(ABC):
         _refuse_forward_mode(x, encode, decode)
         recording = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.enable_grad(), differentiable_attention():
-            if x.is_inference():
-                x = x.clone()
+            x = out_of_inference(x)
             encoded = self._encode(encode, x)
             _check_latent(encoded.value, x)
             if any(map(awaits_first_data, modules)):
