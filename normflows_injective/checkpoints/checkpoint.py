@@ -171,8 +171,6 @@ def _description(model: nn.Module, state: dict[str, Tensor]) -> dict[str, dict[s
 
 
 def _compare(name: str, part: str, saved: Any, expected: dict[str, Any]) -> None:
-    if saved == expected:
-        return
     saved = saved if isinstance(saved, dict) else {}
     for key in [*expected, *saved]:
         if saved.get(key) != expected.get(key):

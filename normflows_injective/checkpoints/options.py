@@ -190,9 +190,7 @@ def _described(name: str, value: Any, depth: int) -> Iterator[tuple[str, Any, bo
     if plain is not _NOTHING:
         yield name, plain, False
         return
-    if depth > _DEPTH:
-        return
-    parts = _parts(value)
+    parts = None if depth > _DEPTH else _parts(value)
     if parts is None:
         return
     yield name, _class_name(value), False
