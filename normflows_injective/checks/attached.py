@@ -17,17 +17,17 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from .annotations import check_class, check_of
+from .annotations import check_class, check_of, is_ours, text_of
 from .explaining import explain, refuse_without_values
 from .tensors import check_kind, check_level, check_mask, check_type
-
-__all__ = ["checks_arguments", "checks_arguments_of", "looks_first"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Class = TypeVar("Class", bound=type)
 
 _MISSING = object()
 _OWNER = {"self", "cls"}
+# Annotations of parameters that have none.
+_TENSORS = {"context": "Tensor | None", "x": "Tensor", "z": "Tensor"}
 # Checks of values that are tensors: these too explain an error of torch.
 _OF_TENSORS = (check_level, check_mask)
 
@@ -41,11 +41,8 @@ class _Argument(NamedTuple):
     check: Any = None
 
 
-class _Plan(NamedTuple):
-    """The arguments of a function that are tensors, and those that a check makes plain."""
-
-    tensors: list[_Argument]
-    values: list[_Argument]
+# The arguments of a function that are tensors, and those that a check makes plain.
+_Plan = tuple[list[_Argument], list[_Argument]]
 
 
 def checks_arguments(function: Function) -> Function:
@@ -92,14 +89,15 @@ def checks_arguments(function: Function) -> Function:
 
 def checks_arguments_of(kind: Class) -> Class:
     """Attach the check to the public methods of a class, and to its constructor if it is ours."""
-    is_ours = kind.__module__.partition(".")[0] == __name__.partition(".")[0]
+    special = ("__call__", "__init__") if is_ours(kind) else ("__call__",)
     for name, member in list(vars(kind).items()):
-        public = not name.startswith("_") or name == "__call__" or (is_ours and name == "__init__")
-        if isinstance(member, staticmethod) and public:
+        if name.startswith("_") and name not in special:
+            continue
+        if isinstance(member, staticmethod):
             setattr(kind, name, staticmethod(checks_arguments(member.__func__)))
-        elif isinstance(member, classmethod) and public:
+        elif isinstance(member, classmethod):
             setattr(kind, name, classmethod(checks_arguments(member.__func__)))
-        elif public and callable(member) and not isinstance(member, type):
+        elif callable(member) and not isinstance(member, type):
             setattr(kind, name, checks_arguments(member))
     return kind
 
@@ -138,10 +136,7 @@ def _plan_of(function: Callable[..., Any]) -> _Plan:
             continue
         if parameter.kind is Parameter.KEYWORD_ONLY:
             place = 2**31
-        kind = parameter.annotation
-        if kind is Parameter.empty:
-            kind = {"context": "Tensor | None", "x": "Tensor", "z": "Tensor"}.get(name, "")
-        text = kind.__name__ if isinstance(kind, type) else str(kind).replace("torch.", "")
+        text = text_of(parameter.annotation) or _TENSORS.get(name, "")
         if name == "level" and text == "Tensor":
             values.append(_Argument(name, place, False, check_level))
         elif name == "mask" and text.startswith("Tensor"):
@@ -153,7 +148,7 @@ def _plan_of(function: Callable[..., Any]) -> _Plan:
             check = check or check_class(parameter, getattr(function, "__globals__", {}))
             if check is not None:
                 values.append(_Argument(name, place, optional, check))
-    return _Plan(tensors, values)
+    return tensors, values
 
 
 def _replaced(

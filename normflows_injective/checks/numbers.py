@@ -16,18 +16,6 @@ import torch
 from ..errors import OptionError
 from .wording import named
 
-__all__ = [
-    "check_count",
-    "check_interval",
-    "check_not_negative",
-    "check_number",
-    "check_positive",
-    "check_probability",
-    "check_real",
-    "is_number",
-]
-
-
 # No tensor has an axis of this length; torch's own errors at larger ones name no argument.
 LARGEST = 2**31 - 1
 

@@ -11,17 +11,6 @@ from ..errors import OptionError
 from .numbers import check_count, is_number
 from .wording import describe, named
 
-__all__ = [
-    "check_callable",
-    "check_choice",
-    "check_counts",
-    "check_flag",
-    "check_module",
-    "check_modules",
-    "check_shape",
-    "lookup",
-]
-
 T = TypeVar("T")
 
 

@@ -9,7 +9,8 @@ from torch import nn
 
 from ..errors import NotInjectiveError, UnsupportedLayerError
 from ..host.calls import Flows
-from ..host.context import built_for_context, context_keyword
+from ..host.context import built_for_context
+from ..host.keywords import context_keyword
 from ..host.refusals import refuse_one_way, refuse_unsupported
 from .injection import Injection
 from .surfaces.sphere import InChart

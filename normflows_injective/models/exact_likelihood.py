@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..autodiff.products import Map
+from ..autodiff.recording import Map
 from ..checks import check_event_shape, check_not_negative, checks_arguments_of
 from ..errors import OptionError, ShapeError
 from ..flows.stack import Passes

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..autodiff.products import Map
+from ..autodiff.recording import Map
 from ..checks import (
     RenamedAttribute,
     check_choice,
@@ -22,7 +22,7 @@ from ..checks import (
 )
 from ..errors import OptionError
 from ..flows.stack import Passes
-from ..host.context import read_while_tracing
+from ..host.keywords import read_while_tracing
 from ..volume.compiled import CompiledSurrogate, check_compilable
 from ..volume.estimators import EncoderSurrogate, NoVolume, OnManifoldSurrogate, estimator_from
 from ..volume.probes import PROBES, draw_probes

@@ -11,8 +11,6 @@ from torch import Tensor
 from ..autodiff.products import event_rows
 from ..checks import check_positive, checks_arguments
 
-__all__ = ["ConjugateGradientSolution", "conjugate_gradient"]
-
 
 class ConjugateGradientSolution(NamedTuple):
     """Solution (K, B, *), true relative residuals (K, B), and the number of iterations."""
