@@ -13,13 +13,6 @@ from ..checks import as_floating, check_finite, checks_arguments
 from ..errors import NonFiniteError, OptionError, ShapeError
 from ..modules.precision import as_factored
 
-__all__ = [
-    "VolumePreservingFloor",
-    "uniform_floor",
-    "volume_preserving_floor",
-    "volume_preserving_floor_on_box",
-]
-
 _LEAST_SAMPLES = 100
 _CHUNK = 65_536
 

@@ -21,8 +21,6 @@ from ..layerwise.regression import (
     step_gains,
 )
 
-__all__ = ["CouplingGap", "coupling_gap"]
-
 _LEAST_PER_FOLD = 50
 # Share of the rows of a regression by which its best state and its rotation are chosen.
 _VALIDATION = 0.25

@@ -18,14 +18,6 @@ from ..flows.stack import joint_decode, joint_encode
 from ..modules.precision import as_factored
 from ..volume.log_volumes import matrix_log_volume
 
-__all__ = [
-    "GradientBias",
-    "SurrogateBias",
-    "encoder_agreement",
-    "measure_bias",
-    "refuse_closed_form",
-]
-
 
 class GradientBias(NamedTuple):
     r"""Agreement of an estimated gradient :math:`\hat g` with the exact gradient :math:`g`.

@@ -22,8 +22,6 @@ from .gradient_agreement import encoder_agreement
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["InjectivityReport", "injectivity_report"]
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class InjectivityReport:

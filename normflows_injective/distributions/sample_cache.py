@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from ..modules.precision import factored_dtype
 
-__all__ = ["SampleCache", "State", "state_of", "versions"]
-
 
 class State(NamedTuple):
     """Marks of all tensors that a draw depends on, and norms of those with decimals."""

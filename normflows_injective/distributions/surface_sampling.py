@@ -27,8 +27,6 @@ from ..flows.surfaces.radial import RadialSurface
 from ..modules.random_numbers import OwnRandomNumbers
 from .spherical import log_sphere_area
 
-__all__ = ["Mass", "SurfaceSampler"]
-
 SEED = 20240618
 ROUNDS = 1000
 # Numbers in memory at once, and the least effective number of directions of a credible mean.

@@ -14,8 +14,6 @@ from ..flows.surfaces.radial import FromContext, RadialSurface
 from .law import Law
 from .surface_sampling import SurfaceSampler
 
-__all__ = ["UniformOnSurface"]
-
 
 @final
 class UniformOnSurface(Law):

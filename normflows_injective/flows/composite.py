@@ -19,8 +19,6 @@ from .stack import Passes, joint_decode, joint_decode_and_log_volume, joint_enco
 from .stacking import check_composite
 from .surfaces.surface import Surface, is_closed_form, surface_of
 
-__all__ = ["InjectiveComposite"]
-
 
 @final
 class InjectiveComposite(Injection):

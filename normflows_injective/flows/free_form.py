@@ -12,8 +12,6 @@ from ..host.context import context_arguments, needs_context, takes_context
 from .injection import Injection
 from .shapes import check_raises_dimension
 
-__all__ = ["FreeFormInjection"]
-
 Pair = tuple[nn.Module, nn.Module]
 _PAIR = (
     "Give two networks, FreeFormInjection(encoder, decoder), or a pair of them as the builders of "

@@ -25,8 +25,6 @@ from .stack import Stack, split
 from .stacking import check_composite
 from .surfaces.surface import is_closed_form
 
-__all__ = ["LayerStack", "flatten_events"]
-
 
 class LayerStack(nn.Module):
     """A stack as a module that meets first data, and knows the shapes of its ends.

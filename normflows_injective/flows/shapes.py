@@ -11,8 +11,6 @@ from torch import Tensor
 from ..errors import NotInjectiveError, ShapeError
 from .layer import Layer
 
-__all__ = ["Reshape", "check_raises_dimension"]
-
 
 @final
 class Reshape(Layer):

@@ -15,8 +15,6 @@ from ..flows.coupling.coupling import Coupling, coupling_sizes
 from ..flows.coupling.transforms import Affine
 from ..nets.mlp import SmoothMLP
 
-__all__ = ["ConditionalMoments", "MomentBlock", "Moments", "partial_step"]
-
 _NUM_KNOTS = 33
 # Normal score of the outermost knots, and the number of rows beyond them at least.
 _MAX_SCORE, _ROWS_BEYOND = 3.2, 4

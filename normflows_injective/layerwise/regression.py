@@ -19,17 +19,6 @@ from ..checks import (
 from ..errors import DtypeError, OptionError, ShapeError
 from .block import ConditionalMoments, Moments, partial_step
 
-__all__ = [
-    "MomentFit",
-    "MomentRegression",
-    "Rows",
-    "check_latents",
-    "check_regression",
-    "fit_moments",
-    "new_generator",
-    "step_gains",
-]
-
 _CHECKS = 20  # number of times that a fit looks at the validation rows
 _PATIENCE = 6  # number of looks without an improvement after which it stops
 # Added to the eigenvalues of the correlations of b. In many dimensions A F / 2N nats of noise

@@ -27,8 +27,6 @@ from .regression import (
     step_gains,
 )
 
-__all__ = ["LayerwiseFit", "LayerwiseHistory", "LayerwiseTrainer"]
-
 _LEAST_ROWS = 200
 
 

@@ -23,8 +23,6 @@ from ..host.context import check_context
 from ..host.copies import in_evaluation
 from .assignment_likelihood import DIVERGED, DiscreteLogProb, importance_log_prob
 
-__all__ = ["AssignmentFlow"]
-
 
 @checks_arguments_of
 @final

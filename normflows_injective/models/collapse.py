@@ -21,8 +21,6 @@ from torch import Tensor, nn
 from ..checks import is_readable
 from ..errors import CollapseWarning, ScaleWarning, SmoothnessWarning
 
-__all__ = ["CollapseWatch", "warn_of_kinks", "warn_of_scales"]
-
 _WINDOW = 50
 # About what the loss of one direction of three gives, or as wide a scatter.
 _DEVIATION = 0.45

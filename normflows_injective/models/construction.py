@@ -31,8 +31,6 @@ from .parts import model_dtype
 from .surrogate_likelihood import SurrogateLikelihood
 from .training_term import TrainingTerm
 
-__all__ = ["StackShapes", "check_parts", "trial_pass"]
-
 LEARNED_BETA = 100.0
 
 

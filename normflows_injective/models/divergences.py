@@ -15,8 +15,6 @@ from ..errors import OffManifoldError, OptionError, ShapeError
 from ..host.context import context_arguments
 from .parts import InjectiveModel
 
-__all__ = ["reverse_alpha_div", "reverse_kld"]
-
 
 def reverse_kld(
     model: InjectiveModel,

@@ -16,8 +16,6 @@ from ..volume.reconstruction import squared_error
 from .loss_terms import SurrogateTerms, check_log_prob
 from .training_term import TrainingTerm
 
-__all__ = ["ExactLikelihood"]
-
 
 @checks_arguments_of
 class ExactLikelihood(TrainingTerm):

@@ -27,8 +27,6 @@ from .construction import check_parts, trial_pass
 from .loss_terms import LossTerms
 from .parts import Parts, dtype_of, look_into, model_dtype, stack_of
 
-__all__ = ["InjectiveNormalizingFlow"]
-
 
 @checks_arguments_of
 class InjectiveNormalizingFlow(nf.NormalizingFlow):

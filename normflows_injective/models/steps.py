@@ -30,8 +30,6 @@ from ..checks import check_count
 from ..errors import OptionError
 from ..modules.contents import modules_of
 
-__all__ = ["StepCounter", "check_window", "trainable"]
-
 _SAMPLE = 8
 _IS_META = attrgetter("is_meta")
 _IS_WRAPPED: Callable[[Tensor], bool] = _functorch.is_functorch_wrapped_tensor

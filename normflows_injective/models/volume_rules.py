@@ -24,14 +24,6 @@ from ..volume.probes import draw_probes
 from ..volume.surrogate import Estimator
 from .surrogate_likelihood import SurrogateLikelihood
 
-__all__ = [
-    "VOLUMES",
-    "CorrectedSurrogate",
-    "ExactVolume",
-    "VolumeRule",
-    "volume_rule",
-]
-
 VOLUMES = ("auto", "exact", "surrogate")
 # Up to here the exact volume costs little more than a surrogate whose value is exact.
 _CHEAP_DIMENSION = 16

@@ -19,8 +19,6 @@ from .flow_transform import FlowTransform
 from .supports.boxes import Box, BoxTransform, PushedBox, Scalars
 from .supports.surfaces import ImageConstraint, StarLikeConstraint
 
-__all__: list[str] = []
-
 
 def _to_surface(constraint: StarLikeConstraint) -> Transform:
     transform: FlowTransform = FlowTransform(constraint.chart(), cache_size=0)

@@ -21,8 +21,6 @@ from .memory.buffers import make_contiguous, watch_buffers
 from .supports.boxes import bounded_domain
 from .supports.support import given_support, support_of
 
-__all__ = ["FlowTransform"]
-
 
 @final
 class FlowTransform(TransformModule):

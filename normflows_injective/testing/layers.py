@@ -15,8 +15,6 @@ from ..errors import ContextError, ShapeError
 from ..flows.injection import Injection
 from .oracles import dense_log_volume, require, require_close
 
-__all__ = ["LAYER_CHECKS", "LayerCase", "check_layer"]
-
 
 class LayerCase(NamedTuple):
     r"""A layer, and arguments with which its contract is checked.

@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from ... import volume
 from ...errors import UnsupportedLayerError
 
-__all__ = ["CurvedDecoder", "Decoder", "DifferentiatedDecoder", "LinearDecoder", "Linearisation"]
-
 
 class Linearisation(NamedTuple):
     """Values (B, D) of a decoder and its transposed Jacobians (B, r, D)."""

@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from ...checks import check_count
 from ...errors import OptionError
 
-__all__ = ["DiagonalNoise", "LowRankNoise", "Noise", "TriangularNoise", "make_noise"]
-
 
 class Noise(nn.Module, ABC):
     r"""Gaussian noise :math:`N(0, \Psi)` in D dimensions, of variance about one at the start."""

@@ -17,8 +17,6 @@ from .parametrisation import Classifier, Parametrisation
 from .paths import AssignmentPath
 from .simplices import check_shapes
 
-__all__ = ["FEATURES", "AssignmentField"]
-
 Features = Callable[[AssignmentPath, Tensor, Tensor], Tensor]
 
 

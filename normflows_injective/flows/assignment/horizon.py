@@ -25,8 +25,6 @@ from .integration import check_solver
 from .paths import HORIZONS, Horizon
 from .simplices import class_counts
 
-__all__ = ["HorizonChoice", "choose_horizon", "rounding_error"]
-
 # (C, p): with step size h, in deviations of the noise, about C h^p of the labels differ from those
 # of very small steps. Measured on a 3 x 3 Ising model, the worst of the fields in
 # benchmarks/assignment/steps.py.

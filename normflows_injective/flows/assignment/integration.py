@@ -23,8 +23,6 @@ from tqdm import tqdm
 from ...checks import check_choice, check_count, describe, is_number
 from ...errors import OptionError
 
-__all__ = ["ORDERS", "Rate", "Times", "as_times", "check_solver", "integrate", "time_grid"]
-
 Rate = Callable[[Tensor, float], Tensor]
 Times = int | Sequence[float] | Tensor
 

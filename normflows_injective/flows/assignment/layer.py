@@ -19,8 +19,6 @@ from ..layer import Layer
 from .field import AssignmentField
 from .integration import Times, as_times, check_solver, integrate
 
-__all__ = ["AssignmentLayer"]
-
 _DIVERGENCES = ("exact", "hutchinson")
 
 

@@ -37,8 +37,6 @@ from ...errors import ShapeError
 from .integration import Times, time_grid
 from .simplices import Simplices, check_shapes
 
-__all__ = ["HORIZONS", "AssignmentPath", "FiniteHorizon", "Horizon", "InfiniteHorizon"]
-
 # Steps of half a deviation of rk4 leave an error of about .002 in the logarithm of a probability.
 _LONGEST_STEP, _FEWEST_STEPS = 0.5, 50
 

@@ -24,8 +24,6 @@ from ...checks import (
 from ...errors import DtypeError, OptionError, ShapeError
 from ..surfaces.simplex_coordinates import isometric_coordinates, isometric_logits
 
-__all__ = ["Simplices", "check_shapes", "class_counts"]
-
 
 @checks_arguments_of
 @final

@@ -18,8 +18,6 @@ from ...host.first_data import (
 )
 from ..layer import Layer
 
-__all__ = ["ActNorm"]
-
 
 @final
 class ActNorm(Layer):

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from ..layer import Layer
 from ..orthogonal import reflected
 
-__all__ = ["Householder", "LULinear", "Permutation"]
-
 
 @final
 class LULinear(Layer):

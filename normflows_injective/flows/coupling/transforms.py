@@ -14,8 +14,6 @@ from ...checks import check_positive, checks_arguments_of, looks_first
 from ...errors import OptionError, ShapeError
 from ..splines import UNIT_DERIVATIVE, bounded_spline
 
-__all__ = ["Additive", "Affine", "CentredAffine", "ElementTransform", "Spline"]
-
 
 def _check_parameters(
     transform: ElementTransform, elements: Tensor | None = None, *args: Any, **kwargs: Any

@@ -14,8 +14,6 @@ from ...errors import OptionError, ShapeError
 from ...modules.precision import as_factored
 from .gauge import HomogeneousGauge, RadiusAndSecant, unit_rows
 
-__all__ = ["EllipsoidGauge"]
-
 
 @final
 class EllipsoidGauge(HomogeneousGauge):

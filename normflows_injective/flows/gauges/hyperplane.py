@@ -14,8 +14,6 @@ from ...errors import OptionError, ShapeError
 from ...modules.precision import as_factored
 from .gauge import ConstantSlopeGauge, unit_rows
 
-__all__ = ["HyperplaneGauge"]
-
 
 @final
 class HyperplaneGauge(ConstantSlopeGauge):

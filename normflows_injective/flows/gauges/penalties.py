@@ -14,8 +14,6 @@ from ...errors import OptionError, ShapeError
 from ...modules.precision import as_factored
 from .gauge import ConstantSlopeGauge, Gauge, RadiusAndSecant, unit_rows, with_random_signs
 
-__all__ = ["ElasticNetGauge", "GroupLassoGauge", "SlopeGauge"]
-
 
 @final
 class ElasticNetGauge(Gauge):

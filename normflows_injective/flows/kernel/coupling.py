@@ -16,8 +16,6 @@ from ..coupling.coupling import Coupling, coupling_sizes
 from ..coupling.transforms import Affine, ElementTransform, check_transform
 from .expansion import KernelExpansion
 
-__all__ = ["KernelCoupling", "rkhs_penalty"]
-
 
 @final
 class KernelCoupling(Coupling):

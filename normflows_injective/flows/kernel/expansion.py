@@ -22,8 +22,6 @@ from ...modules.precision import as_factored
 from ...nets.joining import ContextNetwork
 from .kernels import KERNELS, squared_distances
 
-__all__ = ["KernelExpansion"]
-
 # Below it the kernel matrix of standardised data is the identity and nothing is shared.
 LENGTH_SCALE_FLOOR = 1e-2
 # A row that serves as a second point is moved by this many standard deviations.

@@ -24,8 +24,6 @@ from .mixing import ChannelMixing, PatchMixing
 from .patches import patch_counts
 from .shift import SHIFTS, PatchShift
 
-__all__ = ["mixer_flow"]
-
 # Builds a flow from the number of values, that of context features, and whether it is reversed.
 Element = Callable[[int, int, bool], nf.flows.Flow]
 

@@ -10,8 +10,6 @@ from torch import Tensor
 from ...checks import checks_arguments
 from ...errors import DtypeError, OptionError
 
-__all__ = ["bits_per_dim", "dequantise"]
-
 
 @checks_arguments
 def dequantise(

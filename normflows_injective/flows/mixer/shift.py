@@ -18,8 +18,6 @@ from ...host.context import needs_context, takes_context
 from ..layer import Layer
 from .patches import patch_counts
 
-__all__ = ["SHIFTS", "PatchShift", "interior_shape"]
-
 BuildLayers = Callable[[tuple[int, int, int]], Iterable[nf.flows.Flow]]
 
 

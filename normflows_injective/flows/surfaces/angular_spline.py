@@ -15,8 +15,6 @@ from ...nets.mlp import ResidualMLP
 from ..layer import Layer
 from ..splines import UNIT_DERIVATIVE, bounded_spline
 
-__all__ = ["AngularSpline"]
-
 
 @final
 class AngularSpline(Layer):

@@ -17,8 +17,6 @@ from .simplex_coordinates import COORDINATES
 from .sphere import check_dim
 from .surface import Chart, Surface, SurfaceLayer, SurfaceMap
 
-__all__ = ["SimplexFromOrthant", "SimplexStickBreaking"]
-
 
 class _ToSimplex(SurfaceLayer):
     """A layer that leads to the simplex of a given sum, by one of several kinds of maps."""

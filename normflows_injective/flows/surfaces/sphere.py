@@ -15,8 +15,6 @@ from .off_manifold import check_policy, unit_vectors
 from .sphere_coordinates import COORDINATES
 from .surface import Chart, SurfaceMap
 
-__all__ = ["InChart", "SphereChart", "SphereLinear"]
-
 
 @final
 class SphereChart(Chart):

@@ -25,8 +25,6 @@ from ..memory.taken_names import names_are_free, refuse_taken_names, trains_now
 from .latent_sites import refuse_unserved_sites
 from .site_quantiles import check_levels, site_quantiles
 
-__all__ = ["JointGuide"]
-
 Guide = TypeVar("Guide", bound="JointGuide")
 
 

@@ -24,8 +24,6 @@ from ...modules.random_numbers import OwnRandomNumbers
 from .model_distribution import ModelDistribution
 from .off_manifold import NoiseScale, Projected, Thicken, policy
 
-__all__ = ["InjectiveDistribution"]
-
 
 class _Drawn(NamedTuple):
     """Base variables (n, *) of draws, with their log-density (n,)."""

@@ -43,8 +43,6 @@ from ..memory.buffers import make_contiguous, watch_buffers
 from ..supports.support import known_surface, refuse_off_support
 from .law import PyroLaw, Shape
 
-__all__ = ["ModelDistribution"]
-
 Law = TypeVar("Law", bound="ModelDistribution")
 
 

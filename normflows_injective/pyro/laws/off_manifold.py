@@ -18,17 +18,6 @@ from ...volume.reconstruction import squared_error
 from ..supports.support import score_where, whole_space
 from ..supports.surfaces import ImageConstraint
 
-__all__ = [
-    "POLICIES",
-    "NoiseScale",
-    "OffManifold",
-    "Project",
-    "Projected",
-    "Reject",
-    "Thicken",
-    "policy",
-]
-
 POLICIES = ("reject", "project", "thicken")
 NoiseScale = float | Tensor | Callable[[], Tensor]
 

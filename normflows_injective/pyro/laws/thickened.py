@@ -16,8 +16,6 @@ from ...distributions.thickened.noise import Noise
 from ...distributions.thickened.reverse import Reverse
 from .law import PyroLaw, Shape
 
-__all__ = ["Frame", "Thickened"]
-
 
 @final
 class Frame(nn.Module):

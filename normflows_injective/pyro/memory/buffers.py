@@ -20,8 +20,6 @@ from ...distributions.sample_cache import versions
 from ...errors import ParamStoreWarning
 from .taken_names import DIGEST, refuse_other_tensors
 
-__all__ = ["digest_of", "make_contiguous", "warn_of_store", "watch_buffers"]
-
 _DIFFERENT = (
     "takes its parameters from Pyro's parameter store, but they were trained with other buffers "
     "(permutations, masks, normalisations), so that its density is another one"

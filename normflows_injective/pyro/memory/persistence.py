@@ -17,8 +17,6 @@ from ...errors import CheckpointError, OptionError
 from .buffers import digest_of, make_contiguous, warn_of_store, watch_buffers
 from .taken_names import DIGEST, names_are_free, refuse_taken_names, trains_now
 
-__all__ = ["load", "module", "save"]
-
 _NOT_TAKEN = (
     "has parameters in Pyro's parameter store that are not those of this module, which goes on "
     "with its own. Pass update_module_params=True to take them over"

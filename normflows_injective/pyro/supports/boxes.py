@@ -20,16 +20,6 @@ from ...host.calls import summed_inverse
 from ...host.context import context_rows
 from ...host.first_data import awaits_first_data
 
-__all__ = [
-    "Box",
-    "BoxTransform",
-    "PushedBox",
-    "Range",
-    "Scalars",
-    "bounded_domain",
-    "bounded_support",
-]
-
 _WRAPS = (nf.flows.PeriodicWrap, nf.flows.PeriodicShift)
 _CIRCULAR = (
     nf.flows.CircularCoupledRationalQuadraticSpline,

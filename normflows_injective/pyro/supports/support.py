@@ -16,15 +16,6 @@ from ...flows.surfaces.surface import Surface, surface_of
 from .boxes import bounded_support
 from .surfaces import ImageConstraint, StarLikeConstraint, unit_length
 
-__all__ = [
-    "given_support",
-    "known_surface",
-    "refuse_off_support",
-    "score_where",
-    "support_of",
-    "whole_space",
-]
-
 
 def support_of(
     stack: LayerStack, event_dim: int, context: Tensor | None = None, base: Any = None
