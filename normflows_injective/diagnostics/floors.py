@@ -90,9 +90,9 @@ def volume_preserving_floor(log_prob: Tensor, dim: int) -> VolumePreservingFloor
         >>> round(float(floor.floor), 4), round(1 - math.log(2), 4)
         (0.3069, 0.3069)
     """
-    if not isinstance(log_prob, Tensor) or log_prob.dim() != 1:
-        kind = tuple(log_prob.shape) if isinstance(log_prob, Tensor) else type(log_prob).__name__
-        raise ShapeError(f"log_prob must be a tensor of shape (N,), one per sample, got {kind}.")
+    if log_prob.dim() != 1:
+        shape = tuple(log_prob.shape)
+        raise ShapeError(f"log_prob must be a tensor of shape (N,), one per sample, got {shape}.")
     if len(log_prob) < _LEAST_SAMPLES:
         raise OptionError(
             f"volume_preserving_floor needs at least {_LEAST_SAMPLES} samples, got "

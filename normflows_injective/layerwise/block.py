@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple, final
 
@@ -236,7 +235,7 @@ class _Step(nn.Module):
 
 def check_step_size(step_size: float) -> None:
     """Raise unless a step size lies in (0, 1]."""
-    if not (math.isfinite(step_size) and 0 < step_size <= 1):
+    if not 0 < step_size <= 1:
         raise OptionError(
             f"step_size must lie in (0, 1], 1 for a step that whitens, got {step_size!r}."
         )

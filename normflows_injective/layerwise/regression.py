@@ -301,7 +301,7 @@ def check_regression(options: MomentRegression) -> MomentRegression:
 
 def check_latents(z: Tensor, least: int, name: str) -> None:
     """Raise unless z (N, D) is a finite matrix of enough rows and at least two columns."""
-    if isinstance(z, Tensor) and z.dim() != 2:
+    if z.dim() != 2:
         raise ShapeError(
             f"z must have shape (N, D), a row of D coordinates for each of N samples, got "
             f"{tuple(z.shape)}. Flatten images first; a single coordinate is not enough."

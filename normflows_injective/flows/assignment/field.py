@@ -94,11 +94,6 @@ class AssignmentField(nn.Module):
         missing: bool = False,
     ) -> None:
         super().__init__()
-        if not isinstance(net, nn.Module):
-            raise OptionError(
-                f"net must be a torch.nn.Module, got {type(net).__name__}. See nfi.nets.fields "
-                "for networks, or write one with forward(features, t)."
-            )
         check_choice(features, FEATURES, "features")
         self.net, self.path, self.parametrisation = net, path, parametrisation
         self.features, self.missing = features, missing

@@ -166,13 +166,13 @@ class Simplices(nn.Module):
             OptionError: If a label is negative or not below its number of classes.
         """
         one_hot = (self.num_variables, self.max_classes)
-        if isinstance(labels, Tensor) and labels.shape[1:] == one_hot:
+        if labels.shape[1:] == one_hot:
             raise ShapeError(
                 f"labels must have shape (B, {self.num_variables}), got {tuple(labels.shape)}. If "
                 "these are one-hot rows, convert them with labels.argmax(-1)."
             )
         check_event_shape(labels, (self.num_variables,), "labels")
-        if labels.is_floating_point() or labels.is_complex():
+        if labels.is_floating_point():
             raise DtypeError(
                 f"labels must be integers that count classes from 0, got {labels.dtype}. Convert "
                 "them with labels.long()."
