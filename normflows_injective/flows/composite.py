@@ -120,16 +120,11 @@ class InjectiveComposite(Injection):
         if self.likelihood is None or not (self.training and torch.is_grad_enabled()):
             return super().inverse(x, context)
         with self.likelihood.training_loss(self):
-            terms = self.likelihood.terms(x, self._passes(context))
+            directions = self.encode, self.decode, self.decode_and_log_volume
+            passes = Passes(*(partial(direction, context=context) for direction in directions))
+            terms = self.likelihood.terms(x, passes)
             self.likelihood.watch(self, x, terms)
             return terms.z, -self.likelihood.loss(terms, torch.zeros_like(terms.volume))
-
-    def _passes(self, context: Tensor | None) -> Passes:
-        return Passes(
-            partial(self.encode, context=context),
-            partial(self.decode, context=context),
-            partial(self.decode_and_log_volume, context=context),
-        )
 
     def _check(self, batch: Tensor, context: Tensor | None) -> None:
         # A container of normflows may hand on a context that no layer in here takes.

@@ -19,9 +19,9 @@ from typing import NamedTuple
 
 import torch
 
-from ...checks import check_probability, checks_arguments, lookup
+from ...checks import check_choice, check_probability, checks_arguments, lookup
 from ...errors import OptionError
-from .integration import check_solver
+from .integration import SOLVERS
 from .paths import HORIZONS, Horizon
 from .simplices import class_counts
 
@@ -114,7 +114,7 @@ def choose_horizon(
         (8.8, True)
     """
     check_probability(error, "error")
-    check_solver(solver)
+    check_choice(solver, SOLVERS, "solver")
     template = horizon_of(horizon)
     counts = Counter(class_counts(num_variables, num_classes))
 

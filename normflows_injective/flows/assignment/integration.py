@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ...checks import check_choice, check_count, describe, is_number
+from ...checks import check_count, describe, is_number
 from ...errors import OptionError
 
 Rate = Callable[[Tensor, float], Tensor]
@@ -51,11 +51,6 @@ SOLVERS: dict[str, Callable[[Rate, Tensor, float, float], Tensor]] = {
 
 # Powers of the step's length with which the errors of a path fall.
 ORDERS = {"euler": 1, "midpoint": 2, "rk4": 4}
-
-
-def check_solver(solver: str) -> None:
-    """Raise OptionError unless a method is known."""
-    check_choice(solver, SOLVERS, "solver")
 
 
 def as_times(values: Any, name: str) -> list[float]:

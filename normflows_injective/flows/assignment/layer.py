@@ -17,7 +17,7 @@ from ...host.refusals import refuse_unsupported
 from ...volume.probes import draw_probes
 from ..layer import Layer
 from .field import AssignmentField
-from .integration import Times, as_times, check_solver, integrate
+from .integration import SOLVERS, Times, as_times, integrate
 
 _DIVERGENCES = ("exact", "hutchinson")
 
@@ -76,7 +76,7 @@ class AssignmentLayer(Layer):
         num_probes: int = 2,
     ) -> None:
         super().__init__()
-        check_solver(solver)
+        check_choice(solver, SOLVERS, "solver")
         check_choice(divergence, _DIVERGENCES, "divergence")
         self.field, self.steps, self.solver = field, steps, solver
         self.divergence, self.num_probes = divergence, num_probes

@@ -140,11 +140,11 @@ class Simplices(nn.Module):
     def from_coordinates(self, m: Tensor) -> Tensor:
         r"""Logits :math:`Q m`, (B, n, c), of coordinates (B, d)."""
         check_event_shape(m, (self.dim,), "m")
-        if not self.is_ragged:
-            rows = m.view(m.shape[0], self.num_variables, self.max_classes - 1)
-            return isometric_logits(rows, self._exponents.to(m.dtype))
-        rows = pad(m, (0, 1))[:, self._places]
-        return isometric_logits(rows, self._exponents.to(m.dtype)) * self.valid
+        exponents = self._exponents.to(m.dtype)
+        if self.is_ragged:
+            return isometric_logits(pad(m, (0, 1))[:, self._places], exponents) * self.valid
+        rows = m.view(m.shape[0], self.num_variables, self.max_classes - 1)
+        return isometric_logits(rows, exponents)
 
     def coordinate_mask(self, mask: Tensor) -> Tensor:
         """Mask (B, d) of the coordinates that belong to variables of a mask (B, n)."""
@@ -181,7 +181,11 @@ class Simplices(nn.Module):
             raise ShapeError("labels is an empty batch. Skip it, or let the loader drop it.")
         labels = labels.long()
         if mask is not None:
-            _check_mask(mask, labels)
+            if mask.shape != labels.shape:
+                raise ShapeError(
+                    f"mask must have the shape {tuple(labels.shape)} of the labels, got "
+                    f"{tuple(mask.shape)}."
+                )
             labels = labels.masked_fill(~mask, 0)
         outside = (labels < 0) | (labels >= self.counts[:, 0])
         if bool(outside.any()):
@@ -240,11 +244,3 @@ def class_counts(num_variables: int, num_classes: int | Sequence[int]) -> tuple[
             "out variables that never vary."
         )
     return counts
-
-
-def _check_mask(mask: Tensor, labels: Tensor) -> None:
-    if mask.shape != labels.shape:
-        raise ShapeError(
-            f"mask must have the shape {tuple(labels.shape)} of the labels, got "
-            f"{tuple(mask.shape)}."
-        )

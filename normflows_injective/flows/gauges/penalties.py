@@ -116,7 +116,13 @@ class GroupLassoGauge(ConstantSlopeGauge):
             )
         sizes = torch.tensor([float(len(group)) for group in groups])
         weights = sizes.sqrt() if weights is None else as_floating(weights, "weights")
-        _check_weights(weights, len(groups), "group")
+        if weights.shape != (len(groups),):
+            raise ShapeError(
+                f"weights must be one per group, shape ({len(groups)},), got "
+                f"{tuple(weights.shape)}."
+            )
+        if is_readable(weights) and not bool((weights > 0).all()):
+            raise OptionError(f"weights must be positive, got {weights.tolist()}.")
         self.groups = tuple(tuple(sorted(group)) for group in groups)
         self.dim = len(indices)
         membership = torch.empty(self.dim, dtype=torch.long)
@@ -225,12 +231,3 @@ def _checked_groups(groups: object) -> list[list[int]]:
         list(check_counts(group, f"groups[{number}]", least=0, empty=True, example="[0, 1]"))
         for number, group in enumerate(groups)
     ]
-
-
-def _check_weights(weights: Tensor, count: int, name: str) -> None:
-    if weights.shape != (count,):
-        raise ShapeError(
-            f"weights must be one per {name}, shape ({count},), got {tuple(weights.shape)}."
-        )
-    if is_readable(weights) and not bool((weights > 0).all()):
-        raise OptionError(f"weights must be positive, got {weights.tolist()}.")
