@@ -120,8 +120,11 @@ class InjectiveComposite(Injection):
         if self.likelihood is None or not (self.training and torch.is_grad_enabled()):
             return super().inverse(x, context)
         with self.likelihood.training_loss(self):
-            directions = self.encode, self.decode, self.decode_and_log_volume
-            passes = Passes(*(partial(direction, context=context) for direction in directions))
+            passes = Passes(
+                partial(self.encode, context=context),
+                partial(self.decode, context=context),
+                partial(self.decode_and_log_volume, context=context),
+            )
             terms = self.likelihood.terms(x, passes)
             self.likelihood.watch(self, x, terms)
             return terms.z, -self.likelihood.loss(terms, torch.zeros_like(terms.volume))
