@@ -41,9 +41,9 @@ class VolumeRule(ABC):
     def project(self, stack: LayerStack, x: Tensor, context: Tensor | None) -> Projection:
         """Project values (B, *) with a context of as many rows."""
 
-    @abstractmethod
     def for_draws(self) -> VolumeRule:
-        """The rule for values that the distribution drew itself."""
+        """The rule for values that the distribution drew itself, by default the exact volume."""
+        return ExactVolume()
 
 
 @final
@@ -53,10 +53,6 @@ class ExactVolume(VolumeRule):
     def project(self, stack: LayerStack, x: Tensor, context: Tensor | None) -> Projection:
         """Encode, and decode with the log-volume."""
         return stack.parts.project_with_log_volume(x, context)
-
-    def for_draws(self) -> VolumeRule:
-        """The rule itself, which serves draws as well."""
-        return self
 
 
 @final
@@ -107,7 +103,7 @@ class CorrectedSurrogate(VolumeRule):
                 "trains the encoder's derivative across it, and the surrogate's gradient is "
                 "silently wrong. Use volume='exact' or 'auto' there."
             )
-        return ExactVolume()
+        return super().for_draws()
 
 
 def volume_rule(volume: str, stack: LayerStack, latent_dim: int, likelihood: Any) -> VolumeRule:
