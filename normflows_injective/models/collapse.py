@@ -134,9 +134,6 @@ class CollapseWatch:
         gets_worse = min(last.error, before[-1].error) > 1.5 * best
         return (has_learned and has_stalled and is_steady) or gets_worse
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> CollapseWatch:
-        return CollapseWatch(self.has_warned, self._has_begun)
-
     def __reduce__(self) -> tuple[type[CollapseWatch], tuple[bool, bool]]:
         return CollapseWatch, (self.has_warned, self._has_begun)
 

@@ -128,9 +128,6 @@ class StepCounter:
             value = known.value + number if isinstance(number, bool) else known.value
             self._mirror = _Mirror(step, _version(step), value, known.exact and is_read)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> StepCounter:
-        return StepCounter(self.by_hand)
-
     def __reduce__(self) -> tuple[type[StepCounter], tuple[bool]]:
         return StepCounter, (self.by_hand,)
 
