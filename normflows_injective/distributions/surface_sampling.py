@@ -61,9 +61,11 @@ class SurfaceSampler:
 
     def mass(self) -> Mass:
         """Total mass, by a closed form where the gauge knows one, else by an average."""
-        known = self._known_mass()
+        gauge = self._gauge
+        closed = gauge.log_cone_mass if self._surface.measure == "cone" else gauge.log_area
+        known = closed(self._dim, self._level)
         if known is not None:
-            return Mass(known, 0.0)
+            return Mass(float(known), 0.0)
         log_ratios, log_total = self._pool()
         log_mean = float(log_ratios.logsumexp(0)) - math.log(len(log_ratios))
         relative = float((log_ratios - log_mean).exp().std()) / math.sqrt(len(log_ratios))
@@ -118,13 +120,6 @@ class SurfaceSampler:
                 stacklevel=4,
             )
         return torch.cat(accepted)[:num_samples]
-
-    def _known_mass(self) -> float | None:
-        closed = (
-            self._gauge.log_cone_mass if self._surface.measure == "cone" else self._gauge.log_area
-        )
-        known = closed(self._dim, self._level)
-        return None if known is None else float(known)
 
     def _pool(self) -> tuple[Tensor, float]:
         """Log-ratios (n,) of always the same directions, and the proposal's log-mass."""
