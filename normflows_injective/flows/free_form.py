@@ -117,5 +117,4 @@ def _event_shape(shape: Any, net: nn.Module, name: str) -> Sequence[int] | None:
     """A shape, or where it is None that of the input which a network declares, or None."""
     if shape is not None:
         return check_shape(shape, name)
-    declared: Sequence[int] | None = getattr(net, "input_shape", None)
-    return declared
+    return getattr(net, "input_shape", None)

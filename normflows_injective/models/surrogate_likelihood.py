@@ -153,8 +153,7 @@ class SurrogateLikelihood(TrainingTerm):
 
     def terms(self, x: Tensor, passes: Passes, prior: Tensor | None = None) -> SurrogateTerms:
         """The terms at data (B, *), by :meth:`forward`."""
-        terms: SurrogateTerms = self(x, passes.encode, passes.decode, prior)
-        return terms
+        return self(x, passes.encode, passes.decode, prior)
 
     def check_stack(self, starts_with_chart: bool) -> None:
         """Refuse layers that start with a chart."""

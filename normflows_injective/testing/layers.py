@@ -164,8 +164,7 @@ def check_forward_mode(case: LayerCase) -> None:
     is_injection = isinstance(layer, Injection)
 
     def decode(z: Tensor) -> Tensor:
-        x: Tensor = layer.decode(z, case.context) if is_injection else case.forward(z)[0]
-        return x
+        return layer.decode(z, case.context) if is_injection else case.forward(z)[0]
 
     jvp: Any = torch.func.jvp
     tangent = torch.randn_like(case.z)

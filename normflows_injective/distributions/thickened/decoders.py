@@ -106,8 +106,7 @@ class DifferentiatedDecoder(Decoder):
         """Values (B, D) at rows (B, r)."""
         for flow in self.flows:
             u, _ = flow(u)
-        x: Tensor = self.module(u)
-        return x
+        return self.module(u)
 
     def linearise(self, u: Tensor) -> Linearisation:
         """Values and transposed Jacobians at rows (B, r)."""

@@ -65,8 +65,7 @@ def as_times(values: Any, name: str) -> list[float]:
     if not (isinstance(times, list) and all(map(_is_plain_time, times))):
         kind = "an integer or a list of times" if name == "steps" else "a list of times"
         raise OptionError(f"{name} must be {kind}, got {describe(values)}. Give finite numbers.")
-    plain: list[float] = times
-    return plain
+    return times
 
 
 def _is_plain_time(value: object) -> bool:

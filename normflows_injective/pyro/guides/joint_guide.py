@@ -68,8 +68,7 @@ class JointGuide(AutoContinuous):
         self.build(*args, **kwargs)
         if torch.is_grad_enabled():
             self._claim_names()
-        drawn: dict[str, Tensor] = super().forward(*args, **kwargs)
-        return drawn
+        return super().forward(*args, **kwargs)
 
     def sample_latent(self, *args: Any, **kwargs: Any) -> Tensor:
         """Draw the unconstrained latents (D,), whose gradients are guarded."""

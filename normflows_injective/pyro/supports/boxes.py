@@ -165,8 +165,7 @@ class Scalars(constraints.Constraint):
 
     def check(self, value: Tensor) -> Tensor:
         """Whether scalars satisfy the constraint, of their shape."""
-        inside: Tensor = self.of_vectors.check(value.unsqueeze(-1))
-        return inside
+        return self.of_vectors.check(value.unsqueeze(-1))
 
     def __repr__(self) -> str:
         return f"Scalars({self.of_vectors})"
