@@ -239,12 +239,9 @@ def _on_grid(
     axes = [a + (b - a) * centres for a, b in zip(low, high, strict=True)]
     total, chunks = num_cells ** len(axes), []
     for start in range(0, total, _CHUNK):
-        index = torch.arange(start, min(start + _CHUNK, total))
-        columns = []
-        for axis in reversed(axes):
-            columns.append(axis[index % num_cells])
-            index = index // num_cells
-        points = torch.stack(columns[::-1], dim=1)
+        cells = torch.arange(start, min(start + _CHUNK, total))
+        places = torch.unravel_index(cells, (num_cells,) * len(axes))
+        points = torch.stack([axis[at] for axis, at in zip(axes, places, strict=True)], dim=1)
         with torch.no_grad():
             values = log_prob(points)
         if values.shape != (len(points),):
