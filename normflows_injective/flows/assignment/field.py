@@ -20,14 +20,6 @@ from .simplices import check_shapes
 Features = Callable[[AssignmentPath, Tensor, Tensor], Tensor]
 
 
-def _weights(path: AssignmentPath, v: Tensor, t: Tensor) -> Tensor:
-    return path.simplices.weights(v)
-
-
-def _scaled_logits(path: AssignmentPath, v: Tensor, t: Tensor) -> Tensor:
-    return path.horizon.scaled(v, t.view(-1, 1, 1))
-
-
 def _posterior(path: AssignmentPath, v: Tensor, t: Tensor) -> Tensor:
     simplices = path.simplices
     corner = simplices.mean_corner(simplices.weights(path.evidence(v, t)))
@@ -36,8 +28,8 @@ def _posterior(path: AssignmentPath, v: Tensor, t: Tensor) -> Tensor:
 
 FEATURES: dict[str, Features] = {
     "posterior": _posterior,
-    "scaled_logits": _scaled_logits,
-    "weights": _weights,
+    "scaled_logits": lambda path, v, t: path.horizon.scaled(v, t.view(-1, 1, 1)),
+    "weights": lambda path, v, t: path.simplices.weights(v),
 }
 
 

@@ -200,13 +200,9 @@ class KernelExpansion(ContextNetwork):
 
     def extra_repr(self) -> str:
         """Options as shown by ``print(model)``."""
-        return (
-            f"in_features={self.in_features}, out_features={self.out_features}, "
-            f"num_auxiliary={self.num_auxiliary}, kernel={self.kernel!r}, "
-            f"num_scales={self.num_scales}, ard={self.ard}, "
-            f"learn_auxiliary={self.learn_auxiliary}, context_dim={self.context_dim}, "
-            f"precondition={self.precondition}"
-        )
+        sizes = ("in_features", "out_features", "num_auxiliary", "kernel", "num_scales")
+        names = (*sizes, "ard", "learn_auxiliary", "context_dim", "precondition")
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
     def _place(self, rows: Tensor) -> None:
         rows = rows[torch.randperm(len(rows), device=rows.device)]

@@ -72,7 +72,13 @@ class ModelDistribution(PyroLaw, ABC):
         context: Tensor | None = None,
         validate_args: bool | None = None,
     ) -> None:
-        _check_model(model)
+        if not isinstance(model, nf.NormalizingFlow | nf.ClassCondFlow):
+            raise OptionError(
+                "model must be nf.NormalizingFlow, nf.ConditionalNormalizingFlow, "
+                f"nf.ClassCondFlow or nfi.InjectiveNormalizingFlow, got {type(model).__name__}. "
+                "Layers alone go into FlowTransform; a multiscale model has no single density of "
+                "a plain tensor to offer."
+            )
         if event_dim is not None:
             event_dim = check_count(event_dim, "event_dim", least=0)
         if context is not None:
@@ -223,16 +229,6 @@ class ModelDistribution(PyroLaw, ABC):
     def _trains(self) -> bool:
         of_context = self.context is not None and self.context.requires_grad
         return of_context or any(p.requires_grad for p in self.model.parameters())
-
-
-def _check_model(model: object) -> None:
-    if isinstance(model, nf.NormalizingFlow | nf.ClassCondFlow):
-        return
-    raise OptionError(
-        "model must be nf.NormalizingFlow, nf.ConditionalNormalizingFlow, nf.ClassCondFlow or "
-        f"nfi.InjectiveNormalizingFlow, got {type(model).__name__}. Layers alone go into "
-        "FlowTransform; a multiscale model has no single density of a plain tensor to offer."
-    )
 
 
 def _event_shape(shape: tuple[int, ...], event_dim: int | None) -> Size:

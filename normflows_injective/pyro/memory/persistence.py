@@ -135,11 +135,10 @@ def module(name: str, nn_module: nn.Module, update_module_params: bool = False) 
 
 def _comes_from_store(store: Any, name: str, nn_module: nn.Module) -> bool:
     """Whether the store has parameters by these names that are not the module's own."""
-    for parameter_name, parameter in nn_module.named_parameters():
-        stored = store._params.get(param_with_module_name(name, parameter_name))
-        if stored is not None and stored is not parameter:
-            return True
-    return False
+    return any(
+        store._params.get(param_with_module_name(name, local), parameter) is not parameter
+        for local, parameter in nn_module.named_parameters()
+    )
 
 
 def _check_path(path: Any) -> None:
