@@ -123,7 +123,7 @@ def coupling_gap(
     if not 0 < active < dim:
         raise OptionError(f"num_active must lie in 1 to {dim - 1}, got {num_active!r}.")
     options = check_regression(MomentRegression() if regression is None else regression)
-    generator = new_generator(0) if generator is None else generator
+    generator = new_generator() if generator is None else generator
     with torch.inference_mode(False), torch.no_grad():
         # Autograd refuses tensors of inference mode; a clone outside of it is an ordinary one.
         return _measure(z.detach().clone(), num_rotations, active, num_folds, options, generator)

@@ -174,12 +174,9 @@ def _naming_one_way_layers() -> Iterator[None]:
 
 
 def flatten_events(
-    function: Callable[..., tuple[Tensor, Tensor]],
-    value: Tensor,
-    event_dim: int,
-    context: Tensor | None = None,
+    function: Callable[..., tuple[Tensor, Tensor]], value: Tensor, event_dim: int
 ) -> tuple[Tensor, Tensor]:
-    """Apply a map of batches (B, *event) with a context to a tensor of any batch shape.
+    """Apply a map of batches (B, *event), without a context, to a tensor of any batch shape.
 
     The map gives (B, *event') and (B,), and the results have shapes (*batch, *event') and
     (*batch).
@@ -191,7 +188,7 @@ def flatten_events(
         )
     batch_shape = value.shape[: value.dim() - event_dim]
     event_shape = value.shape[value.dim() - event_dim :]
-    mapped, log_det = function(value.reshape(-1, *event_shape), context)
+    mapped, log_det = function(value.reshape(-1, *event_shape), None)
     return mapped.view(*batch_shape, *mapped.shape[1:]), log_det.view(batch_shape)
 
 

@@ -155,7 +155,7 @@ class LayerwiseTrainer:
         # Small networks and ratios: later blocks can take the structure that a block leaves.
         small = MomentRegression((32,), 160, learning_rate=1e-2, max_log_ratio=2.0)
         self.regression = check_regression(small if regression is None else regression)
-        self.generator = new_generator(0) if generator is None else generator
+        self.generator = new_generator() if generator is None else generator
 
     def fit(self, x: Tensor, given: Sequence[nf.flows.Flow] = ()) -> LayerwiseFit:
         """Build a flow from data, or on top of another flow.
