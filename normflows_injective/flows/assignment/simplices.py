@@ -52,13 +52,6 @@ class Simplices(nn.Module):
                  [0.3333, 0.3333, 0.3333]]]))
     """
 
-    counts: Tensor
-    valid: Tensor
-    class_places: Tensor
-    _exponents: Tensor
-    _places: Tensor
-    _positions: Tensor
-
     def __init__(self, num_variables: int, num_classes: int | Sequence[int]) -> None:
         super().__init__()
         self.class_counts = class_counts(num_variables, num_classes)
@@ -71,15 +64,14 @@ class Simplices(nn.Module):
         places = torch.full(is_coordinate.shape, self.dim)
         places[is_coordinate] = torch.arange(self.dim)
         # Integers only, which keep their digits when the module is cast.
-        self.register_buffer("counts", counts, persistent=False)
-        self.register_buffer("valid", classes < counts, persistent=False)
-        flat = (classes < counts).flatten().nonzero()[:, 0]
-        self.register_buffer("class_places", flat, persistent=False)
+        self.counts = nn.Buffer(counts, persistent=False)
+        self.valid = nn.Buffer(classes < counts, persistent=False)
+        self.class_places = nn.Buffer(self.valid.flatten().nonzero()[:, 0], persistent=False)
         exponents = (counts - 1 - classes[:-1]).clamp_min(1)
-        self.register_buffer("_exponents", exponents, persistent=False)
-        self.register_buffer("_places", places, persistent=False)
+        self._exponents = nn.Buffer(exponents, persistent=False)
+        self._places = nn.Buffer(places, persistent=False)
         positions = is_coordinate.flatten().nonzero()[:, 0]
-        self.register_buffer("_positions", positions, persistent=False)
+        self._positions = nn.Buffer(positions, persistent=False)
 
     def mean_free(self, v: Tensor) -> Tensor:
         """Subtract from rows (*, n, c) their means over the classes, and clear the padding."""

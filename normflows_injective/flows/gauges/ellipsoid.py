@@ -41,8 +41,6 @@ class EllipsoidGauge(HomogeneousGauge):
         tensor([2.])
     """
 
-    axes: Tensor
-
     def __init__(self, axes: Tensor | Sequence[Any], trainable: bool = False) -> None:
         super().__init__()
         axes = as_floating(axes, "axes")
@@ -55,10 +53,7 @@ class EllipsoidGauge(HomogeneousGauge):
         if is_readable(singular) and not bool((singular > 0).all()):
             raise OptionError("axes must be positive, or an invertible matrix.")
         self.dim = len(axes)
-        if trainable:
-            self.axes = nn.Parameter(axes)
-        else:
-            self.register_buffer("axes", axes)
+        self.axes = nn.Parameter(axes) if trainable else nn.Buffer(axes)
 
     @property
     def trainable(self) -> bool:

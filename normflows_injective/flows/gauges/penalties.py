@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...checks import as_floating, check_counts, check_not_negative, describe, is_readable
 from ...errors import OptionError, ShapeError
@@ -101,8 +101,6 @@ class GroupLassoGauge(ConstantSlopeGauge):
         tensor([7.])
     """
 
-    membership: Tensor
-
     def __init__(
         self, groups: Sequence[Sequence[int]], weights: Sequence[float] | Tensor | None = None
     ) -> None:
@@ -128,8 +126,8 @@ class GroupLassoGauge(ConstantSlopeGauge):
         membership = torch.empty(self.dim, dtype=torch.long)
         for number, group in enumerate(groups):
             membership[group] = number
-        self.register_buffer("membership", membership)
-        self.register_buffer("weights", weights)
+        self.membership = nn.Buffer(membership)
+        self.weights = nn.Buffer(weights)
 
     def value(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The weighted sum (B,) of group norms of points (B, D)."""
@@ -195,7 +193,7 @@ class SlopeGauge(ConstantSlopeGauge):
                 f"level sets are no norm's. Got {weights.tolist()}."
             )
         self.dim = len(weights)
-        self.register_buffer("weights", weights)
+        self.weights = nn.Buffer(weights)
 
     def value(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The weighted sum (B,) of the ordered sizes of points (B, D)."""

@@ -76,9 +76,7 @@ class KernelExpansion(ContextNetwork):
         torch.Size([4, 1])
     """
 
-    points: Tensor
     basis: Tensor | None
-    data_dep_init_done: Tensor
     n_auxiliary = RenamedAttribute("num_auxiliary")
 
     @renamed(n_auxiliary="num_auxiliary")
@@ -104,10 +102,7 @@ class KernelExpansion(ContextNetwork):
         # Until there are data: points and typical distances of standard normal inputs.
         points = torch.randn(num_auxiliary, width)
         scales = torch.full((num_scales, width if ard else 1), DISTANCES * math.sqrt(2.0 * width))
-        if learn_auxiliary:
-            self.points = nn.Parameter(points)
-        else:
-            self.register_buffer("points", points)
+        self.points = nn.Parameter(points) if learn_auxiliary else nn.Buffer(points)
         self.raw_length_scales = nn.Parameter(_inverse_softplus(scales - LENGTH_SCALE_FLOOR))
         self.weights = nn.Parameter(torch.zeros(num_auxiliary, out_features))
         self.register_buffer("basis", self._orthonormal() if precondition else None)
