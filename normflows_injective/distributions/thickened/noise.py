@@ -9,9 +9,6 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from ...checks import check_count
-from ...errors import OptionError
-
 
 class Noise(nn.Module, ABC):
     r"""Gaussian noise :math:`N(0, \Psi)` in D dimensions, of variance about one at the start."""
@@ -98,7 +95,6 @@ class LowRankNoise(Noise):
     """
 
     def __init__(self, like: Tensor, rank: int) -> None:
-        check_count(rank, "noise_rank")
         # Half of the variance is from either part. At W = 0 the gradient of W would vanish.
         super().__init__(torch.full_like(like, -0.5 * math.log(2.0)))
         # The parameter store trains a copy of a tensor that is not contiguous.
@@ -127,14 +123,12 @@ class LowRankNoise(Noise):
 
 
 def make_noise(kind: str, like: Tensor, rank: int | None = None) -> Noise:
-    r"""The noise of a name, whose low-rank part has rank :math:`\sqrt D` by default."""
+    r"""Noise ``low_rank``, of rank :math:`\sqrt D` by default, ``mvn``, or else ``diagonal``."""
     if kind == "low_rank":
         return LowRankNoise(like, max(1, round(len(like) ** 0.5)) if rank is None else rank)
     if kind == "mvn":
         return TriangularNoise(like)
-    if kind == "diagonal":
-        return DiagonalNoise(like)
-    raise OptionError(f"noise must be 'mvn', 'diagonal' or 'low_rank', got {kind!r}.")
+    return DiagonalNoise(like)
 
 
 def _normal(shape: torch.Size, like: Tensor) -> Tensor:
