@@ -142,7 +142,7 @@ class UniformOnSurface(Law):
 
     def _measure(self) -> None:
         sampler = self._sampler()
-        self.log_unit_mass, self.standard_error = sampler.mass()
+        self.log_unit_mass, self.standard_error = sampler.log_mass()
         self._log_bound = sampler.log_bound()
 
     def _sampler(self) -> SurfaceSampler:
