@@ -24,7 +24,6 @@ from ..volume.probes import draw_probes
 from ..volume.surrogate import Estimator
 from .surrogate_likelihood import SurrogateLikelihood
 
-VOLUMES = ("auto", "exact", "surrogate")
 # Up to here the exact volume costs little more than a surrogate whose value is exact.
 _CHEAP_DIMENSION = 16
 
@@ -107,11 +106,11 @@ class CorrectedSurrogate(VolumeRule):
 
 
 def volume_rule(volume: str, stack: LayerStack, latent_dim: int, likelihood: Any) -> VolumeRule:
-    """The rule named in VOLUMES, for a stack with a number of latent dimensions.
+    """The rule of a name, for a stack with a number of latent dimensions.
 
     The surrogate is that of the model's training term, if it has one.
     """
-    check_choice(volume, VOLUMES, "volume")
+    check_choice(volume, ("auto", "exact", "surrogate"), "volume")
     if volume == "surrogate" and stack.is_closed_form:
         raise OptionError(
             "volume='surrogate' needs an encoder that is a pseudo-inverse of the decoder, which "

@@ -19,8 +19,6 @@ from ..layer import Layer
 from .field import AssignmentField
 from .integration import SOLVERS, Times, as_times, integrate
 
-_DIVERGENCES = ("exact", "hutchinson")
-
 
 @final
 class AssignmentLayer(Layer):
@@ -77,7 +75,7 @@ class AssignmentLayer(Layer):
     ) -> None:
         super().__init__()
         check_choice(solver, SOLVERS, "solver")
-        check_choice(divergence, _DIVERGENCES, "divergence")
+        check_choice(divergence, ("exact", "hutchinson"), "divergence")
         self.field, self.steps, self.solver = field, steps, solver
         self.divergence, self.num_probes = divergence, num_probes
         self.times = field.path.times(steps)

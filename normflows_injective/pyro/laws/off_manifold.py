@@ -17,7 +17,6 @@ from ...volume.reconstruction import squared_error
 from ..supports.support import score_where, whole_space
 from ..supports.surfaces import ImageConstraint
 
-POLICIES = ("reject", "project", "thicken")
 NoiseScale = float | Tensor | Callable[[], Tensor]
 
 
@@ -140,7 +139,7 @@ def policy(
     off_manifold: str, noise_scale: NoiseScale | None, tol: float, latent_dim: int
 ) -> OffManifold:
     """The policy with a name, and its options."""
-    check_choice(off_manifold, POLICIES, "off_manifold")
+    check_choice(off_manifold, ("reject", "project", "thicken"), "off_manifold")
     if off_manifold == "thicken":
         return Thicken(noise_scale, latent_dim)
     if noise_scale is not None:
