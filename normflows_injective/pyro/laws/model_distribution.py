@@ -32,7 +32,6 @@ from ...host.context import (
     check_context,
     context_rows,
     context_shape,
-    needs_context,
     takes_context,
 )
 from ...host.copies import on_trial
@@ -260,11 +259,9 @@ def _anatomy(model: Any, context: Tensor | None) -> _Anatomy:
 def _dissect(model: Any, context: Tensor | None, marks: tuple[Any, ...]) -> _Anatomy:
     _mend_store(make_contiguous(model))
     stack = LayerStack(list(model.flows))
-    two = None
-    if context is not None:
-        rows = context_rows(context, context_shape(context))
-        two = None if rows is None else torch.cat([rows[:1], rows[:1]])
-    if two is None and any(needs_context(part) for part in (model.q0, *model.flows)):
+    rows = context_rows(context, context_shape(context))
+    two = None if rows is None else torch.cat([rows[:1], rows[:1]])
+    if two is None:
         check_context([model.q0, *model.flows], None, 0)
     parameters = [p for p in model.q0.parameters() if p.requires_grad]
     with (
