@@ -9,8 +9,6 @@ import normflows as nf
 
 from ..checks import check_event_shape, checks_arguments_of, looks_first
 
-__all__ = ["Law"]
-
 
 class Law(nf.distributions.BaseDistribution):
     """A distribution whose methods refuse everything but dense tensors of its width by name."""

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from ..checks import check_event_shape, checks_arguments_of, looks_first
 
-__all__ = ["Layer"]
-
 # The methods whose first argument is checked, and the attribute with the event shape of that.
 _SHAPES = {
     "forward": "latent_shape",

@@ -16,8 +16,6 @@ from .injection import Injection
 from .surfaces.sphere import InChart
 from .surfaces.surface import SurfaceMap, is_closed_form
 
-__all__ = ["check_composite", "check_invertible", "check_surfaces"]
-
 # A codomain with the domains that it may serve as: the orthant is a part of the sphere.
 _PARTS = {"sphere": ("sphere",), "orthant": ("orthant", "sphere"), "surface": ("surface",)}
 _ORTHANT = " with kind='orthant'"

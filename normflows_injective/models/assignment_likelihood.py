@@ -49,8 +49,6 @@ from ..flows.assignment.layer import AssignmentLayer
 from ..flows.assignment.readings import Reading
 from ..volume.probes import draw_probes
 
-__all__ = ["DIVERGED", "DiscreteLogProb", "importance_log_prob"]
-
 DIVERGED = "The network has diverged, or the steps are too long for it. Train at a lower rate."
 
 _LOG_TWO_PI = math.log(2 * math.pi)

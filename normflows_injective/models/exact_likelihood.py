@@ -16,8 +16,6 @@ from ..volume.reconstruction import squared_error
 from .loss_terms import SurrogateTerms, check_log_prob
 from .training_term import TrainingTerm
 
-__all__ = ["ExactLikelihood"]
-
 
 @checks_arguments_of
 class ExactLikelihood(TrainingTerm):
@@ -92,8 +90,7 @@ class ExactLikelihood(TrainingTerm):
 
     def terms(self, x: Tensor, passes: Passes, prior: Tensor | None = None) -> SurrogateTerms:
         """The terms at data (B, *), by :meth:`forward`."""
-        terms: SurrogateTerms = self(x, passes.encode, passes.decode_and_log_volume)
-        return terms
+        return self(x, passes.encode, passes.decode_and_log_volume)
 
     def loss(self, terms: SurrogateTerms, log_prob: Tensor) -> Tensor:
         r"""Loss per sample, shape :math:`(B,)`, from the terms and :math:`\log p_Z` in nats."""

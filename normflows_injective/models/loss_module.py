@@ -13,8 +13,6 @@ from ..errors import OptionError, UnsupportedLayerError
 from ..host.first_data import awaits_first_data
 from .assignment import AssignmentFlow
 
-__all__ = ["ForwardKLD"]
-
 
 @checks_arguments_of
 @final

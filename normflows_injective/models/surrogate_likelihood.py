@@ -28,11 +28,9 @@ from ..volume.estimators import EncoderSurrogate, NoVolume, OnManifoldSurrogate,
 from ..volume.probes import PROBES, draw_probes
 from ..volume.surrogate import DrawProbes, Estimator, SurrogateAndErrors, with_errors
 from .collapse import CollapseWatch
-from .loss_terms import LossTerms, SurrogateTerms, check_log_prob
+from .loss_terms import SurrogateTerms, check_log_prob
 from .steps import StepCounter, check_window, trainable
 from .training_term import TrainingTerm
-
-__all__ = ["LossTerms", "SurrogateLikelihood", "SurrogateTerms"]
 
 _BETA_ADVICE = "Give a number, for instance 10.0; without a reconstruction the manifold collapses."
 
@@ -155,8 +153,7 @@ class SurrogateLikelihood(TrainingTerm):
 
     def terms(self, x: Tensor, passes: Passes, prior: Tensor | None = None) -> SurrogateTerms:
         """The terms at data (B, *), by :meth:`forward`."""
-        terms: SurrogateTerms = self(x, passes.encode, passes.decode, prior)
-        return terms
+        return self(x, passes.encode, passes.decode, prior)
 
     def check_stack(self, starts_with_chart: bool) -> None:
         """Refuse layers that start with a chart."""

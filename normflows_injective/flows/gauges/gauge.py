@@ -28,16 +28,6 @@ from ...errors import ShapeError
 from ...host.context import context_arguments
 from ...modules.precision import as_factored
 
-__all__ = [
-    "ConstantSlopeGauge",
-    "Gauge",
-    "HomogeneousGauge",
-    "RadiusAndSecant",
-    "one_each",
-    "unit_rows",
-    "with_random_signs",
-]
-
 _OF_POINTS = ("log_radius", "radius_and_secant", "value", "log_value")
 
 
