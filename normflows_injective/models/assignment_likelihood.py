@@ -75,8 +75,8 @@ class DiscreteLogProb(NamedTuple):
             plus the error of the solver's steps; infinite where there is no estimate. It means
             little where the effective sample size is a few draws.
         effective_sample_size: ESS of shape (B,), a share of the draws between 0 and 1. Where the
-        error of the steps is as large as that of fewer draws, it is the share of those. Before
-        that it is at least :math:`1 / M`, so with few draws it says little.
+            error of the steps is as large as that of fewer draws, it is the share of those. Before
+            that it is at least :math:`1 / M`, so with few draws it says little.
 
     References:
         Owen, Monte Carlo theory, methods and examples, chapter 9; the error of the steps is

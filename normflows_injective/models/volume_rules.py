@@ -31,7 +31,8 @@ _CHEAP_DIMENSION = 16
 class VolumeRule(ABC):
     """A rule by which the log-volume at the projection of a value is differentiated.
 
-    ``collapses`` tells whether its gradient shrinks a manifold in wide noise, see ``collapse.py``.
+    ``collapses`` tells whether its gradient shrinks a manifold in wide noise: see
+    ``noise_width.py``.
     """
 
     collapses: bool = True
