@@ -230,7 +230,7 @@ def test_arguments_by_keyword_may_come_in_any_order():
     assert additive.inverse(parameters=p, x=x)[0].equal(2 * x)
     gauge, level = nfi.flows.gauges.LpGauge(1.0), torch.tensor(2.0)
     assert gauge.log_radius(level=level, u=x).equal(gauge.log_radius(x, level))
-    law = nfi.distributions.UniformOnSurface(nfi.flows.gauges.LpGauge(1.0), 2)
+    law = nfi.distributions.UniformOnSurface(nfi.flows.gauges.LpGauge(1.0), dim=2)
     assert law.log_prob(context=None, x=x / 2).equal(law.log_prob(x / 2))
     with pytest.raises(TypeError, match="missing"):
         gauge.log_radius(level=level)
