@@ -15,7 +15,8 @@ from .models.assignment_likelihood import DiscreteLogProb
 from .models.exact_likelihood import ExactLikelihood
 from .models.injective import InjectiveNormalizingFlow
 from .models.loss_module import ForwardKLD
-from .models.surrogate_likelihood import LossTerms, SurrogateLikelihood, SurrogateTerms
+from .models.loss_terms import LossTerms, SurrogateTerms
+from .models.surrogate_likelihood import SurrogateLikelihood
 from .models.training_term import TrainingTerm
 from .registration import register
 

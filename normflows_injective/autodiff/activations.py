@@ -21,8 +21,6 @@ from torch import Tensor
 
 from .transforms import is_batching
 
-__all__ = ["jvp_silu", "silu"]
-
 
 def silu(x: Tensor) -> Tensor:
     r"""SiLU, :math:`x \sigma(x)`, of any shape, cheap to differentiate twice."""

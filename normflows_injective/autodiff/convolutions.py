@@ -22,15 +22,12 @@ from torch import Tensor
 
 from .transforms import Function
 
-__all__ = ["CONVOLUTIONS", "convolve"]
-
-_DIRECT: tuple[Function, ...] = (F.conv1d, F.conv2d, F.conv3d)
 _TRANSPOSED: tuple[Function, ...] = (
     F.conv_transpose1d,
     F.conv_transpose2d,
     F.conv_transpose3d,
 )
-CONVOLUTIONS: frozenset[Function] = frozenset({*_DIRECT, *_TRANSPOSED})
+CONVOLUTIONS: tuple[Function, ...] = (F.conv1d, F.conv2d, F.conv3d, *_TRANSPOSED)
 
 
 class _Options(NamedTuple):

@@ -12,22 +12,11 @@ from ..errors import OptionError, ShapeError
 from ..host.first_meeting import give_first_data
 from ..host.refusals import refuse_unsupported
 from ..modules.contents import modules_of
-from .products import Map, NoProductError, event_rows, jvp, jvp_by_reverse, out_of_inference, vjp
-from .recording import point_at
+from .products import NoProductError, event_rows, jvp, jvp_by_reverse, out_of_inference, vjp
+from .recording import Map, point_at
 from .reverse import Reverse, reverse
 from .settings import as_written, differentiable_attention
 from .transforms import Function, Interception, refuse_tangents
-
-__all__ = [
-    "TooLarge",
-    "ValueAndJacobian",
-    "basis_of",
-    "jacobian",
-    "jacobian_by_reverse",
-    "jacobian_by_rows",
-    "jacobian_without_graph",
-    "trace_of_jacobian",
-]
 
 _TANGENT_BYTES = 2**28
 # Elements per sample of the widest layer, until the first chunk has measured it.
@@ -99,7 +88,7 @@ def jacobian(function: Map, point: Tensor, chunk_size: int | None = None) -> Val
     else:
         evaluated = reverse(function, point)
         if evaluated.unproven:
-            result = _rows(evaluated, point)
+            result = _rows(evaluated)
         else:
             columns = evaluated.jvp(basis_of(point))
             result = ValueAndJacobian(evaluated.value, event_rows(columns).permute(1, 2, 0))
@@ -117,7 +106,7 @@ def jacobian(function: Map, point: Tensor, chunk_size: int | None = None) -> Val
 def jacobian_by_rows(function: Map, point: Tensor, create_graph: bool) -> ValueAndJacobian:
     """Value and dense Jacobians (B, D, d) of a map by D reverse-mode products."""
     if create_graph:
-        return _rows(reverse(function, point), point)
+        return _rows(reverse(function, point))
     leaf = point_at(point)
     with differentiable_attention():
         value = function(leaf.clone())
@@ -161,7 +150,7 @@ def _rows_without_graph(function: Map, point: Tensor) -> ValueAndJacobian:
     return ValueAndJacobian(value.detach(), matrix.detach())
 
 
-def _rows(evaluated: Reverse, point: Tensor) -> ValueAndJacobian:
+def _rows(evaluated: Reverse) -> ValueAndJacobian:
     rows = evaluated.vjp(basis_of(evaluated.value))
     return ValueAndJacobian(evaluated.value, event_rows(rows).transpose(0, 1))
 
@@ -230,15 +219,10 @@ def trace_of_jacobian(function: Map, m: Tensor, probes: Tensor | None) -> tuple[
         value, products = jvp(function, m, probes)
         trace = (products * probes).sum(2).T
     else:
-        value, trace = _trace_over_basis(function, m)
+        # In bounded memory.
+        value, trace = m, torch.zeros_like(m[:, :1])
+        for tangents in basis_of(m).split(max(1, _TANGENT_NUMBERS // m.numel())):
+            value, products = jvp(function, m, tangents)
+            trace = trace + (products * tangents).sum((0, 2)).unsqueeze(1)
     refuse_tangents("A divergence", m, value)
     return value, trace
-
-
-def _trace_over_basis(function: Map, m: Tensor) -> tuple[Tensor, Tensor]:
-    """Value (B, d) and trace (B, 1), without a graph and in bounded memory."""
-    trace, value = torch.zeros_like(m[:, 0]), m
-    for tangents in basis_of(m).split(max(1, _TANGENT_NUMBERS // m.numel())):
-        value, products = jvp(function, m, tangents)
-        trace = trace + (products * tangents).sum((0, 2))
-    return value, trace.unsqueeze(1)

@@ -33,15 +33,6 @@ from torch import Tensor
 
 from .transforms import is_batching
 
-__all__ = [
-    "group_norm",
-    "jvp_group_norm",
-    "jvp_layer_norm",
-    "layer_norm",
-    "per_channel",
-    "scaled_and_shifted",
-]
-
 # Takes rows (R, M) and the number that is added to their variances.
 Normalise = Callable[[Tensor, float], Tensor]
 

@@ -22,17 +22,6 @@ from .tangents import SkipZeroProducts, TangentsWithoutGraph
 from .transforms import refuse_tangents
 from .vjps import attached, first_derivative_only, is_broken, refuse_detached, vjps_one_by_one
 
-__all__ = [
-    "Map",
-    "NoProductError",
-    "event_rows",
-    "jvp",
-    "jvp_by_reverse",
-    "out_of_inference",
-    "value_and_gradient",
-    "vjp",
-]
-
 _RANDOM = (
     "The map gives another value at every call, so every tangent would belong to another network. "
     "Call .eval() on its dropout, or remove it."
@@ -79,14 +68,13 @@ def _within(mode: SkipZeroProducts, function: Map) -> Map:
 
 
 def _jvp_functional(function: Map, point: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor]:
-    if len(tangents) == 1:
-        value, tangent = torch.func.jvp(function, (point,), (tangents[0],), strict=True)[:2]
-        return value, tangent.unsqueeze(0)
-
     def product(tangent: Tensor) -> tuple[Tensor, Tensor]:
         value, out = torch.func.jvp(function, (point,), (tangent,), strict=True)[:2]
         return value, out
 
+    if len(tangents) == 1:
+        value, out = product(tangents[0])
+        return value, out.unsqueeze(0)
     # The primal does not depend on the mapped tangent, so it is computed once.
     value, products = torch.func.vmap(product, out_dims=(None, 0))(tangents)  # type: ignore[arg-type]
     return value, products

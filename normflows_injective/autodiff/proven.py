@@ -20,19 +20,6 @@ from torch.autograd.function import once_differentiable
 
 from .transforms import Function
 
-__all__ = [
-    "DERIVATIVES",
-    "NEUTRAL",
-    "ONCE",
-    "TANGENTS",
-    "WRONG_TWICE",
-    "depends_on_others",
-    "has_proven_tangent",
-    "is_ours",
-    "nodes_of",
-    "unproven_nodes",
-]
-
 # Functions without a derivative that could be wrong: questions, constants, comparisons, draws.
 _NEUTRAL = """
 __and__ __bool__ __contains__ __deepcopy__ __delete__ __eq__ __float__ __format__ __ge__

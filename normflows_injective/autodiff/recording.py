@@ -30,15 +30,6 @@ from .transforms import Function, Interception, open_transforms, saving_hooks
 from .vjps import attached, vjps
 from .written_out import WRITTEN_OUT
 
-__all__ = [
-    "Map",
-    "Recorded",
-    "inner",
-    "point_at",
-    "record",
-    "record_first_layers",
-]
-
 Map = Callable[[Tensor], Tensor]
 Jvp = Callable[[Tensor], Tensor]
 
@@ -157,13 +148,10 @@ class _Recording(Interception):
     def _intercept(self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if saving_hooks() is not self._hooks:
             return func(*args, **kwargs)
-        if self._by_cotangent and func in CONVOLUTIONS and len(args) >= 2:
-            if is_plain(args[0]) and not open_transforms():
-                x, weight, bias, rest, kwargs = affine_arguments(args, kwargs)
-                return convolve(func, x, weight, bias, *rest, **kwargs)
-            return func(*args, **kwargs)
-        if not (func in _TWICE or func in WRITTEN_OUT):
-            return func(*args, **kwargs)
+        convolves = self._by_cotangent and func in CONVOLUTIONS and len(args) >= 2
+        if convolves and is_plain(args[0]) and not open_transforms():
+            x, weight, bias, rest, kwargs = affine_arguments(args, kwargs)
+            return convolve(func, x, weight, bias, *rest, **kwargs)
         plain = func in _TWICE and is_plain(args[0]) and not is_in_place(kwargs)
         if plain and not open_transforms():
             return _TWICE[func](*args, **kwargs)

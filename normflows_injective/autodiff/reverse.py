@@ -16,8 +16,6 @@ from .settings import differentiable_attention
 from .transforms import open_transforms
 from .vjps import attached, first_derivative_only, refuse_detached, vjps_one_by_one, vjps_together
 
-__all__ = ["Reverse", "reverse"]
-
 # The tensors that TorchScript saves for the backward pass are off the levels of torch.func.
 _SCRIPTED = (
     "The map holds TorchScript, through which the transforms of torch.func get derivatives of "

@@ -10,13 +10,11 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import wraps
 from importlib.util import find_spec, module_from_spec
 from threading import Lock, RLock
-from types import FunctionType, ModuleType, TracebackType
+from types import FunctionType, ModuleType
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
-
-__all__ = ["FORWARD_MODE", "as_written", "differentiable_attention", "uncompiled"]
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -43,12 +41,7 @@ class _Shared(AbstractContextManager[None]):
                 self._setting.__enter__()
             self._inside += 1
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         with self._lock:
             self._inside -= 1
             if self._inside == 0:
@@ -65,12 +58,7 @@ class _ForwardMode(AbstractContextManager[None]):
         _load_decompositions()
         self._turn.acquire()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._turn.release()
 
 

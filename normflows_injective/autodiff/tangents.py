@@ -20,33 +20,15 @@ from torch._C._functorch import TransformType
 from torch.autograd.forward_ad import make_dual, unpack_dual
 
 from .activations import jvp_silu
+from .convolutions import CONVOLUTIONS
 from .normalisation import jvp_group_norm, jvp_layer_norm
 from .proven import has_proven_tangent
 from .transforms import Function, Interception, number_open, open_transforms, saving_hooks
 from .written_out import WRITTEN_OUT
 
-__all__ = [
-    "AFFINE",
-    "DIFFERENTIATING",
-    "NoTangentError",
-    "SkipZeroProducts",
-    "TangentsWithoutGraph",
-    "affine_arguments",
-    "is_in_place",
-    "is_plain",
-]
-
 # Functions of (input, weight, bias, ...), linear in the first without the third. Tuples, because
 # older compilers do not trace a look into a frozenset.
-AFFINE: tuple[Function, ...] = (
-    F.linear,
-    F.conv1d,
-    F.conv2d,
-    F.conv3d,
-    F.conv_transpose1d,
-    F.conv_transpose2d,
-    F.conv_transpose3d,
-)
+AFFINE: tuple[Function, ...] = (F.linear, *CONVOLUTIONS)
 
 # Functions that take derivatives on the graph of the value.
 DIFFERENTIATING: tuple[Function, ...] = (

@@ -19,18 +19,6 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import ForwardModeError
 
-__all__ = [
-    "Function",
-    "Interception",
-    "in_forward_mode",
-    "is_batching",
-    "number_open",
-    "open_transforms",
-    "refuse_nested",
-    "refuse_tangents",
-    "saving_hooks",
-]
-
 Function = Callable[..., Any]
 _TOP_HOOKS = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
 
@@ -83,19 +71,15 @@ def in_forward_mode() -> bool:
     return forward_ad._current_level >= 0
 
 
-def refuse_tangents(subject: str, *tensors: Tensor | None) -> None:
+def refuse_tangents(subject: str, *tensors: Tensor) -> None:
     """Raise in the name of a subject if a caller takes a forward-mode derivative of tensors."""
     refuse_nested(subject)
-    if in_forward_mode() and any(x is not None and _has_tangent(x) for x in tensors):
+    if in_forward_mode() and any(forward_ad.unpack_dual(x).tangent is not None for x in tensors):
         raise ForwardModeError(
             f"{subject} has no forward-mode derivative here, but a tangent came in, by dual "
             "numbers, torch.func.jvp, jacfwd or hessian. Use reverse mode: backward() or "
             "torch.autograd.grad, and for densities torch.func.vjp, jacrev, or jacrev(grad(...))."
         )
-
-
-def _has_tangent(tensor: Tensor) -> bool:
-    return forward_ad.unpack_dual(tensor).tangent is not None
 
 
 def refuse_nested(subject: str) -> None:

@@ -11,16 +11,6 @@ from ..checks import is_readable
 from ..errors import NotInjectiveError, UnsupportedLayerError
 from .proven import ONCE, WRONG_TWICE, nodes_of, unproven_nodes
 
-__all__ = [
-    "attached",
-    "first_derivative_only",
-    "is_broken",
-    "refuse_detached",
-    "vjps",
-    "vjps_one_by_one",
-    "vjps_together",
-]
-
 _DETACHED = (
     "The output of a map does not depend on its input, or the dependence was cut inside it, so it "
     "has no Jacobian. Remove detach(), no_grad() and .data from the network."

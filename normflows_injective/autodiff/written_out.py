@@ -17,8 +17,6 @@ from . import normalisation
 from .normalisation import per_channel, scaled_and_shifted
 from .transforms import Function
 
-__all__ = ["WRITTEN_OUT", "group_norm", "layer_norm"]
-
 
 def _normalise(rows: Tensor, eps: float) -> Tensor:
     if torch.is_autocast_enabled(rows.device.type):

@@ -23,7 +23,6 @@ fcntl: Any = None
 with suppress(ImportError):  # on Windows, where a file that is open cannot be removed anyhow
     fcntl = importlib.import_module("fcntl")
 
-__all__ = ["name_of", "read_file", "replace_file"]
 
 # A pipe would else block until somebody writes to it.
 _READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)
@@ -51,12 +50,16 @@ def read_file(path: str | os.PathLike[str]) -> bytearray:
     """
     name = name_of(path)
     try:
-        with open(name, "rb", buffering=0, opener=lambda n, flags: os.open(n, flags | _READ)) as f:
-            status = os.fstat(f.fileno())
+        with open(name, "rb", opener=lambda n, flags: os.open(n, flags | _READ)) as file:
+            status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise CheckpointError(_not_a_file(name))
             content = bytearray(status.st_size)
-            _fill(f, content, name)
+            if file.readinto(content) < len(content) or file.read(1):
+                raise CheckpointError(
+                    f"{name} changed its length while it was read: another process is writing to "
+                    "it. Read it when that is done; save() replaces a file in one step."
+                )
     except FileNotFoundError as error:
         raise CheckpointError(f"{name} does not exist.") from error
     except OSError as error:
@@ -84,21 +87,6 @@ def replace_file(path: str | os.PathLike[str], write: Callable[[IO[bytes]], None
         raise CheckpointError(
             f"{name} cannot be written: {_reason(error)}. What was there is as it was."
         ) from error
-
-
-def _fill(file: IO[bytes], content: bytearray, name: str) -> None:
-    length, done = len(content), 0
-    with memoryview(content) as view:
-        while done < length:
-            count = file.readinto(view[done:])  # type: ignore[attr-defined]
-            if not count:
-                break
-            done += count
-    if done < length or file.read(1):
-        raise CheckpointError(
-            f"{name} changed its length while it was read: another process is writing to it. "
-            "Read it when that is done; save() replaces a file in one step."
-        )
 
 
 def _not_a_file(name: str) -> str:

@@ -18,8 +18,6 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 
-__all__ = ["Content", "dtype_code", "parse", "write_content"]
-
 _KEY = "normflows_injective"
 _METADATA = "__metadata__"
 _NO_CHECKSUM = "0" * 64
@@ -43,19 +41,8 @@ _NAMES = {
 }
 # Not every release of torch has all of them.
 _DTYPES = {code: getattr(torch, name) for code, name in _NAMES.items() if hasattr(torch, name)}
-_CODES = {dtype: code for code, dtype in _DTYPES.items()}
-
-
-class Content(NamedTuple):
-    """The header of a file, without its checksum, and its tensors by name."""
-
-    header: dict[str, Any]
-    state: dict[str, Tensor]
-
-
-def dtype_code(dtype: torch.dtype) -> str | None:
-    """Return the format's name of a dtype, or None if it has none."""
-    return _CODES.get(dtype)
+# The format's names of dtypes.
+CODES = {dtype: code for code, dtype in _DTYPES.items()}
 
 
 def write_content(file: IO[bytes], header: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
@@ -70,7 +57,7 @@ def write_content(file: IO[bytes], header: Mapping[str, Any], state: Mapping[str
         tensor = state[key]
         start, end = end, end + tensor.numel() * tensor.element_size()
         table[key] = {
-            "dtype": _CODES[tensor.dtype],
+            "dtype": CODES[tensor.dtype],
             "shape": list(tensor.shape),
             "data_offsets": [start, end],
         }
@@ -89,10 +76,10 @@ def write_content(file: IO[bytes], header: Mapping[str, Any], state: Mapping[str
     file.write(_table_bytes(header, table, digest.hexdigest()))
 
 
-def parse(content: bytearray, name: str) -> Content:
-    """Return header and tensors of the bytes of a file, or raise CheckpointError.
+def parse(content: bytearray, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the header of the bytes of a file and its tensors by name, or raise CheckpointError.
 
-    The tensors share the memory of the bytes.
+    The header comes without its checksum. The tensors share the memory of the bytes.
     """
     try:
         table, start = _read_table(content)
@@ -108,7 +95,7 @@ def parse(content: bytearray, name: str) -> Content:
             f"{name} has been altered: its tensors do not have the checksum of its header. "
             "Restore the file from where it was saved."
         )
-    return Content(header, {key: _view(content, start, place) for key, place in places.items()})
+    return header, {key: _view(content, start, place) for key, place in places.items()}
 
 
 class _Place(NamedTuple):

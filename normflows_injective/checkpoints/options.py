@@ -24,8 +24,6 @@ from torch import Tensor, nn
 
 from ..checks import RenamedAttribute
 
-__all__ = ["Difference", "Options", "differences", "options_of"]
-
 # Attributes of every module, of the place where it runs, and of the start of Pyro's guides.
 _NO_OPTIONS = frozenset(vars(nn.Module())) | {
     "create_plates",
@@ -192,9 +190,7 @@ def _described(name: str, value: Any, depth: int) -> Iterator[tuple[str, Any, bo
     if plain is not _NOTHING:
         yield name, plain, False
         return
-    if depth > _DEPTH:
-        return
-    parts = _parts(value)
+    parts = None if depth > _DEPTH else _parts(value)
     if parts is None:
         return
     yield name, _class_name(value), False

@@ -7,7 +7,7 @@ networks, and ``renamed`` keeps old names alive.
 
 from __future__ import annotations
 
-from .attached import checks_arguments, checks_arguments_of, looks_first
+from .attached import checks_arguments, checks_arguments_of, looks_first, names_of
 from .batches import (
     as_floating,
     check_batch,
@@ -71,6 +71,7 @@ __all__ = [
     "is_readable",
     "level_of_caller",
     "looks_first",
+    "names_of",
     "lookup",
     "renamed",
 ]

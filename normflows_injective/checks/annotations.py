@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from inspect import Parameter, isclass
 from typing import Any
 
@@ -13,8 +14,6 @@ from ..errors import OptionError
 from .numbers import LARGEST, check_count, check_number
 from .options import check_callable, check_counts, check_flag, check_module
 from .wording import named
-
-__all__ = ["check_of", "check_class"]
 
 Check = Callable[[Any, str], Any]
 # Parts that their owners check, with messages that say more than a type.
@@ -32,29 +31,22 @@ _CHECKED_INSIDE = (
 _MAY_BE_ZERO = ("context_dim", "in_features", "num_blocks", "num_layers")
 
 
-def _whole(value: Any, name: str) -> int:
-    return check_count(value, name, least=0)
-
-
-def _optional_integer(value: Any, name: str) -> int:
-    """Return an integer; the callee refuses those out of its range, and says when to give None."""
-    return check_count(value, name, least=-LARGEST, advice="Leave it out, or give an integer.")
-
-
-def _widths(value: Any, name: str) -> tuple[int, ...]:
-    return check_counts(value, name, empty=True)
+_whole = partial(check_count, least=0)
+# The callee refuses integers out of its range, and says when to give None.
+_optional_integer = partial(
+    check_count, least=-LARGEST, advice="Leave it out, or give an integer."
+)
+_widths = partial(check_counts, empty=True)
+_function = partial(check_callable, advice="Give a function.")
+_network = partial(check_module, advice="Give a network.")
 
 
 def _shape(value: Any, name: str) -> Any:
     """Return a shape as plain numbers, or any other value for the callee to refuse by its axes."""
     try:
-        return check_counts(value, name, empty=True)
+        return _widths(value, name)
     except OptionError:
         return value
-
-
-def _function(value: Any, name: str) -> Any:
-    return check_callable(value, name, "Give a function.")
 
 
 def _constructor(value: Any, name: str) -> Any:
@@ -63,10 +55,6 @@ def _constructor(value: Any, name: str) -> Any:
             named(f"{name} must build a layer when it is called", value, "Give e.g. nn.SiLU.")
         )
     return value
-
-
-def _network(value: Any, name: str) -> Any:
-    return check_module(value, name, "Give a network.")
 
 
 def _generator(value: Any, name: str) -> Any:
@@ -92,7 +80,7 @@ _CHECKS: dict[str, Check] = {
 
 def check_of(parameter: Parameter) -> tuple[Check | None, bool]:
     """Return the check of a parameter, None if there is none, and whether None is a value."""
-    text = _text(parameter.annotation)
+    text = text_of(parameter.annotation)
     optional = text.endswith(" | None")
     text = text.removesuffix(" | None")
     if text == "int" and optional:
@@ -110,9 +98,9 @@ def check_of(parameter: Parameter) -> tuple[Check | None, bool]:
 
 def check_class(parameter: Parameter, names: dict[str, Any]) -> Check | None:
     """Return the check that a value is of the class of this package that the annotation names."""
-    text = _text(parameter.annotation).removesuffix(" | None")
+    text = text_of(parameter.annotation).removesuffix(" | None")
     kind = names.get(text)
-    if not isclass(kind) or text in _CHECKED_INSIDE or not _is_ours(kind):
+    if not isclass(kind) or text in _CHECKED_INSIDE or not is_ours(kind):
         return None
     owner: type = kind
 
@@ -126,12 +114,14 @@ def check_class(parameter: Parameter, names: dict[str, Any]) -> Check | None:
     return check
 
 
-def _text(annotation: Any) -> str:
+def text_of(annotation: Any) -> str:
+    """Return an annotation as it is written, without the name of torch; empty if there is none."""
     if annotation is Parameter.empty:
         return ""
     text = annotation.__name__ if isclass(annotation) else str(annotation)
     return text.replace("torch.", "")
 
 
-def _is_ours(kind: type) -> bool:
+def is_ours(kind: type) -> bool:
+    """Whether a class is of this package."""
     return kind.__module__.partition(".")[0] == __name__.partition(".")[0]

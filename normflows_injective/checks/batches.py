@@ -12,18 +12,6 @@ from ..errors import DtypeError, NonFiniteError, OptionError, ShapeError
 from .tensors import check_dense, check_kind, check_type
 from .wording import named
 
-__all__ = [
-    "as_floating",
-    "check_batch",
-    "check_event_shape",
-    "check_finite",
-    "check_loss",
-    "check_rows",
-    "check_same_rows",
-    "is_readable",
-]
-
-
 _DIVERGED = (
     "The data are finite, so the model has diverged, or they lie outside the domain of a layer. "
     "Lower the learning rate, clip gradients, raise beta; this call changed no parameter."

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable
 from inspect import signature
 from itertools import chain
+from traceback import walk_tb
 from types import TracebackType
 from typing import Any
 
@@ -20,10 +21,9 @@ from ..errors import (
     UnsupportedLayerError,
     UnsupportedModelError,
 )
+from .annotations import is_ours
 from .tensors import NOT_REAL
 from .wording import describe
-
-__all__ = ["explain", "refuse_without_values"]
 
 _SHAPE_WORDS = re.compile(
     r"shape|size|class values|dimension|broadcast|expand|numel|elements|indices|index|channels|"
@@ -69,8 +69,7 @@ def explain(
     """Raise a named error if an argument explains one that names none, or else return."""
     values = {n: args[p] if p < len(args) else kwargs.get(n) for n, p in places}
     tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
-    is_ours = type(error).__module__.partition(".")[0] == __name__.partition(".")[0]
-    if isinstance(error, RuntimeError) and not is_ours:
+    if isinstance(error, RuntimeError) and not is_ours(type(error)):
         _explain_tensors(args, tensors, error)
         _explain_values({**_named(function, args, kwargs), **tensors}, error)
         _explain_dtypes(function, tensors, error)
@@ -184,12 +183,8 @@ def _named(
 
 def _is_from_libraries(place: TracebackType | None) -> bool:
     """Whether an error came from our code or torch's, and not from a function of the user."""
-    while place is not None:
-        module = str(place.tb_frame.f_globals.get("__name__", ""))
-        if module.partition(".")[0] not in _LIBRARIES:
-            return False
-        place = place.tb_next
-    return True
+    modules = (str(frame.f_globals.get("__name__", "")) for frame, _ in walk_tb(place))
+    return all(module.partition(".")[0] in _LIBRARIES for module in modules)
 
 
 def _is_autocast(device_type: str) -> bool:

@@ -16,18 +16,6 @@ import torch
 from ..errors import OptionError
 from .wording import named
 
-__all__ = [
-    "check_count",
-    "check_interval",
-    "check_not_negative",
-    "check_number",
-    "check_positive",
-    "check_probability",
-    "check_real",
-    "is_number",
-]
-
-
 # No tensor has an axis of this length; torch's own errors at larger ones name no argument.
 LARGEST = 2**31 - 1
 
@@ -114,7 +102,7 @@ def _real(value: object) -> float | int | None:
     """Return a value as an int or a float, or None if it is no real number."""
     if type(value) in (float, int):
         return value  # type: ignore[return-value]
-    value = _plain(value)
+    value = plain_value(value)
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         return None
     return int(value) if isinstance(value, numbers.Integral) else float(value)
@@ -122,7 +110,7 @@ def _real(value: object) -> float | int | None:
 
 def _integer(value: object) -> Any:
     """Return a value as an int, or None if it is no integer."""
-    value = _plain(value)
+    value = plain_value(value)
     if isinstance(value, bool):
         return None
     # A SymInt is the size of a batch while a graph is exported.
@@ -131,7 +119,7 @@ def _integer(value: object) -> Any:
     return int(value) if isinstance(value, numbers.Integral) else None
 
 
-def _plain(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
     """Return the number in a 0-dimensional tensor, array or scalar, and any other value itself."""
     # The plain case first: a compiler that traces the check sees nothing else.
     if isinstance(value, (int, float)) or getattr(value, "shape", None) != ():

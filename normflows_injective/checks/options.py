@@ -8,19 +8,8 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from ..errors import OptionError
-from .numbers import check_count, is_number
+from .numbers import check_count, is_number, plain_value
 from .wording import describe, named
-
-__all__ = [
-    "check_callable",
-    "check_choice",
-    "check_counts",
-    "check_flag",
-    "check_module",
-    "check_modules",
-    "check_shape",
-    "lookup",
-]
 
 T = TypeVar("T")
 
@@ -45,9 +34,7 @@ def lookup(
 
 def check_flag(value: object, name: str) -> bool:
     """Return a switch of Python, numpy or a tensor as a plain ``bool``, or raise OptionError."""
-    plain = value
-    if getattr(value, "shape", None) == () and hasattr(value, "item"):
-        plain = value.item()
+    plain = plain_value(value)
     if not isinstance(plain, bool):
         raise OptionError(
             named(f"{name} must be True or False", value, "Was another argument meant?")

@@ -11,8 +11,6 @@ from ..errors import OptionError
 from .attached import checks_arguments
 from .wording import level_of_caller
 
-__all__ = ["RenamedAttribute", "renamed"]
-
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _GOES_IN = "0.3"

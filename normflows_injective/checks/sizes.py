@@ -10,8 +10,6 @@ from torch import Size, Tensor
 from ..errors import OptionError, ShapeError
 from . import check_count, describe
 
-__all__ = ["as_size", "expanded_size"]
-
 
 def as_size(shape: Any, name: str) -> Size:
     """Return a tuple or list of counts as a ``torch.Size``, or raise OptionError."""

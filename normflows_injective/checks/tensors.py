@@ -10,29 +10,24 @@ from torch import Tensor
 from ..errors import ContextError, DtypeError
 from .numbers import check_positive
 
-__all__ = ["NOT_REAL", "check_dense", "check_kind", "check_level", "check_mask", "check_type"]
-
 # Arguments that may hold integers or booleans; all others hold real numbers.
 NOT_REAL = ("labels", "mask", "context", "counts", "pixels", "y")
+_BOOLEANS = "a tensor of booleans, true where observed"
 
 
 def check_type(value: object, name: str) -> None:
     """Raise DtypeError unless a value is a tensor, and ContextError if it should be a context."""
     if isinstance(value, Tensor):
         return
+    what = _BOOLEANS if name == "mask" else "a torch.Tensor"
     advice = "Convert it with torch.as_tensor."
-    if name == "mask":
-        kind = type(value).__name__
-        raise DtypeError(
-            f"mask must be a tensor of booleans, true where observed, got {kind}. {advice}"
-        )
     if isinstance(value, list | tuple) and name in ("x", "z"):
         advice = (
             "A loader of a TensorDataset gives lists: unpack them, 'for (x,) in loader'; convert "
             "arrays with torch.as_tensor."
         )
     error = ContextError if name == "context" else DtypeError
-    raise error(f"{name} must be a torch.Tensor, got {type(value).__name__}. {advice}")
+    raise error(f"{name} must be {what}, got {type(value).__name__}. {advice}")
 
 
 def check_dense(value: Tensor, name: str) -> None:
@@ -69,8 +64,7 @@ def check_mask(value: Any, name: str) -> Tensor:
     check_dense(value, name)
     if value.dtype != torch.bool:
         raise DtypeError(
-            f"{name} must be a tensor of booleans, true where observed, got {value.dtype}. "
-            f"Convert it with {name}.bool()."
+            f"{name} must be {_BOOLEANS}, got {value.dtype}. Convert it with {name}.bool()."
         )
     mask: Tensor = value
     return mask

@@ -6,8 +6,6 @@ import sys
 
 from torch import Tensor
 
-__all__ = ["describe", "level_of_caller", "named"]
-
 _LONGEST = 60
 _LIBRARIES = ("normflows_injective", "torch")
 

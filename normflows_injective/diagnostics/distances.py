@@ -9,8 +9,6 @@ from ..checks import check_batch, checks_arguments
 from ..errors import ShapeError
 from ..modules.precision import as_factored
 
-__all__ = ["frechet_distance"]
-
 
 @checks_arguments
 def frechet_distance(samples: Tensor, reference: Tensor) -> Tensor:

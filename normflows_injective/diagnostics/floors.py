@@ -13,13 +13,6 @@ from ..checks import as_floating, check_finite, checks_arguments
 from ..errors import NonFiniteError, OptionError, ShapeError
 from ..modules.precision import as_factored
 
-__all__ = [
-    "VolumePreservingFloor",
-    "uniform_floor",
-    "volume_preserving_floor",
-    "volume_preserving_floor_on_box",
-]
-
 _LEAST_SAMPLES = 100
 _CHUNK = 65_536
 
@@ -97,9 +90,9 @@ def volume_preserving_floor(log_prob: Tensor, dim: int) -> VolumePreservingFloor
         >>> round(float(floor.floor), 4), round(1 - math.log(2), 4)
         (0.3069, 0.3069)
     """
-    if not isinstance(log_prob, Tensor) or log_prob.dim() != 1:
-        kind = tuple(log_prob.shape) if isinstance(log_prob, Tensor) else type(log_prob).__name__
-        raise ShapeError(f"log_prob must be a tensor of shape (N,), one per sample, got {kind}.")
+    if log_prob.dim() != 1:
+        shape = tuple(log_prob.shape)
+        raise ShapeError(f"log_prob must be a tensor of shape (N,), one per sample, got {shape}.")
     if len(log_prob) < _LEAST_SAMPLES:
         raise OptionError(
             f"volume_preserving_floor needs at least {_LEAST_SAMPLES} samples, got "
@@ -246,12 +239,9 @@ def _on_grid(
     axes = [a + (b - a) * centres for a, b in zip(low, high, strict=True)]
     total, chunks = num_cells ** len(axes), []
     for start in range(0, total, _CHUNK):
-        index = torch.arange(start, min(start + _CHUNK, total))
-        columns = []
-        for axis in reversed(axes):
-            columns.append(axis[index % num_cells])
-            index = index // num_cells
-        points = torch.stack(columns[::-1], dim=1)
+        cells = torch.arange(start, min(start + _CHUNK, total))
+        places = torch.unravel_index(cells, (num_cells,) * len(axes))
+        points = torch.stack([axis[at] for axis, at in zip(axes, places, strict=True)], dim=1)
         with torch.no_grad():
             values = log_prob(points)
         if values.shape != (len(points),):

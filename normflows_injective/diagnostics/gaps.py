@@ -21,8 +21,6 @@ from ..layerwise.regression import (
     step_gains,
 )
 
-__all__ = ["CouplingGap", "coupling_gap"]
-
 _LEAST_PER_FOLD = 50
 # Share of the rows of a regression by which its best state and its rotation are chosen.
 _VALIDATION = 0.25
@@ -125,7 +123,7 @@ def coupling_gap(
     if not 0 < active < dim:
         raise OptionError(f"num_active must lie in 1 to {dim - 1}, got {num_active!r}.")
     options = check_regression(MomentRegression() if regression is None else regression)
-    generator = new_generator(0) if generator is None else generator
+    generator = new_generator() if generator is None else generator
     with torch.inference_mode(False), torch.no_grad():
         # Autograd refuses tensors of inference mode; a clone outside of it is an ordinary one.
         return _measure(z.detach().clone(), num_rotations, active, num_folds, options, generator)

@@ -22,8 +22,6 @@ from .gradient_agreement import encoder_agreement
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["InjectivityReport", "injectivity_report"]
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class InjectivityReport:
@@ -202,23 +200,21 @@ def _measure(
     centred = base - base.mean(0)
     variance = centred.square().mean(0)
     few = slice(num_gradient_samples)
-    agreement = encoder_agreement(composite, x[few], None if context is None else context[few])
+    some = None if context is None else context[few]
+    bias, norm_ratio = encoder_agreement(composite, x[few], some)
+    norm = torch.linalg.matrix_norm
     return InjectivityReport(
         singular_values=singular_values,
         condition_number=singular_values[:, 0] / singular_values[:, -1],
-        left_inverse_error=_norm(encoder_jacobian @ decoder_jacobian - identity) / latent_dim**0.5,
-        pseudo_inverse_error=_norm(mismatch) / _norm(decoder_jacobian),
+        left_inverse_error=norm(encoder_jacobian @ decoder_jacobian - identity) / latent_dim**0.5,
+        pseudo_inverse_error=norm(mismatch) / norm(decoder_jacobian),
         reconstruction_error=squared_error(x, projection),
         latent_mean=base.mean(0),
         latent_covariance=centred.mT @ centred / len(base),
         latent_kurtosis=centred.pow(4).mean(0) / variance.square() - 3,
-        gradient_cosine=agreement.cosine,
-        gradient_ratio=agreement.norm_ratio,
+        gradient_cosine=bias.cosine,
+        gradient_ratio=norm_ratio,
     )
-
-
-def _norm(matrices: Tensor) -> Tensor:
-    return torch.linalg.matrix_norm(matrices)
 
 
 def _plot_spectrum(axis: Any, singular_values: Tensor) -> None:

@@ -9,8 +9,6 @@ import normflows as nf
 
 from ..checks import check_event_shape, checks_arguments_of, looks_first
 
-__all__ = ["Law"]
-
 
 class Law(nf.distributions.BaseDistribution):
     """A distribution whose methods refuse everything but dense tensors of its width by name."""
@@ -26,5 +24,5 @@ class Law(nf.distributions.BaseDistribution):
 
 def _check_width(law: Law, *args: Any, **kwargs: Any) -> None:
     """Refuse points of another shape than the law's own before their density is taken."""
-    points: Any = args[0] if args else next(iter(kwargs.values()), None)
+    points: Any = [*args, *kwargs.values()][0]
     check_event_shape(points, getattr(law, "shape", None), "x")

@@ -7,8 +7,6 @@ from typing import final
 import torch
 from torch import Tensor
 
-__all__ = ["ParticleGuard"]
-
 # Norms above this multiple of the usual largest one are scaled down to it.
 _FACTOR = 10.0
 # The reference forgets within about this many steps.

@@ -12,8 +12,6 @@ from ..flows.injection import Injection
 from ..host.context import context_arguments, needs_context, takes_context
 from .law import Law
 
-__all__ = ["Pullback"]
-
 
 @final
 class Pullback(Law):

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from ..modules.precision import factored_dtype
 
-__all__ = ["SampleCache", "State", "state_of", "versions"]
-
 
 class State(NamedTuple):
     """Marks of all tensors that a draw depends on, and norms of those with decimals."""
@@ -73,47 +71,39 @@ class SampleCache:
     # The tensor is held weakly, and its data are dropped when it dies. The slot is empty in copies
     # and pickles.
 
-    _sample: weakref.ref[Tensor] | None
-    _data: Any
-    _state: State | None
-    _version: int
-
     def __init__(self) -> None:
-        self.clear()
+        # The sample, its version, the state in which it was drawn, and its data.
+        self._held: tuple[weakref.ref[Tensor], int, State, Any] | None = None
 
     def store(self, sample: Tensor, data: Any, state: State) -> None:
         """Store data of a sample that was drawn in some state."""
         self.clear()
         if sample.is_inference():
             return
-        self._data, self._state, self._version = data, state, sample._version
-
         own = weakref.ref(self)
 
         def forget(reference: Any) -> None:
             owner = own()
-            if owner is not None and owner._sample is reference:
+            if owner is not None and owner._held is not None and owner._held[0] is reference:
                 owner.clear()
 
-        self._sample = weakref.ref(sample, forget)
+        self._held = weakref.ref(sample, forget), sample._version, state, data
 
     def find(self, sample: Tensor, state: Callable[[], State], trains: bool = True) -> Any:
         """The data of a sample, or None if it is another one or if anything has changed."""
-        if self._sample is None or self._state is None or self._sample() is not sample:
+        if self._held is None:
             return None
-        if sample._version != self._version or not self._state.agrees(state()):
+        reference, version, known, data = self._held
+        if reference() is not sample or sample._version != version or not known.agrees(state()):
             return None
         # A sample without a graph would take the dependence on the parameters out of a score.
         if torch.is_grad_enabled() and sample.grad_fn is None and (trains or sample.requires_grad):
             return None
-        return self._data
+        return data
 
     def clear(self) -> None:
         """Forget the sample."""
-        self._sample = None
-        self._data = None
-        self._state = None
-        self._version = 0
+        self._held = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return SampleCache, ()

@@ -20,8 +20,6 @@ from ..flows.surfaces.off_manifold import check_policy, unit_vectors
 from ..modules.precision import factored_dtype
 from .law import Law
 
-__all__ = ["AngularCentralGaussian", "SphericalLaw", "UniformSphere", "log_sphere_area"]
-
 
 class SphericalLaw(Law):
     """A law on the unit sphere, of which a subclass gives the density at directions."""

@@ -27,19 +27,10 @@ from ..flows.surfaces.radial import RadialSurface
 from ..modules.random_numbers import OwnRandomNumbers
 from .spherical import log_sphere_area
 
-__all__ = ["Mass", "SurfaceSampler"]
-
 SEED = 20240618
 ROUNDS = 1000
 # Numbers in memory at once, and the least effective number of directions of a credible mean.
 CHUNK, FEWEST = 2**22, 1000.0
-
-
-class Mass(NamedTuple):
-    """Log of the total mass of a measure, and the standard error of that logarithm."""
-
-    log_mass: float
-    standard_error: float
 
 
 class _Proposal(NamedTuple):
@@ -61,11 +52,13 @@ class SurfaceSampler:
         self._surface = RadialSurface(self._gauge, level, measure)
         self._dim, self._num_directions = dim, num_directions
 
-    def mass(self) -> Mass:
-        """Total mass, by a closed form where the gauge knows one, else by an average."""
-        known = self._known_mass()
+    def log_mass(self) -> tuple[float, float]:
+        """Log of the total mass, by a closed form or an average, with its standard error."""
+        gauge = self._gauge
+        closed = gauge.log_cone_mass if self._surface.measure == "cone" else gauge.log_area
+        known = closed(self._dim, self._level)
         if known is not None:
-            return Mass(known, 0.0)
+            return float(known), 0.0
         log_ratios, log_total = self._pool()
         log_mean = float(log_ratios.logsumexp(0)) - math.log(len(log_ratios))
         relative = float((log_ratios - log_mean).exp().std()) / math.sqrt(len(log_ratios))
@@ -79,7 +72,7 @@ class SurfaceSampler:
                 NumericalWarning,
                 stacklevel=4,
             )
-        return Mass(log_total + log_mean, relative)
+        return log_total + log_mean, relative
 
     def log_bound(self) -> float:
         """The greatest log-ratio, by a closed form or over the pool of directions."""
@@ -120,13 +113,6 @@ class SurfaceSampler:
                 stacklevel=4,
             )
         return torch.cat(accepted)[:num_samples]
-
-    def _known_mass(self) -> float | None:
-        closed = (
-            self._gauge.log_cone_mass if self._surface.measure == "cone" else self._gauge.log_area
-        )
-        known = closed(self._dim, self._level)
-        return None if known is None else float(known)
 
     def _pool(self) -> tuple[Tensor, float]:
         """Log-ratios (n,) of always the same directions, and the proposal's log-mass."""

@@ -14,8 +14,6 @@ from ..flows.surfaces.radial import FromContext, RadialSurface
 from .law import Law
 from .surface_sampling import SurfaceSampler
 
-__all__ = ["UniformOnSurface"]
-
 
 @final
 class UniformOnSurface(Law):
@@ -79,7 +77,6 @@ class UniformOnSurface(Law):
         super().__init__()
         self.surface = RadialSurface(gauge, level, measure, level_from_context, off_manifold)
         self.measure = measure
-        check_count(num_directions, "num_directions")
         self.dim = known_dimension(gauge, dim, least=2)
         self.shape = (self.dim,)
         self._is_homogeneous = isinstance(gauge, HomogeneousGauge)
@@ -114,7 +111,6 @@ class UniformOnSurface(Law):
         self, num_samples: int = 1, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Draw points (n, D) with their log-density (n,) in nats."""
-        check_count(num_samples, "num_samples")
         u = self._sampler().directions(num_samples, self._log_bound).to(self._like)
         with torch.no_grad():
             x = self.surface.decode(u, context)
@@ -146,7 +142,7 @@ class UniformOnSurface(Law):
 
     def _measure(self) -> None:
         sampler = self._sampler()
-        self.log_unit_mass, self.standard_error = sampler.mass()
+        self.log_unit_mass, self.standard_error = sampler.log_mass()
         self._log_bound = sampler.log_bound()
 
     def _sampler(self) -> SurfaceSampler:

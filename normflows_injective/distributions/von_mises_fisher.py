@@ -14,8 +14,6 @@ from ..errors import OptionError, ShapeError
 from ..modules.precision import factored_dtype
 from .spherical import SphericalLaw, check_sphere_dim, log_sphere_area
 
-__all__ = ["VonMisesFisher", "log_normaliser"]
-
 NODES = 129
 
 

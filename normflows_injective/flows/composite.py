@@ -19,8 +19,6 @@ from .stack import Passes, joint_decode, joint_decode_and_log_volume, joint_enco
 from .stacking import check_composite
 from .surfaces.surface import Surface, is_closed_form, surface_of
 
-__all__ = ["InjectiveComposite"]
-
 
 @final
 class InjectiveComposite(Injection):
@@ -122,16 +120,14 @@ class InjectiveComposite(Injection):
         if self.likelihood is None or not (self.training and torch.is_grad_enabled()):
             return super().inverse(x, context)
         with self.likelihood.training_loss(self):
-            terms = self.likelihood.terms(x, self._passes(context))
+            passes = Passes(
+                partial(self.encode, context=context),
+                partial(self.decode, context=context),
+                partial(self.decode_and_log_volume, context=context),
+            )
+            terms = self.likelihood.terms(x, passes)
             self.likelihood.watch(self, x, terms)
             return terms.z, -self.likelihood.loss(terms, torch.zeros_like(terms.volume))
-
-    def _passes(self, context: Tensor | None) -> Passes:
-        return Passes(
-            partial(self.encode, context=context),
-            partial(self.decode, context=context),
-            partial(self.decode_and_log_volume, context=context),
-        )
 
     def _check(self, batch: Tensor, context: Tensor | None) -> None:
         # A container of normflows may hand on a context that no layer in here takes.

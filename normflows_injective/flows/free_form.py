@@ -12,8 +12,6 @@ from ..host.context import context_arguments, needs_context, takes_context
 from .injection import Injection
 from .shapes import check_raises_dimension
 
-__all__ = ["FreeFormInjection"]
-
 Pair = tuple[nn.Module, nn.Module]
 _PAIR = (
     "Give two networks, FreeFormInjection(encoder, decoder), or a pair of them as the builders of "
@@ -119,5 +117,4 @@ def _event_shape(shape: Any, net: nn.Module, name: str) -> Sequence[int] | None:
     """A shape, or where it is None that of the input which a network declares, or None."""
     if shape is not None:
         return check_shape(shape, name)
-    declared: Sequence[int] | None = getattr(net, "input_shape", None)
-    return declared
+    return getattr(net, "input_shape", None)

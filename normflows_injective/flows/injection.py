@@ -15,8 +15,6 @@ from ..host.keywords import context_keyword
 from ..volume.log_volumes import DecodedVolume, decode_and_log_volume
 from .layer import Layer
 
-__all__ = ["Injection"]
-
 
 class Injection(Layer, ABC):
     r"""A map :math:`g: \mathbb R^d \to \mathbb R^D`, :math:`d < D`, with an encoder :math:`f`.

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from inspect import signature
 from typing import Any
 
 import normflows as nf
 from torch import Tensor
 
-from ..checks import check_event_shape, checks_arguments_of, looks_first
-
-__all__ = ["Layer"]
+from ..checks import check_event_shape, checks_arguments_of, looks_first, names_of
 
 # The methods whose first argument is checked, and the attribute with the event shape of that.
 _SHAPES = {
@@ -39,7 +36,7 @@ def _look_at_shape(method: Callable[..., Any], side: str) -> Callable[..., None]
     """The check that refuses a first argument whose event shape is not the layer's."""
     own, other = ("z", "x") if side == "latent_shape" else ("x", "z")
     # Some layers call the argument of inverse z, as those of normflows do.
-    names = signature(method).parameters
+    names = names_of(method)
     name = other if other in names and own not in names else own
 
     def look(layer: Layer, *args: Any, **kwargs: Any) -> None:

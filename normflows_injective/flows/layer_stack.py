@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import normflows as nf
@@ -25,8 +26,6 @@ from .stack import Stack, split
 from .stacking import check_composite
 from .surfaces.surface import is_closed_form
 
-__all__ = ["LayerStack", "flatten_events"]
-
 
 class LayerStack(nn.Module):
     """A stack as a module that meets first data, and knows the shapes of its ends.
@@ -37,7 +36,6 @@ class LayerStack(nn.Module):
     def __init__(self, flows: nf.flows.Flow | Iterable[nf.flows.Flow]) -> None:
         super().__init__()
         self._shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
-        self._latents: tuple[int, ...] | None = None
         self.flows = nn.ModuleList(_listed(flows))
         for flow in self.flows:
             refuse_stochastic(flow)
@@ -112,7 +110,7 @@ class LayerStack(nn.Module):
         """Shape (*batch, *event) of latents for data (*batch, *event')."""
         batch, event = _split_shape(shape, event_dim)
         if self.raises_dimension:
-            latent = self._latent_shape()
+            latent = self._latent_shape
             data = self._data_shape(latent)
             if data != event:
                 raise ShapeError(f"The layers lead to events of shape {data}, got {event}.")
@@ -129,17 +127,16 @@ class LayerStack(nn.Module):
             self._shapes[event] = self._tried(LayerStack.push, event)
         return self._shapes[event]
 
+    @cached_property
     def _latent_shape(self) -> tuple[int, ...]:
-        if self._latents is None:
-            first = self.composite[0]
-            declared = getattr(first, "latent_shape", None)
-            if declared is None:
-                raise ShapeError(
-                    f"{type(first).__name__} does not declare its latent_shape, so the shape of "
-                    "its latents is not known. Set the attribute latent_shape."
-                )
-            self._latents = self._tried(LayerStack._pull_latents, tuple(declared))
-        return self._latents
+        first = self.composite[0]
+        declared = getattr(first, "latent_shape", None)
+        if declared is None:
+            raise ShapeError(
+                f"{type(first).__name__} does not declare its latent_shape, so the shape of its "
+                "latents is not known. Set the attribute latent_shape."
+            )
+        return self._tried(LayerStack._pull_latents, tuple(declared))
 
     def _tried(self, method: Callable[..., Any], event: tuple[int, ...]) -> tuple[int, ...]:
         """Event shape that a method makes of another, found out by a copy of the layers."""
@@ -177,12 +174,9 @@ def _naming_one_way_layers() -> Iterator[None]:
 
 
 def flatten_events(
-    function: Callable[..., tuple[Tensor, Tensor]],
-    value: Tensor,
-    event_dim: int,
-    context: Tensor | None = None,
+    function: Callable[..., tuple[Tensor, Tensor]], value: Tensor, event_dim: int
 ) -> tuple[Tensor, Tensor]:
-    """Apply a map of batches (B, *event) with a context to a tensor of any batch shape.
+    """Apply a map of batches (B, *event), without a context, to a tensor of any batch shape.
 
     The map gives (B, *event') and (B,), and the results have shapes (*batch, *event') and
     (*batch).
@@ -194,7 +188,7 @@ def flatten_events(
         )
     batch_shape = value.shape[: value.dim() - event_dim]
     event_shape = value.shape[value.dim() - event_dim :]
-    mapped, log_det = function(value.reshape(-1, *event_shape), context)
+    mapped, log_det = function(value.reshape(-1, *event_shape), None)
     return mapped.view(*batch_shape, *mapped.shape[1:]), log_det.view(batch_shape)
 
 

@@ -11,8 +11,6 @@ from ..volume.log_volumes import DecodedVolume, matrix_log_volume
 from .injection import Injection
 from .shapes import check_raises_dimension
 
-__all__ = ["LinearInjection", "Pad"]
-
 
 @final
 class LinearInjection(Injection):

@@ -7,8 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["RememberedFactor", "orthogonal_factor", "reflected"]
-
 
 def orthogonal_factor(matrix: Tensor) -> Tensor:
     r"""The orthogonal factor :math:`Q` of :math:`A = QR`, unique by a positive diagonal of R."""

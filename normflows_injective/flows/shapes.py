@@ -11,8 +11,6 @@ from torch import Tensor
 from ..errors import NotInjectiveError, ShapeError
 from .layer import Layer
 
-__all__ = ["Reshape", "check_raises_dimension"]
-
 
 @final
 class Reshape(Layer):
@@ -32,6 +30,8 @@ class Reshape(Layer):
         (torch.Size([3, 1, 2, 2]), tensor([0., 0., 0.]))
     """
 
+    takes_context = False
+
     def __init__(self, latent_shape: Sequence[int], data_shape: Sequence[int]) -> None:
         super().__init__()
         if math.prod(latent_shape) != math.prod(data_shape):
@@ -49,11 +49,6 @@ class Reshape(Layer):
     def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Reshape data (B, *data_shape) to (B, *latent_shape), with log_det zero."""
         return x.reshape(x.shape[0], *self.latent_shape), x.new_zeros(x.shape[0])
-
-    @property
-    def takes_context(self) -> bool:
-        """False: the keyword is accepted, as by layers of normflows, and not used."""
-        return False
 
 
 def check_raises_dimension(

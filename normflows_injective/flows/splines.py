@@ -9,8 +9,6 @@ import torch
 from normflows.utils import splines
 from torch import Tensor, nn
 
-__all__ = ["UNIT_DERIVATIVE", "Bin", "bounded_spline"]
-
 # softplus of this, with the floor that normflows adds, is a derivative of one.
 UNIT_DERIVATIVE = math.log(math.expm1(1 - splines.DEFAULT_MIN_DERIVATIVE))
 

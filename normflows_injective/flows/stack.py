@@ -20,17 +20,6 @@ from ..volume.log_volumes import DecodedVolume, decode_and_log_volume
 from .injection import Injection
 from .surfaces.surface import SurfaceMap, is_closed_form
 
-__all__ = [
-    "Passes",
-    "Projection",
-    "Stack",
-    "joint_decode",
-    "joint_decode_and_log_volume",
-    "joint_encode",
-    "joint_encode_and_log_volume",
-    "split",
-]
-
 
 def joint_decode(flows: Flows, z: Tensor, context: Tensor | None = None) -> Tensor:
     """Send latents (B, *) through flows from the first to the last, without log-dets."""

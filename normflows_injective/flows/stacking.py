@@ -9,13 +9,12 @@ from torch import nn
 
 from ..errors import NotInjectiveError, UnsupportedLayerError
 from ..host.calls import Flows
-from ..host.context import built_for_context, context_keyword
+from ..host.context import built_for_context
+from ..host.keywords import context_keyword
 from ..host.refusals import refuse_one_way, refuse_unsupported
 from .injection import Injection
 from .surfaces.sphere import InChart
 from .surfaces.surface import SurfaceMap, is_closed_form
-
-__all__ = ["check_composite", "check_invertible", "check_surfaces"]
 
 # A codomain with the domains that it may serve as: the orthant is a part of the sphere.
 _PARTS = {"sphere": ("sphere",), "orthant": ("orthant", "sphere"), "surface": ("surface",)}

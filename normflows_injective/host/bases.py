@@ -11,8 +11,6 @@ from ..checks import check_event_shape
 from ..errors import ShapeError
 from .context import context_arguments
 
-__all__ = ["base_log_prob", "sample_base"]
-
 
 def sample_base(
     q0: Any, num_samples: int, context: Tensor | None, dtype: torch.dtype

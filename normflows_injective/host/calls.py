@@ -13,9 +13,6 @@ from ..errors import ShapeError
 from .context import context_arguments
 from .first_data import awaits_first_data
 
-__all__ = ["Flows", "OneWayLayerError", "call_layer", "summed_forward", "summed_inverse"]
-
-
 Flows = Sequence[nf.flows.Flow] | nn.ModuleList
 
 

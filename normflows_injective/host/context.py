@@ -16,27 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_finite
+from ..checks.tensors import check_type
 from ..errors import ContextError
-from .keywords import (
-    context_keyword,
-    methods_without_keyword,
-    names_context,
-    read_while_tracing,
-    requires_keyword,
-)
-
-__all__ = [
-    "built_for_context",
-    "check_context",
-    "context_rows",
-    "context_shape",
-    "context_keyword",
-    "expect_context",
-    "needs_context",
-    "read_while_tracing",
-    "takes_context",
-    "context_arguments",
-]
+from .keywords import context_keyword, methods_without_keyword, names_context, requires_keyword
 
 _BUILT_FOR_CONTEXT = ("context_features", "context_channels", "context_layer", "context_encoder")
 
@@ -94,11 +76,7 @@ def check_context(components: Iterable[Any], context: Tensor | None, length: int
             "A context came, but no base, flow or network of this model takes one: the answer "
             "would ignore it. Leave it out, or build the networks with context_dim=."
         )
-    if not isinstance(context, Tensor):
-        raise ContextError(
-            f"context must be a torch.Tensor, got {type(context).__name__}. Convert it with "
-            "torch.as_tensor."
-        )
+    check_type(context, "context")
     if context.dim() == 0 or context.shape[0] != length:
         raise ContextError(
             f"context must have one row per sample, {length} in all, got shape "

@@ -15,8 +15,6 @@ from ..modules.contents import modules_of
 from ..modules.copying import replicate, with_copies
 from .first_data import awaits_first_data
 
-__all__ = ["in_evaluation", "on_trial", "replica_of"]
-
 Module = TypeVar("Module", bound=nn.Module)
 Source = TypeVar("Source", bound=Callable[..., Any])
 

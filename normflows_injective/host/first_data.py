@@ -15,16 +15,6 @@ from torch import Tensor, nn
 from ..checks import is_readable
 from ..errors import ShapeError, UnsupportedLayerError
 
-__all__ = [
-    "FIRST_STATISTICS",
-    "awaits_first_data",
-    "expect_first_data",
-    "mark_initialised",
-    "must_initialise",
-    "refuse_single_sample",
-    "spread_of",
-]
-
 _FLAG = "data_dep_init_done"
 # Flags that were read and found set, with their versions.
 _INITIALISED: WeakKeyDictionary[nn.Module, tuple[Tensor, int]] = WeakKeyDictionary()

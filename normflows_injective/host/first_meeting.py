@@ -14,8 +14,6 @@ from ..modules.contents import modules_of
 from .copies import replica_of
 from .first_data import awaits_first_data, refuse_single_sample
 
-__all__ = ["give_first_data", "meet_first_data"]
-
 Source = TypeVar("Source", bound=Callable[..., Any])
 _WRITING = Lock()
 

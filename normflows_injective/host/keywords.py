@@ -11,14 +11,6 @@ import normflows as nf
 import torch
 from torch import nn
 
-__all__ = [
-    "context_keyword",
-    "methods_without_keyword",
-    "names_context",
-    "read_while_tracing",
-    "requires_keyword",
-]
-
 _KEYWORDS = ("context", "y")
 _METHODS = ("forward", "inverse", "log_prob")
 # Where torch and normflows raise NotImplementedError for what a class does not bring.
@@ -126,18 +118,15 @@ def _parameters(component: Any, method: str) -> Mapping[str, inspect.Parameter]:
 
 def _unwrapped(component: Any) -> Any:
     """The module that a wrapper of torch calls, whose signature the wrapper hides."""
+    wrappers = nn.parallel.DataParallel, nn.parallel.DistributedDataParallel
     while isinstance(component, nn.Module):
         # Compiled modules keep it under the first name, distributed ones under the second.
-        distributed = isinstance(component, _wrappers())
+        distributed = isinstance(component, wrappers)
         inner = getattr(component, "module" if distributed else "_orig_mod", None)
         if not isinstance(inner, nn.Module):
             break
         component = inner
     return component
-
-
-def _wrappers() -> tuple[type[nn.Module], ...]:
-    return nn.parallel.DataParallel, nn.parallel.DistributedDataParallel
 
 
 @cache

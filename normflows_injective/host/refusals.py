@@ -14,13 +14,6 @@ from torch.nn.modules.dropout import _DropoutNd
 from ..errors import UnsupportedLayerError
 from ..modules.contents import COMPILED, is_plain_layer
 
-__all__ = [
-    "STOCHASTIC",
-    "refuse_one_way",
-    "refuse_stochastic",
-    "refuse_unsupported",
-]
-
 # They draw random numbers at every call, and have a log-weight in place of a log-det.
 STOCHASTIC = (nf.flows.MetropolisHastings, nf.flows.HamiltonianMonteCarlo)
 
@@ -40,6 +33,11 @@ def _always(_: nn.Module) -> bool:
 def _drops(module: Any) -> bool:
     p = module.p if isinstance(module, _DropoutNd) else module.dropout
     return bool(module.training and p > 0)
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    compiled_in_place = getattr(module, "_compiled_call_impl", None) is not None
+    return type(module).__name__ == "OptimizedModule" or compiled_in_place
 
 
 # What makes a Jacobian of each sample, or its gradient, silently wrong.
@@ -86,13 +84,8 @@ _REFUSED = (
         lambda module: module.training,
         "in training mode draws another slope at every call. Use a fixed smooth activation.",
     ),
-    _Refusal((nn.Module,), lambda module: _is_compiled(module), COMPILED),
+    _Refusal((nn.Module,), _is_compiled, COMPILED),
 )
-
-
-def _is_compiled(module: nn.Module) -> bool:
-    compiled_in_place = getattr(module, "_compiled_call_impl", None) is not None
-    return type(module).__name__ == "OptimizedModule" or compiled_in_place
 
 
 def refuse_unsupported(modules: Iterable[nn.Module]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple, final
 
@@ -14,8 +13,6 @@ from ..errors import OptionError
 from ..flows.coupling.coupling import Coupling, coupling_sizes
 from ..flows.coupling.transforms import Affine
 from ..nets.mlp import SmoothMLP
-
-__all__ = ["ConditionalMoments", "MomentBlock", "Moments", "partial_step"]
 
 _NUM_KNOTS = 33
 # Normal score of the outermost knots, and the number of rows beyond them at least.
@@ -238,7 +235,7 @@ class _Step(nn.Module):
 
 def check_step_size(step_size: float) -> None:
     """Raise unless a step size lies in (0, 1]."""
-    if not (math.isfinite(step_size) and 0 < step_size <= 1):
+    if not 0 < step_size <= 1:
         raise OptionError(
             f"step_size must lie in (0, 1], 1 for a step that whitens, got {step_size!r}."
         )

@@ -19,17 +19,6 @@ from ..checks import (
 from ..errors import DtypeError, OptionError, ShapeError
 from .block import ConditionalMoments, Moments, partial_step
 
-__all__ = [
-    "MomentFit",
-    "MomentRegression",
-    "Rows",
-    "check_latents",
-    "check_regression",
-    "fit_moments",
-    "new_generator",
-    "step_gains",
-]
-
 _CHECKS = 20  # number of times that a fit looks at the validation rows
 _PATIENCE = 6  # number of looks without an improvement after which it stops
 # Added to the eigenvalues of the correlations of b. In many dimensions A F / 2N nats of noise
@@ -170,9 +159,9 @@ def fit_moments(
     return MomentFit(simple.moments, simple.moments, float(simple.gains.mean()), rejected)
 
 
-def new_generator(seed: int) -> torch.Generator:
-    """A generator of its own on the CPU, whatever the default device."""
-    return torch.Generator(device="cpu").manual_seed(seed)
+def new_generator() -> torch.Generator:
+    """A generator of its own of seed 0, on the CPU whatever the default device."""
+    return torch.Generator(device="cpu").manual_seed(0)
 
 
 def _gains(moments: Moments, a: Tensor, step_size: float) -> Tensor:
@@ -312,7 +301,7 @@ def check_regression(options: MomentRegression) -> MomentRegression:
 
 def check_latents(z: Tensor, least: int, name: str) -> None:
     """Raise unless z (N, D) is a finite matrix of enough rows and at least two columns."""
-    if isinstance(z, Tensor) and z.dim() != 2:
+    if z.dim() != 2:
         raise ShapeError(
             f"z must have shape (N, D), a row of D coordinates for each of N samples, got "
             f"{tuple(z.shape)}. Flatten images first; a single coordinate is not enough."

@@ -27,8 +27,6 @@ from .regression import (
     step_gains,
 )
 
-__all__ = ["LayerwiseFit", "LayerwiseHistory", "LayerwiseTrainer"]
-
 _LEAST_ROWS = 200
 
 
@@ -89,21 +87,6 @@ class LayerwiseFit(NamedTuple):
 
     flows: list[nf.flows.Flow]
     history: LayerwiseHistory
-
-
-class _Candidate(NamedTuple):
-    """A fit of moments after a rotation (D, D)."""
-
-    fit: MomentFit
-    rotation: Tensor
-
-
-class _Step(NamedTuple):
-    """A block with its rotation, and its gain on the held-out rows."""
-
-    flows: list[nf.flows.Flow]
-    gain: Tensor
-    standard_error: Tensor
 
 
 @final
@@ -172,7 +155,7 @@ class LayerwiseTrainer:
         # Small networks and ratios: later blocks can take the structure that a block leaves.
         small = MomentRegression((32,), 160, learning_rate=1e-2, max_log_ratio=2.0)
         self.regression = check_regression(small if regression is None else regression)
-        self.generator = new_generator(0) if generator is None else generator
+        self.generator = new_generator() if generator is None else generator
 
     def fit(self, x: Tensor, given: Sequence[nf.flows.Flow] = ()) -> LayerwiseFit:
         """Build a flow from data, or on top of another flow.
@@ -262,18 +245,16 @@ class LayerwiseTrainer:
         nothing = torch.full((), math.nan, dtype=split.train.dtype, device=split.train.device)
         refused, refused_error, failures = nothing, nothing, 0
         while len(gains) < self.max_layers and failures < self.patience:
-            step = self._step(split)
-            if self.stop_errors is not None and not step.gain > (
-                self.stop_errors * step.standard_error
-            ):
-                refused, refused_error = step.gain, step.standard_error
+            block, gain, error = self._step(split)
+            if self.stop_errors is not None and not gain > self.stop_errors * error:
+                refused, refused_error = gain, error
                 failures += 1
                 continue
             failures = 0
-            gains.append(step.gain)
-            errors.append(step.standard_error)
-            flows = [*step.flows, *flows]
-            split = _Split(*(joint_encode(step.flows, rows) for rows in split))
+            gains.append(gain)
+            errors.append(error)
+            flows = [*block, *flows]
+            split = _Split(*(joint_encode(block, rows) for rows in split))
         # A refusal before a later success tells nothing about the end.
         refused, refused_error = (refused, refused_error) if failures else (nothing, nothing)
         empty = split.train.new_zeros(0)
@@ -285,16 +266,19 @@ class LayerwiseTrainer:
         )
         return LayerwiseFit(flows, history)
 
-    def _step(self, split: _Split) -> _Step:
-        """The block after the best of some random rotations, by the validation rows."""
-        candidates = []
+    def _step(self, split: _Split) -> tuple[list[nf.flows.Flow], Tensor, Tensor]:
+        """The block after the best of some random rotations, by the validation rows.
+
+        It comes with its rotation, its gain on the held-out rows, and the standard error of that.
+        """
+        candidates: list[tuple[MomentFit, Tensor]] = []
         for _ in range(self.candidates):
             rotation = random_rotation(self.dim, self.generator).to(split.train)
             train = self._parts(split.train, rotation)
             validation = self._parts(split.validation, rotation)
             fit = fit_moments(train, validation, self.regression, self.generator, self.step_size)
-            candidates.append(_Candidate(fit, rotation))
-        fit, rotation = max(candidates, key=lambda candidate: candidate.fit.validation_gain)
+            candidates.append((fit, rotation))
+        fit, rotation = max(candidates, key=lambda candidate: candidate[0].validation_gain)
         held_out = self._parts(split.held_out, rotation)
         gains = step_gains(fit.moments, *held_out, self.step_size)
         # The identity gains zero without scatter, which would look like certainty.
@@ -305,7 +289,7 @@ class LayerwiseTrainer:
         moments = fit.moments.with_network(hidden, bound, self.generator)
         block = MomentBlock(self.dim, moments, self.step_size).to(split.train)
         layers: list[nf.flows.Flow] = [block, Rotation(rotation)]
-        return _Step(layers, gains.mean(), scatter / len(gains) ** 0.5)
+        return layers, gains.mean(), scatter / len(gains) ** 0.5
 
     def _parts(self, z: Tensor, rotation: Tensor) -> Rows:
         return Rows(*(z @ rotation.T).split(self._sizes, dim=1))

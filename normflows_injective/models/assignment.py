@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoints import load_checkpoint, save_checkpoint
-from ..checks import check_finite, check_loss, checks_arguments_of, lookup
+from ..checks import check_choice, check_finite, check_loss, checks_arguments_of, lookup
 from ..errors import UnsupportedModelError
 from ..flows.assignment.field import AssignmentField
 from ..flows.assignment.horizon import horizon_of
-from ..flows.assignment.integration import Rate, Times, check_solver, integrate
+from ..flows.assignment.integration import SOLVERS, Rate, Times, integrate
 from ..flows.assignment.layer import AssignmentLayer
 from ..flows.assignment.parametrisation import PARAMETRISATIONS
 from ..flows.assignment.paths import AssignmentPath, Horizon
@@ -22,8 +22,6 @@ from ..flows.assignment.simplices import Simplices
 from ..host.context import check_context
 from ..host.copies import in_evaluation
 from .assignment_likelihood import DIVERGED, DiscreteLogProb, importance_log_prob
-
-__all__ = ["AssignmentFlow"]
 
 
 @checks_arguments_of
@@ -209,7 +207,7 @@ class AssignmentFlow(nn.Module):
             NonFiniteError: If the field has diverged.
         """
         check_context([self.field], context, num_samples)
-        check_solver(solver)
+        check_choice(solver, SOLVERS, "solver")
         times, law = self.path.times(steps), reading_of(reading)
         field = in_evaluation(self.field)
         starts = self.path.draw_start(num_samples, self.field.like).split(max_rows)

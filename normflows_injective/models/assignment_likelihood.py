@@ -49,8 +49,6 @@ from ..flows.assignment.layer import AssignmentLayer
 from ..flows.assignment.readings import Reading
 from ..volume.probes import draw_probes
 
-__all__ = ["DIVERGED", "DiscreteLogProb", "importance_log_prob"]
-
 DIVERGED = "The network has diverged, or the steps are too long for it. Train at a lower rate."
 
 _LOG_TWO_PI = math.log(2 * math.pi)
@@ -77,8 +75,8 @@ class DiscreteLogProb(NamedTuple):
             plus the error of the solver's steps; infinite where there is no estimate. It means
             little where the effective sample size is a few draws.
         effective_sample_size: ESS of shape (B,), a share of the draws between 0 and 1. Where the
-        error of the steps is as large as that of fewer draws, it is the share of those. Before
-        that it is at least :math:`1 / M`, so with few draws it says little.
+            error of the steps is as large as that of fewer draws, it is the share of those. Before
+            that it is at least :math:`1 / M`, so with few draws it says little.
 
     References:
         Owen, Monte Carlo theory, methods and examples, chapter 9; the error of the steps is

@@ -21,8 +21,6 @@ from torch import Tensor, nn
 from ..checks import is_readable
 from ..errors import CollapseWarning, ScaleWarning, SmoothnessWarning
 
-__all__ = ["CollapseWatch", "warn_of_kinks", "warn_of_scales"]
-
 _WINDOW = 50
 # About what the loss of one direction of three gives, or as wide a scatter.
 _DEVIATION = 0.45
@@ -135,9 +133,6 @@ class CollapseWatch:
         is_steady = last.deviation > _STEADY * before[-2].deviation
         gets_worse = min(last.error, before[-1].error) > 1.5 * best
         return (has_learned and has_stalled and is_steady) or gets_worse
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> CollapseWatch:
-        return CollapseWatch(self.has_warned, self._has_begun)
 
     def __reduce__(self) -> tuple[type[CollapseWatch], tuple[bool, bool]]:
         return CollapseWatch, (self.has_warned, self._has_begun)

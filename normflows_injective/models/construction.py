@@ -31,8 +31,6 @@ from .parts import model_dtype
 from .surrogate_likelihood import SurrogateLikelihood
 from .training_term import TrainingTerm
 
-__all__ = ["StackShapes", "check_parts", "trial_pass"]
-
 LEARNED_BETA = 100.0
 
 
@@ -148,16 +146,16 @@ def _through(
     # Some layers of normflows shift their input in place.
     batch = batch.clone()
     for index in order:
-        where = f"flows[{index}] ({type(flows[index]).__name__})"
+        flow = flows[index]
+        where = f"flows[{index}] ({type(flow).__name__})"
         direction = "generative" if forward else "encoding"
         shape = tuple(batch.shape[1:]) if isinstance(batch, Tensor) else "a list"
         failure = f"{where}, given event shape {shape} in the {direction} direction, failed:"
         advice = "Check the shape of the base and of the layers around it."
         try:
-            batch = step([flows[index]], batch, context)
+            batch = step([flow], batch, context)
         except (ShapeError, NotInjectiveError) as error:
-            swapped = _swapped(flows[index], batch)
-            raise type(error)(f"{failure} {error} {advice}{swapped}") from error
+            raise type(error)(f"{failure} {error} {advice}{_swapped(flow, batch)}") from error
         except InjectiveFlowError:
             raise
         except NotImplementedError as error:
@@ -166,8 +164,7 @@ def _through(
                 "and inverse."
             ) from error
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
-            swapped = _swapped(flows[index], batch)
-            raise ShapeError(f"{failure} {error} {advice}{swapped}") from error
+            raise ShapeError(f"{failure} {error} {advice}{_swapped(flow, batch)}") from error
     return batch
 
 

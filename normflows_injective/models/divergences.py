@@ -15,8 +15,6 @@ from ..errors import OffManifoldError, OptionError, ShapeError
 from ..host.context import context_arguments
 from .parts import InjectiveModel
 
-__all__ = ["reverse_alpha_div", "reverse_kld"]
-
 
 def reverse_kld(
     model: InjectiveModel,
@@ -100,7 +98,13 @@ def _require_target(model: InjectiveModel, name: str) -> None:
             "If p is a density against the manifold's own measure, set p.on_manifold = True; to "
             "learn from data use forward_kld."
         )
-    _check_measures(model)
+    ours = getattr(model.composite[-1], "measure", "hausdorff")
+    theirs = getattr(model.p, "measure", ours)
+    if ours != theirs:
+        raise OffManifoldError(
+            f"The model is a density against the measure {ours!r} and p against {theirs!r}, so "
+            "their ratio means nothing. Build both with the same measure=."
+        )
 
 
 def _target_log_prob(model: InjectiveModel, x: Tensor, context: Tensor | None) -> Tensor:
@@ -112,16 +116,6 @@ def _target_log_prob(model: InjectiveModel, x: Tensor, context: Tensor | None) -
             f"{tuple(log_p.shape)}."
         )
     return log_p
-
-
-def _check_measures(model: InjectiveModel) -> None:
-    ours = getattr(model.composite[-1], "measure", "hausdorff")
-    theirs = getattr(model.p, "measure", ours)
-    if ours != theirs:
-        raise OffManifoldError(
-            f"The model is a density against the measure {ours!r} and p against {theirs!r}, so "
-            "their ratio means nothing. Build both with the same measure=."
-        )
 
 
 def _sample_for_gradient(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..autodiff.products import Map
+from ..autodiff.recording import Map
 from ..checks import check_event_shape, check_not_negative, checks_arguments_of
 from ..errors import OptionError, ShapeError
 from ..flows.stack import Passes
@@ -15,8 +15,6 @@ from ..volume.log_volumes import DecodedVolume
 from ..volume.reconstruction import squared_error
 from .loss_terms import SurrogateTerms, check_log_prob
 from .training_term import TrainingTerm
-
-__all__ = ["ExactLikelihood"]
 
 
 @checks_arguments_of
@@ -92,8 +90,7 @@ class ExactLikelihood(TrainingTerm):
 
     def terms(self, x: Tensor, passes: Passes, prior: Tensor | None = None) -> SurrogateTerms:
         """The terms at data (B, *), by :meth:`forward`."""
-        terms: SurrogateTerms = self(x, passes.encode, passes.decode_and_log_volume)
-        return terms
+        return self(x, passes.encode, passes.decode_and_log_volume)
 
     def loss(self, terms: SurrogateTerms, log_prob: Tensor) -> Tensor:
         r"""Loss per sample, shape :math:`(B,)`, from the terms and :math:`\log p_Z` in nats."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..autodiff.settings import as_written
 from ..checkpoints import load_checkpoint, save_checkpoint
-from ..checks import check_batch, check_count, check_event_shape, checks_arguments_of
+from ..checks import check_batch, check_event_shape, checks_arguments_of
 from ..errors import ContextError
 from ..host.bases import base_log_prob, sample_base
 from ..host.context import check_context, takes_context
@@ -26,8 +26,6 @@ from . import losses as training_loss
 from .construction import check_parts, trial_pass
 from .loss_terms import LossTerms
 from .parts import Parts, dtype_of, look_into, model_dtype, stack_of
-
-__all__ = ["InjectiveNormalizingFlow"]
 
 
 @checks_arguments_of
@@ -188,7 +186,6 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
         Returns:
             Samples :math:`(n, *)`, and their log-density :math:`(n,)` in nats or None.
         """
-        check_count(num_samples, "num_samples")
         self._check_call(context, num_samples)
         dtype = model_dtype(self.q0, self.flows)
         z, log_q = sample_base(self.q0, num_samples, context, dtype)

@@ -13,8 +13,6 @@ from ..errors import OptionError, UnsupportedLayerError
 from ..host.first_data import awaits_first_data
 from .assignment import AssignmentFlow
 
-__all__ = ["ForwardKLD"]
-
 
 @checks_arguments_of
 @final
@@ -104,10 +102,9 @@ class ForwardKLD(nn.Module):
 def _refuse_cold_layers(model: nn.Module) -> None:
     """Raise if a layer would initialise itself differently in every process.
 
-    The ActNorm of normflows replaces the storage of its parameters. Under DistributedDataParallel,
-    every
-    process would keep those of its own share for good; under FSDP they are lost with the gathered
-    parameters, while the layer believes to be initialised.
+    The ActNorm of normflows replaces the storage of its parameters. Under
+    DistributedDataParallel, every process would keep those of its own share for good; under FSDP
+    they are lost with the gathered parameters, while the layer believes to be initialised.
     """
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return

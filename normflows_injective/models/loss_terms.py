@@ -10,8 +10,6 @@ from torch import Tensor
 from ..checks import is_readable
 from ..errors import DtypeError, NonFiniteError, OptionError, ShapeError
 
-__all__ = ["LossTerms", "SurrogateTerms", "check_log_prob", "mean_loss"]
-
 
 class SurrogateTerms(NamedTuple):
     r"""The terms that one pass of the training term gives, per sample.

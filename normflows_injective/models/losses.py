@@ -20,8 +20,6 @@ from ..volume.reconstruction import squared_error
 from .loss_terms import LossTerms, mean_loss
 from .parts import InjectiveModel, Parts, look_into, model_dtype, stack_of
 
-__all__ = ["first_loss", "first_pass", "forward_kld", "loss_terms", "prior_samples"]
-
 
 def forward_kld(
     model: InjectiveModel,

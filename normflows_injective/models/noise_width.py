@@ -25,14 +25,6 @@ from torch import Tensor, nn
 from ..errors import CollapseWarning, ShapeError
 from ..modules.precision import as_factored
 
-__all__ = [
-    "collapse_ratio",
-    "enough_rows",
-    "smallest_deviation",
-    "warn_of_collapse",
-    "warn_once_of_collapse",
-]
-
 SAFE, LIMIT = 0.25, 0.5
 _CHECKED: WeakSet[nn.Module] = WeakSet()
 

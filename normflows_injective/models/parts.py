@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from ..flows.stack import Stack
 from ..modules.contents import Contents, contents_of, modules_of
 
-__all__ = ["InjectiveModel", "Parts", "dtype_of", "look_into", "model_dtype", "stack_of"]
-
 
 class InjectiveModel(Protocol):
     """The parts of an injective flow, and its two answers, from which losses are made."""

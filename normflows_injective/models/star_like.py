@@ -21,8 +21,6 @@ from ..flows.surfaces.sphere import InChart, SphereChart, SphereLinear
 from ..flows.surfaces.sphere_coordinates import COORDINATES
 from .injective import InjectiveNormalizingFlow
 
-__all__ = ["star_like_flow"]
-
 
 @checks_arguments
 def star_like_flow(

@@ -30,8 +30,6 @@ from ..checks import check_count
 from ..errors import OptionError
 from ..modules.contents import modules_of
 
-__all__ = ["StepCounter", "check_window", "trainable"]
-
 _SAMPLE = 8
 _IS_META = attrgetter("is_meta")
 _IS_WRAPPED: Callable[[Tensor], bool] = _functorch.is_functorch_wrapped_tensor
@@ -130,9 +128,6 @@ class StepCounter:
             value = known.value + number if isinstance(number, bool) else known.value
             self._mirror = _Mirror(step, _version(step), value, known.exact and is_read)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> StepCounter:
-        return StepCounter(self.by_hand)
-
     def __reduce__(self) -> tuple[type[StepCounter], tuple[bool]]:
         return StepCounter, (self.by_hand,)
 
@@ -154,8 +149,9 @@ class _Closures:
     def begin(self) -> bool | None:
         """Whether a loss within an optimiser's step begins one; None if it is outside."""
         self._current = optimizer = _running_optimizer()
-        if self._running is not None and not self._running.is_step_of(optimizer):
-            self._running.forget()
+        running = self._running
+        if running is not None and (running.ended or running.optimizer() is not optimizer):
+            running.hook.remove()
             self._running = None
         if optimizer is None:
             return None
@@ -167,26 +163,18 @@ class _Closures:
         optimizer, self._current = self._current, None
         self._last_was_within = optimizer is not None
         if optimizer is not None and self._running is None:
-            self._running = _Running(optimizer)
+            # The hook holds nothing but this list.
+            ended: list[bool] = []
+            hook = optimizer.register_step_post_hook(lambda *_: ended.append(True))
+            self._running = _Running(weakref.ref(optimizer), hook, ended)
 
 
-class _Running:
-    """One call of ``Optimizer.step``, which tells by a hook when it is over."""
+class _Running(NamedTuple):
+    """One call of ``Optimizer.step``, and a hook that tells when it is over."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self._optimizer = weakref.ref(optimizer)
-        # The hook holds nothing but this list.
-        self._ended: list[bool] = []
-        ended = self._ended
-        self._handle = optimizer.register_step_post_hook(lambda *_: ended.append(True))
-
-    def is_step_of(self, optimizer: torch.optim.Optimizer | None) -> bool:
-        """Whether an optimiser that runs now is still in that call."""
-        return optimizer is not None and self._optimizer() is optimizer and not self._ended
-
-    def forget(self) -> None:
-        """Take the hook off."""
-        self._handle.remove()
+    optimizer: weakref.ref[torch.optim.Optimizer]
+    hook: Any
+    ended: list[bool]
 
 
 def _running_optimizer() -> torch.optim.Optimizer | None:

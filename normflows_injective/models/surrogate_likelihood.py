@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..autodiff.products import Map
+from ..autodiff.recording import Map
 from ..checks import (
     RenamedAttribute,
     check_choice,
@@ -22,17 +22,15 @@ from ..checks import (
 )
 from ..errors import OptionError
 from ..flows.stack import Passes
-from ..host.context import read_while_tracing
+from ..host.keywords import read_while_tracing
 from ..volume.compiled import CompiledSurrogate, check_compilable
 from ..volume.estimators import EncoderSurrogate, NoVolume, OnManifoldSurrogate, estimator_from
 from ..volume.probes import PROBES, draw_probes
 from ..volume.surrogate import DrawProbes, Estimator, SurrogateAndErrors, with_errors
 from .collapse import CollapseWatch
-from .loss_terms import LossTerms, SurrogateTerms, check_log_prob
+from .loss_terms import SurrogateTerms, check_log_prob
 from .steps import StepCounter, check_window, trainable
 from .training_term import TrainingTerm
-
-__all__ = ["LossTerms", "SurrogateLikelihood", "SurrogateTerms"]
 
 _BETA_ADVICE = "Give a number, for instance 10.0; without a reconstruction the manifold collapses."
 
@@ -155,8 +153,7 @@ class SurrogateLikelihood(TrainingTerm):
 
     def terms(self, x: Tensor, passes: Passes, prior: Tensor | None = None) -> SurrogateTerms:
         """The terms at data (B, *), by :meth:`forward`."""
-        terms: SurrogateTerms = self(x, passes.encode, passes.decode, prior)
-        return terms
+        return self(x, passes.encode, passes.decode, prior)
 
     def check_stack(self, starts_with_chart: bool) -> None:
         """Refuse layers that start with a chart."""

@@ -12,8 +12,6 @@ from ..checks import checks_arguments_of
 from ..flows.stack import Passes
 from .loss_terms import SurrogateTerms
 
-__all__ = ["TrainingTerm"]
-
 
 @checks_arguments_of
 class TrainingTerm(nn.Module, ABC):

@@ -24,15 +24,6 @@ from ..volume.probes import draw_probes
 from ..volume.surrogate import Estimator
 from .surrogate_likelihood import SurrogateLikelihood
 
-__all__ = [
-    "VOLUMES",
-    "CorrectedSurrogate",
-    "ExactVolume",
-    "VolumeRule",
-    "volume_rule",
-]
-
-VOLUMES = ("auto", "exact", "surrogate")
 # Up to here the exact volume costs little more than a surrogate whose value is exact.
 _CHEAP_DIMENSION = 16
 
@@ -40,7 +31,8 @@ _CHEAP_DIMENSION = 16
 class VolumeRule(ABC):
     """A rule by which the log-volume at the projection of a value is differentiated.
 
-    ``collapses`` tells whether its gradient shrinks a manifold in wide noise, see ``collapse.py``.
+    ``collapses`` tells whether its gradient shrinks a manifold in wide noise: see
+    ``noise_width.py``.
     """
 
     collapses: bool = True
@@ -49,9 +41,9 @@ class VolumeRule(ABC):
     def project(self, stack: LayerStack, x: Tensor, context: Tensor | None) -> Projection:
         """Project values (B, *) with a context of as many rows."""
 
-    @abstractmethod
     def for_draws(self) -> VolumeRule:
-        """The rule for values that the distribution drew itself."""
+        """The rule for values that the distribution drew itself, by default the exact volume."""
+        return ExactVolume()
 
 
 @final
@@ -61,10 +53,6 @@ class ExactVolume(VolumeRule):
     def project(self, stack: LayerStack, x: Tensor, context: Tensor | None) -> Projection:
         """Encode, and decode with the log-volume."""
         return stack.parts.project_with_log_volume(x, context)
-
-    def for_draws(self) -> VolumeRule:
-        """The rule itself, which serves draws as well."""
-        return self
 
 
 @final
@@ -115,15 +103,15 @@ class CorrectedSurrogate(VolumeRule):
                 "trains the encoder's derivative across it, and the surrogate's gradient is "
                 "silently wrong. Use volume='exact' or 'auto' there."
             )
-        return ExactVolume()
+        return super().for_draws()
 
 
 def volume_rule(volume: str, stack: LayerStack, latent_dim: int, likelihood: Any) -> VolumeRule:
-    """The rule named in VOLUMES, for a stack with a number of latent dimensions.
+    """The rule of a name, for a stack with a number of latent dimensions.
 
     The surrogate is that of the model's training term, if it has one.
     """
-    check_choice(volume, VOLUMES, "volume")
+    check_choice(volume, ("auto", "exact", "surrogate"), "volume")
     if volume == "surrogate" and stack.is_closed_form:
         raise OptionError(
             "volume='surrogate' needs an encoder that is a pseudo-inverse of the decoder, which "

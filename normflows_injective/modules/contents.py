@@ -12,21 +12,6 @@ from torch import nn
 
 from ..errors import UnsupportedLayerError
 
-__all__ = [
-    "COMPILED",
-    "Contents",
-    "Opened",
-    "closed_over",
-    "contents_of",
-    "globals_named_in",
-    "holds_script",
-    "is_filled",
-    "is_plain_layer",
-    "modules_held_by",
-    "modules_of",
-]
-
-
 # Layers that call no argument of theirs, and whose derivatives are right.
 _PLAIN: frozenset[type] = frozenset(
     {

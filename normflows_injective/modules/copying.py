@@ -15,8 +15,6 @@ from torch import Tensor, nn
 
 from .contents import closed_over, contents_of, globals_named_in, is_filled, modules_held_by
 
-__all__ = ["Choice", "replicate", "with_copies"]
-
 # The tensor that a copy of a module holds, by the module and the tensor that it stands for.
 Choice = Callable[[nn.Module, Tensor], Tensor]
 

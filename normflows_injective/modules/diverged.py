@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from ..checks import is_readable
 from ..errors import NonFiniteError
 
-__all__ = ["check_results", "names_diverged"]
-
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
@@ -40,9 +38,12 @@ def names_diverged(method: Callable[Arguments, Result]) -> Callable[Arguments, R
 def check_results(module: nn.Module, results: Iterable[object]) -> None:
     """Raise if results of a module are NaN, or infinite by one of its parameters."""
     # Densities may be zero, so that infinities of a module with finite parameters pass. It costs
-    # one look at values where all is well; parameters are searched only where it is not.
+    # one look at values, which waits for the device, where all is well; parameters are searched
+    # only where it is not.
     tensors = [r for r in results if isinstance(r, Tensor) and r.is_floating_point()]
-    if not is_readable(*tensors) or _all_finite(tensors):
+    if not tensors or not is_readable(*tensors):
+        return
+    if bool(torch.stack([torch.isfinite(tensor.detach()).all() for tensor in tensors]).all()):
         return
     for name, parameter in module.named_parameters():
         _refuse(f"The parameter {name}", ~torch.isfinite(parameter), "NaN or infinite", _REMEDY)
@@ -57,12 +58,6 @@ def check_results(module: nn.Module, results: Iterable[object]) -> None:
             "The parameters are finite: the arguments lie outside the domain of a layer, or are "
             "so large that it overflows.",
         )
-
-
-def _all_finite(tensors: Iterable[Tensor]) -> bool:
-    # By one look at values, which waits for the device.
-    finite = [torch.isfinite(tensor.detach()).all() for tensor in tensors]
-    return not finite or bool(torch.stack(finite).all())
 
 
 def _refuse(name: str, bad: Tensor, kind: str, advice: str) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["as_factored", "factored_dtype"]
-
 # Kinds of devices.
 WITHOUT_FLOAT64 = frozenset({"mps"})
 

@@ -8,8 +8,6 @@ import torch
 from torch import Generator, Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["OwnRandomNumbers"]
-
 _ATEN = torch.ops.aten
 
 

@@ -13,8 +13,6 @@ from ..checks import check_counts, check_shape
 from ..errors import OptionError
 from .joining import ContextNetwork
 
-__all__ = ["ConvDecoder", "ConvEncoder"]
-
 
 @final
 class ConvEncoder(ContextNetwork):
@@ -96,15 +94,11 @@ class ConvDecoder(ContextNetwork):
         sizes = _halvings(image_shape, len(channels))[::-1]
         widths = [*reversed(channels), image_shape[0]]
         layers: list[nn.Module] = [nn.Unflatten(1, (widths[0], *sizes[0]))]
-        for stage in range(len(channels)):
+        for (fan_in, fan_out), (half, full) in zip(pairwise(widths), pairwise(sizes), strict=True):
             # An odd size lost its last row when it was halved; output_padding puts it back.
-            (height, width), (half_height, half_width) = sizes[stage + 1], sizes[stage]
-            padding = (height - 2 * half_height, width - 2 * half_width)
-            layers += [
-                _group_norm(widths[stage]),
-                nn.SiLU(),
-                nn.ConvTranspose2d(widths[stage], widths[stage + 1], 4, 2, 1, padding),
-            ]
+            padding = (full[0] - 2 * half[0], full[1] - 2 * half[1])
+            up = nn.ConvTranspose2d(fan_in, fan_out, 4, 2, 1, padding)
+            layers += [_group_norm(fan_in), nn.SiLU(), up]
         self.input = nn.Linear(latent_dim + context_dim, widths[0] * math.prod(sizes[0]))
         self.stages = nn.Sequential(*layers)
 

@@ -9,8 +9,6 @@ from ..checks import checks_arguments_of, is_readable
 from ..errors import ShapeError
 from ..host.context import expect_context
 
-__all__ = ["ContextNetwork"]
-
 
 @checks_arguments_of
 class ContextNetwork(nn.Module):

@@ -12,8 +12,6 @@ from ..checks import check_count
 from ..errors import OptionError
 from .joining import ContextNetwork
 
-__all__ = ["ResidualMLP", "SmoothMLP"]
-
 Activation = Callable[[], nn.Module]
 
 
@@ -47,7 +45,12 @@ class SmoothMLP(ContextNetwork):
         context_dim: int = 0,
         activation: Activation = nn.SiLU,
     ) -> None:
-        _check_inputs(in_features, context_dim)
+        # A coupling of one coordinate has no input and sees the context alone.
+        if in_features + context_dim == 0:
+            raise OptionError(
+                "in_features must be a positive integer without a context, got 0. Give the width "
+                "of the input."
+            )
         super().__init__((in_features,), context_dim)
         self.in_features, self.out_features = in_features, out_features
         self.hidden = tuple(hidden)
@@ -118,15 +121,6 @@ class ResidualMLP(ContextNetwork):
             h = h + block(self.join(h, context))
         out: Tensor = self.output(h)
         return out
-
-
-def _check_inputs(in_features: int, context_dim: int) -> None:
-    """Raise if there is no input; a coupling of one coordinate sees the context alone."""
-    if in_features + context_dim == 0:
-        raise OptionError(
-            "in_features must be a positive integer without a context, got 0. Give the width of "
-            "the input."
-        )
 
 
 def _perceptron(widths: Sequence[int], activation: Activation) -> nn.Sequential:

@@ -11,8 +11,6 @@ from ..checks import checks_arguments
 from .conv import ConvDecoder, ConvEncoder
 from .mlp import ResidualMLP, SmoothMLP
 
-__all__ = ["Autoencoder", "conv_autoencoder", "mlp_autoencoder", "residual_autoencoder"]
-
 
 class Autoencoder(NamedTuple):
     """An encoder of data (B, D) or images to latents (B, d), and a decoder back.

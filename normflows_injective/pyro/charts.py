@@ -19,12 +19,9 @@ from .flow_transform import FlowTransform
 from .supports.boxes import Box, BoxTransform, PushedBox, Scalars
 from .supports.surfaces import ImageConstraint, StarLikeConstraint
 
-__all__: list[str] = []
-
 
 def _to_surface(constraint: StarLikeConstraint) -> Transform:
-    transform: FlowTransform = FlowTransform(constraint.chart(), cache_size=0)
-    return in_evaluation(transform)
+    return in_evaluation(FlowTransform(constraint.chart(), cache_size=0))
 
 
 def _to_image(constraint: ImageConstraint) -> Transform:
@@ -35,8 +32,7 @@ def _to_image(constraint: ImageConstraint) -> Transform:
             "it by themselves. Sample the latents instead: z ~ Normal, x = decoder(z), which "
             "needs no density of x."
         )
-    transform: FlowTransform = FlowTransform(list(stack.flows), cache_size=0)
-    return transform
+    return FlowTransform(list(stack.flows), cache_size=0)
 
 
 def _to_box(constraint: Box) -> Transform:
@@ -44,9 +40,7 @@ def _to_box(constraint: Box) -> Transform:
 
 
 def _to_pushed_box(constraint: PushedBox) -> Transform:
-    layers: Transform = FlowTransform(
-        constraint.layers, event_dim=constraint.event_dim, cache_size=0
-    )
+    layers = FlowTransform(constraint.layers, event_dim=constraint.event_dim, cache_size=0)
     return ComposeTransform([biject_to(constraint.box), layers])
 
 

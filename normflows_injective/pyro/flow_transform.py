@@ -19,9 +19,7 @@ from ..flows.layer_stack import LayerStack, flatten_events
 from ..host.context import needs_context
 from .memory.buffers import make_contiguous, watch_buffers
 from .supports.boxes import bounded_domain
-from .supports.support import given_support, support_of
-
-__all__ = ["FlowTransform"]
+from .supports.support import given_support, support_of, whole_space
 
 
 @final
@@ -84,8 +82,7 @@ class FlowTransform(TransformModule):
         make_contiguous(self.stack)
         _check_without_context(self.stack)
         self._events = event_dim
-        real = constraints.independent(constraints.real, event_dim)
-        self.domain = bounded_domain(self.stack, event_dim) or real
+        self.domain = bounded_domain(self.stack, event_dim) or whole_space(event_dim)
         self.codomain = (
             support_of(self.stack, event_dim)
             if codomain is None

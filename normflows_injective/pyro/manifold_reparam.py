@@ -12,8 +12,6 @@ from torch.distributions import Transform, constraints
 
 from ..errors import OptionError, UnsupportedModelError
 
-__all__ = ["ManifoldReparam"]
-
 
 @final
 class ManifoldReparam(Reparam):

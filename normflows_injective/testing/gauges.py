@@ -16,8 +16,6 @@ from ..flows.surfaces.radial import RadialSurface
 from ..flows.surfaces.sphere import SphereChart
 from .oracles import dense_jacobian, require, require_close
 
-__all__ = ["GAUGE_CHECKS", "GaugeCase", "check_gauge"]
-
 
 class GaugeCase(NamedTuple):
     r"""A gauge in float64, and arguments with which its contract is checked.

@@ -12,8 +12,6 @@ from torch import nn
 from ..errors import ShapeError
 from .oracles import require, require_close
 
-__all__ = ["LAW_CHECKS", "LawCase", "check_law"]
-
 
 class LawCase(NamedTuple):
     """A law, and the number of samples with which its contract is checked."""

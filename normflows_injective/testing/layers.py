@@ -15,8 +15,6 @@ from ..errors import ContextError, ShapeError
 from ..flows.injection import Injection
 from .oracles import dense_log_volume, require, require_close
 
-__all__ = ["LAYER_CHECKS", "LayerCase", "check_layer"]
-
 
 class LayerCase(NamedTuple):
     r"""A layer, and arguments with which its contract is checked.
@@ -166,8 +164,7 @@ def check_forward_mode(case: LayerCase) -> None:
     is_injection = isinstance(layer, Injection)
 
     def decode(z: Tensor) -> Tensor:
-        x: Tensor = layer.decode(z, case.context) if is_injection else case.forward(z)[0]
-        return x
+        return layer.decode(z, case.context) if is_injection else case.forward(z)[0]
 
     jvp: Any = torch.func.jvp
     tangent = torch.randn_like(case.z)

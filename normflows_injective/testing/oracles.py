@@ -7,8 +7,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["dense_jacobian", "dense_log_volume", "require", "require_close"]
-
 
 def dense_jacobian(function: Callable[[Tensor], Tensor], point: Tensor) -> Tensor:
     r"""Jacobians of a batched map, one sample and one reverse pass at a time.

@@ -29,8 +29,6 @@ from torch import Tensor
 
 from ..modules.precision import factored_dtype
 
-__all__ = ["Bidiagonal", "bidiagonalise", "gauss_rule"]
-
 Product = Callable[[Tensor], Tensor]
 
 

@@ -15,9 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..autodiff.products import Map
 from ..autodiff.proven import is_ours, nodes_of
-from ..autodiff.recording import inner
+from ..autodiff.recording import Map, inner
 from ..autodiff.settings import differentiable_attention
 from ..autodiff.tangents import SkipZeroProducts
 from ..autodiff.transforms import Function, in_forward_mode
@@ -29,8 +28,6 @@ from ..host.refusals import refuse_unsupported
 from ..modules.contents import modules_of
 from .estimators import EncoderSurrogate
 from .surrogate import DrawProbes, Estimator, Surrogate, SurrogateAndErrors, lifted, with_errors
-
-__all__ = ["CompiledSurrogate", "check_compilable"]
 
 # Every batch size is compiled for itself, because forward mode does not know symbolic sizes.
 _MOST_SHAPES = 8
@@ -142,8 +139,13 @@ def _surrogate_and_errors(
     # Copies go in, because some layers shift their input in place.
     z, vjp_of_encoder = vjp(lambda point: encode(point.clone()), x)
 
+    def decoded(point: Tensor) -> Tensor:
+        with _Traceable():
+            return decode(point.clone())
+
     def decode_along(tangent: Tensor) -> tuple[Tensor, Tensor]:
-        return _decode_and_jvp(decode, z, tangent)
+        result: Any = torch.func.jvp(decoded, (z,), (tangent,), strict=True)
+        return result[0], result[1]
 
     if len(probes) == 1:
         reconstruction, jvps = decode_along(probes[0])
@@ -156,15 +158,6 @@ def _surrogate_and_errors(
         volume = -inner(vjps, jvps.detach()).mean(0)
     surrogate = Surrogate(lifted(z, x), reconstruction, volume)
     return with_errors(surrogate, x, encode, decode, prior)
-
-
-def _decode_and_jvp(decode: Map, z: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor]:
-    def covered(point: Tensor) -> Tensor:
-        with _Traceable():
-            return decode(point.clone())
-
-    result: Any = torch.func.jvp(covered, (z,), (tangent,), strict=True)
-    return result[0], result[1]
 
 
 class _Traceable(SkipZeroProducts):

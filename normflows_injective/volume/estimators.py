@@ -13,37 +13,23 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from ..autodiff.products import Map, vjp
-from ..autodiff.recording import Recorded, inner, point_at, record, record_first_layers
-from ..checks import check_count, check_flag, check_positive, describe
-from ..errors import NumericalWarning, OptionError
+from ..autodiff.products import jvp, vjp
+from ..autodiff.recording import Map, Recorded, inner, point_at, record, record_first_layers
+from ..checks import check_count, check_flag, check_positive, lookup
+from ..errors import NumericalWarning
 from .normal_equations import conjugate_gradient
 from .surrogate import (
     Estimator,
     Surrogate,
+    checked,
     decode_and_jvp,
-    decode_checked,
-    decode_recorded,
-    jvp_without_graph,
     mean_inner,
     mean_over_probes,
 )
-
-__all__ = [
-    "ESTIMATORS",
-    "Conditional",
-    "ConjugateGradient",
-    "DecoderSurrogate",
-    "EncoderSurrogate",
-    "NoVolume",
-    "OnManifoldSurrogate",
-    "estimator_from",
-]
 
 
 @dataclass(frozen=True)
@@ -91,7 +77,7 @@ class DecoderSurrogate(Estimator):
     def _surrogate(self, encoded: Recorded, encode: Map, decode: Map, probes: Tensor) -> Surrogate:
         z, x = encoded.value, encoded.point
         vjps = encoded.vjp(probes, create_graph=False).detach()
-        reconstruction = decode_recorded(decode, z, x)
+        reconstruction = checked(record(decode, z).value, x)
         vjps_of_both = vjp(reconstruction, z, vjps, create_graph=True)
         return Surrogate(z, reconstruction, mean_inner(vjps_of_both, probes))
 
@@ -185,8 +171,11 @@ class ConjugateGradient(Estimator):
 
     def _surrogate(self, encoded: Recorded, encode: Map, decode: Map, probes: Tensor) -> Surrogate:
         z, x = encoded.value, encoded.point
-        reconstruction = decode_recorded(decode, z, x)
-        product = partial(jvp_without_graph, decode, z.detach())
+        reconstruction = checked(record(decode, z).value, x)
+
+        def product(p: Tensor) -> Tensor:
+            with torch.no_grad():
+                return jvp(decode, z.detach(), p.to(z.dtype))[1]
 
         def gram(p: Tensor) -> Tensor:
             return vjp(reconstruction, z, product(p), create_graph=False).detach().to(p.dtype)
@@ -213,7 +202,7 @@ class NoVolume(Estimator):
 
     def _surrogate(self, encoded: Recorded, encode: Map, decode: Map, probes: Tensor) -> Surrogate:
         z, x = encoded.value, encoded.point
-        return Surrogate(z, decode_checked(decode, z, x), x.new_zeros(len(z)))
+        return Surrogate(z, checked(decode(z.clone()), x), x.new_zeros(len(z)))
 
 
 def _warn_if_unsolved(residual: Tensor) -> None:
@@ -243,9 +232,4 @@ def estimator_from(estimator: str | Estimator) -> Estimator:
     """An estimator by its name in ``ESTIMATORS``, or as it is."""
     if isinstance(estimator, Estimator):
         return estimator
-    if not (isinstance(estimator, str) and estimator in ESTIMATORS):
-        raise OptionError(
-            f"estimator must be an Estimator or one of {', '.join(ESTIMATORS)}, got "
-            f"{describe(estimator)}."
-        )
-    return ESTIMATORS[estimator]
+    return lookup(estimator, ESTIMATORS, "estimator", "an Estimator or one of {}")

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..autodiff.jacobians import TooLarge, basis_of, jacobian_by_reverse, jacobian_without_graph
-from ..autodiff.products import Map, event_rows
+from ..autodiff.products import event_rows
+from ..autodiff.recording import Map
 from ..autodiff.reverse import Reverse, reverse
 from ..autodiff.transforms import in_forward_mode, open_transforms, refuse_nested, refuse_tangents
 from ..errors import ContextError, OptionError, ShapeError
@@ -21,8 +22,6 @@ from ..host.refusals import refuse_unsupported
 from ..modules.contents import modules_of
 from ..modules.precision import factored_dtype
 from .factoring import factor
-
-__all__ = ["ExactVolume", "exact_volume"]
 
 _JACOBIAN_BYTES = 2**25
 # The Jacobians as computed, in the dtype of the factorisation, and the two factors.

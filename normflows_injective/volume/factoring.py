@@ -13,13 +13,6 @@ from ..checks import is_readable, level_of_caller
 from ..errors import NotInjectiveError, NumericalWarning
 from ..modules.precision import as_factored
 
-__all__ = [
-    "Factors",
-    "factor",
-    "refuse_lower_dimension",
-    "warn_if_deficient",
-]
-
 
 def refuse_lower_dimension(latent_dim: int, data_dim: int) -> None:
     """Raise if a decoding map lowers the dimension."""

@@ -44,7 +44,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..autodiff.products import Map, event_rows, jvp, vjp
+from ..autodiff.products import event_rows, jvp, out_of_inference, vjp
+from ..autodiff.recording import Map
 from ..autodiff.settings import as_written, differentiable_attention
 from ..checks import checks_arguments
 from ..errors import OptionError
@@ -54,8 +55,6 @@ from ..modules.contents import modules_of
 from .bidiagonal import Bidiagonal, bidiagonalise, gauss_rule
 from .factoring import refuse_lower_dimension, warn_if_deficient
 from .probes import draw_probes
-
-__all__ = ["EstimatedVolume", "lanczos_log_volume"]
 
 NUM_PROBES = 8
 NUM_STEPS = 64
@@ -94,7 +93,7 @@ def lanczos_log_volume(
     num_steps = min(num_steps or NUM_STEPS, dimension)
     refuse_unsupported(modules_of(decode))
     with torch.inference_mode(False), torch.enable_grad(), differentiable_attention():
-        point = (z.clone() if z.is_inference() else z).detach().requires_grad_()
+        point = out_of_inference(z).detach().requires_grad_()
         give_first_data(decode, point)
         # A copy goes in, because some layers of normflows shift their input in place.
         value = decode(point.clone())

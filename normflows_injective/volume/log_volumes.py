@@ -8,15 +8,13 @@ from typing import Literal, NamedTuple, overload
 import torch
 from torch import Tensor
 
-from ..autodiff.products import Map
+from ..autodiff.recording import Map
 from ..autodiff.settings import as_written
 from ..checks import check_choice, checks_arguments, renamed
 from ..errors import OptionError, ShapeError
 from .exact import exact_volume
 from .factoring import factor, warn_if_deficient
 from .lanczos import EstimatedVolume, lanczos_log_volume
-
-__all__ = ["DecodedVolume", "decode_and_log_volume", "log_volume", "matrix_log_volume"]
 
 METHODS = ("exact", "lanczos")
 

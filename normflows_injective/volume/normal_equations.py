@@ -11,8 +11,6 @@ from torch import Tensor
 from ..autodiff.products import event_rows
 from ..checks import check_positive, checks_arguments
 
-__all__ = ["ConjugateGradientSolution", "conjugate_gradient"]
-
 
 class ConjugateGradientSolution(NamedTuple):
     """Solution (K, B, *), true relative residuals (K, B), and the number of iterations."""
@@ -68,7 +66,9 @@ def conjugate_gradient(
         iterations += 1
     # The recursion's own residual drifts away from the true one in low precision.
     true = v - product(solution) if iterations else v
-    relative = (_inner(true, true) / _inner(v, v)).sqrt()
+    squared, scale = _inner(true, true), _inner(v, v)
+    # Probes of width zero are solved by nothing: their residual is 0, not 0/0.
+    relative = (squared / torch.where(scale > 0, scale, 1.0)).sqrt()
     return ConjugateGradientSolution(solution, relative, iterations)
 
 

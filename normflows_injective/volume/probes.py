@@ -23,8 +23,6 @@ from ..autodiff.products import event_rows
 from ..checks import check_choice, check_rows, renamed
 from ..errors import OptionError
 
-__all__ = ["PROBES", "draw_probes"]
-
 
 def _gaussian(num_probes: int, z: Tensor) -> Tensor:
     # At least in float32, where norms and factorisations exist and keep E[v v^T] = I.

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor
 
-__all__ = ["squared_error"]
-
 
 def squared_error(x: Tensor, reconstruction: Tensor) -> Tensor:
     r"""Squared error :math:`\lVert x_b - \hat x_b \rVert^2`, (B,), of batches (B, *)."""

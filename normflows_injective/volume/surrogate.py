@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..autodiff.products import Map, jvp
-from ..autodiff.recording import Recorded, inner, point_at, record
+from ..autodiff.products import jvp, out_of_inference
+from ..autodiff.recording import Map, Recorded, inner, point_at, record
 from ..autodiff.settings import as_written, differentiable_attention
 from ..autodiff.transforms import in_forward_mode, refuse_tangents
 from ..checks import checks_arguments, checks_arguments_of
@@ -20,20 +20,6 @@ from ..host.first_meeting import give_first_data
 from ..host.refusals import refuse_unsupported
 from ..modules.contents import modules_of
 from .reconstruction import squared_error
-
-__all__ = [
-    "Estimator",
-    "Surrogate",
-    "SurrogateAndErrors",
-    "decode_and_jvp",
-    "decode_checked",
-    "decode_recorded",
-    "jvp_without_graph",
-    "lifted",
-    "mean_inner",
-    "mean_over_probes",
-    "with_errors",
-]
 
 DrawProbes = Callable[[Tensor], Tensor]
 
@@ -85,8 +71,7 @@ class Estimator(ABC):
         _refuse_forward_mode(x, encode, decode)
         recording = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.enable_grad(), differentiable_attention():
-            if x.is_inference():
-                x = x.clone()
+            x = out_of_inference(x)
             encoded = self._encode(encode, x)
             _check_latent(encoded.value, x)
             if any(map(awaits_first_data, modules)):
@@ -112,28 +97,7 @@ class Estimator(ABC):
 def decode_and_jvp(decode: Map, z: Tensor, probes: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """Decode z, checked, with the detached products g'(z) v_k (K, B, *) of the same pass."""
     reconstruction, products = jvp(decode, z, probes)
-    _check_reconstruction(reconstruction, x)
-    return reconstruction, products
-
-
-def decode_checked(decode: Map, z: Tensor, x: Tensor) -> Tensor:
-    """Decode z (B, *), and raise unless the result has the shape of x and hangs on the graph."""
-    reconstruction = decode(z.clone())
-    _check_reconstruction(reconstruction, x)
-    return reconstruction
-
-
-def decode_recorded(decode: Map, z: Tensor, x: Tensor) -> Tensor:
-    """As :func:`decode_checked`, for products that will be differentiated."""
-    reconstruction = record(decode, z).value
-    _check_reconstruction(reconstruction, x)
-    return reconstruction
-
-
-def jvp_without_graph(decode: Map, z: Tensor, tangents: Tensor) -> Tensor:
-    """Products g'(z) v_k, (K, B, *), without a graph."""
-    with torch.no_grad():
-        return jvp(decode, z, tangents.to(z.dtype))[1]
+    return checked(reconstruction, x), products
 
 
 def with_errors(
@@ -185,7 +149,8 @@ def _check_latent(z: Tensor, x: Tensor) -> None:
         )
 
 
-def _check_reconstruction(reconstruction: Tensor, x: Tensor) -> None:
+def checked(reconstruction: Tensor, x: Tensor) -> Tensor:
+    """Return a reconstruction, or raise unless it has the shape of x and hangs on the graph."""
     if not reconstruction.requires_grad:
         raise NotInjectiveError(
             "The reconstruction is not connected to the latents: the decoder runs under no_grad() "
@@ -196,3 +161,4 @@ def _check_reconstruction(reconstruction: Tensor, x: Tensor) -> None:
             f"The decoder must return the shape of the data {tuple(x.shape)}, got "
             f"{tuple(reconstruction.shape)}."
         )
+    return reconstruction

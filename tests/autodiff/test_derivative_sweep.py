@@ -409,10 +409,10 @@ def test_forward_mode_of_surrogates_is_refused_by_name(estimator, where):
     encode, decode = torch.randn(4, 2).double(), torch.randn(2, 4).double()
     x = torch.randn(3, 4).double()
     likelihood = nfi.SurrogateLikelihood(estimator=estimator)
-    given = {"data": x, "encoder": encode, "decoder": decode}
+    inputs = {"data": x, "encoder": encode, "decoder": decode}
 
     def loss(changed):
-        parts = {**given, where: changed}
+        parts = {**inputs, where: changed}
         terms = likelihood(
             parts["data"],
             lambda s: (s @ parts["encoder"]).tanh(),
@@ -420,15 +420,15 @@ def test_forward_mode_of_surrogates_is_refused_by_name(estimator, where):
         )
         return terms.volume.sum()
 
-    tangent = torch.ones_like(given[where])
+    tangent = torch.ones_like(inputs[where])
     with pytest.raises(ForwardModeError, match="stop-gradients"):
-        torch.func.jvp(loss, (given[where],), (tangent,))
+        torch.func.jvp(loss, (inputs[where],), (tangent,))
     with torch.autograd.forward_ad.dual_level():
-        dual = torch.autograd.forward_ad.make_dual(given[where], tangent)
+        dual = torch.autograd.forward_ad.make_dual(inputs[where], tangent)
         with pytest.raises(ForwardModeError, match="stop-gradients"):
             loss(dual)
         # A level that nothing of this has to do with is no obstacle.
-        assert torch.isfinite(loss(given[where]))
+        assert torch.isfinite(loss(inputs[where]))
 
 
 def test_reverse_mode_through_functional_transforms():

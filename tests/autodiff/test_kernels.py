@@ -132,11 +132,11 @@ def test_kernels_under_gradients_that_are_not_differentiated(name):
     """The in-place and fused branches, which run without create_graph."""
     (ours, formula), inputs = kernel_inputs(name)
     for order in (1, 2):
-        found = []
+        both = []
         for function in (ours, formula):
             scalar = derivatives(function, inputs, order - 1)[-1].cos().sum()
-            found.append(gradients(scalar, inputs))
-        torch.testing.assert_close(*found)
+            both.append(gradients(scalar, inputs))
+        torch.testing.assert_close(*both)
 
 
 @pytest.mark.parametrize("name", [n for n in KERNELS if n != "layer without batch"])

@@ -113,15 +113,15 @@ def test_autocast_inside_of_the_networks():
     for count in (1, 2):
         encoder, decoder = mlp(12, 4), mlp(4, 12)
         x, ends = torch.randn(32, 12), [*encoder.parameters(), *decoder.parameters()]
-        found = []
+        both = []
         for pair in ((encoder, decoder), (Cast(encoder), Cast(decoder))):
             manual_seed(5)
             surrogate = ESTIMATORS["encoder"](
                 x, *pair, lambda z, k=count: nfi.volume.draw_probes("orthonormal", k, z)
             )
             assert surrogate.volume.dtype == torch.float32
-            found.append(gradients(surrogate.volume.sum(), ends))
-        for a, e in zip(*found, strict=True):
+            both.append(gradients(surrogate.volume.sum(), ends))
+        for a, e in zip(*both, strict=True):
             if e.abs().max() > 1e-4:
                 assert F.cosine_similarity(a.flatten(), e.flatten(), dim=0) > 0.99
 

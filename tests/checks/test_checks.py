@@ -13,6 +13,7 @@ from torch import nn
 from torch.distributions import Normal
 from torch.overrides import TorchFunctionMode
 
+import normflows_injective as nfi
 from normflows_injective import checks
 from normflows_injective.checks.sizes import as_size, expanded_size
 from normflows_injective.checks.tensors import check_kind, check_level, check_mask, check_type
@@ -222,3 +223,19 @@ def test_the_look_at_tensors_is_seen_by_no_mode_and_refuses_there_as_ever():
             kept(x.long())
         with pytest.raises(DtypeError, match="x must be a dense tensor"):
             kept(x.to_sparse())
+
+
+def test_arguments_by_keyword_may_come_in_any_order():
+    additive, p, x = nfi.flows.coupling.Additive(), torch.ones(1, 2, 1), torch.ones(1, 2)
+    assert additive.inverse(parameters=p, x=x)[0].equal(2 * x)
+    gauge, level = nfi.flows.gauges.LpGauge(1.0), torch.tensor(2.0)
+    assert gauge.log_radius(level=level, u=x).equal(gauge.log_radius(x, level))
+    law = nfi.distributions.UniformOnSurface(nfi.flows.gauges.LpGauge(1.0), dim=2)
+    assert law.log_prob(context=None, x=x / 2).equal(law.log_prob(x / 2))
+    with pytest.raises(TypeError, match="missing"):
+        gauge.log_radius(level=level)
+
+
+def test_a_switch_without_a_value_is_refused_by_name():
+    with pytest.raises(OptionError, match="must be True or False"):
+        nfi.flows.SphereLinear(3, rotate=torch.ones((), device="meta"))

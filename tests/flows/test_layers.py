@@ -112,8 +112,8 @@ def test_a_layer_of_somebody_else_that_keeps_the_contract():
 @pytest.mark.parametrize("mistake", ["batch", "volume", "gradient", "shape", "dtype"])
 def test_a_broken_contract_is_found(mistake):
     z = torch.randn(3, 2, dtype=torch.float64)
-    found = (AssertionError, nfi.errors.InjectiveFlowError, nfi.errors.NumericalWarning)
-    with pytest.raises((RuntimeError, *found)):
+    complaints = (AssertionError, nfi.errors.InjectiveFlowError, nfi.errors.NumericalWarning)
+    with pytest.raises((RuntimeError, *complaints)):
         nfi.testing.check_layer(Forgetful(mistake).double(), z)
 
 

@@ -113,8 +113,8 @@ def fault(call, x, parameters):
 def faults(call, points, parameters):
     """The points at which a call gives something that is not finite."""
     parameters = list(parameters)
-    found = ((point, fault(call, point[None], parameters)) for point in points)
-    return {tuple(point.flatten().tolist()): wrong for point, wrong in found if wrong}
+    pairs = ((point, fault(call, point[None], parameters)) for point in points)
+    return {tuple(point.flatten().tolist()): wrong for point, wrong in pairs if wrong}
 
 
 @pytest.fixture(params=CASES)

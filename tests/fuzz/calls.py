@@ -57,10 +57,12 @@ def _of_models() -> dict[str, Call]:
     for name in ("decode", "forward", "forward_and_log_det"):
         calls[f"model.{name}"] = method(injective_model, name, "z", z=z, **options)
     calls["model.forward_kld"] = method(injective_model, "forward_kld", x=x, **options)
-    given = {**options, "context": normal(3)}
+    with_context = {**options, "context": normal(3)}
     for name in ("log_prob", "forward_kld", "encode"):
-        calls[f"conditional.{name}"] = method(conditional_model, name, x=x, **given)
-    calls["conditional.sample"] = method(conditional_model, "sample", num_samples=ROWS, **given)
+        calls[f"conditional.{name}"] = method(conditional_model, name, x=x, **with_context)
+    calls["conditional.sample"] = method(
+        conditional_model, "sample", num_samples=ROWS, **with_context
+    )
     calls["model.sample"] = method(
         injective_model, "sample", num_samples=3, log_prob=True, **options
     )

@@ -192,11 +192,11 @@ def _of_likelihoods() -> dict[str, Call]:
         )
     }
     for kind in (nfi.ExactLikelihood, nfi.SurrogateLikelihood):
-        given = {"module": Fresh(injective_model), "x": normal(5)}
+        arguments = {"module": Fresh(injective_model), "x": normal(5)}
         calls[f"{kind.__name__}.loss"] = method(
             kind, "loss", "log_prob", terms=Fresh(terms), log_prob=normal()
         )
-        calls[f"{kind.__name__}.watch"] = method(kind, "watch", terms=Fresh(terms), **given)
+        calls[f"{kind.__name__}.watch"] = method(kind, "watch", terms=Fresh(terms), **arguments)
         calls[f"{kind.__name__}.training_loss"] = method(
             kind, "training_loss", module=Fresh(injective_model)
         )

@@ -117,9 +117,9 @@ def _judge(
         if name not in valid:
             function, fresh = made(call)
             valid[name] = [tensor.dim() for tensor in tensors_in(function(**fresh))]
-        found = [tuple(tensor.shape) for tensor in tensors_in(result)]
-        if [len(shape) for shape in found] != valid[name] or any(s[0] != rows for s in found):
-            return Finding("wrong shape", name, shown, str(found))
+        shapes = [tuple(tensor.shape) for tensor in tensors_in(result)]
+        if [len(shape) for shape in shapes] != valid[name] or any(s[0] != rows for s in shapes):
+            return Finding("wrong shape", name, shown, str(shapes))
     unbounded = any(value.label in UNBOUNDED for value in changed.values())
     if call.finite or not unbounded:
         for tensor in tensors:

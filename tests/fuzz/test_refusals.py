@@ -97,8 +97,8 @@ def test_the_fuzzer_finds_what_it_looks_for():
     }
     for kind, call in answers.items():
         valid = {"call": [1]}
-        found = [run("call", call, random.Random(shifted(seed)), valid) for seed in range(60)]
-        assert kind in {finding.kind for finding in found if finding is not None}, kind
+        findings = [run("call", call, random.Random(shifted(seed)), valid) for seed in range(60)]
+        assert kind in {finding.kind for finding in findings if finding is not None}, kind
     assert set(answers) == set(KINDS)
 
 
@@ -456,9 +456,9 @@ def test_latents_whose_variance_overflows_are_named():
 
 
 def test_options_of_a_regression_become_plain():
-    given = {"hidden": np.array([4]), "steps": torch.tensor(2), "batch_size": np.int64(64)}
+    options = {"hidden": np.array([4]), "steps": torch.tensor(2), "batch_size": np.int64(64)}
     trainer = nfi.diagnostics.LayerwiseTrainer(
-        2, regression=nfi.diagnostics.MomentRegression(**given)
+        2, regression=nfi.diagnostics.MomentRegression(**options)
     )
     assert trainer.regression[:3] == ((4,), 2, 64)
     assert type(trainer.regression.steps) is int

@@ -103,21 +103,21 @@ def test_few_samples_end_early_and_do_no_harm():
 @pytest.mark.slow
 def test_on_top_of_given_layers():
     x = ring(2_000, 5)
-    given = [Rotation(2)]
-    flows, _ = LayerwiseTrainer(2, candidates=1, max_layers=2, regression=QUICK).fit(x, given)
-    assert flows[-1] is given[0]
+    layers = [Rotation(2)]
+    flows, _ = LayerwiseTrainer(2, candidates=1, max_layers=2, regression=QUICK).fit(x, layers)
+    assert flows[-1] is layers[0]
     assert len(flows) == 5
-    assert held_out_loss(flows, x) < held_out_loss(given, x) - 0.1
+    assert held_out_loss(flows, x) < held_out_loss(layers, x) - 0.1
 
 
 @pytest.mark.slow
 def test_given_layers_of_a_model_and_what_is_no_list_of_layers():
     x = ring(400, 5)
     trainer = LayerwiseTrainer(2, candidates=1, max_layers=1, regression=QUICK)
-    given = [Rotation(2)]
-    model = nf.NormalizingFlow(nf.distributions.DiagGaussian(2), given)
-    assert trainer.fit(x, model.flows).flows[-1] is given[0]
-    for wrong in (model, given[0]):
+    layers = [Rotation(2)]
+    model = nf.NormalizingFlow(nf.distributions.DiagGaussian(2), layers)
+    assert trainer.fit(x, model.flows).flows[-1] is layers[0]
+    for wrong in (model, layers[0]):
         with pytest.raises(OptionError, match="given must be a list of layers, got"):
             trainer.fit(x, wrong)
     with pytest.raises(OptionError, match="got NormalizingFlow at index 0"):

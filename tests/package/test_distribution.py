@@ -28,8 +28,8 @@ def test_the_source_distribution_holds_what_its_tests_need(tmp_path):
     with tarfile.open(archive) as file:
         held = {name.partition("/")[2] for name in file.getnames()}
     folders = ("tests", "docs", "examples", "benchmarks", "normflows_injective")
-    kept = [path for folder in folders for path in (source / folder).rglob("*")]
-    wanted = {str(path.relative_to(source)) for path in kept if path.is_file()}
+    paths = [path for folder in folders for path in (source / folder).rglob("*")]
+    wanted = {str(path.relative_to(source)) for path in paths if path.is_file()}
     names = (
         "README.md",
         "CHANGELOG.md",

@@ -74,8 +74,8 @@ def test_a_chain_is_found(baselines):
     order = [2, 0, 3, 1]
     rows = torch.stack([chain[place] for place in order], 1)
     edges = baselines.Tree(rows, [2] * 4).edges
-    found = {frozenset((order[child], order[parent])) for child, parent in edges[1:]}
-    assert found == {frozenset((place, place + 1)) for place in range(3)}
+    undirected = {frozenset((order[child], order[parent])) for child, parent in edges[1:]}
+    assert undirected == {frozenset((place, place + 1)) for place in range(3)}
 
 
 def test_tables_are_binned(data, tmp_path):

@@ -31,14 +31,16 @@ SEEDING = {
 
 @pytest.mark.slow
 def test_every_seed_goes_through_the_module_that_shifts_it():
-    found = [
+    raw_seeds = [
         f"{path.name}: {line.strip()}"
         for path in sorted(TESTS.rglob("*.py"))
         if path.relative_to(TESTS).as_posix() not in SEEDING
         for line in path.read_text().splitlines()
         if RAW.search(line)
     ]
-    assert not found, "give these shifted(seed), or use manual_seed, seeded_generator of seeds.py"
+    assert not raw_seeds, (
+        "give these shifted(seed), or use manual_seed, seeded_generator of seeds.py"
+    )
 
 
 @pytest.mark.parametrize(

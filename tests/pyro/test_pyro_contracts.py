@@ -156,8 +156,8 @@ def test_as_prior_and_guide_under_every_objective(name, elbo, vectorized):
     svi = infer.SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), loss)
     before = [p.detach().clone() for _, p in trained(ours)]
     svi.step()
-    moved = [not torch.equal(a, p) for a, (_, p) in zip(before, trained(ours), strict=True)]
-    assert any(moved) or not moved
+    changed = [not torch.equal(a, p) for a, (_, p) in zip(before, trained(ours), strict=True)]
+    assert any(changed) or not changed
 
 
 @pytest.mark.slow

@@ -225,12 +225,12 @@ def test_mixtures_with_trained_weights_use_the_score_function():
         with pyro.plate("rows", 4000):
             pyro.sample("x", nfp.FlowDistribution(flow))
 
-    found = []
+    estimates = []
     for _ in range(20):
         flow.zero_grad()
         infer.Trace_ELBO().loss_and_grads(model, guide)
-        found.append(mixture.weight_scores.grad.flatten() / 4000)
-    found = torch.stack(found)
+        estimates.append(mixture.weight_scores.grad.flatten() / 4000)
+    estimates = torch.stack(estimates)
     # E[(x - 1)^2] / 4 + E[log q] by the weights, with quadrature; the model has no prior.
     scores = mixture.weight_scores.detach().clone().requires_grad_()
     grid = torch.linspace(-12, 12, 4001, dtype=torch.float64)
@@ -239,8 +239,8 @@ def test_mixtures_with_trained_weights_use_the_score_function():
     log_q = (each + scores.log_softmax(1)).logsumexp(1)
     integrand = log_q.exp() * (0.25 * (grid - 1) ** 2 + log_q)
     expected = torch.autograd.grad(torch.trapezoid(integrand, grid), scores)[0].flatten()
-    error = found.std(0) / math.sqrt(len(found))
-    assert ((found.mean(0) - expected).abs() < 4 * error).all()
+    error = estimates.std(0) / math.sqrt(len(estimates))
+    assert ((estimates.mean(0) - expected).abs() < 4 * error).all()
     assert (expected.abs() > 10 * error).all()
 
 

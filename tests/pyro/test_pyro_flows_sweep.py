@@ -147,10 +147,10 @@ def test_as_a_guide(name, kind):
     before = {n: p.detach().clone() for n, p in trained.items()}
     svi = infer.SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), loss)
     svi.step()
-    moved = {n for n, p in trained.items() if not torch.equal(before[n], p)}
-    assert effective <= moved
+    changed = {n for n, p in trained.items() if not torch.equal(before[n], p)}
+    assert effective <= changed
     # By the seed rectified units of normflows are never on, so that one parameter has no effect.
-    assert len(moved) >= len(trained) - 1
+    assert len(changed) >= len(trained) - 1
 
 
 @pytest.mark.parametrize("name", [*TWO_WAYS, *ONE_WAY])
@@ -246,7 +246,7 @@ def test_residual_flows_estimate_the_score_and_its_gradient(reverse, reduce_memo
     exact = _residual(reverse=reverse, brute_force=True)
     noisy = _residual(reverse=reverse, reduce_memory=reduce_memory)
     noisy.load_state_dict(exact.state_dict())
-    found = {}
+    results = {}
     for layer in (exact, noisy):
         nf.utils.update_lipschitz(layer, 20)
         law = nfp.FlowDistribution(nf.NormalizingFlow(base(2), [layer]))
@@ -261,8 +261,8 @@ def test_residual_flows_estimate_the_score_and_its_gradient(reverse, reduce_memo
             gradients.append(
                 torch.cat([p.grad.flatten() for n, p in layer.named_parameters() if "net." in n])
             )
-        found[layer] = torch.stack(values), torch.stack(gradients)
-    for one, other in zip(found[exact], found[noisy], strict=True):
+        results[layer] = torch.stack(values), torch.stack(gradients)
+    for one, other in zip(results[exact], results[noisy], strict=True):
         difference = one - other
         error = difference.std(0) / len(difference) ** 0.5
         assert (difference.mean(0).abs() < 4 * error + 1e-4).all()

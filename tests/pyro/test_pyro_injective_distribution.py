@@ -222,11 +222,11 @@ def test_surrogate_has_the_exact_value_and_the_raw_surrogates_gradient(off_manif
     if off_manifold == "thicken":
         raw = raw - terms.reconstruction_error / (2 * 0.3**2)
     inputs = parameters(model)
-    found, expected = (
+    actual, expected = (
         torch.autograd.grad(value.sum(), inputs, materialize_grads=True, allow_unused=True)
         for value in (score, raw)
     )
-    for one, other in zip(found, expected, strict=True):
+    for one, other in zip(actual, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-11)
 
 

@@ -67,8 +67,8 @@ def test_a_true_change_of_scale_is_followed(scale):
     gradient = torch.randn(16, 4)
     for _ in range(20):
         passed(guard, gradient)
-    found = [passed(guard, gradient * scale) for _ in range(200)]
-    assert torch.equal(found[-1], gradient * scale)
+    passed_on = [passed(guard, gradient * scale) for _ in range(200)]
+    assert torch.equal(passed_on[-1], gradient * scale)
 
 
 def test_weights_that_leave_the_gradient_to_one_draw_are_respected():

@@ -306,9 +306,9 @@ def make(request):
 def test_the_next_guide_trains_when_the_last_is_gone(make, shared, silence):
     """A cell of a notebook that is run again, with the optimiser in it or in another."""
     optimiser = pyro.optim.Adam({"lr": 0.02}) if shared else None
-    moved = [fit(make(), optimiser=optimiser) for _ in range(3)]
-    assert moved[0] > 0
-    assert moved == [moved[0]] * 3
+    num_trained = [fit(make(), optimiser=optimiser) for _ in range(3)]
+    assert num_trained[0] > 0
+    assert num_trained == [num_trained[0]] * 3
     guide = make()
     fit(guide, 1)
     own = {id(parameter) for parameter in guide.parameters()}
@@ -394,13 +394,13 @@ def test_guides_in_lists_and_modules(silence):
         guide.append(nfp.AutoFlow(three_numbers))
         return guide
 
-    moved = []
+    num_trained = []
     for _ in range(2):
         guide = listed()
         guide()
-        moved.append(fit(guide[0].build(), 0) + fit_list(guide))
+        num_trained.append(fit(guide[0].build(), 0) + fit_list(guide))
         del guide
-    assert moved[0] == moved[1] > 0
+    assert num_trained[0] == num_trained[1] > 0
 
 
 def fit_list(guide):
@@ -411,15 +411,15 @@ def fit_list(guide):
 
 
 def test_the_next_module_trains_when_the_last_is_gone(silence):
-    moved = []
+    num_trained = []
     for seed in (1, 2):
         flow = shuffled(seed)
         before = [p.detach().clone() for p in flow.parameters()]
         train(flow)
         now = flow.parameters()
-        moved.append(sum(not torch.equal(a, p) for a, p in zip(before, now, strict=True)))
+        num_trained.append(sum(not torch.equal(a, p) for a, p in zip(before, now, strict=True)))
         del flow, now
-    assert moved[0] == moved[1] > 0
+    assert num_trained[0] == num_trained[1] > 0
 
 
 @pytest.mark.slow
@@ -436,7 +436,7 @@ def test_a_module_beside_a_living_one_is_refused_in_training(trains):
 
 def test_a_transform_under_a_taken_name_is_refused_in_training():
     normal = dist.Normal(torch.zeros(3), 1.0).to_event(1)
-    kept = []
+    transforms = []
     for _ in range(2):
         transform = nfp.FlowTransform([coupling(3)])
 
@@ -450,12 +450,12 @@ def test_a_transform_under_a_taken_name_is_refused_in_training():
             pyro.optim.Adam({"lr": 0.1}),
             infer.Trace_ELBO(),
         )
-        if kept:
+        if transforms:
             with pytest.raises(RegistrationError, match="This FlowTransform cannot be trained"):
                 svi.step()
         else:
             svi.step()
-        kept.append(transform)
+        transforms.append(transform)
 
 
 def test_a_frozen_module_beside_a_living_one_is_not_refused(silence):

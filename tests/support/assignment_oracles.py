@@ -97,12 +97,12 @@ def speeds(horizon, counts):
     """Speeds rho_i, (n,), by their definitions."""
     if isinstance(horizon, InfiniteHorizon):
         return torch.full((len(counts),), horizon.scale, dtype=DOUBLE)
-    found = []
+    norms = []
     for c in counts:
         smooth = torch.full((c,), horizon.smoothing / c, dtype=DOUBLE)
         smooth[0] += 1 - horizon.smoothing
-        found.append((smooth.log() - smooth.log().mean()).norm())
-    return torch.stack(found)
+        norms.append((smooth.log() - smooth.log().mean()).norm())
+    return torch.stack(norms)
 
 
 def contraction(horizon):

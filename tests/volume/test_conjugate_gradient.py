@@ -25,11 +25,11 @@ def spd_systems(num_probes: int, batch: int, d: int):
 def test_oracle_13_solver_against_dense_solve(d, num_probes):
     """The systems of a batch are solved at once, each exactly within d iterations."""
     gram, v = spd_systems(num_probes, 5, d)
-    found = conjugate_gradient(lambda p: torch.einsum("bij,kbj->kbi", gram, p), v, d, 1e-13)
+    result = conjugate_gradient(lambda p: torch.einsum("bij,kbj->kbi", gram, p), v, d, 1e-13)
     expected = torch.linalg.solve(gram, v.unsqueeze(3)).squeeze(3)
-    torch.testing.assert_close(found.solution, expected, rtol=1e-8, atol=1e-8)
-    assert found.iterations <= d
-    assert found.residual.max() < 1e-8
+    torch.testing.assert_close(result.solution, expected, rtol=1e-8, atol=1e-8)
+    assert result.iterations <= d
+    assert result.residual.max() < 1e-8
 
 
 @seeded(132)
@@ -45,14 +45,14 @@ def test_oracle_13_solver_stops_within_its_bound():
     previous = torch.tensor(torch.inf)
     for bound in (1, 2, 4, 8):
         calls.clear()
-        found = conjugate_gradient(product, v, bound, 1e-12)
-        assert found.iterations == len(calls) - 1 == bound  # one more measures the residual
-        left = v - torch.einsum("bij,kbj->kbi", gram, found.solution)
+        result = conjugate_gradient(product, v, bound, 1e-12)
+        assert result.iterations == len(calls) - 1 == bound  # one more measures the residual
+        left = v - torch.einsum("bij,kbj->kbi", gram, result.solution)
         torch.testing.assert_close(
-            found.residual, left.norm(dim=2) / v.norm(dim=2), rtol=1e-4, atol=1e-8
+            result.residual, left.norm(dim=2) / v.norm(dim=2), rtol=1e-4, atol=1e-8
         )
         # The error shrinks in the energy norm, which the residual's norm need not.
-        error = found.solution - torch.linalg.solve(gram, v.unsqueeze(3)).squeeze(3)
+        error = result.solution - torch.linalg.solve(gram, v.unsqueeze(3)).squeeze(3)
         energy = torch.einsum("kbi,bij,kbj->kb", error, gram, error)
         assert (energy < previous).all()
         previous = energy
@@ -83,6 +83,13 @@ def test_oracle_13_solver_leaves_solved_systems_alone():
     assert found.iterations > 1
     torch.testing.assert_close(found.solution[0, 0], v[0, 0] / 2, rtol=1e-12, atol=1e-12)
     assert found.solution.isfinite().all()
+
+
+def test_probes_of_width_zero_are_solved():
+    solution = conjugate_gradient(lambda p: p, torch.zeros(2, 3, 0), 4, 1e-6)
+    assert solution.residual.equal(torch.zeros(2, 3))
+    zero = conjugate_gradient(lambda p: p, torch.zeros(1, 1, 2), 4, 1e-6)
+    assert zero.residual.equal(torch.zeros(1, 1))
 
 
 @seeded(135)

@@ -66,11 +66,11 @@ def test_oracle_11_training_recovers_the_principal_direction(estimator, w, a):
 def test_oracle_11_on_manifold_changes_nothing_for_affine_encoders():
     """An affine encoder has the same Jacobian everywhere: both losses have one gradient."""
     x = points(1.0, 4.0)
-    found = []
+    both = []
     for estimator in ("encoder", "on_manifold"):
         model = linear_model(estimator, 3.0, [0.7, 0.2], [0.4, 1.1])
-        found.append(gradients(model.forward_kld(x), list(model.parameters())))
-    torch.testing.assert_close(found[0], found[1])
+        both.append(gradients(model.forward_kld(x), list(model.parameters())))
+    torch.testing.assert_close(both[0], both[1])
 
 
 class Objective:

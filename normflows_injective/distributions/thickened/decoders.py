@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from ... import volume
 from ...errors import UnsupportedLayerError
 
-__all__ = ["CurvedDecoder", "Decoder", "DifferentiatedDecoder", "LinearDecoder", "Linearisation"]
-
 
 class Linearisation(NamedTuple):
     """Values (B, D) of a decoder and its transposed Jacobians (B, r, D)."""
@@ -108,8 +106,7 @@ class DifferentiatedDecoder(Decoder):
         """Values (B, D) at rows (B, r)."""
         for flow in self.flows:
             u, _ = flow(u)
-        x: Tensor = self.module(u)
-        return x
+        return self.module(u)
 
     def linearise(self, u: Tensor) -> Linearisation:
         """Values and transposed Jacobians at rows (B, r)."""

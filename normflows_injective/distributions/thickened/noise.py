@@ -9,22 +9,21 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from ...checks import check_count
-from ...errors import OptionError
-
-__all__ = ["DiagonalNoise", "LowRankNoise", "Noise", "TriangularNoise", "make_noise"]
-
 
 class Noise(nn.Module, ABC):
     r"""Gaussian noise :math:`N(0, \Psi)` in D dimensions, of variance about one at the start."""
+
+    def __init__(self, log_scale: Tensor) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(log_scale)
 
     @abstractmethod
     def rsample(self, shape: torch.Size) -> Tensor:
         """Draw noise (*shape, D) that carries gradients."""
 
-    @abstractmethod
     def log_volume(self) -> Tensor:
-        r"""The number :math:`\tfrac12 \log\det \Psi`."""
+        r"""The number :math:`\tfrac12 \log\det \Psi`, by default the sum of the log-scales."""
+        return self.log_scale.sum()
 
     @abstractmethod
     def gram(self, rows: Tensor) -> Tensor:
@@ -41,16 +40,11 @@ class DiagonalNoise(Noise):
     r"""Noise that is independent in every coordinate, :math:`\Psi = \operatorname{diag}(s^2)`."""
 
     def __init__(self, like: Tensor) -> None:
-        super().__init__()
-        self.log_scale = nn.Parameter(torch.zeros_like(like))
+        super().__init__(torch.zeros_like(like))
 
     def rsample(self, shape: torch.Size) -> Tensor:
         """Draw noise (*shape, D) that carries gradients."""
         return self.log_scale.exp() * _normal(shape, self.log_scale)
-
-    def log_volume(self) -> Tensor:
-        """The sum of the logarithms of the scales."""
-        return self.log_scale.sum()
 
     def gram(self, rows: Tensor) -> Tensor:
         """Products (*, m, m) of the rows of matrices (*, m, D)."""
@@ -63,17 +57,12 @@ class TriangularNoise(Noise):
     r"""Noise of any covariance :math:`\Psi = L L^\top`, :math:`L = \operatorname{diag}(s) U`."""
 
     def __init__(self, like: Tensor) -> None:
-        super().__init__()
-        self.log_scale = nn.Parameter(torch.zeros_like(like))
+        super().__init__(torch.zeros_like(like))
         self.below = nn.Parameter(like.new_zeros(len(like), len(like)))
 
     def rsample(self, shape: torch.Size) -> Tensor:
         """Draw noise (*shape, D) that carries gradients."""
         return _normal(shape, self.log_scale) @ self._factor().mT
-
-    def log_volume(self) -> Tensor:
-        """The sum of the logarithms of the diagonal of L."""
-        return self.log_scale.sum()
 
     def gram(self, rows: Tensor) -> Tensor:
         """Products (*, m, m) of the rows of matrices (*, m, D)."""
@@ -106,10 +95,8 @@ class LowRankNoise(Noise):
     """
 
     def __init__(self, like: Tensor, rank: int) -> None:
-        super().__init__()
-        check_count(rank, "noise_rank")
         # Half of the variance is from either part. At W = 0 the gradient of W would vanish.
-        self.log_scale = nn.Parameter(torch.full_like(like, -0.5 * math.log(2.0)))
+        super().__init__(torch.full_like(like, -0.5 * math.log(2.0)))
         # The parameter store trains a copy of a tensor that is not contiguous.
         self.factor = nn.Parameter(like.new_empty(len(like), rank).normal_(0, rank**-0.5))
 
@@ -120,7 +107,7 @@ class LowRankNoise(Noise):
 
     def log_volume(self) -> Tensor:
         """Half of the log-determinant of the covariance."""
-        return self.log_scale.sum() + self._root().diagonal().log().sum()
+        return super().log_volume() + self._root().diagonal().log().sum()
 
     def gram(self, rows: Tensor) -> Tensor:
         """Products (*, m, m) of the rows of matrices (*, m, D)."""
@@ -136,14 +123,12 @@ class LowRankNoise(Noise):
 
 
 def make_noise(kind: str, like: Tensor, rank: int | None = None) -> Noise:
-    r"""The noise of a name, whose low-rank part has rank :math:`\sqrt D` by default."""
+    r"""Noise ``low_rank``, of rank :math:`\sqrt D` by default, ``mvn``, or else ``diagonal``."""
     if kind == "low_rank":
         return LowRankNoise(like, max(1, round(len(like) ** 0.5)) if rank is None else rank)
     if kind == "mvn":
         return TriangularNoise(like)
-    if kind == "diagonal":
-        return DiagonalNoise(like)
-    raise OptionError(f"noise must be 'mvn', 'diagonal' or 'low_rank', got {kind!r}.")
+    return DiagonalNoise(like)
 
 
 def _normal(shape: torch.Size, like: Tensor) -> Tensor:

@@ -13,8 +13,6 @@ from ...errors import ShapeError
 from .decoders import Decoder
 from .noise import Noise
 
-__all__ = ["LaplaceReverse", "LearnedReverse", "Reverse", "ReverseLaw"]
-
 
 class ReverseLaw(NamedTuple):
     r"""Laws :math:`N(m, (R R^\top)^{-1})`, m (B, r), R (B, r, r), of the auxiliary variable."""

@@ -17,17 +17,7 @@ from .parametrisation import Classifier, Parametrisation
 from .paths import AssignmentPath
 from .simplices import check_shapes
 
-__all__ = ["FEATURES", "AssignmentField"]
-
 Features = Callable[[AssignmentPath, Tensor, Tensor], Tensor]
-
-
-def _weights(path: AssignmentPath, v: Tensor, t: Tensor) -> Tensor:
-    return path.simplices.weights(v)
-
-
-def _scaled_logits(path: AssignmentPath, v: Tensor, t: Tensor) -> Tensor:
-    return path.horizon.scaled(v, t.view(-1, 1, 1))
 
 
 def _posterior(path: AssignmentPath, v: Tensor, t: Tensor) -> Tensor:
@@ -38,8 +28,8 @@ def _posterior(path: AssignmentPath, v: Tensor, t: Tensor) -> Tensor:
 
 FEATURES: dict[str, Features] = {
     "posterior": _posterior,
-    "scaled_logits": _scaled_logits,
-    "weights": _weights,
+    "scaled_logits": lambda path, v, t: path.horizon.scaled(v, t.view(-1, 1, 1)),
+    "weights": lambda path, v, t: path.simplices.weights(v),
 }
 
 
@@ -96,11 +86,6 @@ class AssignmentField(nn.Module):
         missing: bool = False,
     ) -> None:
         super().__init__()
-        if not isinstance(net, nn.Module):
-            raise OptionError(
-                f"net must be a torch.nn.Module, got {type(net).__name__}. See nfi.nets.fields "
-                "for networks, or write one with forward(features, t)."
-            )
         check_choice(features, FEATURES, "features")
         self.net, self.path, self.parametrisation = net, path, parametrisation
         self.features, self.missing = features, missing

@@ -19,13 +19,11 @@ from typing import NamedTuple
 
 import torch
 
-from ...checks import check_probability, checks_arguments, lookup
+from ...checks import check_choice, check_probability, checks_arguments, lookup
 from ...errors import OptionError
-from .integration import check_solver
+from .integration import SOLVERS
 from .paths import HORIZONS, Horizon
 from .simplices import class_counts
-
-__all__ = ["HorizonChoice", "choose_horizon", "rounding_error"]
 
 # (C, p): with step size h, in deviations of the noise, about C h^p of the labels differ from those
 # of very small steps. Measured on a 3 x 3 Ising model, the worst of the fields in
@@ -116,7 +114,7 @@ def choose_horizon(
         (8.8, True)
     """
     check_probability(error, "error")
-    check_solver(solver)
+    check_choice(solver, SOLVERS, "solver")
     template = horizon_of(horizon)
     counts = Counter(class_counts(num_variables, num_classes))
 

@@ -20,10 +20,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ...checks import check_choice, check_count, describe, is_number
+from ...checks import check_count, describe, is_number
 from ...errors import OptionError
-
-__all__ = ["ORDERS", "Rate", "Times", "as_times", "check_solver", "integrate", "time_grid"]
 
 Rate = Callable[[Tensor, float], Tensor]
 Times = int | Sequence[float] | Tensor
@@ -55,11 +53,6 @@ SOLVERS: dict[str, Callable[[Rate, Tensor, float, float], Tensor]] = {
 ORDERS = {"euler": 1, "midpoint": 2, "rk4": 4}
 
 
-def check_solver(solver: str) -> None:
-    """Raise OptionError unless a method is known."""
-    check_choice(solver, SOLVERS, "solver")
-
-
 def as_times(values: Any, name: str) -> list[float]:
     """Return a list, array or tensor of times as plain numbers, or raise OptionError."""
     # Lists of our own need no tensor, which a device or a graph under construction would catch.
@@ -72,8 +65,7 @@ def as_times(values: Any, name: str) -> list[float]:
     if not (isinstance(times, list) and all(map(_is_plain_time, times))):
         kind = "an integer or a list of times" if name == "steps" else "a list of times"
         raise OptionError(f"{name} must be {kind}, got {describe(values)}. Give finite numbers.")
-    plain: list[float] = times
-    return plain
+    return times
 
 
 def _is_plain_time(value: object) -> bool:

@@ -17,11 +17,7 @@ from ...host.refusals import refuse_unsupported
 from ...volume.probes import draw_probes
 from ..layer import Layer
 from .field import AssignmentField
-from .integration import Times, as_times, check_solver, integrate
-
-__all__ = ["AssignmentLayer"]
-
-_DIVERGENCES = ("exact", "hutchinson")
+from .integration import SOLVERS, Times, as_times, integrate
 
 
 @final
@@ -78,8 +74,8 @@ class AssignmentLayer(Layer):
         num_probes: int = 2,
     ) -> None:
         super().__init__()
-        check_solver(solver)
-        check_choice(divergence, _DIVERGENCES, "divergence")
+        check_choice(solver, SOLVERS, "solver")
+        check_choice(divergence, ("exact", "hutchinson"), "divergence")
         self.field, self.steps, self.solver = field, steps, solver
         self.divergence, self.num_probes = divergence, num_probes
         self.times = field.path.times(steps)

@@ -16,8 +16,6 @@ from ..surfaces.off_manifold import check_policy, closed_parts
 from ..surfaces.surface import Chart
 from .simplices import Simplices
 
-__all__ = ["SimplexLift"]
-
 
 @final
 class SimplexLift(Chart):

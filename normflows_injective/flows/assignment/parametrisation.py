@@ -11,8 +11,6 @@ from ...checks import checks_arguments_of
 from .paths import AssignmentPath
 from .simplices import check_shapes
 
-__all__ = ["PARAMETRISATIONS", "Classifier", "Parametrisation", "Velocity"]
-
 
 class Parametrisation(ABC):
     """The field that belongs to the output (B, n, c) of a network, and its training loss."""

@@ -37,8 +37,6 @@ from ...errors import ShapeError
 from .integration import Times, time_grid
 from .simplices import Simplices, check_shapes
 
-__all__ = ["HORIZONS", "AssignmentPath", "FiniteHorizon", "Horizon", "InfiniteHorizon"]
-
 # Steps of half a deviation of rk4 leave an error of about .002 in the logarithm of a probability.
 _LONGEST_STEP, _FEWEST_STEPS = 0.5, 50
 
@@ -235,7 +233,7 @@ class AssignmentPath(nn.Module):
     def logits(self, labels: Tensor, start: Tensor, t: Tensor) -> Tensor:
         """Logits (B, n, c) at times (B,) of paths from noise (B, n, c) to labels (B, n)."""
         check_shapes(self.simplices, start=start, labels=labels, t=t)
-        t = _spread(t)
+        t = t.view(-1, 1, 1)
         corners = self.simplices.corners(labels, start)
         return (1 - self.horizon.contraction * t) * start + t * self.speeds(start) * corners
 
@@ -252,7 +250,7 @@ class AssignmentPath(nn.Module):
     def evidence_scale(self, v: Tensor, t: Tensor) -> Tensor:
         r"""The factor :math:`t \rho / s^2`, (B, n, 1)."""
         check_shapes(self.simplices, v=v, t=t)
-        t = _spread(t)
+        t = t.view(-1, 1, 1)
         return t * self.speeds(v) / (1 - self.horizon.contraction * t).square()
 
     def marginal_field(self, posterior: Tensor, v: Tensor, t: Tensor) -> Tensor:
@@ -260,7 +258,7 @@ class AssignmentPath(nn.Module):
         check_shapes(self.simplices, v=v, posterior=posterior, t=t)
         contraction = self.horizon.contraction
         towards = self.speeds(v) * self.simplices.mean_corner(posterior)
-        return (towards - contraction * v) / (1 - contraction * _spread(t))
+        return (towards - contraction * v) / (1 - contraction * t.view(-1, 1, 1))
 
     def speeds(self, like: Tensor) -> Tensor:
         r"""Speeds :math:`\rho`, (n, 1)."""
@@ -307,7 +305,3 @@ def _check_spread(v: Tensor, t: Tensor) -> None:
             f"t must have one row for every row of v {tuple(v.shape)} and one column, as "
             f"t.view(-1, 1, 1), got {tuple(t.shape)}."
         )
-
-
-def _spread(t: Tensor) -> Tensor:
-    return t.view(-1, 1, 1)

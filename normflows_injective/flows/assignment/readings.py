@@ -12,8 +12,6 @@ from torch.nn.functional import one_hot
 from ...checks import lookup
 from .simplices import Simplices
 
-__all__ = ["Mixture", "Reading", "Rounding", "reading_of"]
-
 # About this share of the mixture's draws starts from corners drawn blindly, however seldom these
 # are read as the labels. It bounds the weight of one draw near such a corner.
 _STRAYING = 0.05

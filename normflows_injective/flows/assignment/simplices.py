@@ -24,8 +24,6 @@ from ...checks import (
 from ...errors import DtypeError, OptionError, ShapeError
 from ..surfaces.simplex_coordinates import isometric_coordinates, isometric_logits
 
-__all__ = ["Simplices", "check_shapes", "class_counts"]
-
 
 @checks_arguments_of
 @final
@@ -54,13 +52,6 @@ class Simplices(nn.Module):
                  [0.3333, 0.3333, 0.3333]]]))
     """
 
-    counts: Tensor
-    valid: Tensor
-    class_places: Tensor
-    _exponents: Tensor
-    _places: Tensor
-    _positions: Tensor
-
     def __init__(self, num_variables: int, num_classes: int | Sequence[int]) -> None:
         super().__init__()
         self.class_counts = class_counts(num_variables, num_classes)
@@ -73,15 +64,14 @@ class Simplices(nn.Module):
         places = torch.full(is_coordinate.shape, self.dim)
         places[is_coordinate] = torch.arange(self.dim)
         # Integers only, which keep their digits when the module is cast.
-        self.register_buffer("counts", counts, persistent=False)
-        self.register_buffer("valid", classes < counts, persistent=False)
-        flat = (classes < counts).flatten().nonzero()[:, 0]
-        self.register_buffer("class_places", flat, persistent=False)
+        self.counts = nn.Buffer(counts, persistent=False)
+        self.valid = nn.Buffer(classes < counts, persistent=False)
+        self.class_places = nn.Buffer(self.valid.flatten().nonzero()[:, 0], persistent=False)
         exponents = (counts - 1 - classes[:-1]).clamp_min(1)
-        self.register_buffer("_exponents", exponents, persistent=False)
-        self.register_buffer("_places", places, persistent=False)
+        self._exponents = nn.Buffer(exponents, persistent=False)
+        self._places = nn.Buffer(places, persistent=False)
         positions = is_coordinate.flatten().nonzero()[:, 0]
-        self.register_buffer("_positions", positions, persistent=False)
+        self._positions = nn.Buffer(positions, persistent=False)
 
     def mean_free(self, v: Tensor) -> Tensor:
         """Subtract from rows (*, n, c) their means over the classes, and clear the padding."""
@@ -142,11 +132,11 @@ class Simplices(nn.Module):
     def from_coordinates(self, m: Tensor) -> Tensor:
         r"""Logits :math:`Q m`, (B, n, c), of coordinates (B, d)."""
         check_event_shape(m, (self.dim,), "m")
-        if not self.is_ragged:
-            rows = m.view(m.shape[0], self.num_variables, self.max_classes - 1)
-            return isometric_logits(rows, self._exponents.to(m.dtype))
-        rows = pad(m, (0, 1))[:, self._places]
-        return isometric_logits(rows, self._exponents.to(m.dtype)) * self.valid
+        exponents = self._exponents.to(m.dtype)
+        if self.is_ragged:
+            return isometric_logits(pad(m, (0, 1))[:, self._places], exponents) * self.valid
+        rows = m.view(m.shape[0], self.num_variables, self.max_classes - 1)
+        return isometric_logits(rows, exponents)
 
     def coordinate_mask(self, mask: Tensor) -> Tensor:
         """Mask (B, d) of the coordinates that belong to variables of a mask (B, n)."""
@@ -168,13 +158,13 @@ class Simplices(nn.Module):
             OptionError: If a label is negative or not below its number of classes.
         """
         one_hot = (self.num_variables, self.max_classes)
-        if isinstance(labels, Tensor) and labels.shape[1:] == one_hot:
+        if labels.shape[1:] == one_hot:
             raise ShapeError(
                 f"labels must have shape (B, {self.num_variables}), got {tuple(labels.shape)}. If "
                 "these are one-hot rows, convert them with labels.argmax(-1)."
             )
         check_event_shape(labels, (self.num_variables,), "labels")
-        if labels.is_floating_point() or labels.is_complex():
+        if labels.is_floating_point():
             raise DtypeError(
                 f"labels must be integers that count classes from 0, got {labels.dtype}. Convert "
                 "them with labels.long()."
@@ -183,7 +173,11 @@ class Simplices(nn.Module):
             raise ShapeError("labels is an empty batch. Skip it, or let the loader drop it.")
         labels = labels.long()
         if mask is not None:
-            _check_mask(mask, labels)
+            if mask.shape != labels.shape:
+                raise ShapeError(
+                    f"mask must have the shape {tuple(labels.shape)} of the labels, got "
+                    f"{tuple(mask.shape)}."
+                )
             labels = labels.masked_fill(~mask, 0)
         outside = (labels < 0) | (labels >= self.counts[:, 0])
         if bool(outside.any()):
@@ -242,11 +236,3 @@ def class_counts(num_variables: int, num_classes: int | Sequence[int]) -> tuple[
             "out variables that never vary."
         )
     return counts
-
-
-def _check_mask(mask: Tensor, labels: Tensor) -> None:
-    if mask.shape != labels.shape:
-        raise ShapeError(
-            f"mask must have the shape {tuple(labels.shape)} of the labels, got "
-            f"{tuple(mask.shape)}."
-        )

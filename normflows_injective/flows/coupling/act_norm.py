@@ -18,8 +18,6 @@ from ...host.first_data import (
 )
 from ..layer import Layer
 
-__all__ = ["ActNorm"]
-
 
 @final
 class ActNorm(Layer):
@@ -51,7 +49,6 @@ class ActNorm(Layer):
     """
 
     takes_context = False
-    data_dep_init_done: Tensor
 
     def __init__(self, dim: int) -> None:
         super().__init__()

@@ -13,8 +13,6 @@ from ...host.context import expect_context
 from ..layer import Layer
 from .transforms import Affine, ElementTransform, check_transform
 
-__all__ = ["Autoregressive"]
-
 
 @final
 class Autoregressive(Layer):

@@ -16,8 +16,6 @@ from ...nets.mlp import SmoothMLP
 from ..layer import Layer
 from .transforms import Affine, ElementTransform, check_transform
 
-__all__ = ["Coupling", "NetworkCoupling", "PerceptronCoupling", "coupling_sizes"]
-
 
 def coupling_sizes(dim: int, takes_context: bool, name: str) -> tuple[int, int]:
     r"""Numbers of coordinates that a coupling keeps, :math:`\lfloor D/2 \rfloor`, and moves."""

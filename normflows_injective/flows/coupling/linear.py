@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from ..layer import Layer
 from ..orthogonal import reflected
 
-__all__ = ["Householder", "LULinear", "Permutation"]
-
 
 @final
 class LULinear(Layer):
@@ -42,14 +40,13 @@ class LULinear(Layer):
     """
 
     takes_context = False
-    order: Tensor
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.dim, self.shape = dim, (dim,)
         self.packed = nn.Parameter(torch.zeros(dim, dim))
         # P v picks the elements of v in this order.
-        self.register_buffer("order", torch.randperm(dim))
+        self.order = nn.Buffer(torch.randperm(dim))
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Latents (B, D) to data (B, D), with the log-det (B,) in nats."""
@@ -140,12 +137,11 @@ class Permutation(Layer):
     """
 
     takes_context = False
-    order: Tensor
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.dim, self.shape = dim, (dim,)
-        self.register_buffer("order", torch.randperm(dim))
+        self.order = nn.Buffer(torch.randperm(dim))
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Latents (B, D) to data (B, D), with log-det zero."""

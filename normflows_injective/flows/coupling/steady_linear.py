@@ -13,8 +13,6 @@ from torch.nn.functional import softplus
 
 from ...checks import check_count, check_positive
 
-__all__ = ["SteadyLinear"]
-
 
 @final
 class SteadyLinear(nf.flows.LULinearPermute):

@@ -14,16 +14,10 @@ from ...checks import check_positive, checks_arguments_of, looks_first
 from ...errors import OptionError, ShapeError
 from ..splines import UNIT_DERIVATIVE, bounded_spline
 
-__all__ = ["Additive", "Affine", "CentredAffine", "ElementTransform", "Spline"]
 
-
-def _check_parameters(
-    transform: ElementTransform, elements: Tensor | None = None, *args: Any, **kwargs: Any
-) -> None:
+def _check_parameters(transform: ElementTransform, *args: Any, **kwargs: Any) -> None:
     """Raise unless there are ``num_parameters`` parameters for every element."""
-    tensors = (
-        [*args, *kwargs.values()] if elements is None else [elements, *args, *kwargs.values()]
-    )
+    tensors = [*args, *kwargs.values()]
     if len(tensors) != 2 or not all(isinstance(tensor, Tensor) for tensor in tensors):
         return
     elements, parameters = tensors

@@ -14,8 +14,6 @@ from ...errors import OptionError, ShapeError
 from ...modules.precision import as_factored
 from .gauge import HomogeneousGauge, RadiusAndSecant, unit_rows
 
-__all__ = ["EllipsoidGauge"]
-
 
 @final
 class EllipsoidGauge(HomogeneousGauge):
@@ -43,8 +41,6 @@ class EllipsoidGauge(HomogeneousGauge):
         tensor([2.])
     """
 
-    axes: Tensor
-
     def __init__(self, axes: Tensor | Sequence[Any], trainable: bool = False) -> None:
         super().__init__()
         axes = as_floating(axes, "axes")
@@ -57,10 +53,7 @@ class EllipsoidGauge(HomogeneousGauge):
         if is_readable(singular) and not bool((singular > 0).all()):
             raise OptionError("axes must be positive, or an invertible matrix.")
         self.dim = len(axes)
-        if trainable:
-            self.axes = nn.Parameter(axes)
-        else:
-            self.register_buffer("axes", axes)
+        self.axes = nn.Parameter(axes) if trainable else nn.Buffer(axes)
 
     @property
     def trainable(self) -> bool:

@@ -28,24 +28,12 @@ from ...errors import ShapeError
 from ...host.context import context_arguments
 from ...modules.precision import as_factored
 
-__all__ = [
-    "ConstantSlopeGauge",
-    "Gauge",
-    "HomogeneousGauge",
-    "RadiusAndSecant",
-    "one_each",
-    "unit_rows",
-    "with_random_signs",
-]
-
 _OF_POINTS = ("log_radius", "radius_and_secant", "value", "log_value")
 
 
 def _check_points(gauge: Gauge, *args: Any, **kwargs: Any) -> None:
     """Refuse a first argument that is no batch of vectors of the gauge's dimension."""
-    name: str
-    points: Any
-    name, points = ("points", args[0]) if args else next(iter(kwargs.items()), ("points", None))
+    name, points = ("points", args[0]) if args else next(iter(kwargs.items()))
     if gauge.dim is not None:
         check_event_shape(points, (gauge.dim,), name)
     elif isinstance(points, Tensor) and (points.dim() != 2 or points.shape[1] == 0):

@@ -7,14 +7,12 @@ from collections.abc import Sequence
 from typing import final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...checks import as_floating, is_readable
 from ...errors import OptionError, ShapeError
 from ...modules.precision import as_factored
 from .gauge import ConstantSlopeGauge, unit_rows
-
-__all__ = ["HyperplaneGauge"]
 
 
 @final
@@ -50,7 +48,7 @@ class HyperplaneGauge(ConstantSlopeGauge):
         if is_readable(weights) and not bool((weights > 0).all()):
             raise OptionError("weights must be positive, so that every positive ray is met.")
         self.dim = len(weights)
-        self.register_buffer("weights", weights)
+        self.weights = nn.Buffer(weights)
 
     def value(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The weighted sum (B,) of points (B, D)."""

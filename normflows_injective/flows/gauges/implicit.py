@@ -14,8 +14,6 @@ from ...errors import OffManifoldError
 from ...host.context import needs_context, takes_context
 from .gauge import Gauge, RadiusAndSecant, one_each
 
-__all__ = ["ImplicitGauge"]
-
 # 60 halvings of an interval of length 40 leave 3e-17.
 STEPS = 60
 NEAR = 1e-3

@@ -12,8 +12,6 @@ from ...checks import check_not_negative
 from ...errors import OptionError
 from .gauge import HomogeneousGauge, RadiusAndSecant, unit_rows, with_random_signs
 
-__all__ = ["LpGauge"]
-
 
 @final
 class LpGauge(HomogeneousGauge):

@@ -12,8 +12,6 @@ from ...errors import OptionError
 from ...host.context import needs_context, takes_context
 from .gauge import Gauge, one_each
 
-__all__ = ["NetworkRadius"]
-
 
 @final
 class NetworkRadius(Gauge):

@@ -7,14 +7,12 @@ from collections.abc import Sequence
 from typing import final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...checks import as_floating, check_counts, check_not_negative, describe, is_readable
 from ...errors import OptionError, ShapeError
 from ...modules.precision import as_factored
 from .gauge import ConstantSlopeGauge, Gauge, RadiusAndSecant, unit_rows, with_random_signs
-
-__all__ = ["ElasticNetGauge", "GroupLassoGauge", "SlopeGauge"]
 
 
 @final
@@ -103,8 +101,6 @@ class GroupLassoGauge(ConstantSlopeGauge):
         tensor([7.])
     """
 
-    membership: Tensor
-
     def __init__(
         self, groups: Sequence[Sequence[int]], weights: Sequence[float] | Tensor | None = None
     ) -> None:
@@ -118,14 +114,20 @@ class GroupLassoGauge(ConstantSlopeGauge):
             )
         sizes = torch.tensor([float(len(group)) for group in groups])
         weights = sizes.sqrt() if weights is None else as_floating(weights, "weights")
-        _check_weights(weights, len(groups), "group")
+        if weights.shape != (len(groups),):
+            raise ShapeError(
+                f"weights must be one per group, shape ({len(groups)},), got "
+                f"{tuple(weights.shape)}."
+            )
+        if is_readable(weights) and not bool((weights > 0).all()):
+            raise OptionError(f"weights must be positive, got {weights.tolist()}.")
         self.groups = tuple(tuple(sorted(group)) for group in groups)
         self.dim = len(indices)
         membership = torch.empty(self.dim, dtype=torch.long)
         for number, group in enumerate(groups):
             membership[group] = number
-        self.register_buffer("membership", membership)
-        self.register_buffer("weights", weights)
+        self.membership = nn.Buffer(membership)
+        self.weights = nn.Buffer(weights)
 
     def value(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The weighted sum (B,) of group norms of points (B, D)."""
@@ -191,7 +193,7 @@ class SlopeGauge(ConstantSlopeGauge):
                 f"level sets are no norm's. Got {weights.tolist()}."
             )
         self.dim = len(weights)
-        self.register_buffer("weights", weights)
+        self.weights = nn.Buffer(weights)
 
     def value(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The weighted sum (B,) of the ordered sizes of points (B, D)."""
@@ -227,12 +229,3 @@ def _checked_groups(groups: object) -> list[list[int]]:
         list(check_counts(group, f"groups[{number}]", least=0, empty=True, example="[0, 1]"))
         for number, group in enumerate(groups)
     ]
-
-
-def _check_weights(weights: Tensor, count: int, name: str) -> None:
-    if weights.shape != (count,):
-        raise ShapeError(
-            f"weights must be one per {name}, shape ({count},), got {tuple(weights.shape)}."
-        )
-    if is_readable(weights) and not bool((weights > 0).all()):
-        raise OptionError(f"weights must be positive, got {weights.tolist()}.")

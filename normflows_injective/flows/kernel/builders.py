@@ -11,8 +11,6 @@ from ..coupling.act_norm import ActNorm
 from ..coupling.linear import LULinear, Permutation
 from .coupling import KernelCoupling
 
-__all__ = ["ferumal_glow", "ferumal_realnvp"]
-
 
 @renamed(n_auxiliary="num_auxiliary")
 def ferumal_realnvp(

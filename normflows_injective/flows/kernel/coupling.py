@@ -16,8 +16,6 @@ from ..coupling.coupling import Coupling, coupling_sizes
 from ..coupling.transforms import Affine, ElementTransform, check_transform
 from .expansion import KernelExpansion
 
-__all__ = ["KernelCoupling", "rkhs_penalty"]
-
 
 @final
 class KernelCoupling(Coupling):
@@ -140,9 +138,6 @@ class KernelCoupling(Coupling):
         return self.conditioner.penalty()
 
 
-_PARTS = "Hand in a model with KernelCoupling layers, or a list of its flows."
-
-
 def rkhs_penalty(parts: nn.Module | Iterable[nn.Module]) -> Tensor:
     r"""Sum of the squared Hilbert space norms of all kernel expansions of a model.
 
@@ -164,7 +159,8 @@ def rkhs_penalty(parts: nn.Module | Iterable[nn.Module]) -> Tensor:
         >>> rkhs_penalty([KernelCoupling(3), KernelCoupling(3)]).item()
         0.0
     """
-    layers = [parts] if isinstance(parts, nn.Module) else check_modules(parts, "parts", _PARTS)
+    advice = "Hand in a model with KernelCoupling layers, or a list of its flows."
+    layers = [parts] if isinstance(parts, nn.Module) else check_modules(parts, "parts", advice)
     modules = dict.fromkeys(module for layer in layers for module in layer.modules())
     expansions = [module for module in modules if isinstance(module, KernelExpansion)]
     if not expansions:

@@ -22,8 +22,6 @@ from ...modules.precision import as_factored
 from ...nets.joining import ContextNetwork
 from .kernels import KERNELS, squared_distances
 
-__all__ = ["KernelExpansion"]
-
 # Below it the kernel matrix of standardised data is the identity and nothing is shared.
 LENGTH_SCALE_FLOOR = 1e-2
 # A row that serves as a second point is moved by this many standard deviations.
@@ -78,9 +76,7 @@ class KernelExpansion(ContextNetwork):
         torch.Size([4, 1])
     """
 
-    points: Tensor
     basis: Tensor | None
-    data_dep_init_done: Tensor
     n_auxiliary = RenamedAttribute("num_auxiliary")
 
     @renamed(n_auxiliary="num_auxiliary")
@@ -106,10 +102,7 @@ class KernelExpansion(ContextNetwork):
         # Until there are data: points and typical distances of standard normal inputs.
         points = torch.randn(num_auxiliary, width)
         scales = torch.full((num_scales, width if ard else 1), DISTANCES * math.sqrt(2.0 * width))
-        if learn_auxiliary:
-            self.points = nn.Parameter(points)
-        else:
-            self.register_buffer("points", points)
+        self.points = nn.Parameter(points) if learn_auxiliary else nn.Buffer(points)
         self.raw_length_scales = nn.Parameter(_inverse_softplus(scales - LENGTH_SCALE_FLOOR))
         self.weights = nn.Parameter(torch.zeros(num_auxiliary, out_features))
         self.register_buffer("basis", self._orthonormal() if precondition else None)
@@ -202,13 +195,9 @@ class KernelExpansion(ContextNetwork):
 
     def extra_repr(self) -> str:
         """Options as shown by ``print(model)``."""
-        return (
-            f"in_features={self.in_features}, out_features={self.out_features}, "
-            f"num_auxiliary={self.num_auxiliary}, kernel={self.kernel!r}, "
-            f"num_scales={self.num_scales}, ard={self.ard}, "
-            f"learn_auxiliary={self.learn_auxiliary}, context_dim={self.context_dim}, "
-            f"precondition={self.precondition}"
-        )
+        sizes = ("in_features", "out_features", "num_auxiliary", "kernel", "num_scales")
+        names = (*sizes, "ard", "learn_auxiliary", "context_dim", "precondition")
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
     def _place(self, rows: Tensor) -> None:
         rows = rows[torch.randperm(len(rows), device=rows.device)]

@@ -12,8 +12,6 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-__all__ = ["KERNELS", "squared_distances"]
-
 Kernel = Callable[[Tensor], Tensor]
 
 

@@ -24,8 +24,6 @@ from .mixing import ChannelMixing, PatchMixing
 from .patches import patch_counts
 from .shift import SHIFTS, PatchShift
 
-__all__ = ["mixer_flow"]
-
 # Builds a flow from the number of values, that of context features, and whether it is reversed.
 Element = Callable[[int, int, bool], nf.flows.Flow]
 
@@ -159,12 +157,8 @@ def _element(element: str | Element, hidden: Sequence[int]) -> Element:
     return lookup(element, known, "element", "one of {} or a function")
 
 
-def _auto(dim: int) -> nf.flows.Flow:
-    return LULinear(dim) if dim <= DENSE_LIMIT else Householder(dim)
-
-
 _LINEAR: dict[str, Callable[[int], nf.flows.Flow]] = {
-    "auto": _auto,
+    "auto": lambda dim: LULinear(dim) if dim <= DENSE_LIMIT else Householder(dim),
     "lu": LULinear,
     "householder": Householder,
     "permutation": Permutation,

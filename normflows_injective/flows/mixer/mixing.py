@@ -19,8 +19,6 @@ from ..layer import Layer
 from ..stacking import check_invertible
 from .patches import Patchify
 
-__all__ = ["ChannelMixing", "Mixing", "PatchMixing"]
-
 
 class Mixing(Layer):
     r"""Flows of vectors applied to every row of an image, read as a table; a base class.

@@ -12,8 +12,6 @@ from ...checks import check_shape
 from ...errors import OptionError, ShapeError
 from ..layer import Layer
 
-__all__ = ["Patchify", "patch_counts"]
-
 
 def patch_counts(image_shape: Sequence[int], patch_size: int) -> tuple[int, int]:
     r"""Numbers of patches, :math:`HW/p^2`, and of values in each, :math:`p^2` times channels."""

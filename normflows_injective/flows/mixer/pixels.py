@@ -10,8 +10,6 @@ from torch import Tensor
 from ...checks import checks_arguments
 from ...errors import DtypeError, OptionError
 
-__all__ = ["bits_per_dim", "dequantise"]
-
 
 @checks_arguments
 def dequantise(
@@ -46,12 +44,7 @@ def dequantise(
         >>> dequantise(torch.tensor([0, 128, 255]), bits=1).floor()
         tensor([-1.,  0.,  0.])
     """
-    if not isinstance(pixels, Tensor):
-        raise DtypeError(
-            f"pixels must be a torch.Tensor, got {type(pixels).__name__}. Convert them with "
-            "torch.as_tensor."
-        )
-    if pixels.is_floating_point() or pixels.is_complex() or pixels.dtype == torch.bool:
+    if pixels.is_floating_point() or pixels.dtype == torch.bool:
         raise DtypeError(
             f"pixels must be integers, got {pixels.dtype}. If they are scaled to [0, 1], multiply "
             f"by {2**stored_bits - 1}, round and convert."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import final
@@ -18,9 +17,9 @@ from ...host.context import needs_context, takes_context
 from ..layer import Layer
 from .patches import patch_counts
 
-__all__ = ["SHIFTS", "PatchShift", "interior_shape"]
-
 BuildLayers = Callable[[tuple[int, int, int]], Iterable[nf.flows.Flow]]
+Mapped = tuple[Tensor, Tensor]
+Through = Callable[[Tensor], Mapped]
 
 
 def interior_shape(image_shape: Sequence[int], patch_size: int) -> tuple[int, int, int]:
@@ -92,67 +91,48 @@ class PatchShift(Layer):
         self.layers = nn.ModuleList(layers(inside) if layers and inside else [])
         self.takes_context = any(takes_context(flow) for flow in self.layers)
         self.needs_context = any(needs_context(flow) for flow in self.layers)
-        self._shift = shift(patch_size, back)
+        self._move = partial(shift, patch_size, back)
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Latent images (B, channels, H, W) to images of data, with the log-det (B,) in nats."""
         through = partial(summed_forward, list(self.layers), context=context)
-        return self._shift.move(z, through, inverse=False)
+        return self._move(z, through, inverse=False)
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Images of data (B, channels, H, W) to latent ones, with the log-det (B,) in nats."""
         through = partial(summed_inverse, list(self.layers), context=context)
-        return self._shift.move(x, through, inverse=True)
+        return self._move(x, through, inverse=True)
 
     def extra_repr(self) -> str:
         """Options as shown by ``print(model)``."""
         return f"kind={self.kind!r}, image_shape={self.shape}"
 
 
-Mapped = tuple[Tensor, Tensor]
-
-
-class _Shift(ABC):
-    """A map of images (B, channels, H, W), with log-dets (B,), which may have layers within it."""
-
-    def __init__(self, patch_size: int, back: bool) -> None:
-        self._patch_size, self._back = patch_size, back
-
-    @abstractmethod
-    def move(self, image: Tensor, through: Callable[..., Mapped], inverse: bool) -> Mapped:
-        """Apply the map, or its inverse; ``through`` sends images through the layers likewise."""
-
-
-@final
-class _None(_Shift):
+def _keep(patch_size: int, back: bool, image: Tensor, through: Through, inverse: bool) -> Mapped:
     """The identity."""
-
-    def move(self, image: Tensor, through: Callable[..., Mapped], inverse: bool) -> Mapped:
-        return image, image.new_zeros(image.shape[0])
+    return image, image.new_zeros(image.shape[0])
 
 
-@final
-class _Roll(_Shift):
+def _roll(patch_size: int, back: bool, image: Tensor, through: Through, inverse: bool) -> Mapped:
     """Both axes are rolled by half a patch."""
-
-    def move(self, image: Tensor, through: Callable[..., Mapped], inverse: bool) -> Mapped:
-        half = self._patch_size // 2
-        offset = half if inverse == self._back else -half
-        return image.roll((offset, offset), (2, 3)), image.new_zeros(image.shape[0])
+    half = patch_size // 2
+    offset = half if inverse == back else -half
+    return image.roll((offset, offset), (2, 3)), image.new_zeros(image.shape[0])
 
 
-@final
-class _Interior(_Shift):
+def _act_inside(
+    patch_size: int, back: bool, image: Tensor, through: Through, inverse: bool
+) -> Mapped:
     """Layers act within a frame half a patch wide."""
-
-    def move(self, image: Tensor, through: Callable[..., Mapped], inverse: bool) -> Mapped:
-        low, high = self._patch_size // 2, self._patch_size - self._patch_size // 2
-        height, width = image.shape[2:]
-        inside = image[:, :, low : height - high, low : width - high]
-        frame = [low, high, low, high]
-        is_inside = nn.functional.pad(torch.ones_like(inside[:1, :1]), frame).bool()
-        inside, log_det = through(inside)
-        return torch.where(is_inside, nn.functional.pad(inside, frame), image), log_det
+    low, high = patch_size // 2, patch_size - patch_size // 2
+    height, width = image.shape[2:]
+    inside = image[:, :, low : height - high, low : width - high]
+    frame = [low, high, low, high]
+    is_inside = nn.functional.pad(torch.ones_like(inside[:1, :1]), frame).bool()
+    inside, log_det = through(inside)
+    return torch.where(is_inside, nn.functional.pad(inside, frame), image), log_det
 
 
-SHIFTS: dict[str, type[_Shift]] = {"none": _None, "roll": _Roll, "interior": _Interior}
+# Maps of images (B, channels, H, W), with log-dets (B,), or their inverses, given the size of a
+# patch and whether to move back; ``through`` sends images through the layers likewise.
+SHIFTS = {"none": _keep, "roll": _roll, "interior": _act_inside}

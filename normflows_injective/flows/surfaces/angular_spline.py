@@ -9,13 +9,11 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from ...checks import check_count, check_not_negative, check_positive
+from ...checks import check_not_negative, check_positive
 from ...errors import OptionError
 from ...nets.mlp import ResidualMLP
 from ..layer import Layer
 from ..splines import UNIT_DERIVATIVE, bounded_spline
-
-__all__ = ["AngularSpline"]
 
 
 @final
@@ -103,7 +101,6 @@ class AngularSpline(Layer):
         self._counts = [len(group) for group in groups]
         num_linear, num_circular, passed_linear, passed_circular = self._counts
         self._sizes = (num_linear * (3 * num_bins + 1), num_circular * 3 * num_bins)
-        check_count(num_frequencies, "num_frequencies")
         self.num_frequencies = num_frequencies
         features = self._features(torch.ones(1, passed_linear), torch.ones(1, passed_circular))
         self.max_log_scale, self.gain = max_log_scale, gain

@@ -19,8 +19,6 @@ from ...modules.contents import modules_of
 from .off_manifold import TOLERANCE, check_policy
 from .surface import Chart
 
-__all__ = ["GraphSurface"]
-
 
 @final
 class GraphSurface(Chart):

@@ -16,15 +16,6 @@ from torch import Tensor
 from ...checks import check_choice, check_finite, is_readable
 from ...errors import OffManifoldError
 
-__all__ = [
-    "TOLERANCE",
-    "check_policy",
-    "closed_parts",
-    "refuse_far",
-    "refuse_off_orthant",
-    "unit_vectors",
-]
-
 TOLERANCE = 1e-4
 
 

@@ -22,8 +22,6 @@ from ..gauges.gauge import Gauge
 from .off_manifold import TOLERANCE, check_policy, refuse_far, refuse_off_orthant, unit_vectors
 from .surface import Surface, SurfaceMap
 
-__all__ = ["Level", "RadialSurface"]
-
 FromContext = int | Callable[[Tensor], Tensor]
 
 

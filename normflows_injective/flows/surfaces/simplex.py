@@ -11,13 +11,12 @@ from torch import Tensor
 
 from ...checks import check_choice, check_positive, is_readable, lookup
 from ...errors import OffManifoldError
+from ..gauges.gauge import unit_rows
 from ..gauges.hyperplane import HyperplaneGauge
 from .off_manifold import check_policy, closed_parts, refuse_off_orthant, unit_vectors
 from .simplex_coordinates import COORDINATES
 from .sphere import check_dim
 from .surface import Chart, Surface, SurfaceLayer, SurfaceMap
-
-__all__ = ["SimplexFromOrthant", "SimplexStickBreaking"]
 
 
 class _ToSimplex(SurfaceLayer):
@@ -152,10 +151,6 @@ def _over_sum(u: Tensor) -> Tensor:
     return u / u.sum(1, keepdim=True)
 
 
-def _over_norm(parts: Tensor) -> Tensor:
-    return parts / torch.linalg.vector_norm(parts, dim=1, keepdim=True)
-
-
 def _radial_stretch(u: Tensor) -> Tensor:
     return -u.shape[1] * u.sum(1).log()
 
@@ -167,7 +162,7 @@ def _square_stretch(u: Tensor) -> Tensor:
 
 
 _ORTHANT_MAPS = {
-    "radial": _OrthantMap(_over_sum, _over_norm, _radial_stretch),
+    "radial": _OrthantMap(_over_sum, unit_rows, _radial_stretch),
     "square": _OrthantMap(torch.square, torch.sqrt, _square_stretch),
 }
 

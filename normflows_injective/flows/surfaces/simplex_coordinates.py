@@ -24,13 +24,6 @@ from torch.special import erfcx, log_ndtr, ndtri
 from ...checks import check_finite, is_readable
 from ...errors import OffManifoldError
 
-__all__ = [
-    "COORDINATES",
-    "SimplexCoordinates",
-    "isometric_coordinates",
-    "isometric_logits",
-]
-
 _LOG_TWO_PI = math.log(2 * math.pi)
 # Below these the left tail is 1e-9, whose square no dtype sees beside one.
 _FAR_LEFT, _SMALL = -6.0, 1e-9

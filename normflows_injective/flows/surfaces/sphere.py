@@ -15,8 +15,6 @@ from .off_manifold import check_policy, unit_vectors
 from .sphere_coordinates import COORDINATES
 from .surface import Chart, SurfaceMap
 
-__all__ = ["InChart", "SphereChart", "SphereLinear"]
-
 
 @final
 class SphereChart(Chart):
@@ -193,11 +191,6 @@ class InChart(Layer):
 
     def __init__(self, flow: SurfaceMap, chart: Chart) -> None:
         super().__init__()
-        if not isinstance(flow, SurfaceMap):
-            raise UnsupportedLayerError(
-                f"InChart shows a map between surfaces, such as SphereLinear, in coordinates. "
-                f"{type(flow).__name__} acts on coordinates already: list it in flows= directly."
-            )
         ends = (chart.codomain, flow.domain, flow.codomain)
         if len(set(ends)) > 1:
             raise UnsupportedLayerError(

@@ -19,8 +19,6 @@ from ...checks import is_readable
 from ...errors import OffManifoldError
 from .off_manifold import refuse_off_orthant
 
-__all__ = ["COORDINATES", "Coordinates"]
-
 Direction = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 

@@ -24,8 +24,6 @@ from ..gauges.gauge import Gauge
 from ..injection import Injection
 from ..layer import Layer
 
-__all__ = ["Chart", "Surface", "SurfaceLayer", "SurfaceMap", "is_closed_form", "surface_of"]
-
 
 class Surface(NamedTuple):
     """A surface that layers lead to, with None for what is unknown or does not apply."""

@@ -13,8 +13,6 @@ from ...errors import ReducedLayerWarning
 from ..coupling.coupling import PerceptronCoupling, coupling_sizes
 from ..coupling.transforms import Additive, CentredAffine, ElementTransform
 
-__all__ = ["GINCoupling", "NICECoupling"]
-
 
 @final
 class NICECoupling(PerceptronCoupling):

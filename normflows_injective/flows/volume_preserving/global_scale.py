@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from ...checks import check_shape
 from ..layer import Layer
 
-__all__ = ["GlobalScale"]
-
 
 @final
 class GlobalScale(Layer):

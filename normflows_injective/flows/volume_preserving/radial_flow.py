@@ -14,8 +14,6 @@ from ...modules.precision import as_factored
 from ..layer import Layer
 from ..splines import Bin
 
-__all__ = ["RadialFlow1D"]
-
 # Share of a standard normal that may lie below, and above, the default range of the knots.
 _OUTSIDE = 1e-3
 # Bound of the logarithms of the slopes: of either sign, so that both directions keep digits.

@@ -14,8 +14,6 @@ from ...modules.precision import factored_dtype
 from ..layer import Layer
 from ..orthogonal import RememberedFactor, orthogonal_factor
 
-__all__ = ["Rotation", "random_rotation"]
-
 
 @checks_arguments
 def random_rotation(dim: int, generator: torch.Generator | None = None) -> Tensor:

@@ -12,8 +12,6 @@ from ...errors import ShapeError
 from ...host.context import expect_context
 from ..joining import ContextNetwork
 
-__all__ = ["FieldNetwork", "time_features"]
-
 _FREQUENCIES = 3
 _NUM_TIME_FEATURES = 2 + 2 * _FREQUENCIES
 

@@ -11,8 +11,6 @@ from ...checks import check_count
 from ...errors import OptionError
 from .conditions import FieldNetwork
 
-__all__ = ["ConvField"]
-
 
 @final
 class ConvField(FieldNetwork):

@@ -11,8 +11,6 @@ from torch import Tensor
 from ..mlp import SmoothMLP
 from .conditions import FieldNetwork
 
-__all__ = ["DenseField"]
-
 
 @final
 class DenseField(FieldNetwork):

@@ -12,8 +12,6 @@ from torch.nn.functional import linear, silu
 
 from .conditions import FieldNetwork
 
-__all__ = ["LeaveOneOutField"]
-
 
 @final
 class LeaveOneOutField(FieldNetwork):

@@ -23,8 +23,6 @@ from ...models.parts import model_dtype
 from ..flow_transform import FlowTransform
 from .joint_guide import JointGuide
 
-__all__ = ["AutoFlow"]
-
 FlowFactory = Callable[[int], nf.flows.Flow | Iterable[nf.flows.Flow]]
 # Layers after which no coordinate is left where the last coupling could not reach it.
 _MIXING = (

@@ -27,8 +27,6 @@ from ..laws.thickened import Frame, Thickened
 from ..memory.buffers import make_contiguous
 from .joint_guide import JointGuide
 
-__all__ = ["AutoInjective"]
-
 Factory = Callable[[int, int], nn.Module]
 NOISES = ("mvn", "diagonal", "low_rank")
 _WIDTH = (

@@ -25,8 +25,6 @@ from ..memory.taken_names import names_are_free, refuse_taken_names, trains_now
 from .latent_sites import refuse_unserved_sites
 from .site_quantiles import check_levels, site_quantiles
 
-__all__ = ["JointGuide"]
-
 Guide = TypeVar("Guide", bound="JointGuide")
 
 
@@ -70,8 +68,7 @@ class JointGuide(AutoContinuous):
         self.build(*args, **kwargs)
         if torch.is_grad_enabled():
             self._claim_names()
-        drawn: dict[str, Tensor] = super().forward(*args, **kwargs)
-        return drawn
+        return super().forward(*args, **kwargs)
 
     def sample_latent(self, *args: Any, **kwargs: Any) -> Tensor:
         """Draw the unconstrained latents (D,), whose gradients are guarded."""

@@ -10,8 +10,6 @@ from pyro.distributions import MaskedDistribution
 
 from ...errors import UnsupportedModelError
 
-__all__ = ["refuse_unserved_sites"]
-
 
 def refuse_unserved_sites(trace: Any) -> None:
     """Raise if latent variables are discrete, subsampled or masked, or if there are none."""

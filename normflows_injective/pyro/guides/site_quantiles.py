@@ -13,8 +13,6 @@ from torch.distributions import ComposeTransform, IndependentTransform, Transfor
 from ...checks import is_number
 from ...errors import OptionError
 
-__all__ = ["acts_by_component", "check_levels", "site_quantiles"]
-
 # torch.quantile takes no more elements at once.
 _LIMIT = 2**24
 

@@ -13,8 +13,6 @@ from ..supports.boxes import Scalars
 from ..supports.support import given_support, score_where, support_of
 from .model_distribution import ModelDistribution
 
-__all__ = ["FlowDistribution"]
-
 
 @final
 class FlowDistribution(ModelDistribution):

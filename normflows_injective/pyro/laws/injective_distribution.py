@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple, final
+from functools import partial
+from typing import Any, final
 
 import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from ...checks import check_count, checks_arguments
+from ...checks import checks_arguments
 from ...diagnostics.gradient_agreement import SurrogateBias, measure_bias, refuse_closed_form
 from ...errors import OptionError, ShapeError
 from ...flows.stack import joint_decode
@@ -23,15 +24,6 @@ from ...models.volume_rules import ExactVolume, VolumeRule, volume_rule
 from ...modules.random_numbers import OwnRandomNumbers
 from .model_distribution import ModelDistribution
 from .off_manifold import NoiseScale, Projected, Thicken, policy
-
-__all__ = ["InjectiveDistribution"]
-
-
-class _Drawn(NamedTuple):
-    """Base variables (n, *) of draws, with their log-density (n,)."""
-
-    base: Tensor
-    log_q: Tensor
 
 
 @final
@@ -146,26 +138,23 @@ class InjectiveDistribution(ModelDistribution):
         return "lebesgue" if self._thickens else super().measure
 
     def draw(self, num_samples: int, context: Tensor | None) -> tuple[Tensor, Any]:
-        """Draw values (n, *) with the base variables that lead to them."""
+        """Draw values (n, *) with base variables that lead to them, and log-densities of these."""
         z, log_q = self.base_draws(num_samples, context)
         # The volume costs d times as much, and most draws are never scored.
         flows = self.stack.after_samples(z, context).flows
         x = joint_decode(flows, z.clone(), context)
-        return self._policy.blur(x), _Drawn(z, log_q)
+        return self._policy.blur(x), (z, log_q)
 
     def score(self, x: Tensor, context: Tensor | None, drawn: Any) -> Tensor:
         """Log-density (B,) in nats of values (B, *)."""
         rule = self._rule if drawn is None else self._rule.for_draws()
         if drawn is not None and not self._thickens:
-            return drawn.log_q - self.stack.push(drawn.base, context)[1]
+            z, log_q = drawn
+            return log_q - self.stack.push(z, context)[1]
         trains = torch.is_grad_enabled() and self._trains()
         if isinstance(self._policy, Thicken) and rule.collapses and trains:
             warn_once_of_collapse(self.model, self._policy.scale(x), x, self.latent_dim)
-
-        def projected(rows: Tensor, context: Tensor | None) -> Projected:
-            return self._projected(rule, rows, context)
-
-        return self._policy.log_density(projected, self.stack, x, context)
+        return self._policy.log_density(partial(self._projected, rule), self.stack, x, context)
 
     @checks_arguments
     def log_volume(self, x: Tensor) -> Tensor:
@@ -207,7 +196,6 @@ class InjectiveDistribution(ModelDistribution):
         """
         refuse_closed_form(self.stack)
         if x is None:
-            n = check_count(n, "n")
             shape = (math.ceil(n / max(1, self.batch_shape.numel())), *self.batch_shape)
             context = context_rows(self.context, shape)
             q0, stack = on_trial([self.model.q0, self.stack])

@@ -15,8 +15,6 @@ from ...checks import check_flag
 from ...checks.sizes import as_size, expanded_size
 from ...errors import ShapeError
 
-__all__ = ["PyroLaw", "Shape"]
-
 Law = TypeVar("Law", bound="PyroLaw")
 Shape = Iterable[int]
 

@@ -32,7 +32,6 @@ from ...host.context import (
     check_context,
     context_rows,
     context_shape,
-    needs_context,
     takes_context,
 )
 from ...host.copies import on_trial
@@ -42,8 +41,6 @@ from ...modules.random_numbers import OwnRandomNumbers
 from ..memory.buffers import make_contiguous, watch_buffers
 from ..supports.support import known_surface, refuse_off_support
 from .law import PyroLaw, Shape
-
-__all__ = ["ModelDistribution"]
 
 Law = TypeVar("Law", bound="ModelDistribution")
 
@@ -74,7 +71,13 @@ class ModelDistribution(PyroLaw, ABC):
         context: Tensor | None = None,
         validate_args: bool | None = None,
     ) -> None:
-        _check_model(model)
+        if not isinstance(model, nf.NormalizingFlow | nf.ClassCondFlow):
+            raise OptionError(
+                "model must be nf.NormalizingFlow, nf.ConditionalNormalizingFlow, "
+                f"nf.ClassCondFlow or nfi.InjectiveNormalizingFlow, got {type(model).__name__}. "
+                "Layers alone go into FlowTransform; a multiscale model has no single density of "
+                "a plain tensor to offer."
+            )
         if event_dim is not None:
             event_dim = check_count(event_dim, "event_dim", least=0)
         if context is not None:
@@ -227,16 +230,6 @@ class ModelDistribution(PyroLaw, ABC):
         return of_context or any(p.requires_grad for p in self.model.parameters())
 
 
-def _check_model(model: object) -> None:
-    if isinstance(model, nf.NormalizingFlow | nf.ClassCondFlow):
-        return
-    raise OptionError(
-        "model must be nf.NormalizingFlow, nf.ConditionalNormalizingFlow, nf.ClassCondFlow or "
-        f"nfi.InjectiveNormalizingFlow, got {type(model).__name__}. Layers alone go into "
-        "FlowTransform; a multiscale model has no single density of a plain tensor to offer."
-    )
-
-
 def _event_shape(shape: tuple[int, ...], event_dim: int | None) -> Size:
     if event_dim == 0 and shape == (1,):
         return Size()
@@ -266,11 +259,9 @@ def _anatomy(model: Any, context: Tensor | None) -> _Anatomy:
 def _dissect(model: Any, context: Tensor | None, marks: tuple[Any, ...]) -> _Anatomy:
     _mend_store(make_contiguous(model))
     stack = LayerStack(list(model.flows))
-    two = None
-    if context is not None:
-        rows = context_rows(context, context_shape(context))
-        two = None if rows is None else torch.cat([rows[:1], rows[:1]])
-    if two is None and any(needs_context(part) for part in (model.q0, *model.flows)):
+    rows = context_rows(context, context_shape(context))
+    two = None if rows is None else torch.cat([rows[:1], rows[:1]])
+    if two is None:
         check_context([model.q0, *model.flows], None, 0)
     parameters = [p for p in model.q0.parameters() if p.requires_grad]
     with (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple, final
 
@@ -18,18 +17,6 @@ from ...volume.reconstruction import squared_error
 from ..supports.support import score_where, whole_space
 from ..supports.surfaces import ImageConstraint
 
-__all__ = [
-    "POLICIES",
-    "NoiseScale",
-    "OffManifold",
-    "Project",
-    "Projected",
-    "Reject",
-    "Thicken",
-    "policy",
-]
-
-POLICIES = ("reject", "project", "thicken")
 NoiseScale = float | Tensor | Callable[[], Tensor]
 
 
@@ -43,20 +30,23 @@ class Projected(NamedTuple):
 Score = Callable[[Tensor, Tensor | None], Projected]
 
 
-class OffManifold(ABC):
-    """The support and the density of values on and off a manifold."""
+class OffManifold:
+    """The support and the density of values: every value has the density of its projection.
 
-    @abstractmethod
+    Other policies replace a part of this one.
+    """
+
     def support(
         self, stack: LayerStack, context: Tensor | None, event_dim: int
     ) -> constraints.Constraint:
         """The values that have a density."""
+        return whole_space(event_dim)
 
-    @abstractmethod
     def log_density(
         self, score: Score, stack: LayerStack, x: Tensor, context: Tensor | None
     ) -> Tensor:
         """Log-density (B,) in nats of values (B, *), from the density of their projections."""
+        return score(x, context).log_density
 
     def blur(self, x: Tensor) -> Tensor:
         """Points (B, *) of the manifold with the noise of draws, if there is any."""
@@ -82,23 +72,6 @@ class Reject(OffManifold):
         """Log-densities of projections, or minus infinity."""
         near = self.support(stack, context, x.dim() - 1).check(x)
         return score_where(near, lambda *rows: score(*rows).log_density, x, context)
-
-
-@final
-class Project(OffManifold):
-    """Every value has the density of its projection."""
-
-    def support(
-        self, stack: LayerStack, context: Tensor | None, event_dim: int
-    ) -> constraints.Constraint:
-        """Real space."""
-        return whole_space(event_dim)
-
-    def log_density(
-        self, score: Score, stack: LayerStack, x: Tensor, context: Tensor | None
-    ) -> Tensor:
-        """Log-densities of projections."""
-        return score(x, context).log_density
 
 
 @final
@@ -149,12 +122,6 @@ class Thicken(OffManifold):
         """Points (B, *) of the manifold with noise, which carries gradients to the scale."""
         return x + self.scale(x) * torch.randn_like(x)
 
-    def support(
-        self, stack: LayerStack, context: Tensor | None, event_dim: int
-    ) -> constraints.Constraint:
-        """Real space."""
-        return whole_space(event_dim)
-
     def log_density(
         self, score: Score, stack: LayerStack, x: Tensor, context: Tensor | None
     ) -> Tensor:
@@ -172,7 +139,7 @@ def policy(
     off_manifold: str, noise_scale: NoiseScale | None, tol: float, latent_dim: int
 ) -> OffManifold:
     """The policy with a name, and its options."""
-    check_choice(off_manifold, POLICIES, "off_manifold")
+    check_choice(off_manifold, ("reject", "project", "thicken"), "off_manifold")
     if off_manifold == "thicken":
         return Thicken(noise_scale, latent_dim)
     if noise_scale is not None:
@@ -180,4 +147,4 @@ def policy(
             f"noise_scale is an option of off_manifold='thicken', but that is {off_manifold!r}, "
             "where nothing is noisy. Leave it out, or thicken."
         )
-    return Reject(tol) if off_manifold == "reject" else Project()
+    return Reject(tol) if off_manifold == "reject" else OffManifold()

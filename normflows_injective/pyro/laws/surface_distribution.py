@@ -20,8 +20,6 @@ from ..supports.support import refuse_off_support, score_where
 from ..supports.surfaces import StarLikeConstraint, is_standard_simplex, unit_length
 from .law import PyroLaw, Shape, optional_flag
 
-__all__ = ["OnSurface", "SurfaceDistribution", "UniformOnSurface"]
-
 
 class OnSurface(constraints.Constraint):
     """Points where a law on a surface has a density.

@@ -16,8 +16,6 @@ from ...distributions.thickened.noise import Noise
 from ...distributions.thickened.reverse import Reverse
 from .law import PyroLaw, Shape
 
-__all__ = ["Frame", "Thickened"]
-
 
 @final
 class Frame(nn.Module):
@@ -78,8 +76,6 @@ class Thickened(PyroLaw):
         reverse: Reverse,
         rank: int,
         num_aux: int = 0,
-        batch_shape: Shape = (),
-        validate_args: bool | None = None,
     ) -> None:
         self.frame = frame
         self.decoder = decoder
@@ -88,7 +84,7 @@ class Thickened(PyroLaw):
         self.rank = rank
         self.num_aux = num_aux
         self._drawn: tuple[weakref.ref[Tensor], Tensor] | None = None
-        super().__init__(torch.Size(batch_shape), frame.loc.shape, validate_args)
+        super().__init__(torch.Size(), frame.loc.shape, None)
 
     def __getstate__(self) -> dict[str, Any]:
         # Copies remember no draws, and neither does an expanded law, which is a copy.

@@ -20,8 +20,6 @@ from ...distributions.sample_cache import versions
 from ...errors import ParamStoreWarning
 from .taken_names import DIGEST, refuse_other_tensors
 
-__all__ = ["digest_of", "make_contiguous", "warn_of_store", "watch_buffers"]
-
 _DIFFERENT = (
     "takes its parameters from Pyro's parameter store, but they were trained with other buffers "
     "(permutations, masks, normalisations), so that its density is another one"
@@ -83,13 +81,12 @@ def warn_of_store(name: str, reason: str) -> None:
 
 def _name_in(store: Any, nn_module: nn.Module) -> tuple[str | None, Tensor | None]:
     """Name of the module's digest in the store, and the parameter that shows the name."""
-    for local, parameter in nn_module.named_parameters():
-        full = store.param_name(parameter)
-        # A module inside the one that was registered has a digest of its own.
-        if full is not None and full.endswith(local):
-            return full[: len(full) - len(local)] + DIGEST, parameter
+    local, parameter = next(nn_module.named_parameters(), ("", None))
+    full = None if parameter is None else store.param_name(parameter)
+    # A module inside the one that was registered has a digest of its own.
+    if full is None or not full.endswith(local):
         return None, None
-    return None, None
+    return full[: len(full) - len(local)] + DIGEST, parameter
 
 
 def make_contiguous(module: nn.Module) -> list[nn.Parameter]:

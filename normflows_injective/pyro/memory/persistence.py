@@ -17,8 +17,6 @@ from ...errors import CheckpointError, OptionError
 from .buffers import digest_of, make_contiguous, warn_of_store, watch_buffers
 from .taken_names import DIGEST, names_are_free, refuse_taken_names, trains_now
 
-__all__ = ["load", "module", "save"]
-
 _NOT_TAKEN = (
     "has parameters in Pyro's parameter store that are not those of this module, which goes on "
     "with its own. Pass update_module_params=True to take them over"
@@ -137,11 +135,10 @@ def module(name: str, nn_module: nn.Module, update_module_params: bool = False) 
 
 def _comes_from_store(store: Any, name: str, nn_module: nn.Module) -> bool:
     """Whether the store has parameters by these names that are not the module's own."""
-    for parameter_name, parameter in nn_module.named_parameters():
-        stored = store._params.get(param_with_module_name(name, parameter_name))
-        if stored is not None and stored is not parameter:
-            return True
-    return False
+    return any(
+        store._params.get(param_with_module_name(name, local), parameter) is not parameter
+        for local, parameter in nn_module.named_parameters()
+    )
 
 
 def _check_path(path: Any) -> None:

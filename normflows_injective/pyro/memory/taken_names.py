@@ -19,8 +19,6 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from ...errors import RegistrationError
 
-__all__ = ["DIGEST", "names_are_free", "refuse_other_tensors", "refuse_taken_names", "trains_now"]
-
 DIGEST = "digest_of_buffers"
 
 # Modules by their parameters. The store keeps parameters of modules that are gone.

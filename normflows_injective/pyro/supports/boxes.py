@@ -20,16 +20,6 @@ from ...host.calls import summed_inverse
 from ...host.context import context_rows
 from ...host.first_data import awaits_first_data
 
-__all__ = [
-    "Box",
-    "BoxTransform",
-    "PushedBox",
-    "Range",
-    "Scalars",
-    "bounded_domain",
-    "bounded_support",
-]
-
 _WRAPS = (nf.flows.PeriodicWrap, nf.flows.PeriodicShift)
 _CIRCULAR = (
     nf.flows.CircularCoupledRationalQuadraticSpline,
@@ -175,8 +165,7 @@ class Scalars(constraints.Constraint):
 
     def check(self, value: Tensor) -> Tensor:
         """Whether scalars satisfy the constraint, of their shape."""
-        inside: Tensor = self.of_vectors.check(value.unsqueeze(-1))
-        return inside
+        return self.of_vectors.check(value.unsqueeze(-1))
 
     def __repr__(self) -> str:
         return f"Scalars({self.of_vectors})"

@@ -16,15 +16,6 @@ from ...flows.surfaces.surface import Surface, surface_of
 from .boxes import bounded_support
 from .surfaces import ImageConstraint, StarLikeConstraint, unit_length
 
-__all__ = [
-    "given_support",
-    "known_surface",
-    "refuse_off_support",
-    "score_where",
-    "support_of",
-    "whole_space",
-]
-
 
 def support_of(
     stack: LayerStack, event_dim: int, context: Tensor | None = None, base: Any = None
@@ -55,13 +46,9 @@ def _level_set(surface: Any) -> constraints.Constraint:
     return StarLikeConstraint(gauge, level, dim=dim, measure=measure)
 
 
-def _sphere(surface: Any) -> constraints.Constraint:
-    return unit_length(surface.dim)
-
-
 # By the kind of a surface. All surfaces of other kinds are images.
-_CONSTRAINTS: dict[str, Callable[[Surface], constraints.Constraint | None]] = {
-    "sphere": _sphere,
+_CONSTRAINTS: dict[str, Callable[[Any], constraints.Constraint | None]] = {
+    "sphere": lambda surface: unit_length(surface.dim),
     "level_set": _level_set,
     "simplex": _simplex,
 }

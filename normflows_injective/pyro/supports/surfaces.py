@@ -21,8 +21,6 @@ from ...flows.surfaces.radial import RadialSurface
 from ...flows.surfaces.sphere import SphereChart
 from ...host.context import context_rows
 
-__all__ = ["ImageConstraint", "StarLikeConstraint", "is_standard_simplex", "unit_length"]
-
 
 @final
 class StarLikeConstraint(constraints.Constraint):
