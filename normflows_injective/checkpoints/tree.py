@@ -1,4 +1,4 @@
-"""Nested dictionaries, lists and tuples of tensors and plain values, as JSON and tensors by name."""
+"""Nested dictionaries, lists and tuples of tensors and plain values, as JSON and tensors."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from .rows import Rows
 
 @torch.no_grad()
 def scale_codes(model: InjectiveNormalizingFlow, rows: Rows) -> bool:
-    """Bring the codes of rows to mean zero and deviation one, where networks are known to allow it.
+    """Bring the codes of rows to mean zero and deviation one, where the networks allow it.
 
     It returns whether the networks were changed; any other encoder and decoder are left alone.
     """
@@ -34,7 +34,7 @@ def scale_codes(model: InjectiveNormalizingFlow, rows: Rows) -> bool:
     projection = model.project(rows.x[:64], _head(rows.context))
     mean, scale = codes.mean(0), codes.std(0).clamp(min=1e-6 * float(codes.std() + 1e-30))
     _fold(last, first, mean, scale)
-    # The edges were taken by their shapes. The networks themselves say if these were the right ones.
+    # The edges were taken by their shapes. The networks say if these were the right ones.
     expected = (codes - mean) / scale
     same = _agree(model.encode(rows.x, rows.context), expected)
     if same and _agree(model.project(rows.x[:64], _head(rows.context)), projection):

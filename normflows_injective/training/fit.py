@@ -44,12 +44,12 @@ def fit(
 ) -> TrainingResult:
     r"""Train a model within a budget.
 
-    A free-form injective flow is trained as an autoencoder, to the floor :math:`r` of the held-out
-    reconstruction error, for 40 % of the time. The layers before the injection learn the density of
-    its codes for 35 %. The rest goes into ``forward_kld`` of the whole model, at
-    :math:`\beta = 3 (D - d) / 2r`; the result of this phase is kept if it lowers the held-out score
-    :math:`\tfrac{D - d}{2} \log r - \log q` and worsens the reconstruction by 3 % at most. Every
-    other model is trained by its own loss, in one phase.
+    A free-form injective flow is trained as an autoencoder for 40 % of the time, to the floor
+    :math:`r` of the held-out reconstruction error. The layers before the injection learn the
+    density of its codes for 35 %. The rest goes into ``forward_kld`` of the whole model, at
+    :math:`\beta = 3 (D - d) / 2r`; the result of this phase is kept if it lowers the held-out
+    score :math:`\tfrac{D - d}{2} \log r - \log q` and worsens the reconstruction by 3 % at most.
+    Every other model is trained by its own loss, in one phase.
 
     In every phase the learning rate rises and falls once, weights are averaged, the average is
     judged 25 times (8 in the last phase) on rows that are held out, and the best one is taken. A
@@ -141,7 +141,7 @@ def fit(
 
 
 def _clock(phases: list[Phase], steps: int | None, seconds: float | None) -> Clock:
-    if seconds is not None:
+    if steps is None:
         return Clock(check_positive(seconds, "seconds"), is_time=True)
     # Shares of work w lead to w / cost steps, of which there are as many as asked for.
     num_units = sum(phase.share / phase.cost for phase in phases)

@@ -77,7 +77,7 @@ class Phase(ABC):
     def __init__(self, model: Any, rows: Rows, held_out: Rows) -> None:
         self.model, self.rows, self.held_out = model, rows, held_out
 
-    def begin(self, floor: float | None) -> None:
+    def begin(self, floor: float | None) -> None:  # noqa: B027
         """Prepare the model, given the reconstruction floor of an earlier phase."""
 
     def parameters(self) -> list[nn.Parameter]:
@@ -92,7 +92,7 @@ class Phase(ABC):
     def score(self, max_rows: int) -> Score:
         """Held-out score over at most so many rows."""
 
-    def end(self) -> None:
+    def end(self) -> None:  # noqa: B027
         """Leave the model as the next phase expects it."""
 
 
@@ -252,7 +252,7 @@ def phases_of(
 ) -> list[Phase]:
     """The phases of a model, the module of whose loss may be wrapped."""
     data = (model, rows, held_out)
-    module = model if isinstance(model, AssignmentFlow) else ForwardKLD(model)
+    module: nn.Module = model if isinstance(model, AssignmentFlow) else ForwardKLD(model)
     module = module if wrap is None else wrap(module)
     is_injective = isinstance(model, InjectiveNormalizingFlow)
     if not (is_injective and isinstance(model.likelihood, SurrogateLikelihood)):

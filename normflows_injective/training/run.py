@@ -145,7 +145,7 @@ class Run:
 
     @torch.no_grad()
     def _score(self, phase: Phase, max_rows: int | None = None) -> Score:
-        """The held-out score in evaluation mode; a value that is not finite counts as the worst."""
+        """The held-out score in evaluation mode, infinite where it is not a finite number."""
         self.model.eval()
         try:
             score = phase.score(phase.max_held_out if max_rows is None else max_rows)

@@ -98,7 +98,7 @@ def read_tree(path: str | os.PathLike[str]) -> Any:
         return unflatten(header["tree"], tensors)
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"{name} holds no training: save() writes weights alone, save_state and fit write more."
+            f"{name} holds no training. save() writes weights alone; save_state and fit do more."
         ) from error
 
 
