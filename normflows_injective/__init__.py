@@ -8,7 +8,7 @@ from importlib import import_module as _import_module
 from importlib.util import find_spec as _find_spec
 from types import ModuleType as _ModuleType
 
-from . import diagnostics, distributions, errors, flows, nets, volume
+from . import diagnostics, distributions, errors, flows, nets, training, volume
 from ._version import __version__
 from .models.assignment import AssignmentFlow
 from .models.assignment_likelihood import DiscreteLogProb
@@ -37,6 +37,7 @@ __all__ = [
     "flows",
     "nets",
     "register",
+    "training",
     "volume",
 ]
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..checks import check_positive, checks_arguments
+from ..checks import check_count, check_not_negative, check_positive, checks_arguments
 from ..errors import OptionError
 from ..models.assignment import AssignmentFlow
 from ..models.parts import dtype_of
@@ -34,6 +34,7 @@ def fit(
     weights: Any = None,
     validation: Any = 0.1,
     batch_size: int = 256,
+    learning_rate: float | None = None,
     weight_decay: float = 0.0,
     wrap: Callable[[nn.Module], nn.Module] | None = None,
     autocast: torch.dtype | None = None,
@@ -67,6 +68,7 @@ def fit(
         validation: Part of the rows that is held out, or data (M, *) to judge by, or a pair of
             such data and their context.
         batch_size: Number of rows in a step.
+        learning_rate: Peak learning rate of all phases, in place of 1e-3, 3e-3 and 5e-4.
         weight_decay: Decoupled weight decay of AdamW.
         wrap: Function of the module that computes ``forward_kld`` to one that computes the same,
             such as ``torch.compile``, ``DistributedDataParallel`` or ``accelerator.prepare``.
@@ -102,7 +104,9 @@ def fit(
     """
     if (steps is None) == (seconds is None):
         raise OptionError("Give one budget, either steps= or seconds=.")
-    check_positive(1 + weight_decay, "1 + weight_decay")
+    check_not_negative(weight_decay, "weight_decay")
+    if learning_rate is not None:
+        check_positive(learning_rate, "learning_rate")
     like = _example(model)
     labels = isinstance(model, AssignmentFlow)
     rows, held_out = _split(read_rows(data, context, weights), validation, seed)
@@ -123,6 +127,7 @@ def fit(
 
     options = Options(
         batch_size=batch_size,
+        learning_rate=learning_rate,
         weight_decay=weight_decay,
         seed=seed,
         autocast=lambda: (
@@ -143,6 +148,7 @@ def fit(
 def _clock(phases: list[Phase], steps: int | None, seconds: float | None) -> Clock:
     if steps is None:
         return Clock(check_positive(seconds, "seconds"), is_time=True)
+    check_count(steps, "steps")
     # Shares of work w lead to w / cost steps, of which there are as many as asked for.
     num_units = sum(phase.share / phase.cost for phase in phases)
     return Clock(steps * sum(phase.share for phase in phases) / num_units, is_time=False)

@@ -91,10 +91,8 @@ def _read_batches(loader: Iterable[Any]) -> tuple[Tensor, Tensor | None]:
     batches = [batch if isinstance(batch, (tuple, list)) else (batch,) for batch in loader]
     if not batches:
         raise ShapeError("data has no batches. Give a tensor, an array or a loader of rows.")
-    columns = [
-        torch.cat([torch.as_tensor(part) for part in parts])
-        for parts in zip(*batches, strict=True)
-    ]
+    parts = zip(*batches, strict=True)
+    columns = [torch.cat([torch.as_tensor(batch) for batch in part]) for part in parts]
     if len(columns) > 2:
         raise ShapeError(
             f"The batches of data have {len(columns)} parts each: expected x, or (x, context)."

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import nn
 
-from ..errors import NonFiniteError
+from ..errors import CheckpointError, NonFiniteError
 from .averages import AveragedWeights, write
 from .clock import Clock
 from .phases import Phase, Score
@@ -32,6 +32,7 @@ class Options(NamedTuple):
     """How a run trains, and what it calls at every look."""
 
     batch_size: int
+    learning_rate: float | None
     weight_decay: float
     seed: int
     autocast: Callable[[], AbstractContextManager[Any]]
@@ -61,6 +62,7 @@ class Run:
         return TrainingResult(tuple(self.results), tuple(self.history), self.floor, self._beta())
 
     def _train(self, phase: Phase, state: dict[str, Any] | None) -> None:
+        self.model.eval()
         phase.begin(self.floor)
         if state is None:
             before, start = self._score(phase, _ROWS_AT_THE_ENDS), self._score(phase)
@@ -79,14 +81,15 @@ class Run:
                 continue
             self._check(phase, current, progress, losses)
             losses.clear()
-            if progress - current.best_at > _PATIENCE:
+            if progress - current.best_at > _PATIENCE and current.averages.count >= 8:
                 break
         self._end(phase, current)
 
     def _step(self, phase: Phase, current: _Progress, progress: float) -> float:
         """Update the weights once, and return the loss."""
         cosine = 0.5 * (1 + math.cos(math.pi * progress))
-        rate = phase.rate * min(1.0, progress / _RISE + 0.01) * cosine / 2**current.num_retreats
+        peak = self.options.learning_rate or phase.rate
+        rate = peak * min(1.0, progress / _RISE + 0.01) * cosine / 2**current.num_retreats
         for group in current.optimizer.param_groups:
             group["lr"] = rate
         self.model.train()
@@ -95,7 +98,7 @@ class Run:
         try:
             with self.options.autocast():
                 loss = phase.loss(rows)
-            value = float(loss)
+            value = float(loss.detach())
             if not math.isfinite(value):
                 raise NonFiniteError(f"The loss of the phase {phase.name} became {value}.")
         except NonFiniteError:
@@ -170,7 +173,13 @@ class Run:
         }
 
     def _restore(self, state: dict[str, Any]) -> dict[str, Any] | None:
-        self.model.load_state_dict(state["model"])
+        try:
+            self.model.load_state_dict(state["model"])
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise CheckpointError(
+                f"The checkpoint does not hold a training of this model: {error} Build the model "
+                "as it was, or give another path."
+            ) from error
         if state["beta"] is not None:
             self.model.likelihood.beta = state["beta"]  # type: ignore[union-attr]
         self.floor, self.clock.left = state["floor"], state["left"]

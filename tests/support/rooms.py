@@ -27,6 +27,7 @@ TOWER = (
     "flows",
     "distributions",
     "models",
+    "training",
     "layerwise",
     "diagnostics",
     "testing",
