@@ -415,6 +415,11 @@ BUILDERS: dict[str, Call] = {
         off_manifold="reject",
     ),
     "MomentBlock": building(diagnostics.MomentBlock, dim=3, step_size=0.5),
+    "column_report": building(
+        diagnostics.column_report,
+        x=Fresh(lambda: torch.randn(8, 3), "batch"),
+        names=Fresh(lambda: ["a", "b", "c"], "anything"),
+    ),
     "LayerwiseTrainer": building(
         diagnostics.LayerwiseTrainer,
         dim=3,

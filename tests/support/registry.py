@@ -299,7 +299,7 @@ def _units(*shape: int, transform: str | list[str] = "none") -> Case:
     """Units that were fitted to positive, skewed data."""
 
     def build() -> nf.flows.Flow:
-        data = 3.0 + (0.3 * torch.randn(64, *shape)).exp()
+        data = 3.0 + (0.2 * torch.randn(64, *shape)).exp()
         return nfi.flows.Standardise.fit(data, transform=transform)
 
     return Case(build, shape, shape)
