@@ -175,7 +175,7 @@ def column_report(x: Tensor, names: Sequence[str] | None = None) -> ColumnReport
         >>> report.columns[2].remedies
         ('a linear function of earlier columns. Drop it, or use at most 2 latent dimensions.',)
     """
-    columns, named = finite_columns(x, names)
+    _, named = finite_columns(x, names)
     if x.dim() != 2:
         raise ShapeError(
             f"x must be a table of shape (N, D), got {tuple(x.shape)}. Flatten the rows with "
@@ -187,7 +187,7 @@ def column_report(x: Tensor, names: Sequence[str] | None = None) -> ColumnReport
     rank = depends.count(False)
     checks = tuple(
         _check(name, column, copy, dependent, rank)
-        for name, column, copy, dependent in zip(named, columns, copies, depends, strict=True)
+        for name, column, copy, dependent in zip(named, table.T, copies, depends, strict=True)
     )
     distinct = len({row.tobytes() for row in table.cpu().numpy()})
     return ColumnReport(checks, len(table), len(table) - distinct, rank)
@@ -281,7 +281,7 @@ def _dependent(table: Tensor, eps: float) -> list[bool]:
     left = torch.zeros_like(lengths)
     factor = torch.linalg.qr(centred / lengths.clamp(min=0.5), mode="r").R
     left[: len(factor)] = factor.diagonal().abs()
-    # Rounding of the entries is relative to their offset, so it grows where that is large.
-    offset = few.abs().amax(0) / (few - few.mean(0)).abs().amax(0)
-    noise = 100 * eps * (1 + offset.nan_to_num(posinf=0.0))
+    # Rounding of the entries is relative to their size, so it is large beside large offsets.
+    deviations = (few - few.mean(0)).abs().amax(0) * lengths / len(few) ** 0.5
+    noise = eps * (10 + few.abs().amax(0) / deviations) + 1e-10
     return ((left <= noise) | (lengths == 0)).tolist()

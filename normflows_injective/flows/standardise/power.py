@@ -61,8 +61,8 @@ def likeliest_power(ordered: Tensor) -> float:
     quantiles are taken, whose exponent differs from that of all by less than its own error.
     """
     if len(ordered) > _MOST_VALUES:
-        places = torch.linspace(0, len(ordered) - 1, _MOST_VALUES, device=ordered.device)
-        ordered = ordered[places.round().long()]
+        shares = (torch.arange(_MOST_VALUES, device=ordered.device) + 0.5) / _MOST_VALUES
+        ordered = ordered[(shares.double() * len(ordered)).long()]
     signed_log = (ordered.sign() * torch.log1p(ordered.abs())).mean()
 
     def profile(power: float) -> float:
