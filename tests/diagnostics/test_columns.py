@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from support.comparison import close
+from support.seeds import seeded_generator
 
 from normflows_injective.diagnostics import column_report
 from normflows_injective.errors import NonFiniteError, ShapeError
@@ -85,8 +86,8 @@ def test_duplicate_rows_are_counted():
 def test_noise_of_the_width_of_the_ties_goes_to_tied_columns_alone():
     x = table()
     report = column_report(x)
-    noisy = report.dequantise(x, torch.Generator().manual_seed(0))
-    again = report.dequantise(x, torch.Generator().manual_seed(0))
+    noisy = report.dequantise(x, seeded_generator(0))
+    again = report.dequantise(x, seeded_generator(0))
     assert torch.equal(noisy, again)
     moved = (noisy != x).any(0).tolist()
     assert moved == [False, True, True, *6 * [False]]

@@ -190,6 +190,14 @@ def test_reconstruction_errors_in_both_units():
     agree(terms.reconstruction_error, model.reconstruction_error(x, standardised=True), 1e-12)
 
 
+def test_the_injectivity_report_is_in_the_coordinates_of_training():
+    x = table(20)
+    model, inside, units = with_units(x)
+    report = nfi.diagnostics.injectivity_report(model.eval(), x)
+    expected = nfi.diagnostics.injectivity_report(inside.eval(), units.inverse(x)[0])
+    assert str(report) == str(expected)
+
+
 def test_scales_are_looked_at_in_the_coordinates_of_training():
     x = table()
     model, inside, units = with_units(x)
@@ -339,7 +347,7 @@ def test_the_score_is_the_likelihood_of_a_tube_around_a_plane():
 
 
 def test_layers_that_initialise_themselves_meet_standardised_data():
-    x = table(64).float() * 1e15
+    x = table(64).float() * 1e17
     inner = [mlp_injection(), nf.flows.ActNorm((5,))]
     model = nfi.InjectiveNormalizingFlow(base(2), [*inner, Standardise.fit(x)])
     # In the units of the data squares overflow, and nothing would be taken.
@@ -347,6 +355,22 @@ def test_layers_that_initialise_themselves_meet_standardised_data():
     assert bool(inner[1].data_dep_init_done)
     model.forward_kld(x).backward()
     assert model.validation_score(x).isfinite()
+
+
+def test_first_data_are_those_of_the_user_also_beside_a_latent_cycle():
+    x = table(64)
+    inner = [spline(), nf.flows.ActNorm((2,)), mlp_injection(), nf.flows.ActNorm((5,))]
+    likelihood = nfi.SurrogateLikelihood(latent_cycle=0.1)
+    units = Standardise.fit(x)
+    states = []
+    for extra, data in (([units], x), ([], units.inverse(x)[0])):
+        flows = [*copy.deepcopy(inner), *extra]
+        flow = nfi.InjectiveNormalizingFlow(base(2), flows, copy.deepcopy(likelihood)).double()
+        flow.forward_kld(data)
+        states.append([*flows[1].parameters(), *flows[3].parameters()])
+    for outside, inside in zip(*states, strict=True):
+        close(outside, inside, 1e-10)
+        assert bool(outside.any())
 
 
 def test_data_that_are_not_finite_are_refused_in_the_units_of_the_user():
