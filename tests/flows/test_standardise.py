@@ -199,6 +199,19 @@ def test_log_makes_samples_positive_and_refuses_what_is_not():
         )
 
 
+def test_logarithms_that_arrive_later_are_seen():
+    x = -torch.ones(3, 2)
+    layer = Standardise(2)
+    twins = layer, copy.deepcopy(layer)
+    for twin in twins:
+        twin.inverse(x)  # no logarithm yet
+    twins[0].load_state_dict(Standardise.fit(torch.rand(9, 2) + 1, transform="log").state_dict())
+    twins[1].kind = torch.ones_like(layer.kind)
+    for twin in (*twins, copy.deepcopy(twins[0])):
+        with pytest.raises(OffManifoldError, match="positive"):
+            twin.inverse(x)
+
+
 def test_numbers_that_are_not_finite_are_refused_by_the_names_of_columns():
     x = torch.randn(20, 3)
     x[1, 0], x[2:4, 2] = math.nan, math.inf

@@ -100,6 +100,7 @@ class Standardise(Layer):
         self.origin, self.shift = (nn.Buffer(torch.zeros(columns)) for _ in range(2))
         self._names = column_names(None, columns)
         self._remarks: list[tuple[str, ...]] = [()] * columns
+        self._known_kinds: tuple[Tensor, int | None, bool] | None = None
 
     @classmethod
     def fit(
@@ -214,7 +215,7 @@ class Standardise(Layer):
         return log_slope.flatten(1).sum(1) + each * (unit.log() + scale.log()).sum()
 
     def _refuse_what_has_no_logarithm(self, is_log: Tensor, core: Tensor) -> None:
-        if not is_readable(core, self.kind):
+        if not is_readable(core, self.kind) or not self._takes_logarithms():
             return
         bad = is_log & (core <= 0)
         if not bool(bad.any()):
@@ -226,6 +227,15 @@ class Standardise(Layer):
             f"{sum(counts)} values that are not, in {listed(named)}. Drop these rows, or fit the "
             "layer with transform='power' there."
         )
+
+    def _takes_logarithms(self) -> bool:
+        """Whether some kind is log, read once: reading it at every call would wait for a GPU."""
+        version = None if self.kind.is_inference() else self.kind._version
+        known = self._known_kinds
+        if known is None or known[0] is not self.kind or known[1] != version or version is None:
+            known = self.kind, version, bool((self.kind == _LOG).any())
+            self._known_kinds = known
+        return known[2]
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
