@@ -3,6 +3,7 @@
 from ..layerwise.block import MomentBlock
 from ..layerwise.regression import MomentRegression
 from ..layerwise.trainer import LayerwiseFit, LayerwiseHistory, LayerwiseTrainer
+from .columns import ColumnReport, column_report
 from .distances import frechet_distance
 from .floors import VolumePreservingFloor, volume_preserving_floor, volume_preserving_floor_on_box
 from .gaps import CouplingGap, coupling_gap
@@ -10,6 +11,7 @@ from .gradient_agreement import GradientBias, SurrogateBias
 from .injectivity import InjectivityReport, injectivity_report
 
 __all__ = [
+    "ColumnReport",
     "CouplingGap",
     "GradientBias",
     "InjectivityReport",
@@ -20,6 +22,7 @@ __all__ = [
     "MomentRegression",
     "SurrogateBias",
     "VolumePreservingFloor",
+    "column_report",
     "coupling_gap",
     "frechet_distance",
     "injectivity_report",

@@ -15,6 +15,7 @@ from ..errors import OptionError
 from ..flows.stack import joint_decode, joint_encode
 from ..host.calls import summed_inverse
 from ..models.injective import InjectiveNormalizingFlow
+from ..models.parts import stack_of
 from ..modules.precision import as_factored
 from ..volume.reconstruction import squared_error
 from .gradient_agreement import encoder_agreement
@@ -141,7 +142,8 @@ def injectivity_report(
     r"""Measure how injective and how consistent a model is at given data.
 
     The model is evaluated in its current mode, so call ``model.eval()`` before. Parameters and
-    their ``grad`` are left alone.
+    their ``grad`` are left alone. Where ``Standardise`` stands last, all is measured in
+    standardised coordinates, in which the model is trained.
 
     Args:
         model: Model of latent dimension :math:`d` and data dimension :math:`D`.
@@ -182,11 +184,14 @@ def injectivity_report(
 def _measure(
     model: InjectiveNormalizingFlow, x: Tensor, context: Tensor | None, num_gradient_samples: int
 ) -> InjectivityReport:
-    composite = model.composite
+    # In the coordinates of training, where there are units: others would rule the singular values.
+    stack = stack_of(model)
+    composite = stack.inner.composite
     encode = partial(joint_encode, composite, context=context)
     decode = partial(joint_decode, composite, context=context)
     with torch.no_grad():
         z = model.encode(x, context)
+        x = stack.standardise(x)
         base = summed_inverse(model.latent_block, z, context)[0].flatten(1)
         projection, decoder_jacobian = jacobian(decode, z)
     check_finite(decoder_jacobian, "the decoder Jacobian", "Has the training diverged?")

@@ -10,6 +10,7 @@ from .free_form import FreeFormInjection
 from .injection import Injection
 from .linear_injection import LinearInjection, Pad
 from .shapes import Reshape
+from .standardise import Standardise
 from .surfaces.angular_spline import AngularSpline
 from .surfaces.graph_surface import GraphSurface
 from .surfaces.radial import RadialSurface
@@ -34,6 +35,7 @@ __all__ = [
     "SimplexStickBreaking",
     "SphereChart",
     "SphereLinear",
+    "Standardise",
     "SurfaceMap",
     "assignment",
     "coupling",

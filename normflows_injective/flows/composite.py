@@ -11,11 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import OptionError
+from ..host.calls import Flows
 from ..host.context import check_context, needs_context, takes_context
 from ..host.first_data import refuse_single_sample
 from ..volume.log_volumes import DecodedVolume
 from .injection import Injection
-from .stack import Passes, joint_decode, joint_decode_and_log_volume, joint_encode
+from .stack import (
+    Passes,
+    joint_decode,
+    joint_decode_and_log_volume,
+    joint_encode,
+    without_units,
+)
 from .stacking import check_composite
 from .surfaces.surface import Surface, is_closed_form, surface_of
 
@@ -34,9 +41,10 @@ class InjectiveComposite(Injection):
         likelihood: A :class:`~normflows_injective.SurrogateLikelihood` without warm-up. In
             training mode with gradients enabled, ``inverse`` then returns
             :math:`-(\text{volume} + \beta\,\text{reconstruction error})` as ``log_det``, so that
-            the container's own ``forward_kld`` is the training loss. Everywhere else, and without
-            a likelihood, ``log_det`` is exact. A container trained without a likelihood has no
-            reconstruction term and collapses.
+            the container's own ``forward_kld`` is the training loss, in standardised coordinates
+            if the last layer is a :class:`~normflows_injective.flows.Standardise`. Everywhere
+            else, and without a likelihood, ``log_det`` is exact. A container trained without a
+            likelihood has no reconstruction term and collapses.
 
     Raises:
         NotInjectiveError: If the first layer is no injection.
@@ -94,8 +102,7 @@ class InjectiveComposite(Injection):
     def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Encode through all layers; x of shape (B, *), result (B, *)."""
         self._check(x, context)
-        # Some layers of normflows shift their input in place.
-        return joint_encode(self.flows, x.clone(), context)
+        return _encode_copy(self.flows, x, context)
 
     def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Decode through all layers; z of shape (B, *), result (B, *)."""
@@ -119,12 +126,15 @@ class InjectiveComposite(Injection):
         """
         if self.likelihood is None or not (self.training and torch.is_grad_enabled()):
             return super().inverse(x, context)
+        self._check(x, context)
+        inner, units = without_units(self.flows)
+        x = joint_encode(units, x, context)
+        passes = Passes(
+            partial(_encode_copy, inner, context=context),
+            partial(joint_decode, inner, context=context),
+            partial(joint_decode_and_log_volume, inner, context=context),
+        )
         with self.likelihood.training_loss(self):
-            passes = Passes(
-                partial(self.encode, context=context),
-                partial(self.decode, context=context),
-                partial(self.decode_and_log_volume, context=context),
-            )
             terms = self.likelihood.terms(x, passes)
             self.likelihood.watch(self, x, terms)
             return terms.z, -self.likelihood.loss(terms, torch.zeros_like(terms.volume))
@@ -133,3 +143,8 @@ class InjectiveComposite(Injection):
         # A container of normflows may hand on a context that no layer in here takes.
         check_context([self], context if self.takes_context else None, batch.shape[0])
         refuse_single_sample(self.modules(), batch)
+
+
+def _encode_copy(flows: Flows, x: Tensor, context: Tensor | None = None) -> Tensor:
+    # Some layers of normflows shift their input in place.
+    return joint_encode(flows, x.clone(), context)

@@ -4,6 +4,9 @@ After an injection log-dets do not add: for :math:`G = a \circ g` the volume is
 :math:`\tfrac12 \log\det(g'^\top a'^\top a' g')`, and a uniform scaling :math:`a(x) = c x` adds
 :math:`d \log c` to it, not :math:`D \log c`. So everything from the first injection to the data is
 differentiated as one map.
+
+The last layers of that map may be units, :class:`Standardise`. A training term looks at the inner
+stack, without them, in standardised coordinates; densities are those of the whole.
 """
 
 from __future__ import annotations
@@ -13,11 +16,12 @@ from functools import partial
 from typing import NamedTuple
 
 import normflows as nf
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..host.calls import Flows, call_layer, summed_forward, summed_inverse
 from ..volume.log_volumes import DecodedVolume, decode_and_log_volume
 from .injection import Injection
+from .standardise.layer import Standardise
 from .surfaces.surface import SurfaceMap, is_closed_form
 
 
@@ -92,6 +96,15 @@ class Stack(NamedTuple):
     composite: Sequence[nf.flows.Flow]
 
     @property
+    def inner(self) -> Stack:
+        """The layers without the units that stand last."""
+        return Stack(self.latent_block, without_units(self.composite)[0])
+
+    def standardise(self, x: Tensor) -> Tensor:
+        """Data (B, *) in the coordinates of the inner stack, the same tensor without units."""
+        return joint_encode(without_units(self.composite)[1], x)
+
+    @property
     def all(self) -> Sequence[nf.flows.Flow]:
         """Every layer, from latent to data."""
         return [*self.latent_block, *self.composite]
@@ -151,3 +164,14 @@ def split(flows: Iterable[nf.flows.Flow]) -> Stack:
     layers = list(flows)
     first = next((i for i, flow in enumerate(layers) if isinstance(flow, Injection)), len(layers))
     return Stack(layers[:first], layers[first:])
+
+
+def without_units(
+    composite: Sequence[nf.flows.Flow] | nn.ModuleList,
+) -> tuple[Sequence[nf.flows.Flow], Sequence[nf.flows.Flow]]:
+    """A composite without the layers of units that stand last, and these layers."""
+    layers = list(composite)
+    end = len(layers)
+    while end and isinstance(layers[end - 1], Standardise):
+        end -= 1
+    return layers[:end], layers[end:]

@@ -171,8 +171,8 @@ def warn_of_scales(x: Tensor) -> None:
         warnings.warn(
             f"The columns of x should have scales within a factor of {_RATIO:.0f}, got scales "
             f"from {smallest:.2g} to {largest:.2g}. The squared reconstruction error sees the "
-            "largest alone. Standardise the columns, (x - mean) / std, by the moments of the "
-            "training data.",
+            "largest alone. Standardise the columns: put nfi.flows.Standardise.fit(x), of the "
+            "training data, last in flows.",
             ScaleWarning,
             stacklevel=2,
         )

@@ -98,6 +98,10 @@ class ExactLikelihood(TrainingTerm):
         loss = terms.volume - log_prob
         return loss + self.beta * terms.reconstruction_error if self.beta > 0 else loss
 
+    def final_beta(self) -> float:
+        """The weight of the reconstruction error."""
+        return self.beta
+
     def check_stack(self, starts_with_chart: bool) -> None:
         """Refuse layers that do not start with a chart."""
         if not starts_with_chart:

@@ -26,6 +26,7 @@ from . import losses as training_loss
 from .construction import check_parts, trial_pass
 from .loss_terms import LossTerms
 from .parts import Parts, dtype_of, look_into, model_dtype, stack_of
+from .validation import validation_score
 
 
 @checks_arguments_of
@@ -241,9 +242,19 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
         return stack_of(self._check(x, "x", "data", context)).project(x, context)
 
     @names_diverged
-    def reconstruction_error(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        r"""Squared distances :math:`\lVert x - G(F(x)) \rVert^2`, summed over dimensions, (B,)."""
-        return squared_error(x, self.project(x, context))
+    def reconstruction_error(
+        self, x: Tensor, context: Tensor | None = None, *, standardised: bool = False
+    ) -> Tensor:
+        r"""Squared distances :math:`\lVert x - G(F(x)) \rVert^2`, summed over dimensions, (B,).
+
+        In squared units of the data or, ``standardised``, in the coordinates before the
+        ``Standardise`` that stands last, in which models are trained.
+        """
+        if not standardised:
+            return squared_error(x, self.project(x, context))
+        stack = stack_of(self._check(x, "x", "data", context))
+        x = stack.standardise(x)
+        return squared_error(x, stack.inner.project(x, context))
 
     def reverse_kld(
         self,
@@ -294,6 +305,7 @@ class InjectiveNormalizingFlow(nf.NormalizingFlow):
         """
         return divergences.reverse_alpha_div(self, num_samples, alpha, dreg, context, beta)
 
+    validation_score = validation_score
     save, load = save_checkpoint, load_checkpoint
 
     def _check_data(

@@ -63,9 +63,11 @@ def first_pass(batch: Tensor, space: str, context: Tensor | None, model: Any) ->
         return stack.decode_base(batch, context)
     if space == "latent":
         return stack.decode(batch, context)
-    z = stack.encode_to_base(batch, context)
+    # In standardised coordinates: the squares of large units would overflow.
+    inner, batch = stack.inner, stack.standardise(batch)
+    z = inner.encode_to_base(batch, context)
     log_prob = base_log_prob(model.q0, z, context)
-    return squared_error(batch, stack.decode_base(z, context)) - log_prob
+    return squared_error(batch, inner.decode_base(z, context)) - log_prob
 
 
 def prior_samples(model: InjectiveModel, x: Tensor, context: Tensor | None) -> Tensor | None:
@@ -87,7 +89,9 @@ def _terms(model: InjectiveModel, parts: Parts, x: Tensor, context: Tensor | Non
     likelihood = model.likelihood
     directions = joint_encode, joint_decode, joint_decode_and_log_volume
     passes = Passes(*(_opened(direction, parts, context) for direction in directions))
-    terms = likelihood.terms(x, passes, prior_samples(model, x, context))
+    prior = prior_samples(model, x, context)
+    x = parts.stack.standardise(x)
+    terms = likelihood.terms(x, passes, prior)
     z, log_det = summed_inverse(parts.stack.latent_block, terms.z, context)
     log_prob = base_log_prob(model.q0, z, context) + log_det
     likelihood.watch(model, x, terms)
@@ -100,6 +104,6 @@ def _terms(model: InjectiveModel, parts: Parts, x: Tensor, context: Tensor | Non
 
 
 def _opened(direction: Callable[..., Any], parts: Parts, context: Tensor | None) -> Opened:
-    call = Opened(direction, parts.stack.composite, context=context)
+    call = Opened(direction, parts.inner, context=context)
     call.contents = parts.contents
     return call

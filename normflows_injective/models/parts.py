@@ -9,7 +9,7 @@ import normflows as nf
 import torch
 from torch import Tensor, nn
 
-from ..flows.stack import Stack
+from ..flows.stack import Stack, without_units
 from ..modules.contents import Contents, contents_of, modules_of
 
 
@@ -41,13 +41,15 @@ class Parts(NamedTuple):
 
     Attributes:
         stack: The layers, split at the first injection.
-        contents: The modules and scripts in the composite.
+        inner: The composite without the units that stand last, which training terms look at.
+        contents: The modules and scripts in the inner composite.
         flows: The modules in all layers.
         base: The modules in the base and in no layer.
         every: All modules of the model, itself included.
     """
 
     stack: Stack
+    inner: Sequence[nf.flows.Flow]
     contents: Contents
     flows: list[nn.Module]
     base: list[nn.Module]
@@ -63,11 +65,12 @@ def look_into(model: InjectiveModel) -> Parts:
     """Look once at all modules of a model."""
     seen: set[int] = set()
     stack = stack_of(model)
-    contents = contents_of(stack.composite, seen)
-    flows = contents.modules + contents_of(stack.latent_block, seen).modules
+    inner, units = without_units(stack.composite)
+    contents = contents_of(inner, seen)
+    flows = contents.modules + contents_of([*units, *stack.latent_block], seen).modules
     base = contents_of([model.q0], seen).modules
     every = flows + base + contents_of([model], seen).modules
-    return Parts(stack, contents, flows, base, every)
+    return Parts(stack, inner, contents, flows, base, every)
 
 
 def model_dtype(q0: nn.Module, flows: nn.Module) -> torch.dtype:

@@ -205,6 +205,12 @@ class SurrogateLikelihood(TrainingTerm):
         """
         return self._beta_at(self._current_step() if callable(self.beta) else 0)
 
+    def final_beta(self) -> float:
+        """Weight of the reconstruction error after the warm-up, or at the step if later."""
+        if self.warmup_steps is None or not callable(self.beta):
+            return self.current_beta()
+        return self._beta_at(max(self.warmup_steps[1], self._current_step()))
+
     def likelihood_weight(self) -> float:
         """Weight of likelihood and volume in the next training loss, between 0 and 1.
 
@@ -302,9 +308,7 @@ class SurrogateLikelihood(TrainingTerm):
 
     def _effective_beta(self) -> float:
         """The weight at the step, or in evaluation mode after the warm-up, to compare losses."""
-        if self.training or self.warmup_steps is None or not callable(self.beta):
-            return self.current_beta()
-        return self._beta_at(max(self.warmup_steps[1], self._current_step()))
+        return self.current_beta() if self.training else self.final_beta()
 
     def _beta_at(self, step: int) -> float:
         return check_not_negative(self.beta(step) if callable(self.beta) else self.beta, "beta")

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from torch import Tensor, nn
 
 from ..checks import checks_arguments_of
+from ..errors import OptionError
 from ..flows.stack import Passes
 from .loss_terms import SurrogateTerms
 
@@ -69,6 +70,17 @@ class TrainingTerm(nn.Module, ABC):
             starts_with_chart: Whether the first injection is a chart of a known surface, whose
                 encoder is its inverse there, rather than an encoder that is learned.
         """
+
+    def final_beta(self) -> float:
+        """Weight of the reconstruction error when every warm-up is over, for validation scores.
+
+        Raises:
+            OptionError: If the term does not say.
+        """
+        raise OptionError(
+            f"{type(self).__name__} does not say how it weighs the reconstruction error in the "
+            "end. Give it a method final_beta that returns this number."
+        )
 
     def advance(self) -> None:
         """Count one training step, for terms that depend on it."""

@@ -13,31 +13,31 @@ import torch
 from torch import Tensor, nn
 
 from ..flows.free_form import FreeFormInjection
-from ..models.injective import InjectiveNormalizingFlow
+from ..flows.stack import Stack
 from .rows import Rows
 
 
 @torch.no_grad()
-def scale_codes(model: InjectiveNormalizingFlow, rows: Rows) -> bool:
+def scale_codes(stack: Stack, rows: Rows) -> bool:
     """Bring the codes of rows to mean zero and deviation one, where the networks allow it.
 
     It returns whether the networks were changed; any other encoder and decoder are left alone.
     """
-    injection = model.composite[0]
-    if not isinstance(injection, FreeFormInjection):
+    injection: Any = stack.composite[0]
+    codes = stack.encode(rows.x, rows.context)
+    if not isinstance(injection, FreeFormInjection) or codes.dim() != 2:
         return False
-    codes = model.encode(rows.x, rows.context)
     last, first = _edges(injection, codes.shape[1:].numel())
-    if codes.dim() != 2 or last is None or first is None:
+    if last is None or first is None:
         return False
     before = [tensor.clone() for tensor in _tensors(last, first)]
-    projection = model.project(rows.x[:64], _head(rows.context))
+    projection = stack.project(rows.x, rows.context)
     mean, scale = codes.mean(0), codes.std(0).clamp(min=1e-6 * float(codes.std() + 1e-30))
     _fold(last, first, mean, scale)
     # The edges were taken by their shapes. The networks say if these were the right ones.
     expected = (codes - mean) / scale
-    same = _agree(model.encode(rows.x, rows.context), expected)
-    if same and _agree(model.project(rows.x[:64], _head(rows.context)), projection):
+    same = _agree(stack.encode(rows.x, rows.context), expected)
+    if same and _agree(stack.project(rows.x, rows.context), projection):
         return True
     for tensor, value in zip(_tensors(last, first), before, strict=True):
         tensor.copy_(value)
@@ -71,7 +71,3 @@ def _tensors(last: nn.Linear, first: nn.Linear) -> list[Any]:
 
 def _agree(actual: Tensor, expected: Tensor) -> bool:
     return bool(torch.allclose(actual, expected, rtol=1e-2, atol=1e-3 * float(expected.std())))
-
-
-def _head(context: Tensor | None) -> Tensor | None:
-    return None if context is None else context[:64]

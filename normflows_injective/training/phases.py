@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
@@ -122,21 +123,23 @@ class Density(Phase):
 
 
 class _OfInjection(Phase):
-    """A phase of a free-form injective flow."""
+    """A phase of a free-form injective flow, in the coordinates before its units."""
 
     @property
     def stack(self) -> Stack:
-        """The layers, split at the first injection."""
-        return stack_of(self.model)
+        """The layers without units, split at the first injection."""
+        return stack_of(self.model).inner
 
     def errors(self, rows: Rows) -> Tensor:
         """Squared reconstruction errors (B,), as the training term measures them."""
         z = joint_encode(self.stack.composite, rows.x, rows.context)
         return squared_error(rows.x, joint_decode(self.stack.composite, z, rows.context))
 
-    def reconstruction(self, rows: Rows) -> float:
-        """Mean of the errors over held-out rows."""
-        return _mean(self.errors, rows)
+    def standardised(self, rows: Rows) -> Rows:
+        """Rows of data in the coordinates of the stack."""
+        stack = stack_of(self.model)
+        parts = [stack.standardise(part.x) for part in rows.split(_CHUNK)]
+        return replace(rows, x=torch.cat(parts))
 
 
 class Reconstruction(_OfInjection):
@@ -147,6 +150,7 @@ class Reconstruction(_OfInjection):
 
     def begin(self, floor: float | None) -> None:
         """Let layers after the injection take their first data."""
+        self.rows, self.held_out = map(self.standardised, (self.rows, self.held_out))
         first = self.rows.take(slice(_CHUNK))
         encode = partial(joint_encode, self.stack.composite, context=first.context)
         give_first_data(encode, first.x)
@@ -161,12 +165,12 @@ class Reconstruction(_OfInjection):
 
     def score(self, max_rows: int) -> Score:
         """Mean squared error of held-out rows."""
-        error = self.reconstruction(self.held_out.take(slice(max_rows)))
+        error = _mean(self.errors, self.held_out.take(slice(max_rows)))
         return Score(error, error)
 
     def end(self) -> None:
         """Bring the codes to unit scale."""
-        scale_codes(self.model, self.rows.take(slice(10 * _CHUNK)))
+        scale_codes(self.stack, self.rows.take(slice(10 * _CHUNK)))
 
 
 class LatentDensity(_OfInjection):
@@ -203,8 +207,8 @@ class LatentDensity(_OfInjection):
 
     @torch.no_grad()
     def _codes(self, rows: Rows) -> Rows:
-        parts = [self.model.encode(part.x, part.context) for part in rows.split(_CHUNK)]
-        return Rows(torch.cat(parts), rows.context, rows.weights)
+        parts = [self.stack.encode(p.x, p.context) for p in self.standardised(rows).split(_CHUNK)]
+        return replace(rows, x=torch.cat(parts))
 
 
 class Joint(_OfInjection):
@@ -223,10 +227,11 @@ class Joint(_OfInjection):
 
     def begin(self, floor: float | None) -> None:
         """Take beta from the floor, and count the steps of a warm-up as done."""
+        self.held_out = self.standardised(self.held_out)
         self.floor = math.inf if floor is None else floor
         likelihood = self.model.likelihood
         if floor is not None and not callable(likelihood.beta):
-            likelihood.beta = beta_of(self.model, self.rows, floor)
+            likelihood.beta = beta_of(self.stack, self.held_out, floor)
         if likelihood.warmup_steps is not None:
             likelihood.step.fill_(likelihood.warmup_steps[1] + 1)
 
@@ -239,12 +244,14 @@ class Joint(_OfInjection):
     def score(self, max_rows: int) -> Score:
         """The tube's score of held-out rows, infinite where the reconstruction is given up."""
         rows = self.held_out.take(slice(max_rows))
-        error = self.reconstruction(rows)
-        nll = _mean(lambda part: -self.model.log_prob(part.x, part.context), rows)
-        lost = self.reconstruction(self.held_out.take(slice(2048))) > _TOLERANCE * self.floor
-        missing = codimension(self.model, rows)
-        tube = nll + missing / 2 * math.log(max(error, 1e-300))
+        error, nll = _mean(self.errors, rows), _mean(self._nll, rows)
+        lost = _mean(self.errors, self.held_out.take(slice(2048))) > _TOLERANCE * self.floor
+        tube = nll + codimension(self.stack, rows) / 2 * math.log(max(error, 1e-300))
         return Score(math.inf if lost else tube, error, nll)
+
+    def _nll(self, rows: Rows) -> Tensor:
+        z, _, log_volume = self.stack.project_with_log_volume(rows.x, rows.context)
+        return log_volume - base_log_prob(self.model.q0, z, rows.context)
 
 
 def phases_of(
@@ -263,19 +270,19 @@ def phases_of(
     return [*phases, Joint(*data, module)]
 
 
-def beta_of(model: InjectiveNormalizingFlow, rows: Rows, floor: float) -> float:
+def beta_of(stack: Stack, rows: Rows, floor: float) -> float:
     r"""Weight :math:`3 (D - d) / 2r` of the reconstruction, from its floor :math:`r`."""
     # A manifold that holds the data exactly would make the weight infinite.
     variance = float(rows.x.flatten(1).var(0).sum())
     least = 1e-6 * variance if variance > 0 else 1.0
-    return _TIGHTNESS * codimension(model, rows) / (2 * max(floor, least))
+    return _TIGHTNESS * codimension(stack, rows) / (2 * max(floor, least))
 
 
-def codimension(model: InjectiveNormalizingFlow, rows: Rows) -> int:
+def codimension(stack: Stack, rows: Rows) -> int:
     r"""Number of dimensions :math:`D - d` that the manifold lacks."""
     with torch.no_grad():
         first = rows.take(slice(2))
-        z = model.encode(first.x, first.context)
+        z = stack.encode(first.x, first.context)
     return first.x[0].numel() - z[0].numel()
 
 

@@ -56,7 +56,8 @@ def _of_models() -> dict[str, Call]:
         calls[f"model.{name}"] = method(injective_model, name, "x", x=x, **options)
     for name in ("decode", "forward", "forward_and_log_det"):
         calls[f"model.{name}"] = method(injective_model, name, "z", z=z, **options)
-    calls["model.forward_kld"] = method(injective_model, "forward_kld", x=x, **options)
+    for name in ("forward_kld", "validation_score"):
+        calls[f"model.{name}"] = method(injective_model, name, x=x, **options)
     with_context = {**options, "context": normal(3)}
     for name in ("log_prob", "forward_kld", "encode"):
         calls[f"conditional.{name}"] = method(conditional_model, name, x=x, **with_context)
@@ -329,6 +330,13 @@ def _of_functions() -> dict[str, Call]:
             finite=True,
             samples=normal(2),
             reference=Fresh(lambda: torch.randn(6, 2)),
+        ),
+        "ColumnReport.dequantise": method(
+            lambda: diagnostics.column_report(torch.arange(12.0).view(4, 3) % 5),
+            "dequantise",
+            "x",
+            x=normal(3),
+            generator=Fresh(torch.Generator),
         ),
         "injectivity_report": function(
             diagnostics.injectivity_report,

@@ -155,6 +155,13 @@ BUILDERS: dict[str, Call] = {
     ),
     "SphereChart": building(flows.SphereChart, dim=3, kind="cot", off_manifold="reject"),
     "SphereLinear": building(flows.SphereLinear, dim=3, rotate=False, off_manifold="reject"),
+    "Standardise": building(flows.Standardise, shape=(2, 2, 2)),
+    "Standardise.fit": building(
+        flows.Standardise.fit,
+        x=Fresh(lambda: torch.randn(8, 3), "batch"),
+        transform="none",
+        names=Fresh(lambda: ["a", "b", "c"], "anything"),
+    ),
     "star_like_flow": building(
         flows.star_like_flow,
         dim=3,
@@ -408,6 +415,11 @@ BUILDERS: dict[str, Call] = {
         off_manifold="reject",
     ),
     "MomentBlock": building(diagnostics.MomentBlock, dim=3, step_size=0.5),
+    "column_report": building(
+        diagnostics.column_report,
+        x=Fresh(lambda: torch.randn(8, 3), "batch"),
+        names=Fresh(lambda: ["a", "b", "c"], "anything"),
+    ),
     "LayerwiseTrainer": building(
         diagnostics.LayerwiseTrainer,
         dim=3,

@@ -110,7 +110,7 @@ def test_the_class_conditional_example_of_the_page_on_stacking():
 @pytest.mark.slow
 def test_the_examples_of_the_page_on_training(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    own, compiled, half, large, files, exported = [
+    units, own, compiled, half, large, files, exported = [
         code for code in blocks("docs/training.md") if "ForwardKLD" not in code
     ]
     names: dict = {}
@@ -118,6 +118,9 @@ def test_the_examples_of_the_page_on_training(tmp_path, monkeypatch):
     code = compiled.replace("compile=True", 'compile={"backend": "aot_eager"}')
     exec(code.replace("(100, 256", "(3, 32"), names)
     exec(half, names)
+    exec(units, of_units := {})
+    assert {column.kind for column in of_units["units"].columns} == {"log"}
+    assert of_units["score"].isfinite()
     exec(own, own_names := {})
     assert issubclass(own_names["Huber"], nfi.SurrogateLikelihood)
     assert own_names["Reconstruction"]().latent_cycle == 0

@@ -29,6 +29,11 @@ BUILT_FROM_VALUES = {
     "kernel_matern32": "its points are data",
     "kernel_matern52": "its points are data",
     "kernel_fixed_points": "its points are data",
+    "standardise": "it is fitted to data",
+    "standardise_log": "it is fitted to data",
+    "standardise_power": "it is fitted to data",
+    "standardise_images": "it is fitted to data",
+    "composite_units": "its units are fitted to data",
 }
 
 

@@ -193,10 +193,10 @@ FIRST_RELEASE = {
 # How many names a namespace may have, modules not counted.
 LIMITS = {
     "": 13,
-    "diagnostics": 15,
+    "diagnostics": 17,
     "distributions": 6,
     "errors": 22,
-    "flows": 18,
+    "flows": 19,
     "flows.assignment": 13,
     "flows.coupling": 12,
     "flows.gauges": 11,

@@ -295,6 +295,21 @@ def _kernel(kernel: str, dim: int = 5, **options: object) -> Case:
     return _vector(build, dim, context_dim)
 
 
+def _units(*shape: int, transform: str | list[str] = "none") -> Case:
+    """Units that were fitted to positive, skewed data."""
+
+    def build() -> nf.flows.Flow:
+        data = 3.0 + (0.2 * torch.randn(64, *shape)).exp()
+        return nfi.flows.Standardise.fit(data, transform=transform)
+
+    return Case(build, shape, shape)
+
+
+def _units_behind_injection() -> nf.flows.Flow:
+    units = _units(5, transform=["none", "log", "power", "power", "auto"]).build()
+    return nfi.flows.InjectiveComposite([_free_form(), units])
+
+
 LAYERS: dict[str, Case] = {
     "linear": Case(lambda: nfi.flows.LinearInjection(2, 5), (2,), (5,)),
     "pad": Case(lambda: nfi.flows.Pad(2, 5), (2,), (5,)),
@@ -305,6 +320,12 @@ LAYERS: dict[str, Case] = {
     "composite": Case(_composite, (2,), (5,)),
     "composite_images": Case(_composite_images, (3,), (1, 4, 4)),
     "composite_two_injections": Case(_composite_two, (2,), (5,)),
+    "standardise": _units(5),
+    "standardise_log": _units(5, transform="log"),
+    "standardise_power": _units(5, transform="power"),
+    "standardise_images": _units(2, 3, 3, transform=["none", "power"]),
+    "standardise_unfitted": _vector(lambda: nfi.flows.Standardise(5)),
+    "composite_units": Case(_units_behind_injection, (2,), (5,), exact_inverse=False),
     "sphere_cot": _chart("cot"),
     "sphere_cot_of_two": _chart("cot", 2),
     "sphere_stereographic": _chart("stereographic"),

@@ -12,6 +12,7 @@ from support.seeds import manual_seed
 from torch import nn
 
 import normflows_injective as nfi
+from normflows_injective.models.parts import stack_of
 from normflows_injective.training import AveragedWeights
 from normflows_injective.training.codes import scale_codes
 from normflows_injective.training.phases import Joint, beta_of
@@ -40,7 +41,7 @@ def test_codes_get_unit_scale_and_the_same_reconstruction(context_dim):
     rows = Rows(torch.randn(200, 5, **DOUBLE), torch.randn(200, context_dim, **DOUBLE))
     context = rows.context if context_dim else None
     before = model.project(rows.x, context)
-    assert scale_codes(model, Rows(rows.x, context))
+    assert scale_codes(stack_of(model), Rows(rows.x, context))
     codes = model.encode(rows.x, context)
     torch.testing.assert_close(codes.mean(0), torch.zeros(2, **DOUBLE), atol=1e-9, rtol=0)
     torch.testing.assert_close(codes.std(0), torch.ones(2, **DOUBLE))
@@ -62,7 +63,7 @@ def test_networks_that_do_not_end_linearly_are_left_alone():
     injection = nfi.flows.FreeFormInjection(Bounded(), nn.Linear(2, 5))
     model = nfi.InjectiveNormalizingFlow(base(2), [injection])
     before = copy.deepcopy(model.state_dict())
-    assert not scale_codes(model, Rows(torch.randn(100, 5)))
+    assert not scale_codes(stack_of(model), Rows(torch.randn(100, 5)))
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
@@ -74,8 +75,8 @@ def test_beta_is_the_precision_of_the_residuals():
     model = nfi.InjectiveNormalizingFlow(base(2), [nfi.flows.LinearInjection(2, 5)]).double()
     residual = float((scales[2:] ** 2).sum())
     noise = residual / 3
-    assert beta_of(model, rows, residual) == pytest.approx(3 / (2 * noise))
-    assert math.isfinite(beta_of(model, rows, 0.0))
+    assert beta_of(stack_of(model), rows, residual) == pytest.approx(3 / (2 * noise))
+    assert math.isfinite(beta_of(stack_of(model), rows, 0.0))
 
 
 def test_the_score_of_a_tube_is_its_density_up_to_a_constant():
