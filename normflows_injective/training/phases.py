@@ -287,7 +287,8 @@ def codimension(stack: Stack, rows: Rows) -> int:
 
 
 def _mean(function: Any, rows: Rows) -> float:
-    total = sum(float(function(part).double().sum()) for part in rows.split(_CHUNK))
+    with torch.no_grad():
+        total = sum(float(function(part).double().sum()) for part in rows.split(_CHUNK))
     return total / rows.count
 
 
