@@ -19,6 +19,7 @@ from .models.loss_terms import LossTerms, SurrogateTerms
 from .models.surrogate_likelihood import SurrogateLikelihood
 from .models.training_term import TrainingTerm
 from .registration import register
+from .training.builder import injective_flow
 
 __all__ = [
     "AssignmentFlow",
@@ -35,6 +36,7 @@ __all__ = [
     "distributions",
     "errors",
     "flows",
+    "injective_flow",
     "nets",
     "register",
     "training",

@@ -1,6 +1,7 @@
 """Training that needs no tuning, and its state in files."""
 
 from .averages import AveragedWeights
+from .builder import injective_flow
 from .fit import fit
 from .result import Check, PhaseResult, TrainingResult
 from .state import load_state, save_state
@@ -11,6 +12,7 @@ __all__ = [
     "PhaseResult",
     "TrainingResult",
     "fit",
+    "injective_flow",
     "load_state",
     "save_state",
 ]

@@ -1,0 +1,122 @@
+"""An injective flow for a table or for images, in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import normflows as nf
+
+from ..checks import checks_arguments
+from ..errors import NotInjectiveError, ShapeError
+from ..flows.coupling import Affine, Autoregressive, LULinear, NetworkCoupling, Spline
+from ..flows.free_form import FreeFormInjection
+from ..flows.standardise import Standardise
+from ..models.injective import InjectiveNormalizingFlow
+from ..models.surrogate_likelihood import SurrogateLikelihood
+from ..nets.pairs import Autoencoder, conv_autoencoder, mlp_autoencoder
+from .rows import read_rows
+
+_MAX_LOG_SCALE = 2.0
+
+
+@checks_arguments
+def injective_flow(
+    data: Any,
+    latent_dim: int,
+    *,
+    context_dim: int = 0,
+    hidden: Sequence[int] = (256, 256),
+    num_couplings: int = 8,
+    transform: str | Sequence[str] = "none",
+) -> InjectiveNormalizingFlow:
+    r"""Build an injective flow for data: networks, their units, and a latent density.
+
+    .. math:: x = T\big(g(h(z))\big), \qquad z \sim \mathcal N(0, I_d)
+
+    The units :math:`T` are a :class:`~normflows_injective.flows.Standardise` fitted to the data;
+    :math:`g` is the decoder of a pair of perceptrons, or for images of convolutional networks; the
+    latent density :math:`h` is a stack of affine couplings and linear maps, or for one dimension
+    of splines. It composes these and does nothing else: train it by ``nfi.training.fit``, or in a
+    loop of your own.
+
+    Args:
+        data: Rows (N, D), or images (N, C, H, W): a tensor, an array or a data frame, to which the
+            units are fitted.
+        latent_dim: Number of latent dimensions :math:`d`, see ``nfi.diagnostics``.
+        context_dim: Number of context features; 0 for none.
+        hidden: Hidden widths of the encoder of rows, reversed in the decoder.
+        num_couplings: Number of couplings in the latent density.
+        transform: Of the columns, see :meth:`~normflows_injective.flows.Standardise.fit`.
+
+    Returns:
+        The model, untrained, in the default dtype.
+
+    Raises:
+        NotInjectiveError: If there are as many latent dimensions as columns.
+        ShapeError: If data are neither rows nor images.
+        NonFiniteError: If data are not finite.
+
+    References:
+        Sorrenson et al., Lifting architectural constraints of injective flows, arXiv 2306.01843.
+
+    Examples:
+        >>> import torch
+        >>> import normflows_injective as nfi
+        >>> x = torch.randn(200, 5) * torch.tensor([1.0, 10.0, 1e3, 1.0, 1.0])
+        >>> model = injective_flow(x, latent_dim=2, hidden=(32,))
+        >>> result = nfi.training.fit(model, x, steps=20)
+        >>> model.sample(3)[0].shape
+        torch.Size([3, 5])
+    """
+    names = getattr(data, "columns", None)
+    x = read_rows(data).x
+    shape = tuple(x.shape[1:])
+    if x[0].numel() <= latent_dim:
+        raise NotInjectiveError(
+            f"latent_dim must be less than the {x[0].numel()} dimensions of the data, got "
+            f"{latent_dim}. Take fewer, or nf.NormalizingFlow."
+        )
+    units = Standardise.fit(
+        x.double(), transform=transform, names=None if names is None else [*map(str, names)]
+    )
+    injection = FreeFormInjection(*_networks(shape, latent_dim, context_dim, hidden))
+    latent_block = _latent_block(latent_dim, num_couplings, context_dim)
+    q0 = nf.distributions.DiagGaussian(latent_dim, trainable=False)
+    dtype = next(injection.parameters()).dtype
+    return InjectiveNormalizingFlow(
+        q0, [*latent_block, injection, units.to(dtype)], SurrogateLikelihood()
+    )
+
+
+def _networks(
+    shape: tuple[int, ...], latent_dim: int, context_dim: int, hidden: Sequence[int]
+) -> Autoencoder:
+    if len(shape) == 1:
+        return mlp_autoencoder(shape[0], latent_dim, hidden, context_dim)
+    if len(shape) != 3:
+        raise ShapeError(
+            f"data must be rows (N, D) or images (N, C, H, W), got events of shape {shape}. "
+            "Flatten other arrays into rows, or build the networks yourself."
+        )
+    # Each stage halves the image, down to about four pixels.
+    num_stages = max(1, (min(shape[1:]) // 4).bit_length())
+    channels = [32 * 2**stage for stage in range(num_stages)]
+    return conv_autoencoder(shape, latent_dim, channels, context_dim)
+
+
+def _latent_block(dim: int, num_couplings: int, context_dim: int) -> list[nf.flows.Flow]:
+    if dim == 1:
+        # A coupling needs a coordinate to keep.
+        return [Autoregressive(1, Spline(), context_dim=context_dim), LULinear(1)]
+    block: list[nf.flows.Flow] = []
+    for index in range(num_couplings):
+        coupling = NetworkCoupling(
+            dim,
+            Affine(_MAX_LOG_SCALE),
+            hidden=(128, 128),
+            context_dim=context_dim,
+            reverse=bool(index % 2),
+        )
+        block += [coupling, LULinear(dim)]
+    return block
