@@ -110,23 +110,38 @@ def test_the_class_conditional_example_of_the_page_on_stacking():
 @pytest.mark.slow
 def test_the_examples_of_the_page_on_training(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    units, own, compiled, half, large, files, exported = [
-        code for code in blocks("docs/training.md") if "ForwardKLD" not in code
-    ]
-    names: dict = {}
-    # Traced as by default, without minutes of code generation.
-    code = compiled.replace("compile=True", 'compile={"backend": "aot_eager"}')
-    exec(code.replace("(100, 256", "(3, 32"), names)
-    exec(half, names)
+    whole, loop, units, own, files = blocks("docs/training.md")
+    exec(whole.replace("print(result)", "str(result)"), of_fit := {})
+    assert of_fit["samples"].shape == (10, 20)
+    exec(loop, of_loop := {})
+    assert of_loop["score"].isfinite()
+    parts = {name: of_loop[name] for name in ("model", "optimizer")}
+    assert nfi.training.load_state("run.safetensors", **parts) == {"step": 99}
     exec(units, of_units := {})
     assert {column.kind for column in of_units["units"].columns} == {"log"}
     assert of_units["score"].isfinite()
     exec(own, own_names := {})
     assert issubclass(own_names["Huber"], nfi.SurrogateLikelihood)
     assert own_names["Reconstruction"]().latent_cycle == 0
+    exec(files, {"nf": nf, "nfi": nfi})
+
+
+@pytest.mark.slow
+def test_the_examples_of_the_page_on_speed():
+    compiled, half, large, exported = [
+        code for code in blocks("docs/speed.md") if "ForwardKLD" not in code
+    ]
+    names: dict = {}
+    # Traced as by default, without minutes of code generation.
+    code = compiled.replace("compile=True", 'compile={"backend": "aot_eager"}')
+    exec(code.replace("(100, 256", "(3, 32"), names)
+    exec(half, names)
     exec(large, names)
     assert names["volume"].shape == names["standard_error"].shape == (32,)
-    exec(files, names)
+    names["model"] = nfi.InjectiveNormalizingFlow(
+        nf.distributions.DiagGaussian(2),
+        [nfi.flows.FreeFormInjection(*nfi.nets.mlp_autoencoder(data_dim=8, latent_dim=2))],
+    )
     exec(exported, names)
     assert names["z"].shape == (100, 2)
 
@@ -158,7 +173,7 @@ def one_process(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_the_example_of_several_processes(one_process):
     """In one, whose group is already there; tests/package/test_distributed.py has two."""
-    wrapped, sharded = (code for code in blocks("docs/training.md") if "ForwardKLD" in code)
+    wrapped, sharded = (code for code in blocks("docs/speed.md") if "ForwardKLD" in code)
     code = wrapped.replace("dist.init_process_group()", "").replace("(100, 256", "(3, 32")
     code = code.replace("dist.destroy_process_group()", "")
     names: dict = {}
