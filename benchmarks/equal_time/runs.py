@@ -20,7 +20,7 @@ from .scores import Limits, score
 __all__ = ["FOLDER", "QUICK", "Run", "Setup", "chosen_methods", "perform", "run_all"]
 
 FOLDER = Path("out") / "equal_time"
-QUICK = Limits(samples=120, densities=60, anomalies=40)
+QUICK = Limits(120, 60, 40, timed_densities=20, timed_samples=200)
 
 
 class Run(NamedTuple):
