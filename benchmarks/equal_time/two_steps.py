@@ -21,7 +21,7 @@ from normflows_injective.flows.coupling import Affine, LULinear, NetworkCoupling
 from .job import Fitted, Job
 from .matching import MatchingLaw
 from .phases import Choice, Phase, PhaseReport, rise_and_cosine, train
-from .plain import RATE, one_cycle_phase
+from .plain import one_cycle_phase
 
 __all__ = [
     "Scaling",
@@ -34,8 +34,9 @@ __all__ = [
 
 DENSITY_RATE = 3e-3
 NUM_COUPLINGS, COUPLING_HIDDEN, MAX_LOG_SCALE = 8, (128, 128), 2.0
-# Rows of a held-out score: more are left out, fewer are repeated for the noise of matching.
-HELD_OUT_ROWS = 2048
+# Rows of a held-out score: more are left out, fewer are repeated for the noise of matching. An
+# image costs a convolutional autoencoder about a millisecond.
+HELD_OUT_ROWS, HELD_OUT_IMAGES = 2048, 512
 CHUNK = 2048
 
 
@@ -57,7 +58,15 @@ class Scaling(nf.flows.Flow):
 
 
 class Codes(NamedTuple):
-    """Scaled codes, the layers that undo the scaling and decode, and what is left of the time."""
+    """Codes of an autoencoder.
+
+    Attributes:
+        train: Scaled codes (N, d) of the training rows.
+        validation: Those of the validation rows.
+        layers: The layers that undo the scaling and decode.
+        seconds: Processor time of the encoding, which the density's phase has to spare.
+        report: Of the autoencoder's phase.
+    """
 
     train: Tensor
     validation: Tensor
@@ -73,7 +82,7 @@ def fit_latent_splines(job: Job) -> Fitted:
     report = train(_usual(job, "splines", flow.forward_kld, flow, codes))
     layers = [*flow.flows, *codes.layers]
     return Fitted(
-        nfi.InjectiveNormalizingFlow(normal(job.latent_dim), layers), [codes.report, report]
+        nfi.InjectiveNormalizingFlow(normal(job.latent_dim), layers), _reports(codes, report)
     )
 
 
@@ -83,7 +92,7 @@ def fit_latent_matching(job: Job) -> Fitted:
     law = MatchingLaw(job.latent_dim)
     report = train(_usual(job, "matching", law.loss, law, codes))
     model = nfi.InjectiveNormalizingFlow(law, codes.layers)
-    return Fitted(model, [codes.report, report], matching=law)
+    return Fitted(model, _reports(codes, report), matching=law)
 
 
 def fit_plan_f(job: Job) -> Fitted:
@@ -97,7 +106,7 @@ def fit_plan_f(job: Job) -> Fitted:
     choice = Choice(lambda: law.loss_at(held_out, noise, times))
     report = train(_careful(job, "matching", law.loss, law, codes, choice))
     model = nfi.InjectiveNormalizingFlow(law, codes.layers)
-    return Fitted(model, [codes.report, report], matching=law)
+    return Fitted(model, _reports(codes, report), matching=law)
 
 
 def fit_plan_n(job: Job) -> Fitted:
@@ -108,7 +117,7 @@ def fit_plan_n(job: Job) -> Fitted:
     choice = Choice(lambda: flow.forward_kld(held_out))
     report = train(_careful(job, "couplings", flow.forward_kld, flow, codes, choice))
     model = nfi.InjectiveNormalizingFlow(normal(job.latent_dim), [*flow.flows, *codes.layers])
-    return Fitted(model, [codes.report, report])
+    return Fitted(model, _reports(codes, report))
 
 
 def coupling_block(latent_dim: int) -> list[nf.flows.Flow]:
@@ -131,7 +140,8 @@ def _codes(job: Job, is_careful: bool, scaling: Callable[[Tensor], nf.flows.Flow
 
     phase = one_cycle_phase(job, "autoencoder", loss, nn.ModuleList(pair), share=0.5)
     if is_careful:
-        held_out = job.split.validation[:HELD_OUT_ROWS]
+        is_image = job.networks.image_shape is not None
+        held_out = job.split.validation[: HELD_OUT_IMAGES if is_image else HELD_OUT_ROWS]
         phase = phase._replace(schedule=rise_and_cosine, choice=Choice(lambda: loss(held_out)))
     report = train(phase)
     start = time.process_time()
@@ -140,17 +150,24 @@ def _codes(job: Job, is_careful: bool, scaling: Callable[[Tensor], nf.flows.Flow
         undo = scaling(raw)
         codes, _ = undo.inverse(raw)
         validation, _ = undo.inverse(_encoded(pair.encoder, job.split.validation))
-    left = job.seconds / 2 - (time.process_time() - start)
+    seconds = time.process_time() - start
     shapes = (job.latent_dim,), (job.split.dim,)
     injection = nfi.flows.FreeFormInjection(*pair, *shapes)
-    return Codes(codes, validation, [undo, injection], max(left, 1e-3), report)
+    return Codes(codes, validation, [undo, injection], seconds, report)
 
 
 def _usual(
     job: Job, name: str, loss: Callable[[Tensor], Tensor], density: nn.Module, codes: Codes
 ) -> Phase:
-    phase = one_cycle_phase(job, name, loss, density)
-    return phase._replace(rows=codes.train, seconds=codes.seconds, rate=RATE)
+    """The second half of the time, less that of the encoding."""
+    phase = one_cycle_phase(job, name, loss, density, share=0.5)
+    left = phase.seconds - codes.seconds
+    if left <= 0:
+        raise SystemExit(
+            f"Encoding takes {codes.seconds:.1f} s, more than half of {job.seconds:g} s: give "
+            "more --seconds."
+        )
+    return phase._replace(rows=codes.train, seconds=left)
 
 
 def _careful(
@@ -163,6 +180,11 @@ def _careful(
 ) -> Phase:
     phase = _usual(job, name, loss, density, codes)
     return phase._replace(rate=DENSITY_RATE, schedule=rise_and_cosine, choice=choice)
+
+
+def _reports(codes: Codes, density: PhaseReport) -> list[PhaseReport]:
+    """Both phases, the encoding counted in the second."""
+    return [codes.report, density._replace(seconds=density.seconds + codes.seconds)]
 
 
 def _encoded(encoder: nn.Module, rows: Tensor) -> Tensor:

@@ -310,6 +310,13 @@ def test_every_method_is_trained_and_scored(bench, method):
     json.dumps(record)
 
 
+def test_a_budget_below_the_encoding_is_refused(bench):
+    job = bench.job.Job(bench.data.synthetic(200), bench.job.Networks(5, 2), 4.0, 0)
+    codes = bench.two_steps.Codes(torch.zeros(3, 2), torch.zeros(3, 2), [], 2.5, None)
+    with pytest.raises(SystemExit, match="Encoding takes 2.5 s, more than half of 4 s"):
+        bench.two_steps._usual(job, "density", torch.sum, nn.Linear(1, 1), codes)
+
+
 @pytest.mark.slow
 def test_a_density_of_two_steps_is_that_of_its_dense_jacobian(bench):
     job = bench.job.Job(bench.data.synthetic(200), bench.job.Networks(5, 2), 0.05, 0)
