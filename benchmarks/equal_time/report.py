@@ -9,6 +9,7 @@ the tables are replaced in order.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
@@ -154,10 +155,12 @@ def _costs(cells: Cells, name: str) -> str:
     )
 
     def entries(runs: list[Record]) -> list[str]:
-        phases = list(zip(*(run["phases"] for run in runs), strict=True))
-        steps = [f"{mean(p['steps'] for p in phase):.0f}" for phase in phases]
-        times = [f"{1e3 * mean(p['step_seconds'] for p in phase):.2f}" for phase in phases]
-        chosen = [f"{mean(p['chosen_at'] for p in phase):.2f}" for phase in phases]
+        phases: dict[str, list[Record]] = {}
+        for phase in (phase for run in runs for phase in run["phases"]):
+            phases.setdefault(phase["name"], []).append(phase)
+        steps = [_plain(phase, "steps", 0) for phase in phases.values()]
+        times = [_plain(phase, "step_seconds", 2, 1e3) for phase in phases.values()]
+        chosen = [_plain(phase, "chosen_at", 2) for phase in phases.values()]
         return [
             f"{mean(run['train_seconds'] for run in runs):.1f}",
             *(" + ".join(parts) or NOTHING for parts in (steps, times, chosen)),
@@ -193,8 +196,9 @@ def _entry(runs: Sequence[Record], score: str, digits: int) -> str:
     return with_error(values, digits) if values else NOTHING
 
 
-def _plain(runs: Sequence[Record], score: str, digits: int) -> str:
-    values = [run[score] for run in runs if score in run]
+def _plain(runs: Sequence[Record], score: str, digits: int, unit: float = 1.0) -> str:
+    """The mean without an error, of the runs that have the score."""
+    values = [unit * run[score] for run in runs if not math.isnan(run.get(score, math.nan))]
     return f"{mean(values):.{digits}f}" if values else NOTHING
 
 

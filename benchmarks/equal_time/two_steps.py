@@ -159,15 +159,14 @@ def _codes(job: Job, is_careful: bool, scaling: Callable[[Tensor], nf.flows.Flow
 def _usual(
     job: Job, name: str, loss: Callable[[Tensor], Tensor], density: nn.Module, codes: Codes
 ) -> Phase:
-    """The second half of the time, less that of the encoding."""
-    phase = one_cycle_phase(job, name, loss, density, share=0.5)
-    left = phase.seconds - codes.seconds
+    """What autoencoder and encoding left of the time: half of it, or more after an early end."""
+    left = job.seconds - codes.report.seconds - codes.seconds
     if left <= 0:
         raise SystemExit(
-            f"Encoding takes {codes.seconds:.1f} s, more than half of {job.seconds:g} s: give "
-            "more --seconds."
+            f"Autoencoder and encoding of the rows took {job.seconds - left:.1f} s, nothing is "
+            f"left of {job.seconds:g} s: give more --seconds."
         )
-    return phase._replace(rows=codes.train, seconds=left)
+    return one_cycle_phase(job, name, loss, density)._replace(rows=codes.train, seconds=left)
 
 
 def _careful(

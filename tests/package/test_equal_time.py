@@ -312,9 +312,13 @@ def test_every_method_is_trained_and_scored(bench, method):
 
 def test_a_budget_below_the_encoding_is_refused(bench):
     job = bench.job.Job(bench.data.synthetic(200), bench.job.Networks(5, 2), 4.0, 0)
-    codes = bench.two_steps.Codes(torch.zeros(3, 2), torch.zeros(3, 2), [], 2.5, None)
-    with pytest.raises(SystemExit, match="Encoding takes 2.5 s, more than half of 4 s"):
-        bench.two_steps._usual(job, "density", torch.sum, nn.Linear(1, 1), codes)
+    report = bench.phases.PhaseReport("autoencoder", 10, 2.0, 0.2)
+    codes = bench.two_steps.Codes(torch.zeros(3, 2), torch.zeros(3, 2), [], 1.5, report)
+    density = bench.two_steps._usual(job, "density", torch.sum, nn.Linear(1, 1), codes)
+    assert density.seconds == 0.5
+    late = codes._replace(seconds=2.5)
+    with pytest.raises(SystemExit, match="took 4.5 s, nothing is left of 4 s"):
+        bench.two_steps._usual(job, "density", torch.sum, nn.Linear(1, 1), late)
 
 
 @pytest.mark.slow
