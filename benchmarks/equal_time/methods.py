@@ -75,8 +75,8 @@ METHODS = {
     "ae_matching": Method("autoencoder, then matching, rate 1e-3", fit_latent_matching),
     "plan_f": Method("plan F: autoencoder, then matching, careful", fit_plan_f),
     "plan_n": Method("plan N: autoencoder, then couplings, careful", fit_plan_n),
-    "fit": Method("`nfi.training.fit`", fit_defaults),
-    "fit_couplings": Method("`nfi.training.fit`, couplings of plan N", fit_couplings),
+    "fit": Method("nfi.training.fit", fit_defaults),
+    "fit_couplings": Method("nfi.training.fit, couplings of plan N", fit_couplings),
 }
 
 

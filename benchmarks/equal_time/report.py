@@ -205,26 +205,27 @@ def _plain(runs: Sequence[Record], score: str, digits: int, unit: float = 1.0) -
 def draw_figure(all_cells: Sequence[Cells], path: Path) -> None:
     """Draw c2st-proj by method, a row of panels for each condition and a panel for each set."""
     most = max(len(cells.sets()) for cells in all_cells)
+    methods = [name for name in METHODS if any(name in c.methods() for c in all_cells)]
     figure = new_figure(2.0 + 2.2 * most, 3.4 * len(all_cells))
     panels = figure.subplots(len(all_cells), most, sharey=True, squeeze=False)
     for row, cells in zip(panels, all_cells, strict=True):
         for axes in row[len(cells.sets()) :]:
             axes.set_visible(False)
         for axes, name in zip(row, cells.sets(), strict=False):
-            _panel(axes, cells, name)
+            _panel(axes, cells, name, methods)
     figure.supxlabel("c2st-proj, mean and standard error over seeds; 0.5 is best", fontsize=10)
     save(figure, path)
 
 
-def _panel(axes: Any, cells: Cells, name: str) -> None:
-    for place, method in enumerate(METHODS):
+def _panel(axes: Any, cells: Cells, name: str, methods: Sequence[str]) -> None:
+    for place, method in enumerate(methods):
         values = [run["c2st_projected"] for run in cells.by_seed(name, method).values()]
         if values:
             error = stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
             axes.errorbar(mean(values), place, xerr=error, fmt="o", color="C0", capsize=2)
-    axes.set_yticks(range(len(METHODS)), [method.title for method in METHODS.values()])
+    axes.set_yticks(range(len(methods)), [METHODS[method].title for method in methods])
     axes.tick_params(labelsize=7)
-    axes.set_ylim(len(METHODS) - 0.5, -0.5)
+    axes.set_ylim(len(methods) - 0.5, -0.5)
     axes.set_title(f"{name}\n{cells.title}", fontsize=8)
     axes.grid(alpha=0.3)
 
