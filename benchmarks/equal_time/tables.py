@@ -5,7 +5,7 @@
 
 DIR holds the .npz files; the environment variable NFI_DATA may name it. Without names all tables
 are taken. Every run is a line of a file in the folder of ``--out`` and is not repeated: a stopped
-comparison goes on, and later sessions add seeds by ``--first-seed``. ``--quick`` takes a synthetic
+comparison goes on, and later calls add seeds by ``--first-seed``. ``--quick`` takes a synthetic
 table and a third of a second. ``python -m benchmarks.equal_time.report out/equal_time`` makes the
 tables.
 """
