@@ -5,8 +5,8 @@ Usage::
     python examples/tabular.py higgs_small --data path/to/data
     python examples/tabular.py uci:protein --data path/to/data --seeds 3 --out results
 
-The folder holds ``higgs_small.npz`` and ``uci_regression.npz``; the environment variable NFI_DATA
-can name it instead. Progress goes to stderr, a Markdown table to stdout; ``--out`` also keeps the
+The folder holds ``higgs_small.npz`` and the like; the environment variable NFI_DATA can name it
+instead. Progress goes to stderr, a Markdown table to stdout; ``--out`` also keeps the
 table and the scores of every seed, after each seed.
 """
 
@@ -161,7 +161,7 @@ def write_results(results: Results, folder: Path, name: str) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("name", help="higgs_small, or uci:NAME such as uci:protein")
+    parser.add_argument("name", help="higgs_small, miniboone_prefix, power_26days or uci:NAME")
     environment = os.environ.get("NFI_DATA")
     parser.add_argument(
         "--data",
