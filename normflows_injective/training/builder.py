@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import normflows as nf
+from torch import nn
 
 from ..checks import checks_arguments
 from ..errors import NotInjectiveError, ShapeError
@@ -117,6 +118,7 @@ def _latent_block(dim: int, num_couplings: int, context_dim: int) -> list[nf.flo
             hidden=(128, 128),
             context_dim=context_dim,
             reverse=bool(index % 2),
+            activation=nn.SiLU,
         )
         block += [coupling, LULinear(dim)]
     return block

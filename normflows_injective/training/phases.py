@@ -66,6 +66,7 @@ class Phase(ABC):
         rate: Peak learning rate.
         num_checks: Number of looks at the held-out score.
         max_held_out: Number of held-out rows for each look.
+        max_at_ends: Number of them at the ends of the phase, where it is decided what is kept.
     """
 
     name: ClassVar[str]
@@ -74,6 +75,7 @@ class Phase(ABC):
     rate: ClassVar[float] = 1e-3
     num_checks: ClassVar[int] = 25
     max_held_out: ClassVar[int] = 2048
+    max_at_ends: ClassVar[int] = 2048
 
     def __init__(self, model: Any, rows: Rows, held_out: Rows) -> None:
         self.model, self.rows, self.held_out = model, rows, held_out
@@ -220,6 +222,7 @@ class Joint(_OfInjection):
     rate = 5e-4
     num_checks = 8
     max_held_out = 512
+    max_at_ends = 1024
 
     def __init__(self, model: Any, rows: Rows, held_out: Rows, module: nn.Module) -> None:
         super().__init__(model, rows, held_out)

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import CheckpointError, NonFiniteError
 from .averages import AveragedWeights, write
@@ -25,7 +25,6 @@ _PATIENCE = 0.25
 _MAX_NORM = 1.0
 # How often a phase may start again from its best weights, each time at half the rate.
 _MAX_RETREATS = 5
-_ROWS_AT_THE_ENDS = 2048
 
 
 class Options(NamedTuple):
@@ -65,7 +64,7 @@ class Run:
         self.model.eval()
         phase.begin(self.floor)
         if state is None:
-            before, start = self._score(phase, _ROWS_AT_THE_ENDS), self._score(phase)
+            before, start = self._score(phase, phase.max_at_ends), self._score(phase)
             current = _Progress(phase, start.value, before.value, self.options.weight_decay)
         else:
             current = _Progress(phase, 0.0, 0.0, self.options.weight_decay)
@@ -120,7 +119,7 @@ class Run:
             score = self._score(phase)
             if score.value < current.best_score:
                 current.best_score, current.best_at = score.value, progress
-                current.best = [p.detach().clone() for p in current.parameters]
+                current.best = current.copies()
         current.num_checks = int(progress * phase.num_checks + 1e-9)
         current.spent = self.clock.spent(current.step, phase.cost)
         seconds, loss = self.clock.seconds(), sum(losses) / max(1, len(losses))
@@ -129,9 +128,13 @@ class Run:
         self.options.save(self._state(current))
 
     def _end(self, phase: Phase, current: _Progress) -> None:
-        """Take the best weights, or those from before the phase if they are no better."""
+        """Take the best averages or the last weights, or else those from before the phase."""
+        last, at_last = current.copies(), self._score(phase, phase.max_at_ends)
         write(current.parameters, current.best)
-        after = self._score(phase, _ROWS_AT_THE_ENDS)
+        after = self._score(phase, phase.max_at_ends)
+        if at_last.value < after.value:
+            write(current.parameters, last)
+            after = at_last
         is_kept = after.value <= current.before
         if not is_kept:
             write(current.parameters, current.initial)
@@ -195,7 +198,7 @@ class _Progress:
 
     def __init__(self, phase: Phase, start: float, before: float, weight_decay: float) -> None:
         self.parameters = phase.parameters()
-        self.initial = [parameter.detach().clone() for parameter in self.parameters]
+        self.initial = self.copies()
         self.best, self.best_score, self.best_at = self.initial, start, 0.0
         self.before, self.weight_decay = before, weight_decay
         self.step = self.num_checks = self.num_retreats = 0
@@ -203,8 +206,16 @@ class _Progress:
         self.order = torch.zeros(0, dtype=torch.long)
         self._start()
 
+    def copies(self) -> list[Tensor]:
+        """Copies of the present weights."""
+        return [parameter.detach().clone() for parameter in self.parameters]
+
     def _start(self) -> None:
-        self.optimizer = torch.optim.AdamW(self.parameters, weight_decay=self.weight_decay)
+        # An update of all weights in one kernel takes a fifth of the time.
+        fused = all(p.device.type in ("cpu", "cuda") for p in self.parameters)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, weight_decay=self.weight_decay, fused=fused
+        )
         self.averages = AveragedWeights(self.parameters)
 
     def batch(self, rows: Rows, size: int, generator: torch.Generator) -> Rows:
