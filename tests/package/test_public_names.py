@@ -192,7 +192,7 @@ FIRST_RELEASE = {
 
 # How many names a namespace may have, modules not counted.
 LIMITS = {
-    "": 13,
+    "": 14,
     "diagnostics": 17,
     "distributions": 6,
     "errors": 22,
@@ -207,6 +207,7 @@ LIMITS = {
     "nets.fields": 4,
     "pyro": 13,
     "testing": 11,
+    "training": 8,
     "volume": 14,
 }
 
