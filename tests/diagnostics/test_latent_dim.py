@@ -14,6 +14,7 @@ import normflows_injective as nfi
 from normflows_injective.diagnostics import suggest_latent_dim
 from normflows_injective.diagnostics.dimension.codes import _lengths, _read
 from normflows_injective.diagnostics.dimension.neighbours import _by_ratios, nearest
+from normflows_injective.diagnostics.dimension.rows import prepare
 from normflows_injective.errors import NonFiniteError, OptionError, ShapeError
 
 
@@ -107,6 +108,28 @@ def test_components_against_singular_values():
     assert spectrum.for_shares[1] == int((shares < 0.95).sum()) + 1
 
 
+def test_wide_rows_have_the_spectrum_of_their_inner_products():
+    x = data_on("flat 5 in 20", 60, 0.05)
+    wide = torch.cat([x, torch.zeros(60, 80, dtype=x.dtype)], dim=1)
+    wide = wide @ torch.linalg.qr(torch.randn(100, 100, dtype=x.dtype)).Q
+    reports = [suggest_latent_dim(y, standardise=False, num_steps=1) for y in (x, wide)]
+    spectra = [report.principal_components for report in reports]
+    torch.testing.assert_close(spectra[0].variances, spectra[1].variances[:20])
+    torch.testing.assert_close(spectra[1].basis.mT @ spectra[1].basis, torch.eye(60).double())
+    # Rows are sorted, so the wide ones come in another order.
+    ratios = [report.two_nearest[0].dim for report in reports]
+    assert ratios[0] == pytest.approx(ratios[1], rel=1e-6)
+    assert spectra[0].rank == spectra[1].rank == 20
+    assert "The rank of 60 rows is less than 60" in str(reports[1])
+
+
+@pytest.mark.slow
+def test_very_wide_rows_are_fewer():
+    prepared = prepare(torch.randn(1001, 21_000), False, 10_000, seeded_generator(0))
+    assert prepared.rows.shape == (1000, 21_000)
+    assert any("as many as 21000 columns allow" in note for note in prepared.notes)
+
+
 @pytest.mark.parametrize("offset", [0.0, 1e3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_rank_survives_rounding(dtype, offset):
@@ -180,6 +203,8 @@ def test_what_is_refused():
     broken[4, 1] = math.inf
     with pytest.raises(NonFiniteError, match="x has 1 of 120"):
         suggest_latent_dim(broken)
+    with pytest.raises(NonFiniteError, match="standard deviations of x.*Divide x by a constant"):
+        suggest_latent_dim(1e200 * torch.randn(40, 3, dtype=torch.float64))
     with pytest.raises(OptionError, match="num_steps.*leave the autoencoder out"):
         suggest_latent_dim(torch.randn(40, 3), num_steps=0)
     with pytest.raises(OptionError, match="max_rows"):

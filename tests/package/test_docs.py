@@ -110,10 +110,12 @@ def test_the_class_conditional_example_of_the_page_on_stacking():
 @pytest.mark.slow
 def test_the_examples_of_the_page_on_training(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    own, compiled, half, large, files, exported = [
+    dimension, own, compiled, half, large, files, exported = [
         code for code in blocks("docs/training.md") if "ForwardKLD" not in code
     ]
-    names: dict = {}
+    exec(dimension.replace("dim(x)", "dim(x, num_steps=20)"), names := {})
+    assert names["dimension"].recommended == (2, 4)
+    names = {}
     # Traced as by default, without minutes of code generation.
     code = compiled.replace("compile=True", 'compile={"backend": "aot_eager"}')
     exec(code.replace("(100, 256", "(3, 32"), names)

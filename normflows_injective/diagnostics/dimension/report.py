@@ -33,9 +33,9 @@ class LatentDimReport:
             \mathbb R^D` needs; larger than the intrinsic dimension for closed or rolled
             manifolds. From ``code_errors``, or without it the intrinsic range and twice its end
             (Whitney's theorem), at most the components of 99 % of the variance.
-        principal_components: Spectrum of all rows: ``variances`` (D',) of the D' columns used,
-            ``for_shares``, the numbers of components of 90, 95 and 99 % of the variance, the
-            numerical ``rank``, an upper bound of every dimension, and the ``basis`` (D', D').
+        principal_components: Spectrum of all rows: ``variances``, descending, ``for_shares``, the
+            numbers of components of 90, 95 and 99 % of the variance, the numerical ``rank``, an
+            upper bound of every dimension, and the ``basis``, orthonormal columns.
         two_nearest: TwoNN estimates at several densities, densest first: ``rows``, median
             ``distance``, ``dim`` and ``standard_error``. The standard error is that of the ratios;
             noise adds to the first estimates, and above about ten dimensions all are too low.
@@ -89,7 +89,7 @@ class LatentDimReport:
         counts = self.principal_components.for_shares
         held = "".join(f"{p} %: {n:<5}" for n, p in zip(counts, (90, 95, 99), strict=True))
         rank = self.principal_components.rank
-        return [f"{'principal components':26}{held}rank: {rank}, an upper bound"]
+        return [f"{'principal components':26}{held}rank: {rank}, a bound"]
 
     def _neighbour_lines(self) -> list[str]:
         lines = [f"{'':24}{'rows':>8}{'dimension':>12}{'error':>8}{'distance':>12}"]
@@ -111,7 +111,7 @@ class LatentDimReport:
         codes = self.code_errors
         if codes is None:
             return []
-        shown = [i for i, k in enumerate(codes.dims) if k <= codes.high + 2][-8:]
+        shown = [i for i, k in enumerate(codes.dims) if k <= codes.high + 2][-7:]
         rows: list[tuple[str, list[str]]] = [
             ("code of length", [f"{codes.dims[i]}" for i in shown]),
             ("  error, % of variance", [f"{100 * codes.errors[i]:.2f}" for i in shown]),

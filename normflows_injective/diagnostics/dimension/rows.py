@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
+from ...checks import check_finite
 from ...errors import OptionError, ShapeError
 from ...modules.precision import as_factored
 
@@ -17,6 +18,8 @@ LEAST_ROWS = 30
 FEW_ROWS = 300
 # Columns of fewer different values have neighbours at distances that say nothing.
 _FEW_VALUES = 20
+# Wide rows are limited by their number of values, but to no fewer rows than this.
+_MOST_VALUES, _WIDE_ROWS = 20_000_000, 1000
 
 
 class PreparedRows(NamedTuple):
@@ -40,10 +43,12 @@ def prepare(x: Tensor, standardise: bool, max_rows: int, generator: Generator) -
             "spectra of so few say nothing about a dimension: collect more."
         )
     notes = []
-    if total > max_rows:
+    most = min(max_rows, max(_WIDE_ROWS, _MOST_VALUES // width))
+    if total > most:
         order = torch.randperm(total, generator=generator, device=generator.device)
-        flat = flat[order[:max_rows].to(flat.device)]
-        notes.append(f"{max_rows} of {total} rows, drawn at random, were used (max_rows).")
+        flat = flat[order[:most].to(flat.device)]
+        limit = "max_rows" if most == max_rows else f"as many as {width} columns allow"
+        notes.append(f"{most} of {total} rows, drawn at random, were used ({limit}).")
     # The CPU sorts rows in the same order whatever the device.
     distinct = torch.unique(flat.cpu(), dim=0)
     if len(distinct) < len(flat):
@@ -58,6 +63,7 @@ def prepare(x: Tensor, standardise: bool, max_rows: int, generator: Generator) -
     rows = as_factored(distinct[order].to(flat.device))
     eps = torch.finfo(x.dtype).eps
     size, scale = rows.abs().amax(0), rows.std(0)
+    check_finite(scale, "the standard deviations of x", "Divide x by a constant first.")
     varies = scale > 4 * eps * size
     constant = (~varies).nonzero().flatten().tolist()
     if len(constant) == width:
@@ -75,6 +81,8 @@ def prepare(x: Tensor, standardise: bool, max_rows: int, generator: Generator) -
     if standardise:
         rows, size = rows / scale, size / scale
         notes.append("Columns were divided by their standard deviations (standardise).")
+    if len(rows) <= rows.shape[1]:
+        notes.append(f"The rank of {len(rows)} rows is less than {len(rows)}, whatever the data.")
     if len(rows) < FEW_ROWS:
         notes.append(f"{len(rows)} rows are few: the range was widened.")
     return PreparedRows(rows, tuple(notes), float(eps * size.max()))

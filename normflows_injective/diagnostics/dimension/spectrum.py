@@ -33,11 +33,12 @@ class PrincipalComponents(NamedTuple):
     """Spectrum of the covariance of all rows.
 
     Attributes:
-        variances: Variances along the components, descending, (D,).
+        variances: Variances along the components, descending, (C,) with C the lesser of the
+            numbers of rows and columns.
         for_shares: Numbers of components that hold 90, 95 and 99 % of the variance.
         rank: Numerical linear rank, an upper bound of every dimension: a linear map with so many
             coordinates reconstructs the rows.
-        basis: The components as orthonormal columns, (D, D).
+        basis: The components as orthonormal columns, (D, C).
     """
 
     variances: Tensor
@@ -71,14 +72,26 @@ class LocalComponents(NamedTuple):
 def principal_components(prepared: PreparedRows) -> PrincipalComponents:
     """Eigenvalues of the covariance, and how many of them matter."""
     rows = prepared.rows
-    variances, basis = torch.linalg.eigh(rows.mT @ rows / (len(rows) - 1))
-    variances, basis = variances.flip(0).clamp(min=0), basis.flip(1)
+    variances, basis = _wide(rows) if len(rows) < rows.shape[1] else _tall(rows)
     shares = variances.cumsum(0) / variances.sum()
     counts = [int((shares < share).sum()) + 1 for share in _SHARES]
     smallest = max(_RESOLUTION * float(variances[0].sqrt()), 2 * prepared.rounding)
     rank = max(1, int((variances.sqrt() > smallest).sum()))
     counts = [min(count, rank) for count in counts]
     return PrincipalComponents(variances, (counts[0], counts[1], counts[2]), rank, basis)
+
+
+def _tall(rows: Tensor) -> tuple[Tensor, Tensor]:
+    variances, basis = torch.linalg.eigh(rows.mT @ rows / (len(rows) - 1))
+    return variances.flip(0).clamp(min=0), basis.flip(1)
+
+
+def _wide(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The same from the matrix of inner products of the rows, which is smaller."""
+    variances, vectors = torch.linalg.eigh(rows @ rows.mT / (len(rows) - 1))
+    # QR makes the columns orthonormal where variances vanish.
+    basis = torch.linalg.qr(rows.mT @ vectors.flip(1)).Q
+    return variances.flip(0).clamp(min=0), basis
 
 
 def local_components(rows: Tensor, generator: Generator) -> tuple[LocalComponents, ...]:

@@ -97,8 +97,10 @@ def suggest_latent_dim(
         prepared = prepare(x.detach().clone(), standardise, max_rows, generator)
         rows = prepared.rows
         components = principal_components(prepared)
-        ratios = two_nearest(rows, generator)
-        local = local_components(rows, generator)
+        # Distances are those of the coordinates along the components, of which there are fewer.
+        near = rows @ components.basis if len(rows) < rows.shape[1] else rows
+        ratios = two_nearest(near, generator)
+        local = local_components(near, generator)
         codes = None
         if num_steps is not None:
             codes = code_errors(rows, components, num_steps, generator)
@@ -166,7 +168,8 @@ def _reason(
     if clearest is None:
         near = f"Distances say {intrinsic[0]} at least, and near a row no direction is small"
     else:
-        near = f"Near a row the data have {in_words(intrinsic)} dimensions"
+        plural = "" if intrinsic == (1, 1) else "s"
+        near = f"Near a row the data have {in_words(intrinsic)} dimension{plural}"
     if codes is None:
         return f"{near}; one chart may need up to {chart[1]}, which an autoencoder would tell."
     if codes.is_open:
