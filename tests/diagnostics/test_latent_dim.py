@@ -52,6 +52,22 @@ def test_noise_misleads_neighbours_and_not_gaps():
     assert clearest.median == 2
 
 
+def test_curvature_has_gaps_of_its_own_that_do_not_count():
+    for size in report_on("torus in 20").local_components[:3]:
+        assert (size.low, size.median, size.high) == (2, 2, 2)
+
+
+@pytest.mark.slow
+def test_thin_directions_mislead_errors_and_not_gaps():
+    x = data_on("rank 18 of 20", 1500, 0.0)
+    x = x @ torch.linalg.qr(torch.randn(20, 20, dtype=x.dtype)).Q
+    basis = torch.linalg.svd(x, full_matrices=False)[2]
+    x = x @ basis.T * torch.linspace(1, 0.1, 20, dtype=x.dtype) @ basis
+    report = suggest_latent_dim(x, standardise=False, num_steps=100)
+    assert report.chart[1] < 18
+    assert report.recommended[1] == 18
+
+
 def test_many_dimensions_mislead_neighbours_and_not_the_rank():
     report = report_on("rank 18 of 20")
     assert all(scale.dim < 17 for scale in report.two_nearest)
