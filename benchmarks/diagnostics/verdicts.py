@@ -214,7 +214,7 @@ READING = "\n".join(
 def main() -> None:
     """Do the missing runs, print the page, and write it."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--page", type=Path, help="page to write")
     arguments = parser.parse_args()
