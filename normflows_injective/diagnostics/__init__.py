@@ -1,20 +1,25 @@
-"""Measurements on trained models, and flows built from such measurements."""
+"""Measurements on data and trained models, and flows built from such measurements."""
 
 from ..layerwise.block import MomentBlock
 from ..layerwise.regression import MomentRegression
 from ..layerwise.trainer import LayerwiseFit, LayerwiseHistory, LayerwiseTrainer
 from .columns import ColumnReport, column_report
+from .dimension.report import LatentDimReport
+from .dimension.suggestion import suggest_latent_dim
 from .distances import frechet_distance
 from .floors import VolumePreservingFloor, volume_preserving_floor, volume_preserving_floor_on_box
 from .gaps import CouplingGap, coupling_gap
 from .gradient_agreement import GradientBias, SurrogateBias
 from .injectivity import InjectivityReport, injectivity_report
+from .verdict import Finding
 
 __all__ = [
     "ColumnReport",
     "CouplingGap",
+    "Finding",
     "GradientBias",
     "InjectivityReport",
+    "LatentDimReport",
     "LayerwiseFit",
     "LayerwiseHistory",
     "LayerwiseTrainer",
@@ -26,6 +31,7 @@ __all__ = [
     "coupling_gap",
     "frechet_distance",
     "injectivity_report",
+    "suggest_latent_dim",
     "volume_preserving_floor",
     "volume_preserving_floor_on_box",
 ]

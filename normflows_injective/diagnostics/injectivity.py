@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,10 @@ from ..models.injective import InjectiveNormalizingFlow
 from ..models.parts import stack_of
 from ..modules.precision import as_factored
 from ..volume.reconstruction import squared_error
+from .components import linear_reconstruction
+from .figures import new_figure
 from .gradient_agreement import encoder_agreement
+from .verdict import LOST, Evidence, Finding, judge
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,6 +50,14 @@ class InjectivityReport:
             trainable parameters of the encoding map, on a few samples; NaN without trainable
             parameters.
         gradient_ratio: Ratio of the norms of these two gradients.
+        pca_error: Squared error of :math:`d` principal components of the same data, shape
+            :math:`(B,)`. They are fitted to these very rows, so with few rows the error is
+            somewhat too low; it is zero for :math:`B \le d + 1`.
+        data_variances: Variances along all principal components of the data, descending.
+        round_trip: Singular values of :math:`f'(\hat x) g'(z)`, descending, shape
+            :math:`(B, d)`; 1 where a latent direction survives the round trip, 0 where it is lost.
+        num_columns: Data dimension :math:`D`.
+        verdict: What the numbers say, each :class:`Finding` with its name, evidence and remedy.
 
     Examples:
         See :func:`injectivity_report`.
@@ -61,6 +73,34 @@ class InjectivityReport:
     latent_kurtosis: Tensor
     gradient_cosine: float
     gradient_ratio: float
+    pca_error: Tensor
+    data_variances: Tensor
+    round_trip: Tensor
+    num_columns: int
+
+    @property
+    def evidence(self) -> Evidence:
+        """The numbers that the verdict looks at."""
+        samples, latent_dim = self.singular_values.shape
+        lost = (self.round_trip < LOST).sum(1)
+        return Evidence(
+            num_rows=samples,
+            latent_dim=latent_dim,
+            data_dim=self.num_columns,
+            error=float(self.reconstruction_error.double().mean()),
+            variances=tuple(self.data_variances.tolist()),
+            lost=int(lost.median()),
+            overshoot=float(self.round_trip[:, 0].median()),
+            left_inverse_error=float(self.left_inverse_error.median()),
+            condition=float(self.condition_number.median()),
+            smallest=float(self.singular_values[:, -1].median()),
+            cosine=self.gradient_cosine,
+        )
+
+    @property
+    def verdict(self) -> tuple[Finding, ...]:
+        """What the numbers say: all findings that hold, or one named ``"fine"``."""
+        return judge(self.evidence)
 
     def __repr__(self) -> str:
         return str(self)
@@ -76,6 +116,7 @@ class InjectivityReport:
             ("|f'g' - I| / sqrt(d)", self.left_inverse_error),
             ("|g' - pinv(f')| / |g'|", self.pseudo_inverse_error),
             ("reconstruction error", self.reconstruction_error),
+            (f"  of {latent_dim} principal components", self.pca_error),
             ("latent mean, by coordinate", self.latent_mean),
             ("latent scale, by coordinate", scale),
             ("latent excess kurtosis", self.latent_kurtosis),
@@ -92,6 +133,9 @@ class InjectivityReport:
             f"surrogate against exact gradient: cosine {self.gradient_cosine:.4f}, "
             f"norm ratio {self.gradient_ratio:.3f}"
         )
+        for finding in self.verdict:
+            text = f"VERDICT: {finding.name}. {finding.evidence} {finding.remedy}"
+            lines += textwrap.wrap(text, 79, subsequent_indent="  ")
         return "\n".join(lines)
 
     def plot(self) -> Figure:
@@ -103,13 +147,7 @@ class InjectivityReport:
         Raises:
             OptionError: If matplotlib is not installed.
         """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise OptionError(
-                "plot() needs matplotlib. Install it with pip install normflows-injective[plot]."
-            ) from error
-        figure = Figure(figsize=(10, 6.5), layout="constrained")
+        figure = new_figure((10, 6.5))
         axes = figure.subplots(2, 2)
         _plot_spectrum(axes[0, 0], self.singular_values.detach().cpu())
         errors = {
@@ -208,10 +246,12 @@ def _measure(
     some = None if context is None else context[few]
     bias, norm_ratio = encoder_agreement(composite, x[few], some)
     norm = torch.linalg.matrix_norm
+    round_trip = encoder_jacobian @ decoder_jacobian
+    linear = linear_reconstruction(x, latent_dim)
     return InjectivityReport(
         singular_values=singular_values,
         condition_number=singular_values[:, 0] / singular_values[:, -1],
-        left_inverse_error=norm(encoder_jacobian @ decoder_jacobian - identity) / latent_dim**0.5,
+        left_inverse_error=norm(round_trip - identity) / latent_dim**0.5,
         pseudo_inverse_error=norm(mismatch) / norm(decoder_jacobian),
         reconstruction_error=squared_error(x, projection),
         latent_mean=base.mean(0),
@@ -219,6 +259,10 @@ def _measure(
         latent_kurtosis=centred.pow(4).mean(0) / variance.square() - 3,
         gradient_cosine=bias.cosine,
         gradient_ratio=norm_ratio,
+        pca_error=linear.errors,
+        data_variances=linear.variances,
+        round_trip=torch.linalg.svdvals(round_trip),
+        num_columns=x[0].numel(),
     )
 
 

@@ -345,6 +345,15 @@ def _of_functions() -> dict[str, Call]:
             x=normal(5),
             num_gradient_samples=1,
         ),
+        "suggest_latent_dim": function(
+            diagnostics.suggest_latent_dim,
+            finite=True,
+            x=Fresh(lambda: torch.randn(40, 3)),
+            standardise=True,
+            num_steps=1,
+            max_rows=100,
+            generator=Fresh(torch.Generator),
+        ),
         "volume_preserving_floor": function(
             diagnostics.volume_preserving_floor,
             finite=True,

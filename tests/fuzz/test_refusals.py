@@ -61,6 +61,7 @@ WITHOUT_CALL = {
     "HomogeneousGauge",
     "Horizon",
     "Injection",
+    "LatentDimReport",
     "TrainingTerm",
     "InjectivityReport",
     "Mixing",

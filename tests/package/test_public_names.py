@@ -22,12 +22,15 @@ FIRST_RELEASE = {
     ],
     "diagnostics": [
         "CouplingGap",
+        "Finding",
         "InjectivityReport",
+        "LatentDimReport",
         "LayerwiseTrainer",
         "MomentRegression",
         "coupling_gap",
         "frechet_distance",
         "injectivity_report",
+        "suggest_latent_dim",
         "volume_preserving_floor",
         "volume_preserving_floor_on_box",
     ],
@@ -193,7 +196,7 @@ FIRST_RELEASE = {
 # How many names a namespace may have, modules not counted.
 LIMITS = {
     "": 14,
-    "diagnostics": 17,
+    "diagnostics": 20,
     "distributions": 6,
     "errors": 22,
     "flows": 19,
