@@ -41,7 +41,11 @@ def main() -> None:
     x = table.rows.to(torch.get_default_dtype())
     order = torch.randperm(len(x))
     test, train = x[order[: len(x) // 5]], x[order[len(x) // 5 :]]
-    latent_dim = options.latent_dim or max(1, x.shape[1] // 2)
+    latent_dim = options.latent_dim
+    if latent_dim is None:
+        suggestion = nfi.diagnostics.suggest_latent_dim(train)
+        print(suggestion, end="\n\n")
+        latent_dim = min(suggestion.recommended[1], x.shape[1] - 1)
     model = nfi.injective_flow(train, latent_dim)
     print(nfi.training.fit(model, train, seconds=options.seconds), end="\n\n")
     model.eval()
@@ -117,7 +121,7 @@ def _is_number(cell: str) -> bool:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("file", type=Path, help="file of comma-separated values")
-    parser.add_argument("--latent-dim", type=int, help="default: half of the columns")
+    parser.add_argument("--latent-dim", type=int, help="default: as suggested")
     parser.add_argument("--seconds", type=float, default=30.0, help="processor time, default 30")
     parser.add_argument("--seed", type=int, default=0, help="default 0")
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder, default out")
