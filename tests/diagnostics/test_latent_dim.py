@@ -207,6 +207,12 @@ def test_small_and_odd_shapes(shape, num_steps):
     assert 1 <= low <= high <= min(math.prod(shape[1:]), shape[0] - 1)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_the_dtype_of_the_data_and_the_default_one_do_not_matter(dtype, float64_by_default):
+    x = data_on("circle in 10", 60, 0.01).to(dtype).requires_grad_()
+    assert suggest_latent_dim(x, num_steps=2).recommended[1] >= 2
+
+
 def test_what_is_refused():
     with pytest.raises(OptionError, match="at least 30 rows, got 29"):
         suggest_latent_dim(torch.randn(29, 3))

@@ -106,7 +106,7 @@ def test_the_report_prints_its_verdict():
     assert max(map(len, text.splitlines())) < 80
 
 
-def trained(x, latent_dim, beta=10.0, steps=700):
+def trained(x, latent_dim, beta=10.0, steps=500):
     pair = nfi.nets.mlp_autoencoder(x.shape[1], latent_dim, (64, 64))
     ours = nfi.InjectiveNormalizingFlow(
         base(latent_dim),

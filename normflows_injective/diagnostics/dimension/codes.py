@@ -152,19 +152,20 @@ def _trained(
     x: Tensor, longest: int, dims: Sequence[int], num_steps: int, generator: Generator
 ) -> tuple[_Network, _Network]:
     width = x.shape[1]
-    encoder = _network(torch.eye(width, longest), longest, generator, x.device)
-    decoder = _network(torch.eye(longest, width), longest, generator, x.device)
+    identity = torch.eye(width, longest, dtype=x.dtype, device=x.device)
+    encoder = _network(identity, longest, generator)
+    decoder = _network(identity.mT.clone(), longest, generator)
     parameters = encoder.parameters() + decoder.parameters()
     optimizer = torch.optim.Adam(parameters, _RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=num_steps + 1)
-    lengths = torch.tensor(dims)
+    lengths = torch.tensor(dims, device=x.device)
     positions = torch.arange(longest, device=x.device)
     size = min(_BATCH, len(x))
     for _ in range(num_steps):
         drawn = torch.randint(len(x), (size,), generator=generator, device=generator.device)
         chosen = torch.randint(len(dims), (size,), generator=generator, device=generator.device)
         batch = x[drawn.to(x.device)]
-        lengths_of_rows = lengths[chosen.cpu()].to(x.device)
+        lengths_of_rows = lengths[chosen.to(x.device)]
         mask = (positions < lengths_of_rows[:, None]).to(x)
         squares = (_decoded(encoder, decoder, batch, mask) - batch).square().sum(1)
         # Roots, so that the long codes with their small errors count as well.
@@ -177,15 +178,16 @@ def _trained(
     return encoder, decoder
 
 
-def _network(linear: Tensor, longest: int, generator: Generator, device: torch.device) -> _Network:
+def _network(linear: Tensor, longest: int, generator: Generator) -> _Network:
     """A network that starts at its linear map."""
     widths = [linear.shape[0] + longest, _WIDTH, _WIDTH]
     weights = []
-    for fan_in, fan_out in zip(widths[:-1], widths[1:], strict=True):
-        drawn = torch.randn(fan_in, fan_out, generator=generator, device=generator.device)
-        weights.append(drawn.to(device) / fan_in**0.5)
-    weights.append(torch.zeros(_WIDTH, linear.shape[1], device=device))
-    biases = [torch.zeros(weight.shape[1], device=device) for weight in weights]
-    tensors = [linear.to(device), *weights, *biases]
-    linear, *rest = [tensor.requires_grad_() for tensor in tensors]
-    return _Network(linear, tuple(rest[:3]), tuple(rest[3:]))
+    for shape in zip(widths[:-1], widths[1:], strict=True):
+        drawn = torch.randn(
+            shape, generator=generator, device=generator.device, dtype=linear.dtype
+        )
+        weights.append(drawn.to(linear.device) / shape[0] ** 0.5)
+    weights.append(linear.new_zeros(_WIDTH, linear.shape[1]))
+    biases = [linear.new_zeros(weight.shape[1]) for weight in weights]
+    start, *rest = [tensor.requires_grad_() for tensor in (linear.clone(), *weights, *biases)]
+    return _Network(start, tuple(rest[:3]), tuple(rest[3:]))
