@@ -45,7 +45,7 @@ def fit(
 ) -> TrainingResult:
     r"""Train a model within a budget.
 
-    A free-form injective flow is trained as an autoencoder for 40 % of the time, to the floor
+    A free-form injective flow is trained as an autoencoder for half of the time, to the floor
     :math:`r` of the held-out reconstruction error. The layers before the injection learn the
     density of its codes for 35 %. The rest goes into ``forward_kld`` of the whole model, at
     :math:`\beta = 3 (D - d) / 2r`; the result of this phase is kept if it lowers the held-out
@@ -68,7 +68,7 @@ def fit(
         validation: Part of the rows that is held out, or data (M, *) to judge by, or a pair of
             such data and their context.
         batch_size: Number of rows in a step.
-        learning_rate: Peak learning rate of all phases, in place of 1e-3, 3e-3 and 5e-4.
+        learning_rate: Peak learning rate of all phases, in place of their own.
         weight_decay: Decoupled weight decay of AdamW.
         wrap: Function of the module that computes ``forward_kld`` to one that computes the same,
             such as ``torch.compile``, ``DistributedDataParallel`` or ``accelerator.prepare``.

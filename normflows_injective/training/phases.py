@@ -65,6 +65,7 @@ class Phase(ABC):
         cost: Time of a step in units of a reconstruction step, for budgets in steps.
         rate: Peak learning rate.
         num_checks: Number of looks at the held-out score.
+        patience: Part of its budget after which the phase ends without a better score.
         max_held_out: Number of held-out rows for each look.
         max_at_ends: Number of them at the ends of the phase, where it is decided what is kept.
     """
@@ -74,6 +75,7 @@ class Phase(ABC):
     cost: ClassVar[float] = 1.0
     rate: ClassVar[float] = 1e-3
     num_checks: ClassVar[int] = 25
+    patience: ClassVar[float] = 0.25
     max_held_out: ClassVar[int] = 2048
     max_at_ends: ClassVar[int] = 2048
 
@@ -148,7 +150,8 @@ class Reconstruction(_OfInjection):
     """Encoder and decoder as an autoencoder."""
 
     name = "reconstruction"
-    share = 0.4
+    share = 0.5
+    rate = 8e-3
 
     def begin(self, floor: float | None) -> None:
         """Let layers after the injection take their first data."""
@@ -181,7 +184,7 @@ class LatentDensity(_OfInjection):
     name = "latent density"
     share = 0.35
     cost = 1.5
-    rate = 3e-3
+    rate = 6e-3
 
     def begin(self, floor: float | None) -> None:
         """Compute the codes, and let the layers take them as their first data."""
@@ -217,9 +220,11 @@ class Joint(_OfInjection):
     """Everything by the training term, from a converged manifold and density."""
 
     name = "joint"
-    share = 0.25
+    share = 0.15
     cost = 4.0
-    rate = 5e-4
+    rate = 1e-3
+    # Weights that leave a converged state are worse before they are better.
+    patience = 1.0
     num_checks = 8
     max_held_out = 512
     max_at_ends = 1024

@@ -20,8 +20,6 @@ from .state import random_states, set_random_states
 
 _RISE = 0.05
 _AVERAGED_EVERY = 4
-# Part of its budget after which a phase without a better score ends.
-_PATIENCE = 0.25
 _MAX_NORM = 1.0
 # How often a phase may start again from its best weights, each time at half the rate.
 _MAX_RETREATS = 5
@@ -80,7 +78,7 @@ class Run:
                 continue
             self._check(phase, current, progress, losses)
             losses.clear()
-            if progress - current.best_at > _PATIENCE and current.averages.count >= 8:
+            if progress - current.best_at > phase.patience and current.averages.count >= 8:
                 break
         self._end(phase, current)
 
