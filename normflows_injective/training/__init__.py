@@ -2,7 +2,7 @@
 
 from .averages import AveragedWeights
 from .builder import injective_flow
-from .fit import fit
+from .fitting import fit
 from .result import Check, PhaseResult, TrainingResult
 from .state import load_state, save_state
 

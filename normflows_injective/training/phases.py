@@ -65,7 +65,7 @@ class Phase(ABC):
         cost: Time of a step in units of a reconstruction step, for budgets in steps.
         rate: Peak learning rate.
         num_checks: Number of looks at the held-out score.
-        patience: Part of its budget after which the phase ends without a better score.
+        patience: Part of its budget without a better score after which the rate is halved.
         max_held_out: Number of held-out rows for each look.
         max_at_ends: Number of them at the ends of the phase, where it is decided what is kept.
     """
@@ -75,7 +75,7 @@ class Phase(ABC):
     cost: ClassVar[float] = 1.0
     rate: ClassVar[float] = 1e-3
     num_checks: ClassVar[int] = 25
-    patience: ClassVar[float] = 0.25
+    patience: ClassVar[float] = 0.15
     max_held_out: ClassVar[int] = 2048
     max_at_ends: ClassVar[int] = 2048
 

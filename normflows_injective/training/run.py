@@ -21,8 +21,10 @@ from .state import random_states, set_random_states
 _RISE = 0.05
 _AVERAGED_EVERY = 4
 _MAX_NORM = 1.0
-# How often a phase may start again from its best weights, each time at half the rate.
-_MAX_RETREATS = 5
+# How often a phase starts again from its best weights, each time at half the rate, before it ends
+# for want of a better score, or by an error if its loss is not finite.
+_MAX_STALLS = 3
+_MAX_RETREATS = 8
 
 
 class Options(NamedTuple):
@@ -72,14 +74,16 @@ class Run:
         self.clock.begin(phase.share / shares, current.spent)
         losses: list[float] = []
         while (progress := self.clock.progress(current.step, phase.cost)) < 1:
+            if current.has_stalled(phase.patience):
+                if current.num_retreats >= _MAX_STALLS:
+                    break
+                current.retreat()
             losses.append(self._step(phase, current, progress))
             progress = self.clock.progress(current.step, phase.cost)
             if progress < min(1.0, (current.num_checks + 1) / phase.num_checks):
                 continue
             self._check(phase, current, progress, losses)
             losses.clear()
-            if progress - current.best_at > phase.patience and current.averages.count >= 8:
-                break
         self._end(phase, current)
 
     def _step(self, phase: Phase, current: _Progress, progress: float) -> float:
@@ -118,6 +122,7 @@ class Run:
             if score.value < current.best_score:
                 current.best_score, current.best_at = score.value, progress
                 current.best = current.copies()
+        current.checked_at = progress
         current.num_checks = int(progress * phase.num_checks + 1e-9)
         current.spent = self.clock.spent(current.step, phase.cost)
         seconds, loss = self.clock.seconds(), sum(losses) / max(1, len(losses))
@@ -200,9 +205,13 @@ class _Progress:
         self.best, self.best_score, self.best_at = self.initial, start, 0.0
         self.before, self.weight_decay = before, weight_decay
         self.step = self.num_checks = self.num_retreats = 0
-        self.spent = 0.0
+        self.spent = self.checked_at = 0.0
         self.order = torch.zeros(0, dtype=torch.long)
         self._start()
+
+    def has_stalled(self, patience: float) -> bool:
+        """Whether the best score is too long ago for more to be expected."""
+        return self.checked_at - self.best_at > patience and self.averages.count >= 8
 
     def copies(self) -> list[Tensor]:
         """Copies of the present weights."""
@@ -233,6 +242,7 @@ class _Progress:
                 "the time before. Look for values of absurd size in the data, or standardise them."
             )
         write(self.parameters, self.best)
+        self.best_at = self.checked_at
         self._start()
 
     def state_dict(self) -> dict[str, Any]:
@@ -255,4 +265,5 @@ class _Progress:
         self.averages.load_state_dict(state["averages"])
 
 
-_NUMBERS = ("best_score", "best_at", "before", "step", "num_checks", "num_retreats", "spent")
+_COUNTS = ("step", "num_checks", "num_retreats")
+_NUMBERS = ("best_score", "best_at", "checked_at", "before", "spent", *_COUNTS)

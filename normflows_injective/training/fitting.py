@@ -53,9 +53,10 @@ def fit(
     Every other model is trained by its own loss, in one phase.
 
     In every phase the learning rate rises and falls once, weights are averaged, the average is
-    judged 25 times (8 in the last phase) on rows that are held out, and the best one is taken. A
-    phase ends early after a quarter of its budget without a better score, and leaves the rest to
-    the next. If a loss is not finite, training goes on from the best weights at half the rate.
+    judged 25 times (8 in the last phase) on rows that are held out, and the best one is taken.
+    After 15 % of its budget without a better score, and after a loss that is not finite, a phase
+    goes on from its best weights at half the rate; at the fourth time it ends early, and leaves
+    the rest to the next.
 
     Args:
         model: A model of this package, or one of normflows with ``forward_kld``. It is trained in
