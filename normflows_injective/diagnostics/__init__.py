@@ -5,12 +5,15 @@ from ..layerwise.regression import MomentRegression
 from ..layerwise.trainer import LayerwiseFit, LayerwiseHistory, LayerwiseTrainer
 from .columns import ColumnReport, column_report
 from .distances import frechet_distance
+from .encoder_alignment import Alignment, alignment
 from .floors import VolumePreservingFloor, volume_preserving_floor, volume_preserving_floor_on_box
 from .gaps import CouplingGap, coupling_gap
 from .gradient_agreement import GradientBias, SurrogateBias
 from .injectivity import InjectivityReport, injectivity_report
+from .scores import Scores, score
 
 __all__ = [
+    "Alignment",
     "ColumnReport",
     "CouplingGap",
     "GradientBias",
@@ -20,12 +23,15 @@ __all__ = [
     "LayerwiseTrainer",
     "MomentBlock",
     "MomentRegression",
+    "Scores",
     "SurrogateBias",
     "VolumePreservingFloor",
+    "alignment",
     "column_report",
     "coupling_gap",
     "frechet_distance",
     "injectivity_report",
+    "score",
     "volume_preserving_floor",
     "volume_preserving_floor_on_box",
 ]

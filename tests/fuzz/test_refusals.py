@@ -63,6 +63,7 @@ WITHOUT_CALL = {
     "Injection",
     "TrainingTerm",
     "InjectivityReport",
+    "Scores",
     "Mixing",
     "SurfaceMap",
     "Velocity",
@@ -120,6 +121,8 @@ OF_ANY_LENGTH = {
     ("Simplices.corners", "labels"),
     ("frechet_distance", "samples"),
     ("frechet_distance", "reference"),
+    ("score", "x"),
+    ("score", "reference"),
 }
 
 

@@ -192,8 +192,8 @@ FIRST_RELEASE = {
 
 # How many names a namespace may have, modules not counted.
 LIMITS = {
-    "": 13,
-    "diagnostics": 17,
+    "": 14,
+    "diagnostics": 21,
     "distributions": 6,
     "errors": 22,
     "flows": 19,

@@ -1,0 +1,136 @@
+"""Densities, distances and spectra of rows, in chunks of bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..autodiff.jacobians import jacobian
+from ..errors import InjectiveFlowError
+from ..flows.stack import Stack, joint_decode
+from ..flows.surfaces.surface import is_closed_form
+from ..host.bases import base_log_prob
+from ..models.parts import stack_of
+from ..modules.precision import as_factored
+from ..volume.factoring import factor
+from ..volume.reconstruction import squared_error
+from .rounding import in_precision, other_precision, rounding_error
+
+_ROWS = 1024
+# Of all Jacobians of a chunk.
+_NUMBERS = 2**23
+
+
+class Measured(NamedTuple):
+    """What a model says of rows.
+
+    Attributes:
+        log_prob: Log-densities (B,) in the units of the data.
+        inner_log_prob: Log-densities (B,) in standardised coordinates.
+        reconstruction_error: Squared distances (B,) there.
+        singular_values: Those of the decoder Jacobian (B, d) there, descending.
+        codimension: Number of dimensions that the manifold lacks.
+    """
+
+    log_prob: Tensor
+    inner_log_prob: Tensor
+    reconstruction_error: Tensor
+    singular_values: Tensor
+    codimension: int
+
+
+def measure(model: Any, x: Tensor, context: Tensor | None) -> Measured:
+    """Look at rows (B, *) of a model in evaluation mode, without gradients."""
+    inner = stack_of(model).inner
+    latent_dim = inner.encode(*_first(model, x, context))[0].numel()
+    data_dim = x[0].numel()
+    parts = [
+        _measure_chunk(model, *rows)
+        for rows in chunks(x, context, _NUMBERS // (latent_dim * data_dim))
+    ]
+    log_prob, inner_log_prob, errors, spectrum = map(torch.cat, zip(*parts, strict=True))
+    return Measured(log_prob, inner_log_prob, errors, spectrum, data_dim - latent_dim)
+
+
+def reconstruction_errors(model: Any, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Rows (n, *) in standardised coordinates, and their squared distances (n,) there."""
+    stack = stack_of(model)
+    parts = []
+    for few, given in chunks(x, context, _ROWS):
+        rows = stack.standardise(few)
+        parts.append((rows, squared_error(rows, stack.inner.project(rows, given))))
+    rows, errors = map(torch.cat, zip(*parts, strict=True))
+    return rows, errors
+
+
+def log_prob_error(model: Any, x: Tensor, context: Tensor | None, log_prob: Tensor) -> Tensor:
+    """Rounding errors (B,) of log-densities, NaN where the model has one precision alone."""
+    unknown = torch.full_like(log_prob, torch.nan)
+    dtype = other_precision(model, x.device)
+    if dtype is None:
+        return unknown
+    try:
+        twin = in_precision(model, dtype)
+        size = _NUMBERS // x[0].numel()
+        parts = [
+            _log_prob(twin, few.to(dtype), _cast(given, dtype))
+            for few, given in chunks(x, context, size)
+        ]
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError, InjectiveFlowError):
+        # A layer that names a dtype itself, or values that overflow in the other one.
+        return unknown
+    return rounding_error(log_prob, torch.cat(parts))
+
+
+def chunks(x: Tensor, context: Tensor | None, size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Consecutive rows with their context, at most so many, and at most a thousand."""
+    size = max(1, min(size, _ROWS))
+    for start in range(0, x.shape[0], size):
+        few = slice(start, start + size)
+        yield x[few], None if context is None else context[few]
+
+
+def _first(model: Any, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    return stack_of(model).standardise(x[:1]), None if context is None else context[:1]
+
+
+def _measure_chunk(
+    model: Any, x: Tensor, context: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    stack = stack_of(model)
+    inner, rows = stack.inner, stack.standardise(x)
+    z, projection, log_volume = inner.project_with_log_volume(rows, context)
+    inner_log_prob = base_log_prob(model.q0, z, context) - log_volume
+    has_units = len(inner.composite) < len(stack.composite)
+    log_prob = model.log_prob(x, context) if has_units else inner_log_prob
+    matrix = _jacobian(inner, inner.encode(rows, context), context)
+    singular_values = torch.linalg.svdvals(as_factored(matrix))
+    return log_prob, inner_log_prob, squared_error(rows, projection), singular_values
+
+
+def _log_prob(model: Any, x: Tensor, context: Tensor | None) -> Tensor:
+    """Log-densities (B,) without the warning of deficient Jacobians, which the caller has had."""
+    stack = stack_of(model)
+    if is_closed_form(stack.composite):
+        z, log_volume = stack.pull(x, context)
+    else:
+        z = stack.encode(x, context)
+        log_volume = factor(_jacobian(stack, z, context)).log_volume.to(x.dtype)
+        z, log_volume = stack.to_base(z, log_volume, context)
+    log_prob: Tensor = base_log_prob(model.q0, z, context) - log_volume
+    return log_prob
+
+
+def _jacobian(stack: Stack, z: Tensor, context: Tensor | None) -> Tensor:
+    return jacobian(partial(joint_decode, stack.composite, context=context), z).jacobian
+
+
+def _cast(context: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """A context in another dtype; class labels stay whole numbers."""
+    return context.to(dtype) if context is not None and context.is_floating_point() else context
