@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -89,10 +89,20 @@ class JacobiansOfPair(NamedTuple):
         return angles.masked_fill(deficient.unsqueeze(1), torch.nan)
 
 
-def jacobians_of_pair(encode: Map, decode: Map, z: Tensor) -> JacobiansOfPair:
-    """Jacobians of a decoder at latents (B, *), and of an encoder at the points they lead to."""
+def jacobians_of_pair(
+    encode: Map, decode: Map, z: Tensor, shape: Sequence[int]
+) -> JacobiansOfPair:
+    """Jacobians of a decoder at latents (B, *), and of an encoder at the points they lead to.
+
+    These must have the shape of the data.
+    """
     with torch.no_grad():
         projection, decoder = jacobian(decode, z)
+    if projection.shape != shape:
+        raise ShapeError(
+            f"decoder must lead back to data of shape {tuple(shape)}, got "
+            f"{tuple(projection.shape)}. Give the two networks as (encoder, decoder)."
+        )
     check_finite(decoder, "the decoder Jacobian", "Has the training diverged?")
     with torch.enable_grad():
         encoder = jacobian_by_rows(encode, projection, create_graph=False).jacobian
@@ -157,12 +167,7 @@ def alignment(
         with torch.no_grad():
             z = encode(x)
         refuse_lower_dimension(z[0].numel(), x[0].numel())
-        pair = jacobians_of_pair(encode, decode, z)
-        if pair.projection.shape != x.shape:
-            raise ShapeError(
-                f"decoder must lead back to data of shape {tuple(x.shape)}, got "
-                f"{tuple(pair.projection.shape)}. Give the two networks as (encoder, decoder)."
-            )
+        pair = jacobians_of_pair(encode, decode, z, x.shape)
         return Alignment(
             principal_angles=pair.principal_angles(),
             left_inverse_error=pair.left_inverse_error(),

@@ -187,7 +187,7 @@ def _measure(
         z = model.encode(x, context)
         x = stack.standardise(x)
         base = summed_inverse(model.latent_block, z, context)[0].flatten(1)
-    pair = jacobians_of_pair(encode, decode, z)
+    pair = jacobians_of_pair(encode, decode, z, x.shape)
     singular_values = torch.linalg.svdvals(pair.decoder)
     centred = base - base.mean(0)
     variance = centred.square().mean(0)
