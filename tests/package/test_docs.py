@@ -131,6 +131,14 @@ def test_the_examples_of_the_page_on_training(tmp_path, monkeypatch):
     assert names["z"].shape == (100, 2)
 
 
+def test_the_autoencoder_of_the_page_on_scores(capsys):
+    (code,) = blocks("docs/scores.md")
+    exec(code, names := {})
+    assert names["scores"].p_value.shape == (200,)
+    assert "200 rows, 500 reference rows" in capsys.readouterr().out
+    assert float(names["angles"].principal_angles.max()) <= torch.pi / 2
+
+
 def test_the_injection_of_the_contributing_page():
     (code,) = blocks("docs/contributing.md")
     names: dict = {}
