@@ -23,6 +23,8 @@ import math
 import torch
 from torch import Tensor
 
+from ..modules.precision import as_factored
+
 # Of a reconstruction that is exact, in units of the roundoff of every entry.
 _ROUNDING = 16.0
 
@@ -49,4 +51,4 @@ def rank_p_value(values: Tensor, reference: Tensor) -> Tensor:
     r"""Rank p-values :math:`(1 + \#\{i : r_i \ge v\}) / (1 + n)`, (B,), of large values (B,)."""
     count = len(reference)
     num_less = torch.searchsorted(reference.sort().values, values.contiguous())
-    return ((1 + count - num_less).double() / (1 + count)).to(values.dtype)
+    return as_factored(1 + count - num_less) / (1 + count)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -45,15 +46,19 @@ class Measured(NamedTuple):
 
 def measure(model: Any, x: Tensor, context: Tensor | None) -> Measured:
     """Look at rows (B, *) of a model in evaluation mode, without gradients."""
-    inner = stack_of(model).inner
-    latent_dim = inner.encode(*_first(model, x, context))[0].numel()
-    data_dim = x[0].numel()
+    latent_dim, data_dim = _dimensions(model, x, context)
     parts = [
         _measure_chunk(model, *rows)
         for rows in chunks(x, context, _NUMBERS // (latent_dim * data_dim))
     ]
     log_prob, inner_log_prob, errors, spectrum = map(torch.cat, zip(*parts, strict=True))
     return Measured(log_prob, inner_log_prob, errors, spectrum, data_dim - latent_dim)
+
+
+def has_own_measure(model: Any) -> bool:
+    """Whether densities are against the manifold's own measure, which some charts replace."""
+    composite = stack_of(model).composite
+    return all(getattr(flow, "measure", "hausdorff") == "hausdorff" for flow in composite)
 
 
 def reconstruction_errors(model: Any, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -70,15 +75,15 @@ def reconstruction_errors(model: Any, x: Tensor, context: Tensor | None) -> tupl
 def log_prob_error(model: Any, x: Tensor, context: Tensor | None, log_prob: Tensor) -> Tensor:
     """Rounding errors (B,) of log-densities, NaN where the model has one precision alone."""
     unknown = torch.full_like(log_prob, torch.nan)
+    dimensions = _dimensions(model, x, context)
     dtype = other_precision(model, x.device)
     if dtype is None:
         return unknown
     try:
         twin = in_precision(model, dtype)
-        size = _NUMBERS // x[0].numel()
         parts = [
             _log_prob(twin, few.to(dtype), _cast(given, dtype))
-            for few, given in chunks(x, context, size)
+            for few, given in chunks(x, context, _NUMBERS // math.prod(dimensions))
         ]
     except torch.cuda.OutOfMemoryError:
         raise
@@ -96,8 +101,10 @@ def chunks(x: Tensor, context: Tensor | None, size: int) -> Iterator[tuple[Tenso
         yield x[few], None if context is None else context[few]
 
 
-def _first(model: Any, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    return stack_of(model).standardise(x[:1]), None if context is None else context[:1]
+def _dimensions(model: Any, x: Tensor, context: Tensor | None) -> tuple[int, int]:
+    """Latent dimension d at the injection, and data dimension D."""
+    given = None if context is None else context[:1]
+    return stack_of(model).encode(x[:1], given)[0].numel(), x[0].numel()
 
 
 def _measure_chunk(

@@ -13,9 +13,10 @@ from ..checks import check_probability, checks_arguments
 from ..errors import ContextError
 from ..host.copies import in_evaluation
 from ..models.injective import InjectiveNormalizingFlow
+from ..modules.precision import as_factored
 from .calibrated import rank_p_value, tube_score, tube_variance
 from .figures import new_figure
-from .row_measures import log_prob_error, measure, reconstruction_errors
+from .row_measures import has_own_measure, log_prob_error, measure, reconstruction_errors
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,13 +50,15 @@ class Scores:
         reconstruction_error: :math:`\lVert x - \hat x \rVert^2` in standardised coordinates,
             shape :math:`(B,)`.
         tube_score: Log-density of a Gaussian tube around the manifold in standardised
-            coordinates, in nats, shape :math:`(B,)`. NaN without a reference, and where the
-            reference lies on the manifold to rounding.
+            coordinates, in nats, shape :math:`(B,)`. NaN without a reference, where the reference
+            lies on the manifold to rounding, and where a chart gives densities against another
+            measure than the manifold's own.
         local_dim: Number of singular values of the decoder Jacobian above ``threshold`` times
             the largest one, shape :math:`(B,)`, whole numbers.
         condition_number: Largest singular value over the smallest, shape :math:`(B,)`.
-        p_value: Share of the reference that is as far from the manifold, shape :math:`(B,)`; NaN
-            without a reference.
+        p_value: Share of the reference that is as far from the manifold, shape :math:`(B,)`, in
+            float64 where the device has it, so that multiples of :math:`1 / (1 + n)` compare
+            with levels as they should; NaN without a reference.
         tube_variance: Variance :math:`\sigma^2` of the tube, NaN where its score is.
         num_reference: Number of reference rows.
 
@@ -123,11 +126,15 @@ class Scores:
             figure.colorbar(points, ax=axes[0, 0], label="p-value")
             axes[0, 1].hist(arrays["p_value"], 20, range=(0.0, 1.0))
         axes[0, 1].set(xlabel="p-value", ylabel="rows")
-        condition = arrays["condition_number"]
-        axes[1, 0].hist([math.log10(c) for c in condition if math.isfinite(c)], 30)
-        axes[1, 0].set(xlabel="log10 of the condition number", ylabel="rows")
-        axes[1, 1].hist(arrays["log_prob_error"].clip(min=1e-16), 30)
-        axes[1, 1].set(xlabel="rounding error of the log-density, nats", ylabel="rows")
+        positive = {
+            "condition_number": "log10 of the condition number",
+            "log_prob_error": "log10 of the rounding error of the log-density",
+        }
+        for axis, (name, label) in zip(axes[1], positive.items(), strict=True):
+            # A condition may be infinite, a rounding error zero or unknown.
+            logarithms = [math.log10(v) for v in arrays[name] if 0 < v < math.inf]
+            axis.hist(logarithms, 30)
+            axis.set(xlabel=label, ylabel="rows")
         return figure
 
 
@@ -180,7 +187,7 @@ def score(
         threshold: Part of the largest singular value, between 0 and 1, above which one counts.
 
     Returns:
-        :class:`Scores`, in the dtype of x.
+        :class:`Scores`, in the dtype of x but for whole numbers and p-values.
 
     Raises:
         ContextError: If a reference has no context and x has one, or the other way round.
@@ -200,7 +207,7 @@ def score(
         >>> data = torch.randn(99, 5, generator=torch.Generator().manual_seed(0))
         >>> scores = score(model, 10 * data[:3], reference=data)
         >>> scores.p_value
-        tensor([0.0100, 0.0100, 0.0100])
+        tensor([0.0100, 0.0100, 0.0100], dtype=torch.float64)
     """
     check_probability(threshold, "threshold")
     _check_contexts(reference, context, reference_context)
@@ -211,10 +218,12 @@ def score(
     with torch.no_grad():
         found = measure(model, x, context)
         errors, codimension = found.reconstruction_error, found.codimension
-        variance, p_value, count = math.nan, torch.full_like(errors, torch.nan), 0
+        variance, count = math.nan, 0
+        p_value = as_factored(torch.full_like(errors, torch.nan))
         if reference is not None:
             rows, expected = reconstruction_errors(model, reference, reference_context)
-            variance = tube_variance(expected, rows, codimension)
+            if has_own_measure(model):
+                variance = tube_variance(expected, rows, codimension)
             p_value, count = rank_p_value(errors, expected), len(expected)
         spectrum = found.singular_values
         return Scores(
