@@ -16,8 +16,7 @@ from ..flows.stack import Stack, joint_decode
 from ..flows.surfaces.surface import is_closed_form
 from ..host.bases import base_log_prob
 from ..models.parts import stack_of
-from ..modules.precision import as_factored
-from ..volume.factoring import factor
+from ..volume.factoring import factor, warn_if_deficient
 from ..volume.reconstruction import squared_error
 from .rounding import in_precision, other_precision, rounding_error
 
@@ -51,8 +50,11 @@ def measure(model: Any, x: Tensor, context: Tensor | None) -> Measured:
         _measure_chunk(model, *rows)
         for rows in chunks(x, context, _NUMBERS // (latent_dim * data_dim))
     ]
-    log_prob, inner_log_prob, errors, spectrum = map(torch.cat, zip(*parts, strict=True))
-    return Measured(log_prob, inner_log_prob, errors, spectrum, data_dim - latent_dim)
+    *measured, deficient = map(torch.cat, zip(*parts, strict=True))
+    if not is_closed_form(stack_of(model).composite):
+        warn_if_deficient(deficient)
+    log_prob, inner_log_prob, errors, singular_values = measured
+    return Measured(log_prob, inner_log_prob, errors, singular_values, data_dim - latent_dim)
 
 
 def has_own_measure(model: Any) -> bool:
@@ -82,7 +84,7 @@ def log_prob_error(model: Any, x: Tensor, context: Tensor | None, log_prob: Tens
     try:
         twin = in_precision(model, dtype)
         parts = [
-            _log_prob(twin, few.to(dtype), _cast(given, dtype))
+            _look(twin, stack_of(twin), few.to(dtype), _cast(given, dtype)).log_prob
             for few, given in chunks(x, context, _NUMBERS // math.prod(dimensions))
         ]
     except torch.cuda.OutOfMemoryError:
@@ -107,35 +109,44 @@ def _dimensions(model: Any, x: Tensor, context: Tensor | None) -> tuple[int, int
     return stack_of(model).encode(x[:1], given)[0].numel(), x[0].numel()
 
 
-def _measure_chunk(
-    model: Any, x: Tensor, context: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    stack = stack_of(model)
-    inner, rows = stack.inner, stack.standardise(x)
-    z, projection, log_volume = inner.project_with_log_volume(rows, context)
-    inner_log_prob = base_log_prob(model.q0, z, context) - log_volume
-    has_units = len(inner.composite) < len(stack.composite)
-    log_prob = model.log_prob(x, context) if has_units else inner_log_prob
-    matrix = _jacobian(inner, inner.encode(rows, context), context)
-    singular_values = torch.linalg.svdvals(as_factored(matrix))
-    return log_prob, inner_log_prob, squared_error(rows, projection), singular_values
+class _Look(NamedTuple):
+    """Log-densities (B,), projections, singular values (B, d), and which Jacobians lack rank."""
+
+    log_prob: Tensor
+    projection: Tensor
+    singular_values: Tensor
+    deficient: Tensor
 
 
-def _log_prob(model: Any, x: Tensor, context: Tensor | None) -> Tensor:
-    """Log-densities (B,) without the warning of deficient Jacobians, which the caller has had."""
-    stack = stack_of(model)
+def _look(model: Any, stack: Stack, x: Tensor, context: Tensor | None) -> _Look:
+    """Look at rows (B, *) through a stack by one Jacobian, in silence."""
+    z = stack.encode(x, context)
+    decode = partial(joint_decode, stack.composite, context=context)
+    projection, matrix = jacobian(decode, z)
+    factors = factor(matrix)
     if is_closed_form(stack.composite):
         z, log_volume = stack.pull(x, context)
     else:
-        z = stack.encode(x, context)
-        log_volume = factor(_jacobian(stack, z, context)).log_volume.to(x.dtype)
+        log_volume = factors.log_volume.to(torch.promote_types(x.dtype, torch.float32))
         z, log_volume = stack.to_base(z, log_volume, context)
-    log_prob: Tensor = base_log_prob(model.q0, z, context) - log_volume
-    return log_prob
+    return _Look(
+        log_prob=base_log_prob(model.q0, z, context) - log_volume,
+        projection=projection,
+        # R has the singular values of the Jacobian, and is small.
+        singular_values=torch.linalg.svdvals(factors.r),
+        deficient=factors.deficient,
+    )
 
 
-def _jacobian(stack: Stack, z: Tensor, context: Tensor | None) -> Tensor:
-    return jacobian(partial(joint_decode, stack.composite, context=context), z).jacobian
+def _measure_chunk(model: Any, x: Tensor, context: Tensor | None) -> tuple[Tensor, ...]:
+    stack = stack_of(model)
+    inner, rows = stack.inner, stack.standardise(x)
+    inside = _look(model, inner, rows, context)
+    has_units = len(inner.composite) < len(stack.composite)
+    whole = _look(model, stack, x, context) if has_units else inside
+    errors = squared_error(rows, inside.projection)
+    log_probs = whole.log_prob, inside.log_prob
+    return *log_probs, errors, inside.singular_values, whole.deficient
 
 
 def _cast(context: Tensor | None, dtype: torch.dtype) -> Tensor | None:

@@ -175,8 +175,10 @@ def score(
     no score, and a p-value compares rounding errors. A model without an encoder network, of a
     linear injection for instance, is no exception.
 
-    The model is looked at in evaluation mode, and is left as it is. It costs up to four Jacobians
-    for each row, one of them in another precision, in chunks of bounded memory.
+    The model is looked at in evaluation mode, and is left as it is. It costs two Jacobians for
+    each row, one of them in the other precision, and a third one where ``Standardise`` stands
+    last, in chunks of bounded memory. On a CPU the one in float64 is the dearest, four times the
+    other one for convolutions.
 
     Args:
         model: Model of latent dimension :math:`d` and data dimension :math:`D`.
@@ -188,6 +190,9 @@ def score(
 
     Returns:
         :class:`Scores`, in the dtype of x but for whole numbers and p-values.
+
+    Warns:
+        NumericalWarning: If a Jacobian is rank deficient to machine precision.
 
     Raises:
         ContextError: If a reference has no context and x has one, or the other way round.
