@@ -131,6 +131,7 @@ def test_the_examples_of_the_page_on_training(tmp_path, monkeypatch):
     assert names["z"].shape == (100, 2)
 
 
+@pytest.mark.slow
 def test_the_autoencoder_of_the_page_on_scores(capsys):
     (code,) = blocks("docs/scores.md")
     exec(code, names := {})
