@@ -10,6 +10,7 @@ from types import ModuleType as _ModuleType
 
 from . import diagnostics, distributions, errors, flows, nets, training, volume
 from ._version import __version__
+from .diagnostics.scores import score
 from .models.assignment import AssignmentFlow
 from .models.assignment_likelihood import DiscreteLogProb
 from .models.exact_likelihood import ExactLikelihood
@@ -39,6 +40,7 @@ __all__ = [
     "injective_flow",
     "nets",
     "register",
+    "score",
     "training",
     "volume",
 ]

@@ -7,13 +7,16 @@ from .columns import ColumnReport, column_report
 from .dimension.report import LatentDimReport
 from .dimension.suggestion import suggest_latent_dim
 from .distances import frechet_distance
+from .encoder_alignment import Alignment, alignment
 from .floors import VolumePreservingFloor, volume_preserving_floor, volume_preserving_floor_on_box
 from .gaps import CouplingGap, coupling_gap
 from .gradient_agreement import GradientBias, SurrogateBias
 from .injectivity import InjectivityReport, injectivity_report
+from .scores import Scores, score
 from .verdict import Finding
 
 __all__ = [
+    "Alignment",
     "ColumnReport",
     "CouplingGap",
     "Finding",
@@ -25,12 +28,15 @@ __all__ = [
     "LayerwiseTrainer",
     "MomentBlock",
     "MomentRegression",
+    "Scores",
     "SurrogateBias",
     "VolumePreservingFloor",
+    "alignment",
     "column_report",
     "coupling_gap",
     "frechet_distance",
     "injectivity_report",
+    "score",
     "suggest_latent_dim",
     "volume_preserving_floor",
     "volume_preserving_floor_on_box",

@@ -14,8 +14,6 @@ from ..errors import ShapeError
 from ..flows.standardise.columns import finite_columns
 from ..flows.standardise.fitting import window_of
 
-__all__ = ["ColumnCheck", "ColumnReport", "column_report"]
-
 # Rounding to float32 gives continuous columns of a million rows ties in a few percent of them.
 _TIED = 0.1
 _DISCRETE = 20

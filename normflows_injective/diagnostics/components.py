@@ -9,8 +9,6 @@ from torch import Tensor
 
 from ..modules.precision import as_factored
 
-__all__ = ["LinearReconstruction", "linear_reconstruction"]
-
 
 class LinearReconstruction(NamedTuple):
     """Squared errors (B,) of some components of the rows, and the variances along all of them."""

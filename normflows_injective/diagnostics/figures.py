@@ -1,4 +1,4 @@
-"""Figures of reports."""
+"""Figures of reports, where matplotlib is installed."""
 
 from __future__ import annotations
 
@@ -9,15 +9,13 @@ from ..errors import OptionError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["new_figure"]
 
-
-def new_figure(size: tuple[float, float]) -> Figure:
-    """An empty figure, its size in inches, that pyplot knows nothing of."""
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, its size in inches, unknown to pyplot."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise OptionError(
             "plot() needs matplotlib. Install it with pip install normflows-injective[plot]."
         ) from error
-    return Figure(figsize=size, layout="constrained")
+    return Figure(figsize=(width, height), layout="constrained")

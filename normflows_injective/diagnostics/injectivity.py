@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..autodiff.jacobians import jacobian, jacobian_by_rows
-from ..checks import check_finite, checks_arguments
+from ..checks import checks_arguments
 from ..errors import OptionError
 from ..flows.stack import joint_decode, joint_encode
 from ..host.calls import summed_inverse
 from ..models.injective import InjectiveNormalizingFlow
 from ..models.parts import stack_of
-from ..modules.precision import as_factored
 from ..volume.reconstruction import squared_error
 from .components import linear_reconstruction
+from .encoder_alignment import jacobians_of_pair
 from .figures import new_figure
 from .gradient_agreement import encoder_agreement
 from .verdict import LOST, Evidence, Finding, judge
@@ -147,7 +146,7 @@ class InjectivityReport:
         Raises:
             OptionError: If matplotlib is not installed.
         """
-        figure = new_figure((10, 6.5))
+        figure = new_figure(10, 6.5)
         axes = figure.subplots(2, 2)
         _plot_spectrum(axes[0, 0], self.singular_values.detach().cpu())
         errors = {
@@ -231,29 +230,20 @@ def _measure(
         z = model.encode(x, context)
         x = stack.standardise(x)
         base = summed_inverse(model.latent_block, z, context)[0].flatten(1)
-        projection, decoder_jacobian = jacobian(decode, z)
-    check_finite(decoder_jacobian, "the decoder Jacobian", "Has the training diverged?")
-    with torch.enable_grad():
-        encoder_jacobian = jacobian_by_rows(encode, projection, create_graph=False).jacobian
-    decoder_jacobian, encoder_jacobian = map(as_factored, (decoder_jacobian, encoder_jacobian))
-    singular_values = torch.linalg.svdvals(decoder_jacobian)
-    latent_dim = singular_values.shape[1]
-    identity = torch.eye(latent_dim, dtype=decoder_jacobian.dtype, device=x.device)
-    mismatch = decoder_jacobian - torch.linalg.pinv(encoder_jacobian)
+    pair = jacobians_of_pair(encode, decode, z, x.shape)
+    singular_values = torch.linalg.svdvals(pair.decoder)
     centred = base - base.mean(0)
     variance = centred.square().mean(0)
     few = slice(num_gradient_samples)
     some = None if context is None else context[few]
     bias, norm_ratio = encoder_agreement(composite, x[few], some)
-    norm = torch.linalg.matrix_norm
-    round_trip = encoder_jacobian @ decoder_jacobian
-    linear = linear_reconstruction(x, latent_dim)
+    linear = linear_reconstruction(x, singular_values.shape[1])
     return InjectivityReport(
         singular_values=singular_values,
         condition_number=singular_values[:, 0] / singular_values[:, -1],
-        left_inverse_error=norm(round_trip - identity) / latent_dim**0.5,
-        pseudo_inverse_error=norm(mismatch) / norm(decoder_jacobian),
-        reconstruction_error=squared_error(x, projection),
+        left_inverse_error=pair.left_inverse_error(),
+        pseudo_inverse_error=pair.pseudo_inverse_error(),
+        reconstruction_error=squared_error(x, pair.projection),
         latent_mean=base.mean(0),
         latent_covariance=centred.mT @ centred / len(base),
         latent_kurtosis=centred.pow(4).mean(0) / variance.square() - 3,
@@ -261,7 +251,7 @@ def _measure(
         gradient_ratio=norm_ratio,
         pca_error=linear.errors,
         data_variances=linear.variances,
-        round_trip=torch.linalg.svdvals(round_trip),
+        round_trip=torch.linalg.svdvals(pair.encoder @ pair.decoder),
         num_columns=x[0].numel(),
     )
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["Evidence", "Finding", "judge"]
-
 # The thresholds come from trainings whose truth is known: docs/results/verdicts.md.
 
 # A latent direction is lost if the round trip returns less than this part of it. Pairs that keep

@@ -12,8 +12,6 @@ from ..modules.diverged import names_diverged
 from ..volume.reconstruction import squared_error
 from .parts import stack_of
 
-__all__ = ["validation_score"]
-
 _ROWS = 1024
 
 

@@ -338,6 +338,17 @@ def _of_functions() -> dict[str, Call]:
             x=normal(3),
             generator=Fresh(torch.Generator),
         ),
+        "alignment": function(
+            diagnostics.alignment, "x", finite=True, encoder=encode, decoder=decode, x=normal(4)
+        ),
+        "score": function(
+            nfi.score,
+            finite=True,
+            model=Fresh(injective_model),
+            x=normal(5),
+            reference=Fresh(lambda: torch.randn(6, 5)),
+            threshold=0.1,
+        ),
         "injectivity_report": function(
             diagnostics.injectivity_report,
             finite=True,

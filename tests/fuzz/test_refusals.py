@@ -64,6 +64,7 @@ WITHOUT_CALL = {
     "LatentDimReport",
     "TrainingTerm",
     "InjectivityReport",
+    "Scores",
     "Mixing",
     "SurfaceMap",
     "Velocity",
@@ -121,6 +122,8 @@ OF_ANY_LENGTH = {
     ("Simplices.corners", "labels"),
     ("frechet_distance", "samples"),
     ("frechet_distance", "reference"),
+    ("score", "x"),
+    ("score", "reference"),
 }
 
 

@@ -20,7 +20,12 @@ def blocks(page: str) -> list[str]:
 
 @pytest.mark.slow
 def test_the_example_of_the_readme():
-    code, on_the_sphere, _ = blocks("README.md")
+    table, code, on_the_sphere, _ = blocks("README.md")
+    data = torch.randn(120, 6).split([100, 10, 10])
+    exec(
+        table.replace("seconds=60", "steps=20").replace("print", "str"),
+        dict(zip(("x", "held_out", "new_rows"), data, strict=True)),
+    )
     names: dict = {}
     exec(code.replace("torch.randn(100, 256, 64)", "torch.randn(3, 32, 64)"), names)
     assert names["samples"].shape == (10, 64)
@@ -41,7 +46,7 @@ def pyro_in(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_pyro_section_of_the_readme(pyro_in):
-    code = blocks("README.md")[2]
+    code = blocks("README.md")[3]
     assert len([line for line in code.splitlines() if line]) == 12
     names: dict = {}
     exec(code.replace("range(500)", "range(20)"), names)
@@ -146,6 +151,15 @@ def test_the_examples_of_the_page_on_speed():
     )
     exec(exported, names)
     assert names["z"].shape == (100, 2)
+
+
+@pytest.mark.slow
+def test_the_autoencoder_of_the_page_on_scores(capsys):
+    (code,) = blocks("docs/scores.md")
+    exec(code, names := {})
+    assert names["scores"].p_value.shape == (200,)
+    assert "200 rows, 500 reference rows" in capsys.readouterr().out
+    assert float(names["angles"].principal_angles.max()) <= torch.pi / 2
 
 
 def test_the_injection_of_the_contributing_page():

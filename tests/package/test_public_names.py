@@ -196,7 +196,7 @@ FIRST_RELEASE = {
 # How many names a namespace may have, modules not counted.
 LIMITS = {
     "": 14,
-    "diagnostics": 20,
+    "diagnostics": 24,
     "distributions": 6,
     "errors": 22,
     "flows": 19,

@@ -11,8 +11,6 @@ from torch.nn import functional
 
 from .spectrum import PrincipalComponents
 
-__all__ = ["CodeErrors", "code_errors"]
-
 _LARGEST = 64
 _WIDTH = 128
 _BATCH = 256

@@ -7,8 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
-__all__ = ["NeighbourRatio", "nearest", "two_nearest"]
-
 _CHUNK = 512
 _QUERIES = 2500
 _LEAST_PER_BLOCK = 100

@@ -14,8 +14,6 @@ from .spectrum import LocalComponents, PrincipalComponents
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["LatentDimReport", "in_words"]
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LatentDimReport:
@@ -128,7 +126,7 @@ class LatentDimReport:
         Raises:
             OptionError: If matplotlib is not installed.
         """
-        figure = new_figure((12, 3.8))
+        figure = new_figure(12, 3.8)
         spectrum, local, codes = figure.subplots(1, 3)
         self._plot_spectrum(spectrum)
         self._plot_local(local)

@@ -11,8 +11,6 @@ from ...checks import check_finite
 from ...errors import OptionError, ShapeError
 from ...modules.precision import as_factored
 
-__all__ = ["PreparedRows", "prepare"]
-
 LEAST_ROWS = 30
 # Below so many rows the estimates of neighbours scatter, and there is too little to train on.
 FEW_ROWS = 300

@@ -11,8 +11,6 @@ from torch import Generator, Tensor
 from .neighbours import nearest
 from .rows import PreparedRows
 
-__all__ = ["LocalComponents", "PrincipalComponents", "local_components", "principal_components"]
-
 _SHARES = (0.90, 0.95, 0.99)
 # Relative to the largest standard deviation; a covariance in float64 keeps eight digits of them.
 _RESOLUTION = 1e-7

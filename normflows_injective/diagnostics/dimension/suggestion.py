@@ -20,8 +20,6 @@ from .spectrum import (
     principal_components,
 )
 
-__all__ = ["suggest_latent_dim"]
-
 Range = tuple[int, int]
 
 

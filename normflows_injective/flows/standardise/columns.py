@@ -10,8 +10,6 @@ from torch import Tensor
 from ...checks import check_rows, describe, is_readable
 from ...errors import NonFiniteError, OptionError, ShapeError
 
-__all__ = ["column_names", "finite_columns", "listed"]
-
 _SHOWN = 5
 
 

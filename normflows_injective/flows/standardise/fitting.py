@@ -18,8 +18,6 @@ from torch import Tensor
 
 from .power import likeliest_power, yeo_johnson
 
-__all__ = ["KINDS", "ColumnFit", "Window", "chosen_kind", "fit_column", "window_of"]
-
 KINDS = ("none", "log", "power")
 _NORMAL = 1.4826022185056018  # 1 / the median size of a standard normal variable
 _DEVIATIONS = 10.0

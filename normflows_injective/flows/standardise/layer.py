@@ -16,8 +16,6 @@ from .columns import column_names, finite_columns, listed
 from .fitting import KINDS, chosen_kind, fit_column
 from .power import yeo_johnson, yeo_johnson_inverse
 
-__all__ = ["ColumnUnits", "Standardise"]
-
 _LOG, _POWER = KINDS.index("log"), KINDS.index("power")
 
 

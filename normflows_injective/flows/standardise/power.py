@@ -16,8 +16,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["likeliest_power", "yeo_johnson", "yeo_johnson_inverse"]
-
 _MOST_VALUES = 10_000
 _GOLDEN = 0.5 * (5**0.5 - 1)
 
