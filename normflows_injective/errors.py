@@ -5,6 +5,31 @@ built-in class that fits, so that ``except ValueError`` works in code that knows
 package.
 """
 
+__all__ = [
+    "CheckpointError",
+    "CheckpointWarning",
+    "CollapseWarning",
+    "ContextError",
+    "DeviceError",
+    "DtypeError",
+    "ForwardModeError",
+    "InjectiveFlowError",
+    "NonFiniteError",
+    "NotInjectiveError",
+    "NumericalWarning",
+    "OffManifoldError",
+    "OptionError",
+    "ParamStoreWarning",
+    "ReducedLayerWarning",
+    "RegistrationError",
+    "ScaleWarning",
+    "ShapeError",
+    "SmoothnessWarning",
+    "StackingWarning",
+    "UnsupportedLayerError",
+    "UnsupportedModelError",
+]
+
 
 class InjectiveFlowError(Exception):
     """Base class of every error that this package raises on purpose."""

@@ -12,6 +12,8 @@ from .models.injective import InjectiveNormalizingFlow
 from .models.loss_module import ForwardKLD
 from .models.surrogate_likelihood import SurrogateLikelihood
 
+__all__ = ["register"]
+
 
 def register() -> None:
     """Hang the components on normflows: ``nf.InjectiveNormalizingFlow``, ``nf.flows.Pad``, ...
