@@ -124,6 +124,14 @@ def test_normal_columns_get_their_mean_and_deviation():
     close(layer.inverse(x)[0].std(0, correction=0), 1.0, 1e-7)
 
 
+def test_spikes_are_part_of_a_column_if_they_are_not_few():
+    spikes = torch.where(torch.arange(1000) < 30, 100.0, 0.0).unsqueeze(1).double()
+    x = spikes + torch.randn(1000, 1).double()
+    layer = Standardise.fit(x)
+    close(layer.scale, x.std(0, correction=0), 1e-9)
+    close(layer.shift, x.mean(0), 1e-9)
+
+
 @pytest.mark.parametrize("transform", ["none", "power"])
 @pytest.mark.parametrize("absurd", [9.97e36, -1e30, math.pi * 1e5])
 def test_a_few_absurd_values_move_nothing(transform, absurd):

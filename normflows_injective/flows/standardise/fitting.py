@@ -1,11 +1,12 @@
 """Location, scale and transform of a column, which a few absurd values do not move.
 
-The window of a column is its median and ten robust deviations on either side; values beyond count
-as its ends. The robust deviation is 1.4826 times the median distance from the median, the standard
+The window of a column is its median and ten robust deviations on either side, or as much as holds
+99 % of the values, if that is more; values beyond count as its ends. The robust deviation is 1.4826 times the median distance from the median, the standard
 deviation of a normal column. A normal column has no values out there, so the moments of the
-winsorised values are its mean and standard deviation, with the usual statistical error. Whatever
-the size of k absurd values among N, they move the mean by at most 10 k / N robust deviations, and
-the variance by at most 100 k / N of their squares. A median alone would also be robust, but is a
+winsorised values are its mean and standard deviation, with the usual statistical error. The same
+holds for a column of spikes, if they are more than 1 % of the values. Whatever the size of fewer
+absurd values, k among N, they move the mean of a normal column by at most 10 k / N robust
+deviations, and the variance by at most 100 k / N of their squares. A median alone would also be robust, but is a
 poor location of columns with two modes or a tail, which the window keeps.
 """
 
@@ -21,6 +22,8 @@ from .power import likeliest_power, yeo_johnson
 KINDS = ("none", "log", "power")
 _NORMAL = 1.4826022185056018  # 1 / the median size of a standard normal variable
 _DEVIATIONS = 10.0
+# Part of the values that a window holds at least.
+_MOST = 0.99
 # Of rows that differ from the median, where the median distance is zero.
 _FEW = 0.01
 _STRONG_SKEWNESS = 1.0
@@ -39,21 +42,23 @@ class ColumnFit(NamedTuple):
 
 
 class Window(NamedTuple):
-    """Median and robust deviation of a column, zero where nearly all values are the median."""
+    """Median of a column, its robust deviation, and how far values count as they are.
+
+    The deviation is zero where nearly all values are the median.
+    """
 
     centre: float
     deviation: float
+    reach: float
 
     @property
     def ends(self) -> tuple[float, float]:
         """The values beyond which others count as these."""
-        reach = _DEVIATIONS * self.deviation
-        return self.centre - reach, self.centre + reach
+        return self.centre - self.reach, self.centre + self.reach
 
     def outside(self, values: Tensor) -> int:
-        """How many values (N,) lie beyond the ends."""
-        low, high = self.ends
-        return int(((values < low) | (values > high)).sum())
+        """How many values (N,) lie beyond ten robust deviations."""
+        return int(((values - self.centre).abs() > _DEVIATIONS * self.deviation).sum())
 
 
 def window_of(ordered: Tensor) -> Window:
@@ -67,7 +72,9 @@ def window_of(ordered: Tensor) -> Window:
         others = distances[distances > 0]
         if len(others) >= max(2.0, _FEW * len(ordered)):
             deviation = _middle(others)
-    return Window(centre, _NORMAL * deviation)
+    deviation *= _NORMAL
+    most = distances[max(0, int(_MOST * len(ordered)) - 1)]
+    return Window(centre, deviation, max(_DEVIATIONS * deviation, float(most)))
 
 
 def fit_column(column: Tensor, kind: str) -> ColumnFit:

@@ -111,8 +111,8 @@ class Standardise(Layer):
         r"""A layer whose coordinates of the given data have mean zero and deviation one.
 
         Location and scale are those of values winsorised at ten robust deviations around the
-        median: mean and standard deviation for normal columns, and hardly moved by a fill value
-        or a few outliers. A constant column gets its constant as shift, and scale one; so does
+        median, or where 99 % of them lie, if that is wider: mean and standard deviation for
+        normal columns, and hardly moved by a fill value or a few outliers. A constant column gets its constant as shift, and scale one; so does
         one that is constant but for less than one in a hundred values.
 
         Args:
