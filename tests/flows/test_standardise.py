@@ -128,8 +128,9 @@ def test_spikes_are_part_of_a_column_if_they_are_not_few():
     spikes = torch.where(torch.arange(1000) < 30, 100.0, 0.0).unsqueeze(1).double()
     x = spikes + torch.randn(1000, 1).double()
     layer = Standardise.fit(x)
-    close(layer.scale, x.std(0, correction=0), 1e-9)
-    close(layer.shift, x.mean(0), 1e-9)
+    # The noise of the highest spikes alone is cut.
+    close(layer.scale, x.std(0, correction=0), 0.01)
+    close(layer.shift, x.mean(0), 0.01)
 
 
 @pytest.mark.parametrize("transform", ["none", "power"])

@@ -1,13 +1,14 @@
 """Location, scale and transform of a column, which a few absurd values do not move.
 
 The window of a column is its median and ten robust deviations on either side, or as much as holds
-99 % of the values, if that is more; values beyond count as its ends. The robust deviation is 1.4826 times the median distance from the median, the standard
-deviation of a normal column. A normal column has no values out there, so the moments of the
-winsorised values are its mean and standard deviation, with the usual statistical error. The same
-holds for a column of spikes, if they are more than 1 % of the values. Whatever the size of fewer
-absurd values, k among N, they move the mean of a normal column by at most 10 k / N robust
-deviations, and the variance by at most 100 k / N of their squares. A median alone would also be robust, but is a
-poor location of columns with two modes or a tail, which the window keeps.
+99 % of the values, if that is more; values beyond count as its ends. The robust deviation is
+1.4826 times the median distance from the median, the standard deviation of a normal column. A
+normal column has no values out there, so the moments of the winsorised values are its mean and
+standard deviation, with the usual statistical error. The same holds for a column of spikes, if
+they are more than 1 % of the values. Whatever the size of fewer absurd values, k among N, they
+move the mean of a normal column by at most 10 k / N robust deviations, and the variance by at most
+100 k / N of their squares. A median alone would also be robust, but is a poor location of columns
+with two modes or a tail, which the window keeps.
 """
 
 from __future__ import annotations

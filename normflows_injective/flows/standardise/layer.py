@@ -112,8 +112,9 @@ class Standardise(Layer):
 
         Location and scale are those of values winsorised at ten robust deviations around the
         median, or where 99 % of them lie, if that is wider: mean and standard deviation for
-        normal columns, and hardly moved by a fill value or a few outliers. A constant column gets its constant as shift, and scale one; so does
-        one that is constant but for less than one in a hundred values.
+        normal columns, and hardly moved by a fill value or a few outliers. A constant column gets
+        its constant as shift, and scale one; so does one that is constant but for less than one
+        in a hundred values.
 
         Args:
             x: Data of shape :math:`(N, *)`, at least two rows, the training data alone.
