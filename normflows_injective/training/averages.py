@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, final
 
 import torch
 from torch import Tensor
+
+from ..errors import OptionError
 
 _POWER = 8
 
@@ -24,6 +26,9 @@ class AveragedWeights:
     Args:
         parameters: Parameters to average.
 
+    Raises:
+        OptionError: If there are none, or they are no tensors.
+
     References:
         The power function profile of Karras et al., arXiv 2312.02696, section 3.1.
 
@@ -38,8 +43,13 @@ class AveragedWeights:
         0.9961
     """
 
-    def __init__(self, parameters: Sequence[Tensor]) -> None:
-        self.parameters = list(parameters)
+    def __init__(self, parameters: Iterable[Tensor]) -> None:
+        values: Any = parameters
+        self.parameters: list[Tensor] = list(values) if isinstance(values, Iterable) else []
+        if not self.parameters or not all(isinstance(p, Tensor) for p in self.parameters):
+            raise OptionError(
+                "parameters must be the parameters of a model, such as list(model.parameters())."
+            )
         self.values = [parameter.detach().clone() for parameter in self.parameters]
         self.count = 0
 

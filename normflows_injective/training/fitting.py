@@ -140,7 +140,7 @@ def fit(
     modes = [(module, module.training) for module in model.modules()]
     try:
         with bar:
-            return Run(model, phases, clock, options).train(state)
+            return Run(model, phases, clock, options).complete(state)
     finally:
         for module, mode in modes:
             module.training = mode

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_finite, check_same_rows
+from ..checks.tensors import check_dense
 from ..errors import DtypeError, ShapeError
 
 
@@ -77,7 +78,8 @@ def tensor_of(values: Any, name: str) -> Tensor:
             f"{name} must hold numbers, got {type(values).__name__} ({error}). Turn categories "
             "into numbers, or leave their columns out."
         ) from error
-    return tensor
+    check_dense(tensor, name)
+    return tensor.detach()
 
 
 def _to(tensor: Tensor | None, like: Tensor) -> Tensor | None:
@@ -89,6 +91,11 @@ def _to(tensor: Tensor | None, like: Tensor) -> Tensor | None:
 
 def _read_batches(loader: Iterable[Any]) -> tuple[Tensor, Tensor | None]:
     batches = [batch if isinstance(batch, (tuple, list)) else (batch,) for batch in loader]
+    if not all(getattr(part, "ndim", 0) for batch in batches for part in batch):
+        raise DtypeError(
+            f"data must be a tensor, an array, a data frame or a loader of batches, got "
+            f"{type(loader).__name__}. Turn lists of numbers into a tensor."
+        )
     if not batches:
         raise ShapeError("data has no batches. Give a tensor, an array or a loader of rows.")
     parts = zip(*batches, strict=True)

@@ -52,7 +52,7 @@ class Run:
         self.results: list[PhaseResult] = []
         self.floor: float | None = None
 
-    def train(self, state: dict[str, Any] | None = None) -> TrainingResult:
+    def complete(self, state: dict[str, Any] | None = None) -> TrainingResult:
         """Go through all phases, or through those that a state leaves."""
         of_phase = None if state is None else self._restore(state)
         for phase in self.phases[len(self.results) :]:

@@ -20,6 +20,7 @@ from fuzz.making import (
     ROWS,
     Call,
     Fresh,
+    building,
     directions,
     function,
     method,
@@ -337,6 +338,16 @@ def _of_functions() -> dict[str, Call]:
             "x",
             x=normal(3),
             generator=Fresh(torch.Generator),
+        ),
+        "fit": building(
+            nfi.training.fit,
+            model=Fresh(injective_model),
+            data=Fresh(lambda: torch.randn(8, 5), "anything"),
+            steps=1,
+            batch_size=4,
+            learning_rate=0.01,
+            weight_decay=0.1,
+            seed=0,
         ),
         "alignment": function(
             diagnostics.alignment, "x", finite=True, encoder=encode, decoder=decode, x=normal(4)

@@ -415,6 +415,19 @@ BUILDERS: dict[str, Call] = {
         off_manifold="reject",
     ),
     "MomentBlock": building(diagnostics.MomentBlock, dim=3, step_size=0.5),
+    "injective_flow": building(
+        nfi.injective_flow,
+        data=Fresh(lambda: torch.randn(8, 4), "anything"),
+        latent_dim=2,
+        context_dim=0,
+        hidden=(4,),
+        num_couplings=1,
+        transform="none",
+    ),
+    "AveragedWeights": building(
+        nfi.training.AveragedWeights,
+        parameters=Fresh(lambda: [torch.randn(2)], "anything"),
+    ),
     "column_report": building(
         diagnostics.column_report,
         x=Fresh(lambda: torch.randn(8, 3), "batch"),

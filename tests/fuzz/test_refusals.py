@@ -46,6 +46,7 @@ NAMESPACES = (
     nfi.nets.fields,
     distributions,
     nfi.diagnostics,
+    nfi.training,
     nfi.volume,
 )
 # What has no arguments to spoil: abstract classes, results, normflows' own, and a registration.
@@ -69,7 +70,10 @@ WITHOUT_CALL = {
     "SurfaceMap",
     "Velocity",
     "__version__",
+    "TrainingResult",
+    "load_state",
     "register",
+    "save_state",
 }
 
 

