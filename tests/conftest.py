@@ -16,7 +16,8 @@ from support.seeds import OFFSET, manual_seed, shifted
 # Folders that are no packages all have a module of this name, which only one search can import.
 collect_ignore_glob = ["conftest.py", "*/conftest.py"]
 # Python takes the folder tests/pyro for a package where Pyro is missing, so that it has no origin.
-if getattr(importlib.util.find_spec("pyro"), "origin", None) is None:
+HAS_PYRO = getattr(importlib.util.find_spec("pyro"), "origin", None) is not None
+if not HAS_PYRO:
     sys.modules["pyro"] = None
     collect_ignore_glob += ["pyro", "support/pyro_*.py"]
 
@@ -33,6 +34,10 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     os.environ[OFFSET] = str(config.getoption("--seed-offset"))
+    if not HAS_PYRO:
+        # A conftest.py speaks for its own folder alone, an option for the package, too.
+        package = importlib.util.find_spec("normflows_injective").submodule_search_locations[0]
+        config.option.ignore = [*(config.option.ignore or []), f"{package}/pyro"]
 
 
 def pytest_report_header(config):
