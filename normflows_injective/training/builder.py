@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import normflows as nf
-from torch import nn
+from torch import Tensor, nn
 
 from ..checks import checks_arguments
 from ..errors import NotInjectiveError, ShapeError
@@ -15,7 +15,8 @@ from ..flows.free_form import FreeFormInjection
 from ..flows.standardise import Standardise
 from ..models.injective import InjectiveNormalizingFlow
 from ..models.surrogate_likelihood import SurrogateLikelihood
-from ..nets.pairs import Autoencoder, conv_autoencoder, mlp_autoencoder
+from ..nets.pairs import Autoencoder, conv_autoencoder
+from ..nets.principal import principal_autoencoder
 from .rows import read_rows
 
 _MAX_LOG_SCALE = 2.0
@@ -36,10 +37,11 @@ def injective_flow(
     .. math:: x = T\big(g(h(z))\big), \qquad z \sim \mathcal N(0, I_d)
 
     The units :math:`T` are a :class:`~normflows_injective.flows.Standardise` fitted to the data;
-    :math:`g` is the decoder of a pair of perceptrons, or for images of convolutional networks; the
-    latent density :math:`h` is a stack of affine couplings and linear maps, or for one dimension
-    of splines. It composes these and does nothing else: train it by ``nfi.training.fit``, or in a
-    loop of your own.
+    :math:`g` is the decoder of a pair that starts as the principal components of the rows, or for
+    images of convolutional networks; the latent density :math:`h` is a stack of affine couplings
+    and linear maps, or for one dimension of splines, after a ``Standardise`` which ``fit`` gives
+    the scale of the codes. It composes these and does nothing else: train it by
+    ``nfi.training.fit``, or in a loop of your own.
 
     Args:
         data: Rows (N, D), or images (N, C, H, W): a tensor, an array or a data frame, to which the
@@ -72,7 +74,6 @@ def injective_flow(
     """
     names = getattr(data, "columns", None)
     x = read_rows(data).x
-    shape = tuple(x.shape[1:])
     if x[0].numel() <= latent_dim:
         raise NotInjectiveError(
             f"latent_dim must be less than the {x[0].numel()} dimensions of the data, got "
@@ -81,8 +82,12 @@ def injective_flow(
     units = Standardise.fit(
         x.double(), transform=transform, names=None if names is None else [*map(str, names)]
     )
-    injection = FreeFormInjection(*_networks(shape, latent_dim, context_dim, hidden))
-    latent_block = _latent_block(latent_dim, num_couplings, context_dim)
+    inner = units.inverse(x.double())[0]
+    injection = FreeFormInjection(*_networks(inner, latent_dim, context_dim, hidden))
+    latent_block = [
+        *_latent_block(latent_dim, num_couplings, context_dim),
+        Standardise(latent_dim),
+    ]
     q0 = nf.distributions.DiagGaussian(latent_dim, trainable=False)
     dtype = next(injection.parameters()).dtype
     return InjectiveNormalizingFlow(
@@ -90,11 +95,10 @@ def injective_flow(
     )
 
 
-def _networks(
-    shape: tuple[int, ...], latent_dim: int, context_dim: int, hidden: Sequence[int]
-) -> Autoencoder:
+def _networks(x: Tensor, latent_dim: int, context_dim: int, hidden: Sequence[int]) -> Autoencoder:
+    shape = tuple(x.shape[1:])
     if len(shape) == 1:
-        return mlp_autoencoder(shape[0], latent_dim, hidden, context_dim)
+        return principal_autoencoder(x, latent_dim, hidden, context_dim)
     if len(shape) != 3:
         raise ShapeError(
             f"data must be rows (N, D) or images (N, C, H, W), got events of shape {shape}. "

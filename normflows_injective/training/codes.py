@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..flows.free_form import FreeFormInjection
 from ..flows.stack import Stack
+from ..flows.standardise import Standardise
 from .rows import Rows
 
 
@@ -21,10 +22,14 @@ from .rows import Rows
 def scale_codes(stack: Stack, rows: Rows) -> bool:
     """Bring the codes of rows to mean zero and deviation one, where the networks allow it.
 
-    It returns whether the networks were changed; any other encoder and decoder are left alone.
+    A ``Standardise`` next to the injection takes the scales; else the networks do. It returns
+    whether anything was changed; other encoders and decoders are left alone.
     """
     injection: Any = stack.composite[0]
     codes = stack.encode(rows.x, rows.context)
+    if stack.latent_block and isinstance(stack.latent_block[-1], Standardise):
+        stack.latent_block[-1].load_state_dict(Standardise.fit(codes).state_dict())
+        return True
     if not isinstance(injection, FreeFormInjection) or codes.dim() != 2:
         return False
     last, first = _edges(injection, codes.shape[1:].numel())

@@ -49,6 +49,16 @@ BUILDERS: dict[str, Call] = {
     "mlp_autoencoder": building(
         nets.mlp_autoencoder, data_dim=4, latent_dim=2, hidden=(4,), context_dim=0
     ),
+    "LinearPlusMLP": building(
+        nets.LinearPlusMLP, in_features=3, out_features=2, hidden=(4,), context_dim=0
+    ),
+    "principal_autoencoder": building(
+        nets.principal_autoencoder,
+        x=Fresh(lambda: torch.randn(8, 4), "batch"),
+        latent_dim=2,
+        hidden=(4,),
+        context_dim=0,
+    ),
     "residual_autoencoder": building(
         nets.residual_autoencoder, data_dim=4, latent_dim=2, width=4, num_blocks=1, context_dim=0
     ),

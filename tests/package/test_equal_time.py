@@ -289,7 +289,7 @@ def test_a_missing_folder_is_named(bench, tmp_path):
         bench.data.read_table("higgs_small", str(tmp_path))
 
 
-def setup(bench):
+def setup_of(bench):
     split = bench.data.synthetic(200)
     limits = bench.scores.Limits(40, 20, 20, 10, 100)
     return bench.runs.Setup(lambda seed: split, bench.job.Networks(5, 2), limits)
@@ -301,7 +301,7 @@ def setup(bench):
 def test_every_method_is_trained_and_scored(bench, method):
     run = bench.runs.Run("synthetic", "all", 0.1, method, 0)
     before = torch.get_rng_state()
-    record = bench.runs.perform(run, setup(bench))
+    record = bench.runs.perform(run, setup_of(bench))
     assert torch.equal(torch.get_rng_state(), before)
     assert {*bench.report.SCORES, "auroc_permuted_tube", "auroc_others_error"} <= set(record)
     assert all(math.isfinite(record[score]) for score in bench.report.SCORES)
@@ -345,7 +345,7 @@ def test_runs_are_kept_and_make_the_tables_of_a_page(bench, tmp_path, monkeypatc
     runs = [bench.runs.Run("synthetic", "all", 0.1, name, 0) for name in ("pca", "plan_f")]
     threads = torch.get_num_threads()
     for _ in range(2):
-        bench.runs.run_all(runs, {"synthetic": setup(bench)}, tmp_path)
+        bench.runs.run_all(runs, {"synthetic": setup_of(bench)}, tmp_path)
     torch.set_num_threads(threads)
     lines = (tmp_path / "synthetic.jsonl").read_text().splitlines()
     assert [json.loads(line)["method"] for line in lines] == ["pca", "plan_f"]

@@ -206,7 +206,7 @@ LIMITS = {
     "flows.kernel": 5,
     "flows.mixer": 8,
     "flows.volume_preserving": 6,
-    "nets": 8,
+    "nets": 10,
     "nets.fields": 4,
     "pyro": 13,
     "testing": 11,
