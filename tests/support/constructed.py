@@ -60,6 +60,7 @@ OTHERS: dict[str, Callable[[], nn.Module]] = {
     "graph_surface": lambda: nfi.flows.GraphSurface(nn.Sequential(nn.Linear(2, 1), nn.Tanh())),
     "simplex": lambda: nfi.flows.SimplexStickBreaking(3),
     "simplex_of_orthant": lambda: nfi.flows.SimplexFromOrthant(3),
+    "linear_plus": lambda: nfi.nets.LinearPlusMLP(4, 2, (8,)),
     "loss": lambda: nfi.ForwardKLD(_flow()),
 }
 
