@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -71,8 +72,8 @@ def fit(
         batch_size: Number of rows in a step.
         learning_rate: Peak learning rate of all phases, in place of their own.
         weight_decay: Decoupled weight decay of AdamW.
-        wrap: Function of the module that computes ``forward_kld`` to one that computes the same,
-            such as ``torch.compile``, ``DistributedDataParallel`` or ``accelerator.prepare``.
+        wrap: Function of the module that computes ``forward_kld`` to one that computes the same;
+            in the phases before the joint one it has no part.
         autocast: Half precision in which networks run, such as ``torch.bfloat16``.
         checkpoint: File in which the state of training is kept, replaced at every look. If it
             exists, training goes on from it; with a budget in steps the result is then the one
@@ -86,7 +87,8 @@ def fit(
         :class:`TrainingResult`.
 
     Raises:
-        OptionError: If there is no budget or two, or an option is out of range.
+        OptionError: If there is no budget or two, or an option is out of range, or if this is one
+            of several processes: each would choose weights of its own.
         NonFiniteError: If data are not finite, or training diverges again and again.
         CheckpointError: If the checkpoint is of another model, or cannot be read or written.
 
@@ -105,6 +107,11 @@ def fit(
     """
     if (steps is None) == (seconds is None):
         raise OptionError("Give one budget, either steps= or seconds=.")
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        raise OptionError(
+            "fit trains in one process, because each would choose weights of its own. In several "
+            "processes train in a loop of your own, with nfi.ForwardKLD(model) wrapped."
+        )
     check_not_negative(weight_decay, "weight_decay")
     if learning_rate is not None:
         check_positive(learning_rate, "learning_rate")

@@ -245,3 +245,10 @@ def test_a_wrapped_loss_trains_alike():
         fit(models[-1], surface(60), steps=20, wrap=wrap)
     for one, other in zip(*(model.parameters() for model in models), strict=True):
         assert torch.equal(one, other)
+
+
+def test_several_processes_are_refused_by_name(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    with pytest.raises(nfi.errors.OptionError, match="fit trains in one process"):
+        fit(injective(), surface(20), steps=5)
