@@ -19,7 +19,7 @@ from ..models.parts import stack_of
 from ..volume.reconstruction import squared_error
 from .components import linear_reconstruction
 from .encoder_alignment import jacobians_of_pair
-from .figures import new_figure
+from .figures import new_figure, quantile_lines
 from .gradient_agreement import encoder_agreement
 from .verdict import LOST, Evidence, Finding, judge
 
@@ -98,7 +98,7 @@ class InjectivityReport:
 
     @property
     def verdict(self) -> tuple[Finding, ...]:
-        """What the numbers say: all findings that hold, or one named ``"fine"``."""
+        """All findings that hold by the numbers, or one named ``"fine"``."""
         return judge(self.evidence)
 
     def __repr__(self) -> str:
@@ -122,12 +122,8 @@ class InjectivityReport:
         ]
         lines = [
             f"Injectivity of {samples} samples, latent dimension {latent_dim}",
-            f"{'':32}{'5 %':>11}{'median':>11}{'95 %':>11}",
+            *quantile_lines(rows, width=32, digits=3),
         ]
-        levels = torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)
-        for name, values in rows:
-            quantiles = torch.quantile(values.detach().double().cpu(), levels).tolist()
-            lines.append(f"{name:32}" + "".join(f"{q:>11.3g}" for q in quantiles))
         lines.append(
             f"surrogate against exact gradient: cosine {self.gradient_cosine:.4f}, "
             f"norm ratio {self.gradient_ratio:.3f}"

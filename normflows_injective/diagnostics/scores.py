@@ -15,7 +15,7 @@ from ..host.copies import in_evaluation
 from ..models.injective import InjectiveNormalizingFlow
 from ..modules.precision import as_factored
 from .calibrated import rank_p_value, tube_score, tube_variance
-from .figures import new_figure
+from .figures import new_figure, quantile_lines
 from .row_measures import has_own_measure, log_prob_error, measure, reconstruction_errors
 
 if TYPE_CHECKING:
@@ -82,13 +82,8 @@ class Scores:
         """The scores as a table of quantiles over the rows."""
         lines = [
             f"Scores of {len(self.log_prob)} rows, {self.num_reference} reference rows",
-            f"{'':24}{'5 %':>11}{'median':>11}{'95 %':>11}",
+            *quantile_lines([(n, getattr(self, n)) for n in _PER_ROW], width=24, digits=4),
         ]
-        levels = torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)
-        for name in _PER_ROW:
-            values = getattr(self, name).detach().double().cpu()
-            quantiles = torch.quantile(values, levels).tolist()
-            lines.append(f"{name:24}" + "".join(f"{q:>11.4g}" for q in quantiles))
         if self.num_reference:
             few = int((self.p_value <= 0.05).sum())
             lines.append(
