@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,18 +14,17 @@ from ..errors import InjectiveFlowError
 from ..flows.stack import Stack, joint_decode
 from ..flows.surfaces.surface import is_closed_form
 from ..host.bases import base_log_prob
-from ..models.parts import stack_of
+from ..models.parts import MAX_ROWS, chunks, stack_of
 from ..volume.factoring import factor, warn_if_deficient
 from ..volume.reconstruction import squared_error
 from .rounding import in_precision, other_precision, rounding_error
 
-_ROWS = 1024
 # Of all Jacobians of a chunk.
 _NUMBERS = 2**23
 
 
 class Measured(NamedTuple):
-    """What a model says of rows.
+    """The numbers of a model at rows.
 
     Attributes:
         log_prob: Log-densities (B,) in the units of the data.
@@ -67,7 +65,7 @@ def reconstruction_errors(model: Any, x: Tensor, context: Tensor | None) -> tupl
     """Rows (n, *) in standardised coordinates, and their squared distances (n,) there."""
     stack = stack_of(model)
     parts = []
-    for few, given in chunks(x, context, _ROWS):
+    for few, given in chunks(x, context, MAX_ROWS):
         rows = stack.standardise(few)
         parts.append((rows, squared_error(rows, stack.inner.project(rows, given))))
     rows, errors = map(torch.cat, zip(*parts, strict=True))
@@ -93,14 +91,6 @@ def log_prob_error(model: Any, x: Tensor, context: Tensor | None, log_prob: Tens
         # A layer that names a dtype itself, or values that overflow in the other one.
         return unknown
     return rounding_error(log_prob, torch.cat(parts))
-
-
-def chunks(x: Tensor, context: Tensor | None, size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Consecutive rows with their context, at most so many, and at most a thousand."""
-    size = max(1, min(size, _ROWS))
-    for start in range(0, x.shape[0], size):
-        few = slice(start, start + size)
-        yield x[few], None if context is None else context[few]
 
 
 def _dimensions(model: Any, x: Tensor, context: Tensor | None) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import normflows as nf
@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from ..flows.stack import Stack, without_units
 from ..modules.contents import Contents, contents_of, modules_of
+
+# Rows that are evaluated at a time.
+MAX_ROWS = 1024
 
 
 class InjectiveModel(Protocol):
@@ -71,6 +74,14 @@ def look_into(model: InjectiveModel) -> Parts:
     base = contents_of([model.q0], seen).modules
     every = flows + base + contents_of([model], seen).modules
     return Parts(stack, inner, contents, flows, base, every)
+
+
+def chunks(x: Tensor, context: Tensor | None, size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Consecutive rows with their context, at most so many, and at most a thousand."""
+    size = max(1, min(size, MAX_ROWS))
+    for start in range(0, x.shape[0], size):
+        few = slice(start, start + size)
+        yield x[few], None if context is None else context[few]
 
 
 def model_dtype(q0: nn.Module, flows: nn.Module) -> torch.dtype:

@@ -10,9 +10,7 @@ from torch import Tensor
 from ..host.bases import base_log_prob
 from ..modules.diverged import names_diverged
 from ..volume.reconstruction import squared_error
-from .parts import stack_of
-
-_ROWS = 1024
+from .parts import MAX_ROWS, chunks, stack_of
 
 
 @names_diverged
@@ -55,10 +53,8 @@ def validation_score(model: Any, x: Tensor, context: Tensor | None = None) -> Te
     inner = stack.inner
     total = x.new_zeros((), dtype=torch.float64)
     with torch.no_grad():
-        for start in range(0, x.shape[0], _ROWS):
-            few = slice(start, start + _ROWS)
-            given = None if context is None else context[few]
-            rows = stack.standardise(x[few])
+        for few, given in chunks(x, context, MAX_ROWS):
+            rows = stack.standardise(few)
             z, projection, log_volume = inner.project_with_log_volume(rows, given)
             nll = log_volume - base_log_prob(model.q0, z, given)
             error = squared_error(rows, projection)
