@@ -42,7 +42,7 @@ from ..volume.reconstruction import squared_error
 from .codes import scale_codes
 from .rows import Rows
 
-# Of beta_ML: of 1, 3 and 10 the one that kept the reconstruction and still improved the density.
+# Of beta_ML, so that the manifold is held while the density improves.
 _TIGHTNESS = 3.0
 # How much worse than its floor the reconstruction may become in the joint phase.
 _TOLERANCE = 1.03
@@ -112,11 +112,7 @@ class Density(Phase):
 
     def loss(self, rows: Rows) -> Tensor:
         """The model's loss of a batch."""
-        # By position, because some models of normflows call the context y, and others have none.
-        arguments = (rows.x,) if rows.context is None else (rows.x, rows.context)
-        weights = {} if rows.weights is None else {"weights": rows.weights}
-        loss: Tensor = self.module(*arguments, **weights)
-        return loss
+        return _loss_by(self.module, rows)
 
     def score(self, max_rows: int) -> Score:
         """The model's loss in evaluation mode, with the same random numbers every time."""
@@ -245,15 +241,16 @@ class Joint(_OfInjection):
 
     def loss(self, rows: Rows) -> Tensor:
         """The training loss of the model."""
-        weights = {} if rows.weights is None else {"weights": rows.weights}
-        loss: Tensor = self.module(rows.x, rows.context, **weights)
-        return loss
+        return _loss_by(self.module, rows)
 
     def score(self, max_rows: int) -> Score:
         """The tube's score of held-out rows, infinite where the reconstruction is given up."""
         rows = self.held_out.take(slice(max_rows))
         error, nll = _mean(self.errors, rows), _mean(self._nll, rows)
-        lost = _mean(self.errors, self.held_out.take(slice(2048))) > _TOLERANCE * self.floor
+        lost = (
+            _mean(self.errors, self.held_out.take(slice(Phase.max_held_out)))
+            > _TOLERANCE * self.floor
+        )
         tube = nll + codimension(self.stack, rows) / 2 * math.log(max(error, 1e-300))
         return Score(math.inf if lost else tube, error, nll)
 
@@ -292,6 +289,13 @@ def codimension(stack: Stack, rows: Rows) -> int:
         first = rows.take(slice(2))
         z = stack.encode(first.x, first.context)
     return first.x[0].numel() - z[0].numel()
+
+
+def _loss_by(module: nn.Module, rows: Rows) -> Tensor:
+    """Training loss of a batch by a module, which may take no weights."""
+    weights = {} if rows.weights is None else {"weights": rows.weights}
+    loss: Tensor = module(rows.x, rows.context, **weights)
+    return loss
 
 
 def _mean(function: Any, rows: Rows) -> float:
