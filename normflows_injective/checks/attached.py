@@ -134,7 +134,7 @@ def names_of(function: Callable[..., Any]) -> tuple[str, ...]:
     function = unwrap(function)
     if not isinstance(function, FunctionType):
         return tuple(signature(function).parameters)
-    # What signature does takes a tenth of the time in which the package is imported.
+    # The code object knows them at once; signature would be asked of every method at import.
     code = function.__code__
     count = code.co_argcount + code.co_kwonlyargcount
     count += bool(code.co_flags & CO_VARARGS) + bool(code.co_flags & CO_VARKEYWORDS)

@@ -1,4 +1,4 @@
-r"""What reference rows make of a distance from the manifold: a tube's density, and a p-value.
+r"""Distances from the manifold judged by reference rows: a tube's density, and a p-value.
 
 **The tube.** Rows near a manifold are :math:`x = \hat x + n`, with :math:`n` in the normal space,
 of dimension :math:`D - d`. In these coordinates :math:`dx = \det(I - \sum_k n_k S_k)\, d\hat x\,

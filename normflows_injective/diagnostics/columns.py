@@ -1,4 +1,4 @@
-"""What a table's columns are like before a density is fitted to them, and what to do about it."""
+"""The columns of a table before a density is fitted to them: their defects, and the remedies."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MOST_ROWS = 10_000
 
 
 class ColumnCheck(NamedTuple):
-    """What one column of a table is like.
+    """The properties of one column of a table.
 
     Attributes:
         name: Its name.

@@ -1,4 +1,4 @@
-"""What principal components alone reconstruct."""
+"""The reconstruction by principal components alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the numbers of a report say of a model, in words."""
+"""The numbers of a report, judged in words."""
 
 from __future__ import annotations
 

@@ -78,8 +78,8 @@ def principal_autoencoder(
     .. math:: f(x) = \mathrm{diag}(s)^{-1} V^\top (x - m) + \mathrm{MLP}(x), \qquad
               g(z) = m + V\, \mathrm{diag}(s)\, z + \mathrm{MLP}(z)
 
-    so training starts from the best linear reconstruction, and what it chooses by held-out rows is
-    never worse.
+    so training starts from the best linear reconstruction, and weights that are chosen by held-out
+    rows are never worse there.
 
     Args:
         x: Data of shape :math:`(N, D)` in the units in which errors are measured.

@@ -8,7 +8,7 @@ from typing import final
 
 @final
 class Clock:
-    """The budget of a training, of which phases take shares of what is left.
+    """The budget of a training, of which phases take shares of the rest.
 
     A budget in steps is one of work, too: a step of a phase takes its ``cost`` from it.
 
@@ -23,12 +23,12 @@ class Clock:
         self._start = time.process_time()
 
     def begin(self, share: float, spent: float = 0.0) -> None:
-        """Begin a phase with a share of what is left, of which something is spent already."""
+        """Begin a phase with a share of the rest, a part of which may be spent already."""
         self._allotted, self._before = share * self.left, spent
         self._start = time.process_time()
 
     def spent(self, num_steps: int, cost: float) -> float:
-        """What the phase has spent so far."""
+        """The part of the budget that the phase has spent so far."""
         if self.is_time:
             return self._before + self.seconds()
         return num_steps * cost
@@ -38,9 +38,9 @@ class Clock:
         return time.process_time() - self._start
 
     def progress(self, num_steps: int, cost: float) -> float:
-        """Spent part of what the phase was allotted, between 0 and 1."""
+        """The spent part of the phase's share, between 0 and 1."""
         return min(1.0, self.spent(num_steps, cost) / max(self._allotted, 1e-12))
 
     def end(self, num_steps: int, cost: float) -> None:
-        """End a phase, and leave what it did not spend to those that follow."""
+        """End a phase, and leave the rest of its share to those that follow."""
         self.left -= min(self.left, self.spent(num_steps, cost))

@@ -1,8 +1,10 @@
 r"""Codes of an autoencoder brought to unit scale inside the layers next to them.
 
-With means :math:`m` and deviations :math:`s` of the codes, the last linear map of the encoder
-becomes :math:`(W h + b - m) / s`, and the first one of the decoder takes :math:`s z + m` in. The
-reconstruction stays, and what models the density of the codes meets numbers of its own scale.
+A ``Standardise`` before the injection takes the scales. Without one the networks do: with means
+:math:`m` and deviations :math:`s` of the codes, the last linear map of the encoder becomes
+:math:`(W h + b - m) / s`, and the first one of the decoder takes :math:`s z + m` in. The
+reconstruction stays, and the layers that model the density of the codes meet numbers of unit
+scale.
 """
 
 from __future__ import annotations
@@ -25,11 +27,11 @@ def scale_codes(stack: Stack, rows: Rows) -> bool:
     A ``Standardise`` next to the injection takes the scales; else the networks do. It returns
     whether anything was changed; other encoders and decoders are left alone.
     """
-    injection: Any = stack.composite[0]
     codes = stack.encode(rows.x, rows.context)
     if stack.latent_block and isinstance(stack.latent_block[-1], Standardise):
         stack.latent_block[-1].load_state_dict(Standardise.fit(codes).state_dict())
         return True
+    injection: Any = stack.composite[0]
     if not isinstance(injection, FreeFormInjection) or codes.dim() != 2:
         return False
     last, first = _edges(injection, codes.shape[1:].numel())

@@ -93,7 +93,7 @@ def fit(
         CheckpointError: If the checkpoint is of another model, or cannot be read or written.
 
     References:
-        Derived in ``training/phases.py``; measured in ``docs/training.md``.
+        Derived in ``training/phases.py``.
 
     Examples:
         >>> import normflows as nf

@@ -1,4 +1,4 @@
-"""Data for training: rows in memory, with what belongs to each."""
+"""Data for training: rows in memory, each with its context and its weight."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ _MAX_RETREATS = 8
 
 
 class Options(NamedTuple):
-    """How a run trains, and what it calls at every look."""
+    """Options of a run, and the functions that it calls at every look."""
 
     batch_size: int
     learning_rate: float | None
@@ -197,7 +197,7 @@ class Run:
 
 
 class _Progress:
-    """What changes within a phase: weights, their average and the best ones, and the batches."""
+    """The state within a phase: weights, their average and the best ones, and the batches."""
 
     def __init__(self, phase: Phase, start: float, before: float, weight_decay: float) -> None:
         self.parameters = phase.parameters()

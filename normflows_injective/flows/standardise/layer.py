@@ -20,7 +20,7 @@ _LOG, _POWER = KINDS.index("log"), KINDS.index("power")
 
 
 class ColumnUnits(NamedTuple):
-    r"""What :class:`Standardise` does to one column, :math:`x = o + u\,T^{-1}(s + c z)`.
+    r"""The transform of one column in :class:`Standardise`, :math:`x = o + u\,T^{-1}(s + c z)`.
 
     Attributes:
         name: Name of the column.
@@ -30,7 +30,7 @@ class ColumnUnits(NamedTuple):
         power: Exponent :math:`\lambda` of ``"power"``, else 1.
         origin: Origin :math:`o` of the transform, 0 but for ``"power"``.
         unit: Unit :math:`u` of the transform, 1 but for ``"power"``.
-        remarks: What was seen when it was fitted; empty in a layer that was loaded.
+        remarks: Peculiarities seen when it was fitted; none in a layer that was loaded.
     """
 
     name: str
@@ -158,7 +158,7 @@ class Standardise(Layer):
 
     @property
     def columns(self) -> list[ColumnUnits]:
-        """What is done to each column, with its name."""
+        """The transform and the numbers of each column, with its name."""
         kinds = [KINDS[kind] for kind in self.kind.tolist()]
         numbers = (self.shift, self.scale, self.power, self.origin, self.unit)
         lists = [number.tolist() for number in numbers]
