@@ -6,6 +6,7 @@ A method is a function of a :class:`Job` that returns a :class:`Fitted`, and a l
 from __future__ import annotations
 
 import math
+from functools import partial
 from importlib.util import find_spec
 
 import torch
@@ -25,6 +26,9 @@ from .two_steps import (
 )
 
 __all__ = ["METHODS", "available"]
+
+# The rate of ``nfi.training.fit`` for autoencoders, which plans F and N get as well.
+FAST_RATE = 8e-3
 
 
 def fit_defaults(job: Job) -> Fitted:
@@ -75,6 +79,8 @@ METHODS = {
     "ae_matching": Method("autoencoder, then matching, rate 1e-3", fit_latent_matching),
     "plan_f": Method("plan F: autoencoder, then matching, careful", fit_plan_f),
     "plan_n": Method("plan N: autoencoder, then couplings, careful", fit_plan_n),
+    "plan_f8": Method("plan F, autoencoder at 8e-3", partial(fit_plan_f, rate=FAST_RATE)),
+    "plan_n8": Method("plan N, autoencoder at 8e-3", partial(fit_plan_n, rate=FAST_RATE)),
     "fit": Method("nfi.training.fit", fit_defaults),
     "fit_couplings": Method("nfi.training.fit, couplings of plan N", fit_couplings),
 }

@@ -15,6 +15,7 @@ from .job import Fitted, Job, median_seconds
 from .phases import BATCH, Phase, one_cycle, train
 
 __all__ = [
+    "RATE",
     "fit_free_form",
     "fit_pca",
     "fit_published",

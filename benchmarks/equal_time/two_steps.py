@@ -21,7 +21,7 @@ from normflows_injective.flows.coupling import Affine, LULinear, NetworkCoupling
 from .job import Fitted, Job
 from .matching import MatchingLaw
 from .phases import Choice, Phase, PhaseReport, rise_and_cosine, train
-from .plain import one_cycle_phase
+from .plain import RATE, one_cycle_phase
 
 __all__ = [
     "Scaling",
@@ -95,9 +95,12 @@ def fit_latent_matching(job: Job) -> Fitted:
     return Fitted(model, _reports(codes, report), matching=law)
 
 
-def fit_plan_f(job: Job) -> Fitted:
-    """Plan F: flow matching of scaled codes, by a held-out loss of fixed noise and times."""
-    codes = _codes(job, is_careful=True, scaling=Scaling)
+def fit_plan_f(job: Job, rate: float = RATE) -> Fitted:
+    """Plan F: flow matching of scaled codes, by a held-out loss of fixed noise and times.
+
+    The rate is the autoencoder's.
+    """
+    codes = _codes(job, is_careful=True, scaling=Scaling, rate=rate)
     law = MatchingLaw(job.latent_dim)
     held_out = _about(codes.validation)
     with torch.random.fork_rng(devices=[]):
@@ -109,9 +112,12 @@ def fit_plan_f(job: Job) -> Fitted:
     return Fitted(model, _reports(codes, report), matching=law)
 
 
-def fit_plan_n(job: Job) -> Fitted:
-    """Plan N: eight affine couplings on scaled codes, chosen by the held-out likelihood."""
-    codes = _codes(job, is_careful=True, scaling=Scaling)
+def fit_plan_n(job: Job, rate: float = RATE) -> Fitted:
+    """Plan N: eight affine couplings on scaled codes, chosen by the held-out likelihood.
+
+    The rate is the autoencoder's.
+    """
+    codes = _codes(job, is_careful=True, scaling=Scaling, rate=rate)
     flow = nf.NormalizingFlow(normal(job.latent_dim), coupling_block(job.latent_dim))
     held_out = codes.validation[:HELD_OUT_ROWS]
     choice = Choice(lambda: flow.forward_kld(held_out))
@@ -131,7 +137,9 @@ def coupling_block(latent_dim: int) -> list[nf.flows.Flow]:
     return block
 
 
-def _codes(job: Job, is_careful: bool, scaling: Callable[[Tensor], nf.flows.Flow]) -> Codes:
+def _codes(
+    job: Job, is_careful: bool, scaling: Callable[[Tensor], nf.flows.Flow], rate: float = RATE
+) -> Codes:
     """Train an autoencoder for half of the time, and encode all rows once."""
     pair = job.networks.pair(job.seed)
 
@@ -139,6 +147,7 @@ def _codes(job: Job, is_careful: bool, scaling: Callable[[Tensor], nf.flows.Flow
         return (x - pair.decoder(pair.encoder(x))).square().sum(1).mean()
 
     phase = one_cycle_phase(job, "autoencoder", loss, nn.ModuleList(pair), share=0.5)
+    phase = phase._replace(rate=rate)
     if is_careful:
         is_image = job.networks.image_shape is not None
         held_out = job.split.validation[: HELD_OUT_IMAGES if is_image else HELD_OUT_ROWS]
