@@ -57,6 +57,13 @@ def _constructor(value: Any, name: str) -> Any:
     return value
 
 
+def _wrapper(value: Any, name: str) -> Any:
+    if not callable(value) or isinstance(value, nn.Module):
+        advice = "Give e.g. torch.compile."
+        raise OptionError(named(f"{name} must wrap a module when it is called", value, advice))
+    return value
+
+
 def _generator(value: Any, name: str) -> Any:
     if not isinstance(value, torch.Generator):
         advice = "Give torch.Generator().manual_seed(0), or None for the global one."
@@ -74,6 +81,7 @@ _CHECKS: dict[str, Check] = {
     "Map": _function,
     "Activation": _constructor,
     "Callable[[], nn.Module]": _constructor,
+    "Callable[[nn.Module], nn.Module]": _wrapper,
     "DrawProbes": _function,
 }
 

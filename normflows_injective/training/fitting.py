@@ -8,7 +8,6 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -18,6 +17,7 @@ from ..models.assignment import AssignmentFlow
 from ..models.parts import dtype_of
 from .clock import Clock
 from .phases import Phase, phases_of
+from .processes import Processes
 from .result import Check, TrainingResult
 from .rows import Rows, read_rows
 from .run import Options, Run
@@ -59,6 +59,10 @@ def fit(
     goes on from its best weights at half the rate; at the fourth time it ends early, and leaves
     the rest to the next.
 
+    In several processes, which torch's default group joins, give all of them the same data: each
+    trains on a part of the rows and is judged by a part of those held out; gradients and scores
+    are their means, and the weights are those of rank 0 at the start.
+
     Args:
         model: A model of this package, or one of normflows with ``forward_kld``. It is trained in
             place, on its device. Modes of its modules are as before when training ends.
@@ -69,15 +73,16 @@ def fit(
         weights: Weights (N,) of the data in the loss.
         validation: Part of the rows that is held out, or data (M, *) to judge by, or a pair of
             such data and their context.
-        batch_size: Number of rows in a step.
+        batch_size: Number of rows in a step, of every process.
         learning_rate: Peak learning rate of all phases, in place of their own.
         weight_decay: Decoupled weight decay of AdamW.
-        wrap: Function of the module that computes ``forward_kld`` to one that computes the same;
-            in the phases before the joint one it has no part.
+        wrap: Function of the module that computes a phase's loss to one that computes the same,
+            such as ``torch.compile`` or ``accelerator.prepare``. It is called once a phase.
         autocast: Half precision in which networks run, such as ``torch.bfloat16``.
         checkpoint: File in which the state of training is kept, replaced at every look. If it
             exists, training goes on from it; with a budget in steps the result is then the one
-            of a training that never stopped, to the last bit.
+            of a training that never stopped, to the last bit. Of several processes rank 0 writes
+            it, and the others go on with new batches.
         callback: Function that is called with every :class:`Check`.
         progress: Whether a progress bar is shown; by default only in a terminal.
         seed: Of the order of rows, and of the choice of those that are held out. Probes and
@@ -87,8 +92,8 @@ def fit(
         :class:`TrainingResult`.
 
     Raises:
-        OptionError: If there is no budget or two, or an option is out of range, or if this is one
-            of several processes: each would choose weights of its own.
+        OptionError: If there is no budget or two, or an option is out of range.
+        ShapeError: If there are too few rows, or context and weights are not one for each.
         NonFiniteError: If data are not finite, or training diverges again and again.
         CheckpointError: If the checkpoint is of another model, or cannot be read or written.
 
@@ -107,47 +112,49 @@ def fit(
     """
     if (steps is None) == (seconds is None):
         raise OptionError("Give one budget, either steps= or seconds=.")
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        raise OptionError(
-            "fit trains in one process, because each would choose weights of its own. In several "
-            "processes train in a loop of your own, with nfi.ForwardKLD(model) wrapped."
-        )
     check_not_negative(weight_decay, "weight_decay")
     if learning_rate is not None:
         check_positive(learning_rate, "learning_rate")
     like = _example(model)
-    labels = isinstance(model, AssignmentFlow)
-    rows, held_out = _split(read_rows(data, context, weights), validation, seed)
-    phases = phases_of(model, rows.to(like, labels), held_out.to(like, labels), wrap)
+    labels, processes = isinstance(model, AssignmentFlow), Processes(like.device)
+    parts = _split(read_rows(data, context, weights), validation, seed)
+    phases = phases_of(model, *(processes.share(rows).to(like, labels) for rows in parts))
     clock = _clock(phases, steps, seconds)
     state = None if checkpoint is None or not os.path.exists(checkpoint) else read_tree(checkpoint)
+    is_first = processes.rank == 0
     bar = tqdm(
-        total=100,
-        disable=None if progress is None else not progress,
+        total=sum(phase.num_checks for phase in phases),
+        disable=not is_first or (None if progress is None else not progress),
         bar_format="{l_bar}{bar}| {elapsed}{postfix}",
     )
 
     def look(check: Check) -> None:
         bar.set_description(check.phase)
+        bar.set_postfix_str(f"score {check.score:.4g}")
         bar.update()
         if callback is not None:
             callback(check)
+
+    def save(tree: dict[str, Any]) -> None:
+        if checkpoint is not None and is_first:
+            write_tree(checkpoint, tree)
 
     options = Options(
         batch_size=batch_size,
         learning_rate=learning_rate,
         weight_decay=weight_decay,
         seed=seed,
+        wrap=wrap or (lambda module: module),
         autocast=lambda: (
             nullcontext() if autocast is None else torch.autocast(like.device.type, autocast)
         ),
         callback=look,
-        save=lambda tree: None if checkpoint is None else write_tree(checkpoint, tree),
+        save=save,
     )
     modes = [(module, module.training) for module in model.modules()]
     try:
         with bar:
-            return Run(model, phases, clock, options).complete(state)
+            return Run(model, phases, clock, processes, options).complete(state)
     finally:
         for module, mode in modes:
             module.training = mode

@@ -1,4 +1,4 @@
-r"""The phases of a training, each with the parameters, the loss and the held-out score of its own.
+r"""The phases of a training, each with the module of its loss and a held-out score.
 
 A free-form injective flow takes three. *Reconstruction* trains encoder and decoder alone, to the
 held-out floor :math:`r` of the squared error. *Latent density* trains the layers before the
@@ -27,19 +27,18 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..flows.stack import Stack, joint_decode, joint_encode
+from ..errors import OptionError
+from ..flows.stack import Stack, joint_encode
 from ..host.bases import base_log_prob
-from ..host.calls import summed_inverse
 from ..host.first_meeting import give_first_data
 from ..models.assignment import AssignmentFlow
 from ..models.injective import InjectiveNormalizingFlow
 from ..models.loss_module import ForwardKLD
-from ..models.loss_terms import mean_loss
 from ..models.parts import stack_of
 from ..models.surrogate_likelihood import SurrogateLikelihood
 from ..modules.random_numbers import OwnRandomNumbers
-from ..volume.reconstruction import squared_error
 from .codes import scale_codes
+from .losses import MeanLoss, errors_of, nll_of
 from .rows import Rows
 
 # Of beta_ML, so that the manifold is held while the density improves.
@@ -47,6 +46,8 @@ _TIGHTNESS = 3.0
 # How much worse than its floor the reconstruction may become in the joint phase.
 _TOLERANCE = 1.03
 _CHUNK = 1024
+# Rows by which the floor of the reconstruction is measured.
+_HELD_OUT = 2048
 
 
 class Score(NamedTuple):
@@ -76,22 +77,27 @@ class Phase(ABC):
     rate: ClassVar[float] = 1e-3
     num_checks: ClassVar[int] = 25
     patience: ClassVar[float] = 0.15
-    max_held_out: ClassVar[int] = 2048
-    max_at_ends: ClassVar[int] = 2048
+    max_held_out: ClassVar[int] = _HELD_OUT
+    max_at_ends: ClassVar[int] = _HELD_OUT
+    module: Any
 
     def __init__(self, model: Any, rows: Rows, held_out: Rows) -> None:
         self.model, self.rows, self.held_out = model, rows, held_out
+        self.floor = math.inf
 
-    def begin(self, floor: float | None) -> None:  # noqa: B027
-        """Prepare the model, given the reconstruction floor of an earlier phase."""
-
-    def parameters(self) -> list[nn.Parameter]:
-        """Parameters that are trained."""
-        return [p for p in self.model.parameters() if p.requires_grad]
+    @property
+    def stack(self) -> Stack:
+        """The layers of an injective flow without its units, split at the first injection."""
+        return stack_of(self.model).inner
 
     @abstractmethod
+    def begin(self) -> None:
+        """Prepare the model, and build the module of the loss, whose parameters are trained."""
+
     def loss(self, rows: Rows) -> Tensor:
         """Training loss of a batch, 0-dimensional."""
+        loss: Tensor = self.module(*rows.arguments)
+        return loss
 
     @abstractmethod
     def score(self, max_rows: int) -> Score:
@@ -106,67 +112,38 @@ class Density(Phase):
 
     name = "density"
 
-    def __init__(self, model: Any, rows: Rows, held_out: Rows, module: nn.Module) -> None:
-        super().__init__(model, rows, held_out)
-        self.module = module
-
-    def loss(self, rows: Rows) -> Tensor:
-        """The model's loss of a batch."""
-        return _loss_by(self.module, rows)
+    def begin(self) -> None:
+        """An assignment flow is the module of its loss."""
+        is_module = isinstance(self.model, AssignmentFlow)
+        self.module = self.model if is_module else ForwardKLD(self.model)
 
     def score(self, max_rows: int) -> Score:
         """The model's loss in evaluation mode, with the same random numbers every time."""
         rows = self.held_out.take(slice(max_rows))
         with OwnRandomNumbers():
-            total = sum(float(self.loss(part)) * part.count for part in rows.split(_CHUNK))
-        return Score(total / rows.count)
+            total = sum(float(self.loss(part)) * part.mass for part in rows.split(_CHUNK))
+        return Score(total / rows.mass)
 
 
-class _OfInjection(Phase):
-    """A phase of a free-form injective flow, in the coordinates before its units."""
-
-    @property
-    def stack(self) -> Stack:
-        """The layers without units, split at the first injection."""
-        return stack_of(self.model).inner
-
-    def errors(self, rows: Rows) -> Tensor:
-        """Squared reconstruction errors (B,), as the training term measures them."""
-        z = joint_encode(self.stack.composite, rows.x, rows.context)
-        return squared_error(rows.x, joint_decode(self.stack.composite, z, rows.context))
-
-    def standardised(self, rows: Rows) -> Rows:
-        """Rows of data in the coordinates of the stack."""
-        stack = stack_of(self.model)
-        parts = [stack.standardise(part.x) for part in rows.split(_CHUNK)]
-        return replace(rows, x=torch.cat(parts))
-
-
-class Reconstruction(_OfInjection):
+class Reconstruction(Phase):
     """Encoder and decoder as an autoencoder."""
 
     name = "reconstruction"
     share = 0.5
     rate = 8e-3
 
-    def begin(self, floor: float | None) -> None:
+    def begin(self) -> None:
         """Let layers after the injection take their first data."""
-        self.rows, self.held_out = map(self.standardised, (self.rows, self.held_out))
-        first = self.rows.take(slice(_CHUNK))
-        encode = partial(joint_encode, self.stack.composite, context=first.context)
-        give_first_data(encode, first.x)
-
-    def parameters(self) -> list[nn.Parameter]:
-        """Parameters from the injection on."""
-        return _parameters(self.stack.composite)
-
-    def loss(self, rows: Rows) -> Tensor:
-        """Mean squared error of a batch."""
-        return mean_loss(self.errors(rows), rows.weights)
+        self.rows, self.held_out = (
+            standardised(self.model, rows) for rows in (self.rows, self.held_out)
+        )
+        composite, first = self.stack.composite, self.rows.take(slice(_CHUNK))
+        give_first_data(partial(joint_encode, composite, context=first.context), first.x)
+        self.module = MeanLoss(partial(errors_of, composite), composite)
 
     def score(self, max_rows: int) -> Score:
         """Mean squared error of held-out rows."""
-        error = _mean(self.errors, self.held_out.take(slice(max_rows)))
+        error = _mean(self.module.function, self.held_out.take(slice(max_rows)))
         return Score(error, error)
 
     def end(self) -> None:
@@ -174,7 +151,7 @@ class Reconstruction(_OfInjection):
         scale_codes(self.stack, self.rows.take(slice(10 * _CHUNK)))
 
 
-class LatentDensity(_OfInjection):
+class LatentDensity(Phase):
     """The layers before the injection and the base, on codes that are computed once."""
 
     name = "latent density"
@@ -182,37 +159,26 @@ class LatentDensity(_OfInjection):
     cost = 1.5
     rate = 6e-3
 
-    def begin(self, floor: float | None) -> None:
+    def begin(self) -> None:
         """Compute the codes, and let the layers take them as their first data."""
         self.rows, self.held_out = self._codes(self.rows), self._codes(self.held_out)
-        first = self.rows.take(slice(_CHUNK))
-        latent_block = self.stack.latent_block
-        give_first_data(partial(joint_encode, latent_block, context=first.context), first.x)
-
-    def parameters(self) -> list[nn.Parameter]:
-        """Parameters of the base and the layers before the injection."""
-        return _parameters([self.model.q0, *self.stack.latent_block])
-
-    def loss(self, rows: Rows) -> Tensor:
-        """Mean negative log-density of codes, in nats."""
-        return mean_loss(self._nll(rows), rows.weights)
+        layers, first = self.stack.latent_block, self.rows.take(slice(_CHUNK))
+        give_first_data(partial(joint_encode, layers, context=first.context), first.x)
+        self.module = MeanLoss(partial(nll_of, self.model.q0, layers), [self.model.q0, *layers])
 
     def score(self, max_rows: int) -> Score:
         """Mean negative log-density of held-out codes."""
-        nll = _mean(self._nll, self.held_out.take(slice(max_rows)))
+        nll = _mean(self.module.function, self.held_out.take(slice(max_rows)))
         return Score(nll, nll=nll)
-
-    def _nll(self, codes: Rows) -> Tensor:
-        z, log_det = summed_inverse(self.stack.latent_block, codes.x, codes.context)
-        return -base_log_prob(self.model.q0, z, codes.context) - log_det
 
     @torch.no_grad()
     def _codes(self, rows: Rows) -> Rows:
-        parts = [self.stack.encode(p.x, p.context) for p in self.standardised(rows).split(_CHUNK)]
-        return replace(rows, x=torch.cat(parts))
+        rows = standardised(self.model, rows)
+        codes = [self.stack.encode(part.x, part.context) for part in rows.split(_CHUNK)]
+        return replace(rows, x=torch.cat(codes))
 
 
-class Joint(_OfInjection):
+class Joint(Phase):
     """Everything by the training term, from a converged manifold and density."""
 
     name = "joint"
@@ -225,54 +191,40 @@ class Joint(_OfInjection):
     max_held_out = 512
     max_at_ends = 1024
 
-    def __init__(self, model: Any, rows: Rows, held_out: Rows, module: nn.Module) -> None:
-        super().__init__(model, rows, held_out)
-        self.module, self.floor = module, math.inf
-
-    def begin(self, floor: float | None) -> None:
+    def begin(self) -> None:
         """Take beta from the floor, and count the steps of a warm-up as done."""
-        self.held_out = self.standardised(self.held_out)
-        self.floor = math.inf if floor is None else floor
-        likelihood = self.model.likelihood
-        if floor is not None and not callable(likelihood.beta):
-            likelihood.beta = beta_of(self.stack, self.held_out, floor)
+        self.held_out = standardised(self.model, self.held_out)
+        self.module, likelihood = ForwardKLD(self.model), self.model.likelihood
+        if math.isfinite(self.floor) and not callable(likelihood.beta):
+            likelihood.beta = beta_of(self.stack, self.held_out, self.floor)
         if likelihood.warmup_steps is not None:
             likelihood.step.fill_(likelihood.warmup_steps[1] + 1)
 
-    def loss(self, rows: Rows) -> Tensor:
-        """The training loss of the model."""
-        return _loss_by(self.module, rows)
-
     def score(self, max_rows: int) -> Score:
         """The tube's score of held-out rows, infinite where the reconstruction is given up."""
-        rows = self.held_out.take(slice(max_rows))
-        error, nll = _mean(self.errors, rows), _mean(self._nll, rows)
-        lost = (
-            _mean(self.errors, self.held_out.take(slice(Phase.max_held_out)))
-            > _TOLERANCE * self.floor
-        )
+        rows, of_floor = (self.held_out.take(slice(most)) for most in (max_rows, _HELD_OUT))
+        errors = partial(errors_of, self.stack.composite)
+        error, nll = _mean(errors, rows), _mean(self._nll, rows)
         tube = nll + codimension(self.stack, rows) / 2 * math.log(max(error, 1e-300))
-        return Score(math.inf if lost else tube, error, nll)
+        is_lost = _mean(errors, of_floor) > _TOLERANCE * self.floor
+        return Score(math.inf if is_lost else tube, error, nll)
 
-    def _nll(self, rows: Rows) -> Tensor:
-        z, _, log_volume = self.stack.project_with_log_volume(rows.x, rows.context)
-        return log_volume - base_log_prob(self.model.q0, z, rows.context)
+    def _nll(self, x: Tensor, context: Tensor | None) -> Tensor:
+        z, _, log_volume = self.stack.project_with_log_volume(x, context)
+        return log_volume - base_log_prob(self.model.q0, z, context)
 
 
-def phases_of(
-    model: Any, rows: Rows, held_out: Rows, wrap: Callable[[nn.Module], nn.Module] | None
-) -> list[Phase]:
-    """The phases of a model, the module of whose loss may be wrapped."""
+def phases_of(model: Any, rows: Rows, held_out: Rows) -> list[Phase]:
+    """The phases of a model."""
+    if isinstance(model, AssignmentFlow) and rows.weights is not None:
+        raise OptionError("The loss of AssignmentFlow takes no weights. Leave weights out.")
     data = (model, rows, held_out)
-    module: nn.Module = model if isinstance(model, AssignmentFlow) else ForwardKLD(model)
-    module = module if wrap is None else wrap(module)
     is_injective = isinstance(model, InjectiveNormalizingFlow)
     if not (is_injective and isinstance(model.likelihood, SurrogateLikelihood)):
-        return [Density(*data, module)]
-    phases: list[Phase] = [Reconstruction(*data)]
-    if _parameters([model.q0, *model.latent_block]):
-        phases.append(LatentDensity(*data))
-    return [*phases, Joint(*data, module)]
+        return [Density(*data)]
+    latent = nn.ModuleList([model.q0, *model.latent_block])
+    has_density = any(p.requires_grad for p in latent.parameters())
+    return [Reconstruction(*data), *[LatentDensity(*data)] * has_density, Joint(*data)]
 
 
 def beta_of(stack: Stack, rows: Rows, floor: float) -> float:
@@ -283,26 +235,25 @@ def beta_of(stack: Stack, rows: Rows, floor: float) -> float:
     return _TIGHTNESS * codimension(stack, rows) / (2 * max(floor, least))
 
 
+@torch.no_grad()
 def codimension(stack: Stack, rows: Rows) -> int:
     r"""Number of dimensions :math:`D - d` that the manifold lacks."""
-    with torch.no_grad():
-        first = rows.take(slice(2))
-        z = stack.encode(first.x, first.context)
+    first = rows.take(slice(2))
+    z = stack.encode(first.x, first.context)
     return first.x[0].numel() - z[0].numel()
 
 
-def _loss_by(module: nn.Module, rows: Rows) -> Tensor:
-    """Training loss of a batch by a module, which may take no weights."""
-    weights = {} if rows.weights is None else {"weights": rows.weights}
-    loss: Tensor = module(rows.x, rows.context, **weights)
-    return loss
+def standardised(model: Any, rows: Rows) -> Rows:
+    """Rows in the coordinates in which an injective flow is trained, before its units."""
+    stack = stack_of(model)
+    return replace(rows, x=torch.cat([stack.standardise(p.x) for p in rows.split(_CHUNK)]))
 
 
-def _mean(function: Any, rows: Rows) -> float:
-    with torch.no_grad():
-        total = sum(float(function(part).double().sum()) for part in rows.split(_CHUNK))
-    return total / rows.count
-
-
-def _parameters(modules: Any) -> list[nn.Parameter]:
-    return [p for p in nn.ModuleList(modules).parameters() if p.requires_grad]
+@torch.no_grad()
+def _mean(function: Callable[[Tensor, Tensor | None], Tensor], rows: Rows) -> float:
+    """Mean over rows, with their weights, of a function that has a number (B,) for each."""
+    total = 0.0
+    for part in rows.split(_CHUNK):
+        values = function(part.x, part.context).double()
+        total += float((values if part.weights is None else values * part.weights).sum())
+    return total / rows.mass

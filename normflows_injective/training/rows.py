@@ -27,6 +27,17 @@ class Rows:
         """Number of rows N."""
         return self.x.shape[0]
 
+    @property
+    def mass(self) -> float:
+        """Sum of the weights."""
+        return float(self.count if self.weights is None else self.weights.double().sum())
+
+    @property
+    def arguments(self) -> tuple[Tensor | None, ...]:
+        """Data, context, and weights where there are any, as modules of losses take them."""
+        parts = (self.x, self.context, self.weights)
+        return parts[:2] if self.weights is None else parts
+
     def take(self, index: Tensor | slice) -> Rows:
         """Rows by an index (n,) or a slice."""
         parts = (self.x, self.context, self.weights)

@@ -14,6 +14,7 @@ import sys
 import time
 from contextlib import nullcontext
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import normflows as nf
@@ -141,6 +142,61 @@ def warm(model, x):
     with torch.no_grad():
         model.forward_kld(x)
     return model
+
+
+def fit_worker(rank, folder):
+    """All rows in every step, so that the order in which they come does not matter."""
+    x, held_out = batches(3).flatten(0, 1), batches(4)[3]
+
+    def trained(build_one, **options):
+        manual_seed(rank)
+        model = build_one()
+        return model, nfi.training.fit(model, x, validation=held_out, **options)
+
+    def host():
+        return nf.NormalizingFlow(base(5), [coupling(), coupling()]).double()
+
+    path = str(folder / "training.safetensors")
+    for wrap in (None, DistributedDataParallel):
+        model, result = trained(host, steps=30, batch_size=24, wrap=wrap)
+        if rank == 0:
+            torch.save([p.detach() for p in model.parameters()], folder / f"{wrap is None}.pt")
+        assert_same_on_all_ranks(model)
+        assert result.phases[0].is_kept
+    model, result = trained(partial(build, rank), steps=60, batch_size=24)
+    assert_same_on_all_ranks(model)
+    assert [phase.name for phase in result.phases] == ["reconstruction", "latent density", "joint"]
+    assert result.phases[0].after < result.phases[0].before
+
+    def stop(check):
+        if check.phase == "latent density":
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        trained(partial(build, rank), seconds=1.0, checkpoint=path, callback=stop)
+    dist.barrier()
+    model, result = trained(partial(build, rank), seconds=1.0, checkpoint=path)
+    assert_same_on_all_ranks(model)
+    with pytest.raises(nfi.errors.ShapeError, match="3 rows are too few for 2 processes"):
+        nfi.training.fit(model, x[:3], steps=1, validation=held_out)
+
+
+def assert_same_on_all_ranks(model):
+    for parameter in model.parameters():
+        ours = parameter.detach().clone()
+        dist.broadcast(ours, src=0)
+        assert torch.equal(ours, parameter.detach())
+
+
+@gloo
+def test_fit_in_two_processes_is_fit_in_one(tmp_path):
+    spawn(fit_worker, tmp_path)
+    manual_seed(0)
+    model = nf.NormalizingFlow(base(5), [coupling(), coupling()]).double()
+    x, held_out = batches(3).flatten(0, 1), batches(4)[3]
+    nfi.training.fit(model, x, validation=held_out, steps=30, batch_size=48)
+    for file in ("True.pt", "False.pt"):
+        assert_same(torch.load(tmp_path / file), [p.detach() for p in model.parameters()])
 
 
 def ddp_worker(rank, folder):

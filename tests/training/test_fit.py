@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import normflows as nf
 import numpy as np
@@ -247,8 +248,25 @@ def test_a_wrapped_loss_trains_alike():
         assert torch.equal(one, other)
 
 
-def test_several_processes_are_refused_by_name(monkeypatch):
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    with pytest.raises(nfi.errors.OptionError, match="fit trains in one process"):
-        fit(injective(), surface(20), steps=5)
+def test_a_compiled_loss_trains_alike():
+    errors = []
+    for wrap in (None, partial(torch.compile, backend="aot_eager")):
+        manual_seed(1)
+        model = injective().double()
+        fit(model, surface(60), steps=20, wrap=wrap)
+        errors.append(model.reconstruction_error(surface(60).double()).detach().mean())
+    torch.testing.assert_close(*errors, rtol=1e-6, atol=0)
+
+
+def test_assignment_flows_take_no_weights():
+    model = nfi.AssignmentFlow(nfi.nets.fields.DenseField(3, 4, (16,)), 3, 4)
+    labels = torch.randint(0, 2, (20, 3))
+    with pytest.raises(nfi.errors.OptionError, match="takes no weights"):
+        fit(model, labels, weights=torch.ones(20), steps=5)
+
+
+def test_held_out_rows_are_judged_by_their_weights():
+    x = torch.cat([surface(100), 1000 + surface(100)])
+    weights = (x[:, 0] < 500).float()
+    result = fit(injective(), x, weights=weights, steps=20)
+    assert result.phases[0].before < 100

@@ -87,7 +87,7 @@ def test_the_score_of_a_tube_is_its_density_up_to_a_constant():
     for seed in (3, 4):
         manual_seed(seed)
         model = nfi.InjectiveNormalizingFlow(base(2), [nfi.flows.LinearInjection(2, 5)]).double()
-        phase = Joint(model, Rows(x), Rows(x), nfi.ForwardKLD(model))
+        phase = Joint(model, Rows(x), Rows(x))
         error = model.reconstruction_error(x).detach()
         variance = error.mean() / 3
         tube = -model.log_prob(x) + error / (2 * variance)
@@ -99,11 +99,11 @@ def test_the_score_of_a_tube_is_its_density_up_to_a_constant():
 def test_a_reconstruction_that_is_given_up_counts_as_the_worst():
     model = nfi.InjectiveNormalizingFlow(base(2), [nfi.flows.LinearInjection(2, 5)])
     rows = Rows(torch.randn(50, 5))
-    phase = Joint(model, rows, rows, nfi.ForwardKLD(model))
+    phase = Joint(model, rows, rows)
     error = float(model.reconstruction_error(rows.x).mean().detach())
-    phase.begin(0.98 * error)
+    phase.floor = 0.98 * error
     assert phase.score(50).value < math.inf
-    phase.begin(0.9 * error)
+    phase.floor = 0.9 * error
     assert phase.score(50).value == math.inf
 
 
@@ -111,5 +111,5 @@ def test_a_warm_up_counts_as_done_in_the_joint_phase():
     likelihood = nfi.SurrogateLikelihood(warmup_steps=(10, 20))
     model = nfi.InjectiveNormalizingFlow(base(2), [mlp_injection()], likelihood)
     rows = Rows(torch.randn(20, 5))
-    Joint(model, rows, rows, nfi.ForwardKLD(model)).begin(1.0)
+    Joint(model, rows, rows).begin()
     assert likelihood.likelihood_weight() == 1
