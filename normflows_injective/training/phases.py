@@ -84,6 +84,7 @@ class Phase(ABC):
     def __init__(self, model: Any, rows: Rows, held_out: Rows) -> None:
         self.model, self.rows, self.held_out = model, rows, held_out
         self.floor = math.inf
+        self.wrapped: nn.Module | None = None
 
     @property
     def stack(self) -> Stack:
@@ -95,8 +96,9 @@ class Phase(ABC):
         """Prepare the model, and build the module of the loss, whose parameters are trained."""
 
     def loss(self, rows: Rows) -> Tensor:
-        """Training loss of a batch, 0-dimensional."""
-        loss: Tensor = self.module(*rows.arguments)
+        """Training loss of a batch, 0-dimensional, by the wrapped module if there is one."""
+        module = self.module if self.wrapped is None else self.wrapped
+        loss: Tensor = module(*rows.arguments)
         return loss
 
     @abstractmethod
@@ -119,9 +121,10 @@ class Density(Phase):
 
     def score(self, max_rows: int) -> Score:
         """The model's loss in evaluation mode, with the same random numbers every time."""
-        rows = self.held_out.take(slice(max_rows))
+        rows, total = self.held_out.take(slice(max_rows)), 0.0
         with OwnRandomNumbers():
-            total = sum(float(self.loss(part)) * part.mass for part in rows.split(_CHUNK))
+            for part in rows.split(_CHUNK):
+                total += float(self.module(*part.arguments)) * part.mass
         return Score(total / rows.mass)
 
 

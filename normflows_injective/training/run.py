@@ -79,7 +79,7 @@ class Run:
             current.best_score = self._score(phase).value
         else:
             self._go_on(current, state)
-        phase.module = self.options.wrap(phase.module)
+        phase.wrapped = self.options.wrap(phase.module)
         shares = sum(other.share for other in self.phases[len(self.results) :])
         self.clock.begin(phase.share / shares, current.spent)
         losses: list[float] = []
@@ -149,6 +149,8 @@ class Run:
             if (score := self._score(phase, phase.max_at_ends).value) < after:
                 after, taken = score, weights
         write(current.parameters, taken)
+        # A wrapper that reduces gradients must not see those of the next phase.
+        phase.wrapped = None
         phase.end()
         self.processes.copy_from_first([self.model])
         self.clock.end(current.step, phase.cost)

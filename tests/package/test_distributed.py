@@ -163,8 +163,9 @@ def fit_worker(rank, folder):
             torch.save([p.detach() for p in model.parameters()], folder / f"{wrap is None}.pt")
         assert_same_on_all_ranks(model)
         assert result.phases[0].is_kept
-    model, result = trained(partial(build, rank), steps=60, batch_size=24)
-    assert_same_on_all_ranks(model)
+    for wrap in (None, DistributedDataParallel):
+        model, result = trained(partial(build, rank), steps=60, batch_size=24, wrap=wrap)
+        assert_same_on_all_ranks(model)
     assert [phase.name for phase in result.phases] == ["reconstruction", "latent density", "joint"]
     assert result.phases[0].after < result.phases[0].before
 
