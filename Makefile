@@ -4,9 +4,9 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test fast lint test-versions clean
 
-# The main job: an injective flow on real images of digits, with figures in out/.
+# The main job: from a real table to a trained model, its samples, scores and figures in out/.
 demo: $(VENV)/demo
-	OMP_NUM_THREADS=1 $(BIN)/python examples/digits.py
+	OMP_NUM_THREADS=1 $(BIN)/python examples/table.py
 
 # Everything that must hold, linters first.
 test: lint

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..checks import check_event_shape, checks_arguments
 from ..errors import ShapeError
 from ..flows.standardise.columns import finite_columns
-from ..flows.standardise.fitting import window_of
+from ..flows.standardise.fitting import Window, window_of
 
 # Rounding to float32 gives continuous columns of a million rows ties in a few percent of them.
 _TIED = 0.1
@@ -20,6 +20,12 @@ _DISCRETE = 20
 _MANY_OUTSIDE = 0.01
 # Gaps of a grid, in units of its width, are whole numbers up to this.
 _OFF_GRID = 0.05
+# A grid is coarse if fewer than some fifty of its values lie within a deviation. Finer ones are
+# digits that were rounded away, which no network resolves.
+_COARSE = 0.02
+# A value stands out if so many of the rows have it, and so many times more than others.
+_POINT_MASS, _REPEATED = 0.01, 5.0
+_NAMED = 4
 _MOST_ROWS = 10_000
 
 
@@ -93,9 +99,11 @@ class ColumnReport:
                 f"{column.name:{width}}{column.num_distinct:>10}{column.tied_share:>8.0%}"
                 f"{column.width:>11.3g}{column.num_outside:>9}"
             )
-        lines += [
-            f"{column.name}: {remedy}" for column in self.columns for remedy in column.remedies
-        ]
+        owners: dict[str, list[str]] = {}
+        for column in self.columns:
+            for remedy in column.remedies:
+                owners.setdefault(remedy, []).append(column.name)
+        lines += [f"{_listed(names)}: {remedy}" for remedy, names in owners.items()]
         if self.num_duplicates:
             lines.append(
                 "Duplicate rows: keep them out of both training and held-out data at once, or the "
@@ -191,6 +199,12 @@ def column_report(x: Tensor, names: Sequence[str] | None = None) -> ColumnReport
     return ColumnReport(checks, len(table), len(table) - distinct, rank)
 
 
+def _listed(names: Sequence[str]) -> str:
+    """The first names, and the number of the others."""
+    few = ", ".join(names[:_NAMED])
+    return few if len(names) <= _NAMED else f"{few} and {len(names) - _NAMED} more"
+
+
 def _check(
     name: str, column: Tensor, copy_of: str | None, depends: bool, rank: int
 ) -> ColumnCheck:
@@ -203,8 +217,11 @@ def _check(
     window = window_of(ordered)
     outside = window.outside(ordered) if window.deviation > 0 else 0
     check = ColumnCheck(name, len(values), tied, width, outside, copy_of, depends, ())
-    most = float(values[counts.argmax()])
-    return check._replace(remedies=_remedies(check, most, float(ordered[-1]), len(ordered), rank))
+    most, share = float(values[counts.argmax()]), float(counts.max()) / len(ordered)
+    stands_out = share > _POINT_MASS and int(counts.max()) > _REPEATED * len(ordered) / len(values)
+    return check._replace(
+        remedies=_remedies(check, window, len(ordered), most, share if stands_out else 0.0, rank)
+    )
 
 
 def _width(values: Tensor, eps: float) -> float:
@@ -220,31 +237,31 @@ def _width(values: Tensor, eps: float) -> float:
 
 
 def _remedies(
-    check: ColumnCheck, most: float, largest: float, rows: int, rank: int
+    check: ColumnCheck, window: Window, rows: int, most: float, most_share: float, rank: int
 ) -> tuple[str, ...]:
+    """Words for a column in which the value ``most`` has a share of the rows, if it stands out."""
     if check.is_constant:
-        return (f"constant at {largest:g}. Drop it; a density has no bound on it.",)
+        return (f"constant at {most:g}. Drop it; a density has no bound on it.",)
     said = []
-    if check.width > 0:
+    if check.width > _COARSE * window.deviation:
         said.append(
-            f"{check.num_distinct} values on a grid of width {check.width:g}. A density there is "
-            "unbounded: dequantise, or give the column as context."
+            "on a coarse grid, whose width stands above. A density there is unbounded: "
+            "dequantise, or give the column as context."
         )
-    elif check.tied_share > _TIED:
+    elif most_share > 0:
         said.append(
-            f"{check.tied_share:.0%} of the rows share their value, most of them {most:g}, and "
-            "these lie on no grid. A density there is unbounded: model the rows with that value "
-            "apart, or give a mark of them as context."
+            f"{most_share:.1%} of the rows have the value {most:g}. A density there is unbounded: "
+            "model these rows apart, or give a mark of them as context."
         )
     if check.num_outside > _MANY_OUTSIDE * rows:
         said.append(
-            f"{check.num_outside} values beyond ten robust deviations: heavy tails. Use "
+            "values beyond ten robust deviations are many: heavy tails. Use "
             "nfi.flows.Standardise.fit(x, transform='auto')."
         )
     elif check.num_outside:
         said.append(
-            f"{check.num_outside} values beyond ten robust deviations. Look whether they are fill "
-            "values or mistakes, and drop these rows."
+            "a few values beyond ten robust deviations. Look whether they are fill values or "
+            "mistakes, and drop these rows if they are."
         )
     if check.copy_of is not None:
         said.append(f"a copy of {check.copy_of}. Drop it.")

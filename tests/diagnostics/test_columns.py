@@ -60,16 +60,33 @@ def test_every_finding_is_printed_with_its_remedy():
     text = str(column_report(table(), names=NAMES))
     for words in (
         "2000 rows of 9 columns, rank 6, 0 duplicate rows",
-        "count: ",
-        "on a grid of width 0.1. A density there is unbounded: dequantise",
-        "most of them 0, and these lie on no grid",
+        "count, decimal: on a coarse grid, whose width stands above. A density there is unbounded",
+        "% of the rows have the value 0. A density there is unbounded: model these rows apart",
         "constant: constant at 7. Drop it",
         "heavy tails. Use nfi.flows.Standardise.fit(x, transform='auto')",
-        "fill: 1 values beyond ten robust deviations. Look whether they are fill values",
+        "fill: a few values beyond ten robust deviations. Look whether they are fill values",
         "copy: a copy of normal. Drop it",
         "sum: a linear function of earlier columns. Drop it, or use at most 6 latent",
     ):
         assert words in text
+
+
+def test_digits_that_were_rounded_away_are_no_defect():
+    """Ties of a fine grid, which every table of measurements has."""
+    x = torch.randn(ROWS, 2, dtype=torch.float64)
+    x[:, 0] = (1000 * x[:, 0]).round() / 1000
+    # Three digits for small numbers and two for large ones: ties on no grid.
+    x[:, 1] = torch.where(x[:, 1].abs() < 1, 1000 * x[:, 1], 10 * (100 * x[:, 1]).round()) / 1000
+    x[:, 1] = (1000 * x[:, 1]).round() / 1000
+    rounded, mixed = column_report(x).columns
+    assert rounded.tied_share > 0.3
+    assert not rounded.remedies
+    assert not mixed.remedies
+
+
+def test_many_columns_share_a_remedy():
+    x = torch.randint(5, (200, 7), dtype=torch.float64)
+    assert "column 3 and 3 more: on a coarse grid" in str(column_report(x))
 
 
 def test_duplicate_rows_are_counted():
