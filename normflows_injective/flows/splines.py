@@ -87,38 +87,34 @@ def bounded_spline(
     then fails.
     """
     num_bins = derivatives.shape[-1] - 1
+    # With bins along the first axis sums and exponentials run over elements side by side, which
+    # takes a tenth of the time that the eight numbers of a last axis take.
+    rows, derivatives = (each.movedim(-1, 0).contiguous() for each in (rows, derivatives))
     # All elements go through and those outside are replaced: without boolean indices, which
     # neither vmap nor the JIT can follow.
     inside = z.abs() <= bound
     value = torch.where(inside, z, torch.zeros_like(z))
-    across = _knots(rows[..., :num_bins], splines.DEFAULT_MIN_BIN_WIDTH, bound)
-    along = _knots(rows[..., num_bins : 2 * num_bins], splines.DEFAULT_MIN_BIN_HEIGHT, bound)
+    knots = _knots(rows[: 2 * num_bins].unflatten(0, (2, num_bins)), bound)
     slopes = splines.DEFAULT_MIN_DERIVATIVE + nn.functional.softplus(derivatives)
-    passed = value.unsqueeze(-1) >= (along if inverse else across)[..., 1:-1]
-    index = passed.sum(-1, keepdim=True)
-
-    def at(values: Tensor) -> Tensor:
-        return values.gather(-1, index).squeeze(-1)
-
-    width, height = at(across.diff()), at(along.diff())
-    own = Bin(
-        left=at(across[..., :-1]),
-        width=width,
-        bottom=at(along[..., :-1]),
-        height=height,
-        slope=height / width,
-        first=at(slopes[..., :-1]),
-        last=at(slopes[..., 1:]),
-    )
+    index = (value >= knots[1 if inverse else 0, 1:-1]).sum(0)
+    # Both ends of the bin, with all that is known of them, in one step.
+    table = torch.cat([knots, slopes.unsqueeze(0)])
+    ends = torch.stack([index, index + 1]).expand(3, 2, *index.shape)
+    (left, right), (bottom, top), (first, last) = table.gather(1, ends)
+    width, height = right - left, top - bottom
+    own = Bin(left, width, bottom, height, height / width, first, last)
     image, log_derivative = own.preimage(value) if inverse else own.image(value)
     zero = torch.zeros_like(log_derivative)
     return torch.where(inside, image, z), torch.where(inside, log_derivative, zero)
 
 
-def _knots(unnormalised: Tensor, least: float, bound: float) -> Tensor:
-    """Ends of bins (*, K + 1) that divide the interval, none narrower than a share of it."""
-    num_bins = unnormalised.shape[-1]
-    shares = least + (1 - least * num_bins) * unnormalised.softmax(-1)
-    inner = bound * (2 * shares[..., :-1].cumsum(-1) - 1)
-    ends = torch.full_like(shares[..., :1], bound)
-    return torch.cat([-ends, inner, ends], dim=-1)
+def _knots(unnormalised: Tensor, bound: float) -> Tensor:
+    """Ends of bins (2, K + 1, *) that divide both intervals, none narrower than a share of them.
+
+    normflows has the same least share for widths and heights.
+    """
+    least = splines.DEFAULT_MIN_BIN_WIDTH
+    shares = least + (1 - least * unnormalised.shape[1]) * unnormalised.softmax(1)
+    inner = bound * (2 * shares[:, :-1].cumsum(1) - 1)
+    ends = torch.full_like(shares[:, :1], bound)
+    return torch.cat([-ends, inner, ends], dim=1)

@@ -19,7 +19,10 @@ from ..nets.pairs import Autoencoder, conv_autoencoder
 from ..nets.principal import principal_autoencoder
 from .rows import read_rows
 
-_MAX_LOG_SCALE = 2.0
+# Bounds of affine couplings: with wider ones a few samples in a thousand lie far outside the data.
+_MAX_LOG_SCALE = 1.0
+# Couplings next to the base that are splines, of eight bins on [-5, 5].
+_NUM_SPLINES, _NUM_BINS, _BOUND = 2, 8, 5.0
 
 
 @checks_arguments
@@ -38,9 +41,9 @@ def injective_flow(
 
     The units :math:`T` are a :class:`~normflows_injective.flows.Standardise` fitted to the data;
     :math:`g` is the decoder of a pair that starts as the principal components of the rows, or for
-    images of convolutional networks; the latent density :math:`h` is a stack of affine couplings
-    and linear maps, or for one dimension of splines, after a ``Standardise`` which ``fit`` gives
-    the scale of the codes. It composes these and does nothing else: train it by
+    images of convolutional networks; the latent density :math:`h` is a stack of couplings and
+    linear maps, two splines next to the base and then affine ones, which pass the tails on, or for
+    one dimension one spline, after a ``Standardise`` which ``fit`` gives the scale of the codes. It composes these and does nothing else: train it by
     ``nfi.training.fit``, or in a loop of your own.
 
     Args:
@@ -116,9 +119,10 @@ def _latent_block(dim: int, num_couplings: int, context_dim: int) -> list[nf.flo
         return [Autoregressive(1, Spline(), context_dim=context_dim), LULinear(1)]
     block: list[nf.flows.Flow] = []
     for index in range(num_couplings):
+        is_spline = index < _NUM_SPLINES
         coupling = NetworkCoupling(
             dim,
-            Affine(_MAX_LOG_SCALE),
+            Spline(_NUM_BINS, _BOUND) if is_spline else Affine(_MAX_LOG_SCALE),
             hidden=(128, 128),
             context_dim=context_dim,
             reverse=bool(index % 2),

@@ -33,7 +33,7 @@ def fit(
     seconds: float | None = None,
     context: Any = None,
     weights: Any = None,
-    validation: Any = 0.1,
+    validation: Any = None,
     batch_size: int = 256,
     learning_rate: float | None = None,
     weight_decay: float = 0.0,
@@ -72,7 +72,8 @@ def fit(
         context: One row (N, *) for each of the data.
         weights: Weights (N,) of the data in the loss.
         validation: Part of the rows that is held out, or data (M, *) to judge by, or a pair of
-            such data and their context.
+            such data and their context. By default a tenth, but at least 50 rows if these are a
+            quarter of all at most.
         batch_size: Number of rows in a step, of every process.
         learning_rate: Peak learning rate of all phases, in place of their own.
         weight_decay: Decoupled weight decay of AdamW.
@@ -181,12 +182,13 @@ def _split(rows: Rows, validation: Any, seed: int) -> tuple[Rows, Rows]:
     """Rows to train on, and rows that are held out."""
     if isinstance(validation, (tuple, list)):
         return rows, read_rows(*validation)
-    if not isinstance(validation, (int, float)):
+    if validation is not None and not isinstance(validation, (int, float)):
         return rows, read_rows(validation)
-    if not 0 < validation < 1:
+    share = max(0.1, min(0.25, 50 / rows.count)) if validation is None else validation
+    if not 0 < share < 1:
         raise OptionError(
             f"validation must be a part of the rows between 0 and 1, or data, got {validation}."
         )
     order = torch.randperm(rows.count, generator=torch.Generator().manual_seed(seed))
-    held = min(max(1, round(validation * rows.count)), rows.count - 1)
+    held = min(max(1, round(share * rows.count)), rows.count - 1)
     return rows.take(order[held:]), rows.take(order[:held])

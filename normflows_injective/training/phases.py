@@ -36,6 +36,7 @@ from ..models.injective import InjectiveNormalizingFlow
 from ..models.loss_module import ForwardKLD
 from ..models.parts import stack_of
 from ..models.surrogate_likelihood import SurrogateLikelihood
+from ..modules.precision import as_factored
 from ..modules.random_numbers import OwnRandomNumbers
 from .codes import scale_codes
 from .losses import MeanLoss, errors_of, nll_of
@@ -51,11 +52,20 @@ _HELD_OUT = 2048
 
 
 class Score(NamedTuple):
-    """Held-out numbers of a phase: the one to minimise, reconstruction error, and NLL in nats."""
+    """Held-out numbers of a phase.
+
+    Attributes:
+        value: The number to minimise.
+        reconstruction: Mean squared reconstruction error, NaN if it was not measured.
+        nll: Mean negative log-density in nats, NaN if it was not measured.
+        rows: Numbers (N,) of the held-out rows whose mean differs between two states of a model
+            as the value does, to first order; empty where rows have none.
+    """
 
     value: float
     reconstruction: float = math.nan
     nll: float = math.nan
+    rows: Tensor = torch.zeros(0)
 
 
 class Phase(ABC):
@@ -69,6 +79,7 @@ class Phase(ABC):
         patience: Part of its budget without a better score after which the rate is halved.
         max_held_out: Number of held-out rows for each look.
         max_at_ends: Number of them at the ends of the phase, where it is decided what is kept.
+        margin: Standard errors by which the end must be better than the beginning.
     """
 
     name: ClassVar[str]
@@ -79,6 +90,7 @@ class Phase(ABC):
     patience: ClassVar[float] = 0.15
     max_held_out: ClassVar[int] = _HELD_OUT
     max_at_ends: ClassVar[int] = _HELD_OUT
+    margin: ClassVar[float] = 0.0
     module: Any
 
     def __init__(self, model: Any, rows: Rows, held_out: Rows) -> None:
@@ -134,6 +146,8 @@ class Reconstruction(Phase):
     name = "reconstruction"
     share = 0.5
     rate = 8e-3
+    # Networks may start as principal components, which few rows do not improve.
+    margin = 2.0
 
     def begin(self) -> None:
         """Let layers after the injection take their first data."""
@@ -146,8 +160,10 @@ class Reconstruction(Phase):
 
     def score(self, max_rows: int) -> Score:
         """Mean squared error of held-out rows."""
-        error = _mean(self.module.function, self.held_out.take(slice(max_rows)))
-        return Score(error, error)
+        rows = self.held_out.take(slice(max_rows))
+        errors = _per_row(self.module.function, rows)
+        error = float(errors.mean())
+        return Score(error, error, rows=errors)
 
     def end(self) -> None:
         """Bring the codes to unit scale."""
@@ -171,8 +187,10 @@ class LatentDensity(Phase):
 
     def score(self, max_rows: int) -> Score:
         """Mean negative log-density of held-out codes."""
-        nll = _mean(self.module.function, self.held_out.take(slice(max_rows)))
-        return Score(nll, nll=nll)
+        rows = self.held_out.take(slice(max_rows))
+        nlls = _per_row(self.module.function, rows)
+        nll = float(nlls.mean())
+        return Score(nll, nll=nll, rows=nlls)
 
     @torch.no_grad()
     def _codes(self, rows: Rows) -> Rows:
@@ -193,6 +211,7 @@ class Joint(Phase):
     num_checks = 8
     max_held_out = 512
     max_at_ends = 1024
+    margin = 2.0
 
     def begin(self) -> None:
         """Take beta from the floor, and count the steps of a warm-up as done."""
@@ -206,11 +225,13 @@ class Joint(Phase):
     def score(self, max_rows: int) -> Score:
         """The tube's score of held-out rows, infinite where the reconstruction is given up."""
         rows, of_floor = (self.held_out.take(slice(most)) for most in (max_rows, _HELD_OUT))
-        errors = partial(errors_of, self.stack.composite)
-        error, nll = _mean(errors, rows), _mean(self._nll, rows)
-        tube = nll + codimension(self.stack, rows) / 2 * math.log(max(error, 1e-300))
-        is_lost = _mean(errors, of_floor) > _TOLERANCE * self.floor
-        return Score(math.inf if is_lost else tube, error, nll)
+        function = partial(errors_of, self.stack.composite)
+        errors, nlls = _per_row(function, rows), _per_row(self._nll, rows)
+        error, nll = max(float(errors.mean()), 1e-300), float(nlls.mean())
+        half = codimension(self.stack, rows) / 2
+        is_lost = float(_per_row(function, of_floor).mean()) > _TOLERANCE * self.floor
+        tube = nll + half * math.log(error)
+        return Score(math.inf if is_lost else tube, error, nll, nlls + half / error * errors)
 
     def _nll(self, x: Tensor, context: Tensor | None) -> Tensor:
         z, _, log_volume = self.stack.project_with_log_volume(x, context)
@@ -253,10 +274,8 @@ def standardised(model: Any, rows: Rows) -> Rows:
 
 
 @torch.no_grad()
-def _mean(function: Callable[[Tensor, Tensor | None], Tensor], rows: Rows) -> float:
-    """Mean over rows, with their weights, of a function that has a number (B,) for each."""
-    total = 0.0
-    for part in rows.split(_CHUNK):
-        values = function(part.x, part.context).double()
-        total += float((values if part.weights is None else values * part.weights).sum())
-    return total / rows.mass
+def _per_row(function: Callable[[Tensor, Tensor | None], Tensor], rows: Rows) -> Tensor:
+    """Numbers (N,) of rows, times their weights, which have a mean of one."""
+    values = torch.cat([function(part.x, part.context) for part in rows.split(_CHUNK)])
+    values = as_factored(values)
+    return values if rows.weights is None else values * rows.weights * (rows.count / rows.mass)

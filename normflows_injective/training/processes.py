@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import final
 
@@ -42,6 +43,15 @@ class Processes:
         values = torch.tensor(numbers, dtype=torch.float64, device=self.device)
         self.average([values])
         return values.tolist()
+
+    def standard_error(self, values: Tensor) -> float:
+        """Standard error of the mean of numbers (N,) in all processes; zero for none."""
+        if len(values) == 0:
+            return 0.0
+        moments = (float(len(values)), float(values.sum()), float(values.square().sum()))
+        count, total, squares = (self.count * mean for mean in self.mean(*moments))
+        variance = max(0.0, squares / count - (total / count) ** 2)
+        return math.sqrt(variance / max(1.0, count - 1))
 
     def average(self, tensors: Iterable[Tensor]) -> None:
         """Replace tensors by their means over all processes."""

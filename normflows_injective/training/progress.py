@@ -18,7 +18,7 @@ _MAX_STALLS = 3
 _MAX_DIVERGENCES = 8
 _NUMBERS = ("step", "num_checks", "num_stalls", "num_divergences", "spent", "checked_at")
 _SCORES = ("before", "best_score", "best_at")
-_TENSORS = ("initial", "best", "order")
+_TENSORS = ("initial", "best", "order", "rows_before")
 
 
 @final
@@ -32,6 +32,7 @@ class Progress:
         self.step = self.num_checks = self.num_stalls = self.num_divergences = 0
         self.spent = self.checked_at = 0.0
         self.order = torch.zeros(0, dtype=torch.long)
+        self.rows_before = torch.zeros(0)
         self._start()
 
     @property

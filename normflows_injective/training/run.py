@@ -75,7 +75,8 @@ class Run:
             [p for p in phase.module.parameters() if p.requires_grad], self.options.weight_decay
         )
         if state is None:
-            current.before = self._score(phase, phase.max_at_ends).value
+            before = self._score(phase, phase.max_at_ends)
+            current.before, current.rows_before = before.value, before.rows
             current.best_score = self._score(phase).value
         else:
             self._go_on(current, state)
@@ -136,19 +137,26 @@ class Run:
         current.checked_at = progress
         current.num_checks = int(progress * phase.num_checks + 1e-9)
         current.spent = self.clock.spent(current.step, phase.cost)
-        loss = sum(losses) / max(1, len(losses))
-        self.history.append(Check(phase.name, current.step, self.clock.seconds(), loss, *score))
+        seconds, loss = self.clock.seconds(), sum(losses) / max(1, len(losses))
+        self.history.append(Check(phase.name, current.step, seconds, loss, *score[:3]))
         self.options.callback(self.history[-1])
         self.options.save(self._state(current))
 
     def _end(self, phase: Phase, current: Progress) -> None:
-        """Take the last weights, the best averages, or those from before the phase."""
-        after, taken = current.before, current.initial
+        """Take the last weights or the best averages, or those from before the phase.
+
+        The best of many scores is better than the one before by chance already. Where the state
+        before is good, it has to be better by a number of standard errors of the difference.
+        """
+        candidates = []
         for weights in (current.best, current.copies()):
             write(current.parameters, weights)
-            if (score := self._score(phase, phase.max_at_ends).value) < after:
-                after, taken = score, weights
-        write(current.parameters, taken)
+            candidates.append((self._score(phase, phase.max_at_ends), weights))
+        score, taken = min(candidates, key=lambda candidate: candidate[0].value)
+        error = self.processes.standard_error(score.rows - current.rows_before)
+        is_kept = score.value < current.before - phase.margin * error
+        after = score.value if is_kept else current.before
+        write(current.parameters, taken if is_kept else current.initial)
         # A wrapper that reduces gradients must not see those of the next phase.
         phase.wrapped = None
         phase.end()
@@ -156,7 +164,6 @@ class Run:
         self.clock.end(current.step, phase.cost)
         if phase.name == "reconstruction":
             self.floor = after
-        is_kept = after < current.before
         self.results.append(
             PhaseResult(
                 phase.name, current.step, self.clock.seconds(), current.before, after, is_kept
@@ -173,7 +180,8 @@ class Run:
             score = phase.score(phase.max_held_out if max_rows is None else max_rows)
         except NonFiniteError:
             score = Score(math.inf)
-        score = Score(*self.processes.mean(*score))
+        value, reconstruction, nll = self.processes.mean(*score[:3])
+        score = Score(value, reconstruction, nll, score.rows)
         return score if math.isfinite(score.value) else score._replace(value=math.inf)
 
     def _beta(self) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -14,9 +15,13 @@ from torch import nn
 import normflows_injective as nfi
 from normflows_injective.models.parts import stack_of
 from normflows_injective.training import AveragedWeights
+from normflows_injective.training.clock import Clock
 from normflows_injective.training.codes import scale_codes
-from normflows_injective.training.phases import Joint, beta_of
+from normflows_injective.training.losses import MeanLoss
+from normflows_injective.training.phases import Joint, Phase, Score, beta_of
+from normflows_injective.training.processes import Processes
 from normflows_injective.training.rows import Rows
+from normflows_injective.training.run import Options, Run
 
 DOUBLE = {"dtype": torch.float64}
 
@@ -113,3 +118,41 @@ def test_a_warm_up_counts_as_done_in_the_joint_phase():
     rows = Rows(torch.randn(20, 5))
     Joint(model, rows, rows).begin()
     assert likelihood.likelihood_weight() == 1
+
+
+class Tossed(Phase):
+    """A phase whose weights change held-out numbers by chance, and their mean by a hundredth."""
+
+    name = "tossed"
+
+    def begin(self):
+        self.module = MeanLoss(lambda x, context: self.model(x).square(), [self.model])
+        self.start = self.model.weight.detach().clone()
+
+    def score(self, max_rows):
+        moved = float((self.model.weight - self.start).abs().sum() > 0)
+        rows = torch.tensor([1.0, -1.0] * 50, **DOUBLE) * moved - 0.01 * moved
+        return Score(float(rows.mean()), rows=rows)
+
+
+@pytest.mark.parametrize(("margin", "is_kept"), [(0.0, True), (0.05, True), (2.0, False)])
+def test_an_end_that_is_better_by_chance_is_undone(margin, is_kept):
+    """The mean moves by .01, and its standard error over 100 rows is .1."""
+    model = nn.Linear(1, 1)
+    before = model.weight.detach().clone()
+    rows = Rows(torch.randn(10, 1))
+    phase = Tossed(model, rows, rows)
+    phase.margin = margin
+    options = Options(5, None, 0.0, 0, lambda m: m, nullcontext, lambda c: None, lambda t: None)
+    run = Run(model, [phase], Clock(20, is_time=False), Processes(torch.device("cpu")), options)
+    (result,) = run.complete().phases
+    assert result.is_kept is is_kept
+    assert torch.equal(model.weight.detach(), before) is not is_kept
+    assert result.after == (pytest.approx(-0.01) if is_kept else 0)
+
+
+def test_the_standard_error_of_a_mean():
+    values = torch.randn(50, **DOUBLE)
+    one = Processes(torch.device("cpu"))
+    assert one.standard_error(values) == pytest.approx(float(values.std()) / 50**0.5)
+    assert one.standard_error(values[:0]) == 0
