@@ -14,11 +14,11 @@ import torch
 import normflows_injective as nfi
 from examples.support.tabular_models import normal
 
+from .data import Split
 from .job import Fitted, Job, Method
 from .phases import PhaseReport
 from .plain import fit_free_form, fit_pca, fit_published, fit_recipe, fit_vae
 from .two_steps import (
-    coupling_block,
     fit_latent_matching,
     fit_latent_splines,
     fit_plan_f,
@@ -32,16 +32,24 @@ FAST_RATE = 8e-3
 
 
 def fit_defaults(job: Job) -> Fitted:
-    """The package's own model and training, both with their defaults."""
-    return _fitted(job, nfi.injective_flow(job.split.train, latent_dim=job.latent_dim))
+    """The package's own model and training, both with their defaults; it sees images as such."""
+    shape = job.networks.image_shape or (job.split.dim,)
+    split = Split(*(rows.unflatten(1, shape) for rows in job.split[:3]))
+    model = nfi.injective_flow(split.train, latent_dim=job.latent_dim)
+    fitted = _fitted(job._replace(split=split), model)
+    if len(shape) == 1:
+        return fitted
+    layers = [*model.flows, nfi.flows.Reshape(shape, (job.split.dim,))]
+    return fitted._replace(model=nfi.InjectiveNormalizingFlow(model.q0, layers))
 
 
-def fit_couplings(job: Job) -> Fitted:
-    """The package's own training of the common networks with the couplings of plan N."""
+def fit_paired(job: Job) -> Fitted:
+    """The package's own training and latent density, from the start that all methods have."""
+    *latent_block, _, _ = nfi.injective_flow(job.split.train, latent_dim=job.latent_dim).flows
     shapes = (job.latent_dim,), (job.split.dim,)
     injection = nfi.flows.FreeFormInjection(*job.networks.pair(job.seed), *shapes)
-    layers = [*coupling_block(job.latent_dim), injection]
-    return _fitted(job, nfi.InjectiveNormalizingFlow(normal(job.latent_dim), layers))
+    model = nfi.InjectiveNormalizingFlow(normal(job.latent_dim), [*latent_block, injection])
+    return _fitted(job, model)
 
 
 def _fitted(job: Job, model: nfi.InjectiveNormalizingFlow) -> Fitted:
@@ -82,12 +90,12 @@ METHODS = {
     "plan_f8": Method("plan F, autoencoder at 8e-3", partial(fit_plan_f, rate=FAST_RATE)),
     "plan_n8": Method("plan N, autoencoder at 8e-3", partial(fit_plan_n, rate=FAST_RATE)),
     "fit": Method("nfi.training.fit", fit_defaults),
-    "fit_couplings": Method("nfi.training.fit, couplings of plan N", fit_couplings),
+    "fit_paired": Method("nfi.training.fit, start of the others", fit_paired),
 }
 
 
 def available() -> list[str]:
     """Names of the methods that this version of the package can run."""
     has_training = find_spec("normflows_injective.training") is not None
-    missing = {"fit": not hasattr(nfi, "injective_flow"), "fit_couplings": not has_training}
+    missing = {"fit": not hasattr(nfi, "injective_flow"), "fit_paired": not has_training}
     return [name for name in METHODS if not missing.get(name, False)]

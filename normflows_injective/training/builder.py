@@ -41,10 +41,11 @@ def injective_flow(
 
     The units :math:`T` are a :class:`~normflows_injective.flows.Standardise` fitted to the data;
     :math:`g` is the decoder of a pair that starts as the principal components of the rows, or for
-    images of convolutional networks; the latent density :math:`h` is a stack of couplings and
-    linear maps, two splines next to the base and then affine ones, which pass the tails on, or for
-    one dimension one spline, after a ``Standardise`` which ``fit`` gives the scale of the codes. It composes these and does nothing else: train it by
-    ``nfi.training.fit``, or in a loop of your own.
+    images of convolutional networks; the latent density :math:`h` is a stack of couplings, two
+    splines next to the base and then affine ones, with linear maps between them, or for one
+    dimension a spline, after a ``Standardise`` which ``fit`` gives the scale of the codes. It
+    composes these and does nothing else: train it by ``nfi.training.fit``, or in a loop of your
+    own.
 
     Args:
         data: Rows (N, D), or images (N, C, H, W): a tensor, an array or a data frame, to which the
