@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from normflows_injective import AssignmentFlow
 from normflows_injective.flows.assignment import FiniteHorizon, InfiniteHorizon, Simplices
-from normflows_injective.flows.assignment.integration import integrate
+from normflows_injective.flows.integration import integrate
 from normflows_injective.nets.fields import DenseField, LeaveOneOutField
 
 from .targets import Target

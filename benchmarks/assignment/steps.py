@@ -22,7 +22,7 @@ from normflows_injective.flows.assignment import (
     InfiniteHorizon,
     Simplices,
 )
-from normflows_injective.flows.assignment.integration import integrate, time_grid
+from normflows_injective.flows.integration import integrate, time_grid
 
 from .targets import Target, exact_rate, ising, pair
 

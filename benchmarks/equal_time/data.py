@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.shared.data import read_arrays
-from examples.support.tables import TableError, read_background, read_tables
+
+from .files import TableError, read_background, read_tables
 
 __all__ = [
     "IMAGES",

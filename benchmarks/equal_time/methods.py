@@ -12,8 +12,8 @@ from importlib.util import find_spec
 import torch
 
 import normflows_injective as nfi
-from examples.support.tabular_models import normal
 
+from .competitors import normal
 from .data import Split
 from .job import Fitted, Job, Method
 from .phases import PhaseReport

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 import normflows_injective as nfi
 from benchmarks.steps.models import Pair, published_loss
-from examples.support.tabular_models import GaussianVAE, normal, pca_model, spline_block
 
+from .competitors import GaussianVAE, normal, pca_model, spline_block
 from .job import Fitted, Job, median_seconds
 from .phases import BATCH, Phase, one_cycle, train
 

@@ -12,10 +12,9 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from benchmarks.shared.records import Record
-from examples.support.tabular_scores import classifier_two_sample
 
 from .data import Split
-from .distances import energy_distance, sliced_wasserstein
+from .distances import classifier_two_sample, energy_distance, sliced_wasserstein
 from .job import Fitted
 
 __all__ = ["Limits", "anomalies", "score", "tube_score"]

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 import normflows_injective as nfi
-from examples.support.tabular_models import FittedAffine, normal, spline_block
 from normflows_injective.flows.coupling import Affine, LULinear, NetworkCoupling
 
+from .competitors import FittedAffine, normal, spline_block
 from .job import Fitted, Job
 from .matching import MatchingLaw
 from .phases import Choice, Phase, PhaseReport, rise_and_cosine, train

@@ -233,7 +233,8 @@ def _missing(evidence: Evidence) -> str:
     if not evidence.knows_components:
         return text
     dim = evidence.latent_dim
-    return f"{text}, {dim} components miss {_percent(evidence.linear_share(dim))}"
+    linear = _percent(evidence.linear_share(dim))
+    return f"{text}, {dim} components fitted to these rows miss {linear}"
 
 
 def _percent(share: float) -> str:

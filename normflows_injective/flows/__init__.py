@@ -6,6 +6,7 @@ from typing import Any as _Any
 from . import assignment, coupling, gauges, kernel, mixer, volume_preserving
 from .assignment.lift import SimplexLift
 from .composite import InjectiveComposite
+from .flow_matching import FlowMatching
 from .free_form import FreeFormInjection
 from .injection import Injection
 from .linear_injection import LinearInjection, Pad
@@ -21,6 +22,7 @@ from .surfaces.surface import Chart, SurfaceMap
 __all__ = [
     "AngularSpline",
     "Chart",
+    "FlowMatching",
     "FreeFormInjection",
     "GraphSurface",
     "InChart",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -55,3 +56,23 @@ def _declared(layer: Layer, side: str) -> Sequence[int] | None:
         if isinstance(shape, (tuple, list)):
             return shape
     return None
+
+
+class LayerWithLoss(Layer):
+    """A layer that is trained by a loss of its own, and whose image costs less than its log-det.
+
+    A model's ``forward_kld`` calls ``training_inverse`` in place of ``inverse``, and models call
+    ``decode`` and ``encode`` where they need no log-det.
+    """
+
+    @abstractmethod
+    def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """Latents (B, *) to data (B, *)."""
+
+    @abstractmethod
+    def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Data (B, *) to latents (B, *)."""
+
+    @abstractmethod
+    def training_inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What the base gets in training (B, *), and minus the layer's own loss (B,)."""

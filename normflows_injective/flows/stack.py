@@ -21,14 +21,18 @@ from torch import Tensor, nn
 from ..host.calls import Flows, call_layer, summed_forward, summed_inverse
 from ..volume.log_volumes import DecodedVolume, decode_and_log_volume
 from .injection import Injection
+from .layer import LayerWithLoss
 from .standardise.layer import Standardise
 from .surfaces.surface import SurfaceMap, is_closed_form
+
+# Layers that can be called without their log-det.
+_WITHOUT_LOG_DET = (Injection, SurfaceMap, LayerWithLoss)
 
 
 def joint_decode(flows: Flows, z: Tensor, context: Tensor | None = None) -> Tensor:
     """Send latents (B, *) through flows from the first to the last, without log-dets."""
     for flow in flows:
-        if isinstance(flow, (Injection, SurfaceMap)):
+        if isinstance(flow, _WITHOUT_LOG_DET):
             z = flow.decode(z, context=context)
         else:
             z, _ = call_layer(flow, "forward", z, context)
@@ -38,7 +42,7 @@ def joint_decode(flows: Flows, z: Tensor, context: Tensor | None = None) -> Tens
 def joint_encode(flows: Flows, x: Tensor, context: Tensor | None = None) -> Tensor:
     """Send data (B, *) through flows from the last to the first, without log-dets."""
     for flow in reversed(list(flows)):
-        if isinstance(flow, (Injection, SurfaceMap)):
+        if isinstance(flow, _WITHOUT_LOG_DET):
             x = flow.encode(x, context=context)
         else:
             x, _ = call_layer(flow, "inverse", x, context)
@@ -68,6 +72,23 @@ def joint_encode_and_log_volume(
         return z, -log_det
     z = joint_encode(flows, x, context)
     return z, joint_decode_and_log_volume(flows, z, context)[1]
+
+
+def training_inverse(
+    flows: Flows, x: Tensor, context: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Send coordinates (B, *) back through a latent block, with the sum (B,) of its log-dets.
+
+    Layers with a loss of their own give minus that loss in place of a log-det.
+    """
+    x, log_det = x.clone(), x.new_zeros(x.shape[0])
+    for flow in reversed(list(flows)):
+        if isinstance(flow, LayerWithLoss):
+            x, own = call_layer(flow, "training_inverse", x, context)
+        else:
+            x, own = summed_inverse([flow], x, context)
+        log_det = log_det + own
+    return x, log_det
 
 
 class Passes(NamedTuple):

@@ -58,7 +58,7 @@ def call_layer(flow: nf.flows.Flow, method: str, value: Tensor, context: Tensor 
     options = context_arguments(flow, context, method)
     try:
         # The call of the module itself, for the sake of its hooks.
-        return flow(value, **options) if method == "forward" else flow.inverse(value, **options)
+        return (flow if method == "forward" else getattr(flow, method))(value, **options)
     except NotImplementedError as error:
         raise OneWayLayerError(flow, str(error)) from error
 

@@ -13,12 +13,12 @@ from ..checks import check_choice, check_finite, check_loss, checks_arguments_of
 from ..errors import UnsupportedModelError
 from ..flows.assignment.field import AssignmentField
 from ..flows.assignment.horizon import horizon_of
-from ..flows.assignment.integration import SOLVERS, Rate, Times, integrate
 from ..flows.assignment.layer import AssignmentLayer
 from ..flows.assignment.parametrisation import PARAMETRISATIONS
 from ..flows.assignment.paths import AssignmentPath, Horizon
 from ..flows.assignment.readings import reading_of
 from ..flows.assignment.simplices import Simplices
+from ..flows.integration import SOLVERS, Rate, Times, integrate
 from ..host.context import check_context
 from ..host.copies import in_evaluation
 from .assignment_likelihood import DIVERGED, DiscreteLogProb, importance_log_prob

@@ -44,9 +44,9 @@ from tqdm import tqdm
 
 from ..checks import check_finite, level_of_caller
 from ..errors import NumericalWarning
-from ..flows.assignment.integration import ORDERS
 from ..flows.assignment.layer import AssignmentLayer
 from ..flows.assignment.readings import Reading
+from ..flows.integration import ORDERS
 from ..volume.probes import draw_probes
 
 DIVERGED = "The network has diverged, or the steps are too long for it. Train at a lower rate."

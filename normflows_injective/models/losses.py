@@ -11,9 +11,14 @@ from torch import Tensor
 
 from ..autodiff.products import out_of_inference
 from ..checks import check_loss
-from ..flows.stack import Passes, joint_decode, joint_decode_and_log_volume, joint_encode
+from ..flows.stack import (
+    Passes,
+    joint_decode,
+    joint_decode_and_log_volume,
+    joint_encode,
+    training_inverse,
+)
 from ..host.bases import base_log_prob, sample_base
-from ..host.calls import summed_inverse
 from ..host.first_meeting import give_first_data
 from ..modules.contents import Opened
 from ..volume.reconstruction import squared_error
@@ -92,7 +97,7 @@ def _terms(model: InjectiveModel, parts: Parts, x: Tensor, context: Tensor | Non
     prior = prior_samples(model, x, context)
     x = parts.stack.standardise(x)
     terms = likelihood.terms(x, passes, prior)
-    z, log_det = summed_inverse(parts.stack.latent_block, terms.z, context)
+    z, log_det = training_inverse(parts.stack.latent_block, terms.z, context)
     log_prob = base_log_prob(model.q0, z, context) + log_det
     likelihood.watch(model, x, terms)
     return LossTerms(

@@ -8,9 +8,10 @@ from typing import Any
 import normflows as nf
 from torch import Tensor, nn
 
-from ..checks import checks_arguments
+from ..checks import check_choice, checks_arguments
 from ..errors import NotInjectiveError, ShapeError
 from ..flows.coupling import Affine, Autoregressive, LULinear, NetworkCoupling, Spline
+from ..flows.flow_matching import FlowMatching
 from ..flows.free_form import FreeFormInjection
 from ..flows.standardise import Standardise
 from ..models.injective import InjectiveNormalizingFlow
@@ -32,6 +33,7 @@ def injective_flow(
     *,
     context_dim: int = 0,
     hidden: Sequence[int] = (256, 256),
+    latent_density: str = "couplings",
     num_couplings: int = 8,
     transform: str | Sequence[str] = "none",
 ) -> InjectiveNormalizingFlow:
@@ -53,6 +55,8 @@ def injective_flow(
         latent_dim: Number of latent dimensions :math:`d`, see ``nfi.diagnostics``.
         context_dim: Number of context features; 0 for none.
         hidden: Hidden widths of the encoder of rows, reversed in the decoder.
+        latent_density: ``"couplings"``, or ``"matching"`` for a
+            :class:`~normflows_injective.flows.FlowMatching`.
         num_couplings: Number of couplings in the latent density.
         transform: Of the columns, see :meth:`~normflows_injective.flows.Standardise.fit`.
 
@@ -89,7 +93,7 @@ def injective_flow(
     inner = units.inverse(x.double())[0]
     injection = FreeFormInjection(*_networks(inner, latent_dim, context_dim, hidden))
     latent_block = [
-        *_latent_block(latent_dim, num_couplings, context_dim),
+        *_latent_block(latent_density, latent_dim, num_couplings, context_dim),
         Standardise(latent_dim),
     ]
     q0 = nf.distributions.DiagGaussian(latent_dim, trainable=False)
@@ -114,7 +118,12 @@ def _networks(x: Tensor, latent_dim: int, context_dim: int, hidden: Sequence[int
     return conv_autoencoder(shape, latent_dim, channels, context_dim)
 
 
-def _latent_block(dim: int, num_couplings: int, context_dim: int) -> list[nf.flows.Flow]:
+def _latent_block(
+    kind: str, dim: int, num_couplings: int, context_dim: int
+) -> list[nf.flows.Flow]:
+    check_choice(kind, ("couplings", "matching"), "latent_density")
+    if kind == "matching":
+        return [FlowMatching(dim, context_dim=context_dim)]
     if dim == 1:
         # A coupling needs a coordinate to keep.
         return [Autoregressive(1, Spline(), context_dim=context_dim), LULinear(1)]

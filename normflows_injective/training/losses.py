@@ -7,9 +7,9 @@ from typing import Any, final
 
 from torch import Tensor, nn
 
-from ..flows.stack import joint_decode, joint_encode
+from ..flows.stack import joint_decode, joint_encode, training_inverse
 from ..host.bases import base_log_prob
-from ..host.calls import Flows, summed_inverse
+from ..host.calls import Flows
 from ..models.loss_terms import mean_loss
 from ..volume.reconstruction import squared_error
 
@@ -21,7 +21,7 @@ def errors_of(layers: Flows, x: Tensor, context: Tensor | None) -> Tensor:
 
 def nll_of(q0: Any, layers: Flows, codes: Tensor, context: Tensor | None) -> Tensor:
     r"""Negative log-densities :math:`-\log p(c)` (B,) of codes, in nats."""
-    z, log_det = summed_inverse(layers, codes, context)
+    z, log_det = training_inverse(layers, codes, context)
     return -base_log_prob(q0, z, context) - log_det
 
 

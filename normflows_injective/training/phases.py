@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import OptionError
+from ..flows.layer import LayerWithLoss
 from ..flows.stack import Stack, joint_encode
 from ..host.bases import base_log_prob
 from ..host.first_meeting import give_first_data
@@ -102,6 +103,11 @@ class Phase(ABC):
     def stack(self) -> Stack:
         """The layers of an injective flow without its units, split at the first injection."""
         return stack_of(self.model).inner
+
+    def take_beta(self, held_out: Rows) -> None:
+        """Give the training term the beta of the floor, if there is one and it is a number."""
+        if math.isfinite(self.floor) and not callable(self.model.likelihood.beta):
+            self.model.likelihood.beta = beta_of(self.stack, held_out, self.floor)
 
     @abstractmethod
     def begin(self) -> None:
@@ -180,17 +186,23 @@ class LatentDensity(Phase):
 
     def begin(self) -> None:
         """Compute the codes, and let the layers take them as their first data."""
+        self.take_beta(standardised(self.model, self.held_out))
         self.rows, self.held_out = self._codes(self.rows), self._codes(self.held_out)
+        if _has_own_loss(self.model):
+            # Its noise and times are drawn, and many of them make the mean steady.
+            count = self.held_out.count
+            self.held_out = self.held_out.take(torch.arange(max(_HELD_OUT, count)) % count)
         layers, first = self.stack.latent_block, self.rows.take(slice(_CHUNK))
         give_first_data(partial(joint_encode, layers, context=first.context), first.x)
         self.module = MeanLoss(partial(nll_of, self.model.q0, layers), [self.model.q0, *layers])
 
     def score(self, max_rows: int) -> Score:
-        """Mean negative log-density of held-out codes."""
+        """Mean negative log-density of held-out codes, or the loss of a layer with its own."""
         rows = self.held_out.take(slice(max_rows))
-        nlls = _per_row(self.module.function, rows)
-        nll = float(nlls.mean())
-        return Score(nll, nll=nll, rows=nlls)
+        with OwnRandomNumbers():
+            losses = _per_row(self.module.function, rows)
+        mean = float(losses.mean())
+        return Score(mean, nll=math.nan if _has_own_loss(self.model) else mean, rows=losses)
 
     @torch.no_grad()
     def _codes(self, rows: Rows) -> Rows:
@@ -216,9 +228,8 @@ class Joint(Phase):
     def begin(self) -> None:
         """Take beta from the floor, and count the steps of a warm-up as done."""
         self.held_out = standardised(self.model, self.held_out)
+        self.take_beta(self.held_out)
         self.module, likelihood = ForwardKLD(self.model), self.model.likelihood
-        if math.isfinite(self.floor) and not callable(likelihood.beta):
-            likelihood.beta = beta_of(self.stack, self.held_out, self.floor)
         if likelihood.warmup_steps is not None:
             likelihood.step.fill_(likelihood.warmup_steps[1] + 1)
 
@@ -246,9 +257,16 @@ def phases_of(model: Any, rows: Rows, held_out: Rows) -> list[Phase]:
     is_injective = isinstance(model, InjectiveNormalizingFlow)
     if not (is_injective and isinstance(model.likelihood, SurrogateLikelihood)):
         return [Density(*data)]
+    if _has_own_loss(model):
+        # The joint phase is judged by exact densities, which such layers have at a high price.
+        return [Reconstruction(*data), LatentDensity(*data)]
     latent = nn.ModuleList([model.q0, *model.latent_block])
     has_density = any(p.requires_grad for p in latent.parameters())
     return [Reconstruction(*data), *[LatentDensity(*data)] * has_density, Joint(*data)]
+
+
+def _has_own_loss(model: Any) -> bool:
+    return any(isinstance(layer, LayerWithLoss) for layer in model.latent_block)
 
 
 def beta_of(stack: Stack, rows: Rows, floor: float) -> float:

@@ -21,7 +21,7 @@ import torch
 
 from ...checks import check_choice, check_probability, checks_arguments, lookup
 from ...errors import OptionError
-from .integration import SOLVERS
+from ..integration import SOLVERS
 from .paths import HORIZONS, Horizon
 from .simplices import class_counts
 

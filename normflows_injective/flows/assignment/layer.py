@@ -15,9 +15,9 @@ from ...checks import check_choice, check_event_shape, check_same_rows
 from ...errors import OptionError, ShapeError
 from ...host.refusals import refuse_unsupported
 from ...volume.probes import draw_probes
+from ..integration import SOLVERS, Times, as_times, integrate
 from ..layer import Layer
 from .field import AssignmentField
-from .integration import SOLVERS, Times, as_times, integrate
 
 
 @final

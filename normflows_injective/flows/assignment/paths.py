@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from ...checks import check_positive, check_probability, checks_arguments_of
 from ...errors import ShapeError
-from .integration import Times, time_grid
+from ..integration import Times, time_grid
 from .simplices import Simplices, check_shapes
 
 # Steps of half a deviation of rk4 leave an error of about .002 in the logarithm of a probability.

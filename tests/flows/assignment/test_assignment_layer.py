@@ -23,7 +23,7 @@ from normflows_injective.flows.assignment import (
     InfiniteHorizon,
     Velocity,
 )
-from normflows_injective.flows.assignment.integration import integrate
+from normflows_injective.flows.integration import integrate
 from normflows_injective.nets.fields import DenseField
 
 # --- known fields --------------------------------------------------------------------------------

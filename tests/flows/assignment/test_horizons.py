@@ -19,7 +19,7 @@ from normflows_injective.flows.assignment import (
     choose_horizon,
     rounding_error,
 )
-from normflows_injective.flows.assignment.integration import integrate, time_grid
+from normflows_injective.flows.integration import integrate, time_grid
 
 # --- when to stop --------------------------------------------------------------------------------
 

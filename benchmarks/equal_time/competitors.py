@@ -1,55 +1,19 @@
-"""The models that the tabular example compares, and the loop that trains them."""
+"""Parts of the models that are compared: bases, latent splines, components, a VAE."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol
 
 import normflows as nf
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 import normflows_injective as nfi
 
-__all__ = [
-    "FittedAffine",
-    "GaussianVAE",
-    "TrainingPlan",
-    "autoencoder_model",
-    "free_form_model",
-    "normal",
-    "pca_model",
-    "spline_block",
-    "train",
-    "two_step_model",
-]
+__all__ = ["FittedAffine", "GaussianVAE", "normal", "pca_model", "spline_block"]
 
 # Latents are near standard normal under the loss: four deviations hold all but one in 10^4.
 TAIL_BOUND = 4.0
-
-
-class Trainable(Protocol):
-    """A model of normflows or of this package, as the loop needs it."""
-
-    def forward_kld(self, x: Tensor) -> Tensor:
-        """Loss of data (B, D), 0-dimensional."""
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """Parameters to train."""
-
-    def train(self, mode: bool = True) -> Any:
-        """Switch training mode."""
-
-
-class TrainingPlan(NamedTuple):
-    """Number of steps, batch size, peak learning rate and gradient bound of all models."""
-
-    steps: int
-    batch_size: int = 512
-    learning_rate: float = 1e-3
-    max_grad_norm: float = 1.0
 
 
 class FittedAffine(nf.flows.Flow):
@@ -152,66 +116,3 @@ def pca_model(data: Tensor, latent_dim: int) -> nfi.InjectiveNormalizingFlow:
         injection.bias.copy_(data.mean(0))
         gaussian = FittedAffine(injection.encode(data))
     return nfi.InjectiveNormalizingFlow(normal(latent_dim), [gaussian, injection])
-
-
-def free_form_model(
-    data_dim: int,
-    latent_dim: int,
-    likelihood: nfi.SurrogateLikelihood,
-    latent_block: list[nf.flows.Flow] | None = None,
-) -> nfi.InjectiveNormalizingFlow:
-    """Free-form injective flow of two perceptrons, with an optional latent block."""
-    injection = nfi.flows.FreeFormInjection(*nfi.nets.mlp_autoencoder(data_dim, latent_dim))
-    return nfi.InjectiveNormalizingFlow(
-        normal(latent_dim), [*(latent_block or []), injection], likelihood
-    )
-
-
-def autoencoder_model(
-    data: Tensor, latent_dim: int, plan: TrainingPlan, name: str
-) -> nfi.InjectiveNormalizingFlow:
-    """Train for reconstruction alone, then fit a Gaussian to the latents of data (N, D)."""
-    reconstruction_only = nfi.SurrogateLikelihood(beta=1.0, warmup_steps=(plan.steps, plan.steps))
-    model = free_form_model(data.shape[1], latent_dim, reconstruction_only)
-    train(model, data, plan, name)
-    with torch.no_grad():
-        gaussian = FittedAffine(model.encode(data))
-    return nfi.InjectiveNormalizingFlow(normal(latent_dim), [gaussian, *model.flows])
-
-
-def two_step_model(
-    data: Tensor, latent_dim: int, plan: TrainingPlan, name: str
-) -> nfi.InjectiveNormalizingFlow:
-    """Half of the steps for an autoencoder, half for a spline flow on its frozen latents."""
-    half = plan._replace(steps=plan.steps // 2)
-    autoencoder = autoencoder_model(data, latent_dim, half, f"{name}, autoencoder")
-    with torch.no_grad():
-        latents = autoencoder.inverse(data)
-    latent_flow = nf.NormalizingFlow(normal(latent_dim), spline_block(latent_dim))
-    train(latent_flow, latents, half, f"{name}, latent flow")
-    return nfi.InjectiveNormalizingFlow(
-        normal(latent_dim), [*latent_flow.flows, *autoencoder.flows]
-    )
-
-
-def train(model: Trainable, data: Tensor, plan: TrainingPlan, name: str) -> None:
-    """Train any model that has ``forward_kld`` with the loop of normflows, in place."""
-    optimizer = torch.optim.Adam(model.parameters(), lr=plan.learning_rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, plan.learning_rate, plan.steps)
-    batches = _batches(data, plan.batch_size)
-    model.train()
-    for _ in tqdm(range(plan.steps), desc=name, mininterval=5.0):
-        loss = model.forward_kld(next(batches))
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), plan.max_grad_norm)
-        optimizer.step()
-        schedule.step()
-    model.train(False)
-
-
-def _batches(data: Tensor, size: int) -> Iterator[Tensor]:
-    """Batches of shuffled rows without end, a new order for every pass over the data."""
-    while True:
-        order = torch.randperm(len(data))
-        yield from (data[rows] for rows in order.split(size) if len(rows) == size)

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ...checks import check_count, describe, is_number
-from ...errors import OptionError
+from ..checks import check_count, describe, is_number
+from ..errors import OptionError
 
 Rate = Callable[[Tensor, float], Tensor]
 Times = int | Sequence[float] | Tensor

@@ -1,4 +1,4 @@
-"""Read the tables of the tabular example from .npz files."""
+"""Read tables from .npz files."""
 
 from __future__ import annotations
 
