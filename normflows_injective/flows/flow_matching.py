@@ -12,12 +12,12 @@ moves :math:`p_t` along (continuity equation), and minimises the loss
 
 **Split of a joint training.** The loss is no likelihood, and its gradient with respect to the
 codes does not improve one: codes that shrink to a point make it small. So the layer learns on
-detached codes, and hands them to the base as they are. Encoder and decoder then see the plain base,
-under which they are a free-form injective flow of their own, whose codes tend to a standard normal.
-That is right as long as the base can nearly be met: the codes come close to it, and the field,
-which starts from it, has little left to learn. It is not where no change of coordinates makes the
-density of the manifold normal (parts that are apart, holes): there the base pulls codes together
-that are better kept apart, and the weight beta of the reconstruction decides how far.
+detached codes, and hands them to the base as they are. Encoder and decoder then see the plain
+base, under which they are a free-form injective flow of their own, whose codes tend to a standard
+normal. That is right as long as the base can nearly be met: the codes come close to it, and the
+field, which starts from it, has little left to learn. It is not where no change of coordinates
+makes the density of the manifold normal (parts that are apart, holes): there the base pulls codes
+together that are better kept apart, and the weight beta of the reconstruction decides how far.
 """
 
 from __future__ import annotations
@@ -109,6 +109,7 @@ class FlowMatching(LayerWithLoss):
         self.dim, self.shape = dim, (dim,)
         self.net: Any = SmoothMLP(dim + 1, dim, hidden, context_dim) if net is None else net
         self.takes_context, self.needs_context = takes_context(self.net), needs_context(self.net)
+        self.hidden, self.context_dim = tuple(hidden), context_dim
         self.steps, self.solver = steps, solver
         self.divergence, self.num_probes = divergence, num_probes
 

@@ -31,14 +31,14 @@ class MeanLoss(nn.Module):
 
     Args:
         function: Data (B, *) and context to losses (B,).
-        modules: What the function calls, whose parameters are trained.
+        parts: Modules that the function calls, whose parameters are trained.
     """
 
     def __init__(
-        self, function: Callable[[Tensor, Tensor | None], Tensor], modules: Iterable[nn.Module]
+        self, function: Callable[[Tensor, Tensor | None], Tensor], parts: Iterable[nn.Module]
     ) -> None:
         super().__init__()
-        self.function, self.parts = function, nn.ModuleList(modules)
+        self.function, self.parts = function, nn.ModuleList(parts)
 
     def forward(
         self, x: Tensor, context: Tensor | None = None, weights: Tensor | None = None

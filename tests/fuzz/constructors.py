@@ -165,6 +165,16 @@ BUILDERS: dict[str, Call] = {
     ),
     "SphereChart": building(flows.SphereChart, dim=3, kind="cot", off_manifold="reject"),
     "SphereLinear": building(flows.SphereLinear, dim=3, rotate=False, off_manifold="reject"),
+    "FlowMatching": building(
+        flows.FlowMatching,
+        dim=2,
+        hidden=(4,),
+        context_dim=1,
+        steps=2,
+        solver="rk4",
+        divergence="exact",
+        num_probes=2,
+    ),
     "Standardise": building(flows.Standardise, shape=(2, 2, 2)),
     "Standardise.fit": building(
         flows.Standardise.fit,

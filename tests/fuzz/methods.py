@@ -134,6 +134,7 @@ def _of_assignment() -> dict[str, Call]:
     path = Fresh(assignment_path, "anything")
     layer = functools.partial(assignment.AssignmentLayer, assignment_field(), steps=2)
     counts = Fresh(lambda: torch.tensor([[2.0], [3.0]]))
+    matching = functools.partial(flows.FlowMatching, 2, hidden=(4,), steps=2)
 
     def masked_field() -> nn.Module:
         net = nets.fields.DenseField(2, 3, (8,), missing=True)
@@ -156,6 +157,13 @@ def _of_assignment() -> dict[str, Call]:
         "AssignmentLayer.transport": method(
             layer, "transport", "m", m=normal(4), times=Fresh(lambda: [0.0, 0.5, 1.0])
         ),
+        "FlowMatching.matching_loss": method(matching, "matching_loss", "x", x=normal(2)),
+        "FlowMatching.density_error": method(matching, "density_error", "x", x=normal(2)),
+        "FlowMatching.steps_for": method(matching, "steps_for", "x", x=normal(2), tolerance=0.1),
+        "FlowMatching.velocity": method(
+            matching, "velocity", "y", y=normal(2), t=Fresh(lambda: torch.rand(ROWS, 1))
+        ),
+        "FlowMatching.training_inverse": method(matching, "training_inverse", "x", x=normal(2)),
         "FiniteHorizon.draw_times": method(assignment.FiniteHorizon, "draw_times", num=3, like=v),
         "Simplices.coordinate_mask": method(simplices, "coordinate_mask", "mask", mask=mask),
         "Simplices.corner_norms": method(simplices, "corner_norms", like=v),

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 import normflows_injective as nfi
+from normflows_injective.training.losses import MeanLoss
 from support.registry import GAUGES, LAYERS
 
 DISTRIBUTIONS = nfi.distributions
@@ -62,6 +63,8 @@ OTHERS: dict[str, Callable[[], nn.Module]] = {
     "simplex_of_orthant": lambda: nfi.flows.SimplexFromOrthant(3),
     "linear_plus": lambda: nfi.nets.LinearPlusMLP(4, 2, (8,)),
     "loss": lambda: nfi.ForwardKLD(_flow()),
+    "mean_loss": lambda: MeanLoss(lambda x, context: x.sum(1), [nn.Linear(2, 2)]),
+    "flow_matching": lambda: nfi.flows.FlowMatching(2, hidden=(4,), context_dim=1),
 }
 
 
