@@ -62,7 +62,8 @@ class FlowMatching(LayerWithLoss):
         dim: Number of coordinates :math:`d`.
         net: Network of rows (B, d + 1), coordinates and then the time, and of a context if it
             takes one, to velocities (B, d). By default a
-            :class:`~normflows_injective.nets.SmoothMLP`.
+            :class:`~normflows_injective.nets.SmoothMLP` whose last layer starts at zero, so that
+            the layer starts as the identity.
         hidden: Widths of the default network.
         context_dim: Number of context features of the default network; 0 for none.
         steps: Number of steps. It may be set later.
@@ -107,7 +108,7 @@ class FlowMatching(LayerWithLoss):
         check_choice(solver, SOLVERS, "solver")
         check_choice(divergence, ("exact", "hutchinson"), "divergence")
         self.dim, self.shape = dim, (dim,)
-        self.net: Any = SmoothMLP(dim + 1, dim, hidden, context_dim) if net is None else net
+        self.net: Any = _network_at_rest(dim, hidden, context_dim) if net is None else net
         self.takes_context, self.needs_context = takes_context(self.net), needs_context(self.net)
         self.hidden, self.context_dim = tuple(hidden), context_dim
         self.steps, self.solver = steps, solver
@@ -253,3 +254,10 @@ class FlowMatching(LayerWithLoss):
         with differentiable_attention():
             state = integrate(rate, state, times, self.solver)
         return state[:, :dim], state[:, dim]
+
+
+def _network_at_rest(dim: int, hidden: Sequence[int], context_dim: int) -> SmoothMLP:
+    net = SmoothMLP(dim + 1, dim, hidden, context_dim)
+    for parameter in net.layers[-1].parameters():
+        nn.init.zeros_(parameter)
+    return net

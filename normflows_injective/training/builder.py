@@ -20,6 +20,8 @@ from ..nets.pairs import Autoencoder, conv_autoencoder
 from ..nets.principal import principal_autoencoder
 from .rows import read_rows
 
+# With fewer rows couplings over-fit, and their held-out densities fall behind.
+_FEW_ROWS = 2000
 # Bounds of affine couplings: with wider ones a few samples in a thousand lie far outside the data.
 _MAX_LOG_SCALE = 1.0
 # Couplings next to the base that are splines, of eight bins on [-5, 5].
@@ -33,7 +35,7 @@ def injective_flow(
     *,
     context_dim: int = 0,
     hidden: Sequence[int] = (256, 256),
-    latent_density: str = "couplings",
+    latent_density: str | None = None,
     num_couplings: int = 8,
     transform: str | Sequence[str] = "none",
 ) -> InjectiveNormalizingFlow:
@@ -43,11 +45,11 @@ def injective_flow(
 
     The units :math:`T` are a :class:`~normflows_injective.flows.Standardise` fitted to the data;
     :math:`g` is the decoder of a pair that starts as the principal components of the rows, or for
-    images of convolutional networks; the latent density :math:`h` is a stack of couplings, two
-    splines next to the base and then affine ones, with linear maps between them, or for one
-    dimension a spline, after a ``Standardise`` which ``fit`` gives the scale of the codes. It
-    composes these and does nothing else: train it by ``nfi.training.fit``, or in a loop of your
-    own.
+    images of convolutional networks. The latent density :math:`h` ends with a ``Standardise``, to
+    which ``fit`` gives the scale of the codes. Before it stand couplings, two splines next to the
+    base and then affine ones, with linear maps between them, or for one dimension a spline; for
+    few rows a flow of matching. It composes these and does nothing else: train it by
+    ``nfi.training.fit``, or in a loop of your own.
 
     Args:
         data: Rows (N, D), or images (N, C, H, W): a tensor, an array or a data frame, to which the
@@ -56,7 +58,8 @@ def injective_flow(
         context_dim: Number of context features; 0 for none.
         hidden: Hidden widths of the encoder of rows, reversed in the decoder.
         latent_density: ``"couplings"``, or ``"matching"`` for a
-            :class:`~normflows_injective.flows.FlowMatching`.
+            :class:`~normflows_injective.flows.FlowMatching`, which over-fits less and takes longer
+            to evaluate; None takes it for fewer than 2,000 rows.
         num_couplings: Number of couplings in the latent density.
         transform: Of the columns, see :meth:`~normflows_injective.flows.Standardise.fit`.
 
@@ -87,13 +90,14 @@ def injective_flow(
             f"latent_dim must be less than the {x[0].numel()} dimensions of the data, got "
             f"{latent_dim}. Take fewer, or nf.NormalizingFlow."
         )
+    kind = latent_density or ("matching" if len(x) < _FEW_ROWS else "couplings")
     units = Standardise.fit(
         x.double(), transform=transform, names=None if names is None else [*map(str, names)]
     )
     inner = units.inverse(x.double())[0]
     injection = FreeFormInjection(*_networks(inner, latent_dim, context_dim, hidden))
     latent_block = [
-        *_latent_block(latent_density, latent_dim, num_couplings, context_dim),
+        *_latent_block(kind, latent_dim, num_couplings, context_dim),
         Standardise(latent_dim),
     ]
     q0 = nf.distributions.DiagGaussian(latent_dim, trainable=False)

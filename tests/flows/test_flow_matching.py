@@ -44,7 +44,16 @@ def gaussian(**options):
 def curved(dim=3, **options):
     """A layer whose field is far from linear, without training."""
     manual_seed(3)
-    return FlowMatching(dim, hidden=(16, 16), **options).double()
+    layer = FlowMatching(dim, hidden=(16, 16), **options).double()
+    layer.net.layers[-1].reset_parameters()
+    return layer
+
+
+def test_it_starts_as_the_identity():
+    z = torch.randn(4, 3)
+    x, log_det = FlowMatching(3)(z)
+    assert torch.equal(x, z)
+    assert torch.equal(log_det, torch.zeros(4))
 
 
 def test_a_normal_law_is_reached_by_its_own_field():

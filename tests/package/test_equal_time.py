@@ -356,8 +356,9 @@ def test_runs_are_kept_and_make_the_tables_of_a_page(bench, tmp_path, monkeypatc
         monkeypatch.setattr("sys.argv", arguments)
         bench.report.main()
     text = page.read_text()
-    assert text.count("| PCA + Gaussian") == 5
-    assert "0.1 s, all rows: synthetic, 5 to 2: costs" in text
+    # Three comparisons, the scores, detection of three kinds, and costs.
+    assert text.count("| PCA + Gaussian") == 8
+    assert "0.1 s, all rows: costs, synthetic" in text
     assert (tmp_path / "docs" / "figures" / "equal_time.png").is_file()
 
 
