@@ -115,13 +115,17 @@ def test_the_class_conditional_example_of_the_page_on_stacking():
 @pytest.mark.slow
 def test_the_examples_of_the_page_on_training(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    whole, loop, dimension, units, own, files = blocks("docs/training.md")
+    whole, loop, density, dimension, units, own, files = blocks("docs/training.md")
     exec(whole.replace("print(result)", "str(result)"), of_fit := {})
     assert of_fit["samples"].shape == (10, 20)
     exec(loop, of_loop := {})
     assert of_loop["score"].isfinite()
     parts = {name: of_loop[name] for name in ("model", "optimizer")}
     assert nfi.training.load_state("run.safetensors", **parts) == {"step": 99}
+    exec(density, of_density := {})
+    layer, codes = of_density["density"], of_density["model"].encode(of_density["x"]).detach()
+    assert float(layer.density_error(codes).max()) <= 0.01
+    assert of_density["log_q"].isfinite().all()
     exec(dimension.replace("dim(x)", "dim(x, num_steps=20)"), of_dimension := {})
     assert of_dimension["dimension"].recommended == (2, 4)
     exec(units, of_units := {})
