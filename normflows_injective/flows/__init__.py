@@ -9,6 +9,7 @@ from .composite import InjectiveComposite
 from .flow_matching import FlowMatching
 from .free_form import FreeFormInjection
 from .injection import Injection
+from .latent_blocks import latent_block
 from .linear_injection import LinearInjection, Pad
 from .shapes import Reshape
 from .standardise import Standardise
@@ -43,6 +44,7 @@ __all__ = [
     "coupling",
     "gauges",
     "kernel",
+    "latent_block",
     "mixer",
     "star_like_flow",
     "volume_preserving",

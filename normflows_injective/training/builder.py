@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import normflows as nf
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..checks import check_choice, checks_arguments
+from ..checks import checks_arguments
 from ..errors import NotInjectiveError, ShapeError
-from ..flows.coupling import Affine, Autoregressive, LULinear, NetworkCoupling, Spline
-from ..flows.flow_matching import FlowMatching
 from ..flows.free_form import FreeFormInjection
+from ..flows.latent_blocks import latent_block as latent_block_of
 from ..flows.standardise import Standardise
 from ..models.injective import InjectiveNormalizingFlow
 from ..models.surrogate_likelihood import SurrogateLikelihood
@@ -22,10 +21,6 @@ from .rows import read_rows
 
 # With fewer rows couplings over-fit, and their held-out densities fall behind.
 _FEW_ROWS = 2000
-# Bounds of affine couplings: with wider ones a few samples in a thousand lie far outside the data.
-_MAX_LOG_SCALE = 1.0
-# Couplings next to the base that are splines, of eight bins on [-5, 5].
-_NUM_SPLINES, _NUM_BINS, _BOUND = 2, 8, 5.0
 
 
 @checks_arguments
@@ -46,10 +41,9 @@ def injective_flow(
     The units :math:`T` are a :class:`~normflows_injective.flows.Standardise` fitted to the data;
     :math:`g` is the decoder of a pair that starts as the principal components of the rows, or for
     images of convolutional networks. The latent density :math:`h` ends with a ``Standardise``, to
-    which ``fit`` gives the scale of the codes. Before it stand couplings, two splines next to the
-    base and then affine ones, with linear maps between them, or for one dimension a spline; for
-    few rows a flow of matching. It composes these and does nothing else: train it by
-    ``nfi.training.fit``, or in a loop of your own.
+    which ``fit`` gives the scale of the codes; before it stands a
+    :func:`~normflows_injective.flows.latent_block`. The function composes these and does nothing
+    else: train the model by ``nfi.training.fit``, or in a loop of your own.
 
     Args:
         data: Rows (N, D), or images (N, C, H, W): a tensor, an array or a data frame, to which the
@@ -57,9 +51,8 @@ def injective_flow(
         latent_dim: Number of latent dimensions :math:`d`, see ``nfi.diagnostics``.
         context_dim: Number of context features; 0 for none.
         hidden: Hidden widths of the encoder of rows, reversed in the decoder.
-        latent_density: ``"couplings"``, or ``"matching"`` for a
-            :class:`~normflows_injective.flows.FlowMatching`, which over-fits less and takes longer
-            to evaluate; None takes it for fewer than 2,000 rows.
+        latent_density: Kind of :func:`~normflows_injective.flows.latent_block`; None takes
+            ``"mixed"`` couplings, and ``"matching"`` for fewer than 2,000 rows.
         num_couplings: Number of couplings in the latent density.
         transform: Of the columns, see :meth:`~normflows_injective.flows.Standardise.fit`.
 
@@ -90,14 +83,14 @@ def injective_flow(
             f"latent_dim must be less than the {x[0].numel()} dimensions of the data, got "
             f"{latent_dim}. Take fewer, or nf.NormalizingFlow."
         )
-    kind = latent_density or ("matching" if len(x) < _FEW_ROWS else "couplings")
+    kind = latent_density or ("matching" if len(x) < _FEW_ROWS else "mixed")
     units = Standardise.fit(
         x.double(), transform=transform, names=None if names is None else [*map(str, names)]
     )
     inner = units.inverse(x.double())[0]
     injection = FreeFormInjection(*_networks(inner, latent_dim, context_dim, hidden))
     latent_block = [
-        *_latent_block(kind, latent_dim, num_couplings, context_dim),
+        *latent_block_of(latent_dim, kind, num_layers=num_couplings, context_dim=context_dim),
         Standardise(latent_dim),
     ]
     q0 = nf.distributions.DiagGaussian(latent_dim, trainable=False)
@@ -120,27 +113,3 @@ def _networks(x: Tensor, latent_dim: int, context_dim: int, hidden: Sequence[int
     num_stages = max(1, (min(shape[1:]) // 4).bit_length())
     channels = [32 * 2**stage for stage in range(num_stages)]
     return conv_autoencoder(shape, latent_dim, channels, context_dim)
-
-
-def _latent_block(
-    kind: str, dim: int, num_couplings: int, context_dim: int
-) -> list[nf.flows.Flow]:
-    check_choice(kind, ("couplings", "matching"), "latent_density")
-    if kind == "matching":
-        return [FlowMatching(dim, context_dim=context_dim)]
-    if dim == 1:
-        # A coupling needs a coordinate to keep.
-        return [Autoregressive(1, Spline(), context_dim=context_dim), LULinear(1)]
-    block: list[nf.flows.Flow] = []
-    for index in range(num_couplings):
-        is_spline = index < _NUM_SPLINES
-        coupling = NetworkCoupling(
-            dim,
-            Spline(_NUM_BINS, _BOUND) if is_spline else Affine(_MAX_LOG_SCALE),
-            hidden=(128, 128),
-            context_dim=context_dim,
-            reverse=bool(index % 2),
-            activation=nn.SiLU,
-        )
-        block += [coupling, LULinear(dim)]
-    return block

@@ -199,7 +199,7 @@ LIMITS = {
     "diagnostics": 24,
     "distributions": 6,
     "errors": 22,
-    "flows": 20,
+    "flows": 21,
     "flows.assignment": 13,
     "flows.coupling": 12,
     "flows.gauges": 11,

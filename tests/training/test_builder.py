@@ -72,13 +72,13 @@ def test_the_scale_of_the_codes_goes_into_the_layer_next_to_the_injection():
     assert 0.5 < float(codes.std(0).min()) < float(codes.std(0).max()) < 2
 
 
-@pytest.mark.parametrize("latent_density", ["couplings", "matching"])
+@pytest.mark.parametrize("latent_density", ["mixed", "matching"])
 @pytest.mark.parametrize("latent_dim", [1, 3])
 def test_every_number_of_dimensions_has_a_density(latent_dim, latent_density):
     x = surface(100)
     model = injective_flow(x, latent_dim, latent_density=latent_density, num_couplings=2)
     phases = [phase.name for phase in fit(model, x, steps=10).phases]
-    joint = ["joint"] if latent_density == "couplings" else []
+    joint = ["joint"] if latent_density == "mixed" else []
     assert phases == ["reconstruction", "latent density", *joint]
     assert model.log_prob(x).isfinite().all()
 
@@ -86,8 +86,8 @@ def test_every_number_of_dimensions_has_a_density(latent_dim, latent_density):
 def test_few_rows_get_the_density_that_does_not_overfit():
     kinds = [type(injective_flow(surface(n), 2).flows[0]) for n in (1999, 2000)]
     assert kinds == [nfi.flows.FlowMatching, NetworkCoupling]
-    with pytest.raises(nfi.errors.OptionError, match="latent_density must be one of"):
-        injective_flow(surface(50), 2, latent_density="spline")
+    with pytest.raises(nfi.errors.OptionError, match="kind must be one of"):
+        injective_flow(surface(50), 2, latent_density="bent")
 
 
 def test_images_are_served_by_convolutions():
