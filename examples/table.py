@@ -2,11 +2,12 @@
 
     python examples/table.py [FILE.csv] [--latent-dim 3] [--seconds 30] [--out out]
 
-The file has one row per sample, with names of columns in its first line or without. Columns that
-hold no numbers are left out, and rows with gaps, and both are said. Without a file the script
-takes the 30 measurements of cell nuclei of 569 patients that scikit-learn ships. It prints what
-the columns are like, how the training went, how good the model is and which held-out rows are
-unusual, and writes samples, the scores of all rows and two figures.
+The file has one row per sample, with names of columns in its first line or without; values are
+separated by commas, semicolons or tabs. Columns that hold no numbers are left out, and rows with
+gaps, and both are said. Without a file the script takes the 30 measurements of cell nuclei of 569
+patients that scikit-learn ships. It prints what the columns are like, how the training went, how
+good the model is and which held-out rows are unusual, and writes samples, the scores of all rows
+and two figures.
 """
 
 from __future__ import annotations
@@ -15,23 +16,16 @@ import argparse
 import csv
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
+from support.csv_tables import Table, read_table
 from torch import Tensor
 
 import normflows_injective as nfi
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-class Table(NamedTuple):
-    """Names of the columns of numbers, their complete rows (N, D), and what was left out."""
-
-    names: list[str]
-    rows: Tensor
-    remarks: list[str]
 
 
 def main() -> None:
@@ -66,41 +60,6 @@ def read_nuclei() -> Table:
     return Table([*map(str, nuclei.feature_names)], torch.as_tensor(nuclei.data), [])
 
 
-def read_table(path: Path) -> Table:
-    """Read a file of comma-separated values."""
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        lines = [line for line in csv.reader(file) if line]
-    if not lines:
-        raise SystemExit(f"{path} is empty.")
-    has_names = not any(_is_number(cell) for cell in lines[0])
-    names = lines[0] if has_names else [f"column {i}" for i in range(len(lines[0]))]
-    lines = lines[has_names:]
-    remarks = []
-    numeric = [
-        i
-        for i in range(len(names))
-        if any(_is_number(line[i]) for line in lines if i < len(line))
-        and all(_is_number(line[i]) or not line[i].strip() for line in lines if i < len(line))
-    ]
-    if len(numeric) < len(names):
-        left_out = [name for i, name in enumerate(names) if i not in numeric]
-        remarks.append(f"Left out, because they hold no numbers: {', '.join(left_out)}.")
-    complete = [
-        [float(line[i]) for i in numeric]
-        for line in lines
-        if all(i < len(line) and line[i].strip() for i in numeric)
-    ]
-    if len(complete) < len(lines):
-        remarks.append(f"Left out, because they have gaps: {len(lines) - len(complete)} rows.")
-    if len(numeric) < 2 or len(complete) < 20:
-        raise SystemExit(
-            f"{path} has {len(numeric)} columns of numbers and {len(complete)} complete rows. An "
-            "injective flow needs two columns and twenty rows at least."
-        )
-    rows = torch.tensor(complete, dtype=torch.float64)
-    return Table([names[i] for i in numeric], rows, remarks)
-
-
 @torch.no_grad()
 def write_results(
     model: nfi.InjectiveNormalizingFlow, table: Table, held_out: Tensor, folder: Path
@@ -117,9 +76,7 @@ def write_results(
     _write(folder / "scores.csv", {"held out": is_held_out, **per_row})
     units = model.flows[-1]
     residual = units.inverse(x)[0] - units.inverse(model.project(x))[0]
-    print(
-        f"The most unusual of {len(held_out)} held-out rows, by their distance from the manifold"
-    )
+    print(f"Most unusual of {len(held_out)} held-out rows, by their distance from the manifold")
     print(f"{'row':>8}{'distance':>10}{'p-value':>9}  columns that are farthest off")
     order = scores.reconstruction_error[held_out].argsort(descending=True)
     for row in held_out[order][:5].tolist():
@@ -170,14 +127,6 @@ def _write(path: Path, columns: dict[str, Tensor]) -> None:
         writer = csv.writer(file)
         writer.writerow(columns)
         writer.writerows(zip(*(values.tolist() for values in columns.values()), strict=True))
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
 
 
 def _options() -> argparse.Namespace:
