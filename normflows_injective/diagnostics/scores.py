@@ -84,7 +84,12 @@ class Scores:
             f"Scores of {len(self.log_prob)} rows, {self.num_reference} reference rows",
             *quantile_lines([(n, getattr(self, n)) for n in _PER_ROW], width=24, digits=4),
         ]
-        if self.num_reference:
+        if 0 < self.num_reference < 19:
+            lines.append(
+                f"{self.num_reference} reference rows give no p-value below "
+                f"{1 / (1 + self.num_reference):.2g}: too few to find rows at 0.05."
+            )
+        elif self.num_reference:
             few = int((self.p_value <= 0.05).sum())
             lines.append(
                 f"{few} rows have a p-value of at most 0.05; of rows like the reference "

@@ -128,6 +128,9 @@ def _is_undertrained(evidence: Evidence) -> bool:
     if not evidence.knows_components:
         return False
     linear = evidence.linear_share(evidence.latent_dim)
+    # Components fitted to n rows miss less of these than of others, by this ratio for noise.
+    used, rows = evidence.latent_dim + 1, evidence.num_rows
+    linear *= (rows + used) / (rows - used)
     return evidence.share > max(WORSE_RATIO * linear, linear + WORSE_SHARE)
 
 

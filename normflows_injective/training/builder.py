@@ -60,7 +60,8 @@ def injective_flow(
         The model, untrained, in the default dtype.
 
     Raises:
-        NotInjectiveError: If there are as many latent dimensions as columns.
+        NotInjectiveError: If there are as many latent dimensions as columns, or if all rows are
+            the same.
         ShapeError: If data are neither rows nor images.
         NonFiniteError: If data are not finite.
 
@@ -82,6 +83,10 @@ def injective_flow(
         raise NotInjectiveError(
             f"latent_dim must be less than the {x[0].numel()} dimensions of the data, got "
             f"{latent_dim}. Take fewer, or nf.NormalizingFlow."
+        )
+    if bool((x == x[:1]).all()):
+        raise NotInjectiveError(
+            "All rows of data are the same, so there is nothing to model. Look how they were read."
         )
     kind = latent_density or ("matching" if len(x) < _FEW_ROWS else "mixed")
     units = Standardise.fit(

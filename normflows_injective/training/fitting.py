@@ -16,10 +16,11 @@ from ..errors import OptionError
 from ..models.assignment import AssignmentFlow
 from ..models.parts import dtype_of
 from .clock import Clock
+from .held_out import digest, split, warn_of_rounding
 from .phases import Phase, phases_of
 from .processes import Processes
 from .result import Check, TrainingResult
-from .rows import Rows, read_rows
+from .rows import read_rows
 from .run import Options, Run
 from .state import read_tree, write_tree
 
@@ -68,7 +69,8 @@ def fit(
             place, on its device. Modes of its modules are as before when training ends.
         data: Data (N, *): a tensor, an array, a data frame, or a loader, which is read once.
         steps: Number of steps in all. They are shared out by what they cost.
-        seconds: Processor seconds of this process, in place of ``steps``.
+        seconds: Processor seconds of this process, in place of ``steps``. On a busy machine they
+            take longer by the clock, with many threads they are over sooner.
         context: One row (N, *) for each of the data.
         weights: Weights (N,) of the data in the loss.
         validation: Part of the rows that is held out, or data (M, *) to judge by, or a pair of
@@ -81,9 +83,9 @@ def fit(
             such as ``torch.compile`` or ``accelerator.prepare``. It is called once a phase.
         autocast: Half precision in which networks run, such as ``torch.bfloat16``.
         checkpoint: File in which the state of training is kept, replaced at every look. If it
-            exists, training goes on from it; with a budget in steps the result is then the one
-            of a training that never stopped, to the last bit. Of several processes rank 0 writes
-            it, and the others go on with new batches.
+            exists, training goes on from it, or is not done again if it was done; with a budget in
+            steps the result is the one of a training that never stopped, to the last bit. Of
+            several processes rank 0 writes it, and the others go on with new batches.
         callback: Function that is called with every :class:`Check`.
         progress: Whether a progress bar is shown; by default only in a terminal.
         seed: Of the order of rows, and of the choice of those that are held out. Probes and
@@ -92,11 +94,15 @@ def fit(
     Returns:
         :class:`TrainingResult`.
 
+    Warns:
+        NumericalWarning: If the model's dtype keeps less than two digits of a column.
+
     Raises:
         OptionError: If there is no budget or two, or an option is out of range.
         ShapeError: If there are too few rows, or context and weights are not one for each.
         NonFiniteError: If data are not finite, or training diverges again and again.
-        CheckpointError: If the checkpoint is of another model, or cannot be read or written.
+        CheckpointError: If the checkpoint is of another model, of other data or options, or
+            cannot be read or written.
 
     References:
         Derived in ``training/phases.py``.
@@ -118,7 +124,8 @@ def fit(
         check_positive(learning_rate, "learning_rate")
     like = _example(model)
     labels, processes = isinstance(model, AssignmentFlow), Processes(like.device)
-    parts = _split(read_rows(data, context, weights), validation, seed)
+    parts = split(read_rows(data, context, weights), validation, seed)
+    warn_of_rounding(parts[0].x, like)
     phases = phases_of(model, *(processes.share(rows).to(like, labels) for rows in parts))
     clock = _clock(phases, steps, seconds)
     state = None if checkpoint is None or not os.path.exists(checkpoint) else read_tree(checkpoint)
@@ -145,6 +152,15 @@ def fit(
         learning_rate=learning_rate,
         weight_decay=weight_decay,
         seed=seed,
+        identity={
+            "the data": digest(parts),
+            "steps": steps,
+            "seconds": seconds,
+            "batch_size": batch_size,
+            "learning_rate": learning_rate,
+            "weight_decay": weight_decay,
+            "seed": seed,
+        },
         wrap=wrap or (lambda module: module),
         autocast=lambda: (
             nullcontext() if autocast is None else torch.autocast(like.device.type, autocast)
@@ -176,19 +192,3 @@ def _example(model: nn.Module) -> Tensor:
     tensors = [*model.parameters(), *model.buffers()]
     device = tensors[0].device if tensors else torch.device("cpu")
     return torch.empty(0, dtype=dtype_of(modules, []), device=device)
-
-
-def _split(rows: Rows, validation: Any, seed: int) -> tuple[Rows, Rows]:
-    """Rows to train on, and rows that are held out."""
-    if isinstance(validation, (tuple, list)):
-        return rows, read_rows(*validation)
-    if validation is not None and not isinstance(validation, (int, float)):
-        return rows, read_rows(validation)
-    share = max(0.1, min(0.25, 50 / rows.count)) if validation is None else validation
-    if not 0 < share < 1:
-        raise OptionError(
-            f"validation must be a part of the rows between 0 and 1, or data, got {validation}."
-        )
-    order = torch.randperm(rows.count, generator=torch.Generator().manual_seed(seed))
-    held = min(max(1, round(share * rows.count)), rows.count - 1)
-    return rows.take(order[held:]), rows.take(order[:held])

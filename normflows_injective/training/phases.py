@@ -272,7 +272,7 @@ def _has_own_loss(model: Any) -> bool:
 def beta_of(stack: Stack, rows: Rows, floor: float) -> float:
     r"""Weight :math:`3 (D - d) / 2r` of the reconstruction, from its floor :math:`r`."""
     # A manifold that holds the data exactly would make the weight infinite.
-    variance = float(rows.x.flatten(1).var(0).sum())
+    variance = float(rows.x.flatten(1).var(0, correction=0).sum())
     least = 1e-6 * variance if variance > 0 else 1.0
     return _TIGHTNESS * codimension(stack, rows) / (2 * max(floor, least))
 

@@ -64,6 +64,8 @@ class TrainingResult:
                 f"{phase.name:16}{phase.steps:>8}{phase.seconds:>9.1f}{phase.before:>12.5g}"
                 f"{phase.after:>12.5g}{note}"
             )
+        if not all(phase.is_kept for phase in self.phases):
+            lines.append("undone: no better on held-out rows, so the weights before were kept")
         if self.floor is not None and self.beta is not None and not math.isnan(self.beta):
             lines.append(f"reconstruction floor {self.floor:.4g}, beta {self.beta:.3g}")
         return "\n".join(lines)

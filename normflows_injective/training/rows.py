@@ -6,12 +6,17 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..checks import check_finite, check_same_rows
 from ..checks.tensors import check_dense
 from ..errors import DtypeError, ShapeError
+from ..models.loss_terms import mean_loss
+
+_REMEDY = "Turn categories into numbers, fill gaps, or leave these columns out."
 
 
 @dataclass(frozen=True)
@@ -75,22 +80,45 @@ def read_rows(data: Any, context: Any = None, weights: Any = None) -> Rows:
     check_same_rows(data=x, **others)
     for name, tensor in {"data": x, **others}.items():
         check_finite(tensor, name, "Drop or fill these rows before training.")
-    return Rows(x, others.get("context"), others.get("weights"))
+    rows = Rows(x, others.get("context"), others.get("weights"))
+    if rows.weights is not None:
+        # By the check of the losses, before a phase begins.
+        mean_loss(torch.zeros(rows.count), rows.weights)
+    return rows
 
 
 def tensor_of(values: Any, name: str) -> Tensor:
     """The tensor of a tensor, an array or a data frame of numbers."""
+    columns = getattr(values, "columns", None)
     if hasattr(values, "to_numpy"):
         values = values.to_numpy()
+    if isinstance(values, np.ndarray):
+        values = _plain_array(values, name, columns)
     try:
         tensor = torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError) as error:
         raise DtypeError(
-            f"{name} must hold numbers, got {type(values).__name__} ({error}). Turn categories "
-            "into numbers, or leave their columns out."
+            f"{name} must hold numbers, got {type(values).__name__} ({error}). {_REMEDY}"
         ) from error
     check_dense(tensor, name)
     return tensor.detach()
+
+
+def _plain_array(values: NDArray[Any], name: str, columns: Any) -> NDArray[Any]:
+    """An array of numbers that a tensor may share, also of a frame with columns of many types."""
+    if values.dtype != object:
+        return values if values.flags.writeable else values.copy()
+    parts = values.T if values.ndim == 2 else [values]
+    numbers = []
+    for index, part in enumerate(parts):
+        try:
+            numbers.append(part.astype(np.float64))
+        except (TypeError, ValueError) as error:
+            label = index if columns is None else columns[index]
+            raise DtypeError(
+                f"{name} must hold numbers, but column {label} does not ({error}). {_REMEDY}"
+            ) from error
+    return np.stack(numbers, -1) if values.ndim == 2 else numbers[0]
 
 
 def _to(tensor: Tensor | None, like: Tensor) -> Tensor | None:

@@ -25,12 +25,16 @@ _MAX_NORM = 1.0
 
 
 class Options(NamedTuple):
-    """Options of a run, and the functions that it calls."""
+    """Options of a run, and the functions that it calls.
+
+    A checkpoint is gone on from if its ``identity``, of data and options, is the same.
+    """
 
     batch_size: int
     learning_rate: float | None
     weight_decay: float
     seed: int
+    identity: dict[str, Any]
     wrap: Callable[[nn.Module], nn.Module]
     autocast: Callable[[], AbstractContextManager[Any]]
     callback: Callable[[Check], object]
@@ -190,6 +194,7 @@ class Run:
 
     def _state(self, current: Progress | None) -> dict[str, Any]:
         return {
+            "of": self.options.identity,
             "model": self.model.state_dict(),
             "beta": self._beta(),
             "floor": self.floor,
@@ -203,11 +208,24 @@ class Run:
     def _restore(self, state: dict[str, Any]) -> dict[str, Any] | None:
         try:
             self.model.load_state_dict(state["model"])
-        except (KeyError, TypeError, RuntimeError) as error:
+            others = {
+                name: (there, state["of"].get(name))
+                for name, there in self.options.identity.items()
+                if there != state["of"].get(name)
+            }
+        except (KeyError, TypeError, RuntimeError, AttributeError) as error:
+            lines = str(error).splitlines()
             raise CheckpointError(
-                f"The checkpoint does not hold a training of this model: {error} Build the model "
-                "as it was, or give another path."
+                "The checkpoint does not hold a training of this model: "
+                f"{lines[min(1, len(lines) - 1)].strip()} Build the model as it was, or give "
+                "another path."
             ) from error
+        if others:
+            name, (here, there) = next(iter(others.items()))
+            raise CheckpointError(
+                f"The checkpoint holds another training: {name} is {here} here and {there} in the "
+                "file. Go on with the same data and options, or give another path."
+            )
         if state["beta"] is not None:
             self.model.likelihood.beta = state["beta"]
         self.floor, self.clock.left = state["floor"], state["left"]

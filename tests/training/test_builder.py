@@ -131,3 +131,8 @@ def test_what_cannot_be_built_is_refused_by_name():
         injective_flow(torch.rand(20, 3, 4), 2)
     with pytest.raises(nfi.errors.NonFiniteError):
         injective_flow(x * torch.nan, 2)
+
+
+def test_a_table_of_one_row_repeated_is_refused():
+    with pytest.raises(nfi.errors.NotInjectiveError, match="All rows of data are the same"):
+        injective_flow(torch.ones(50, 4), 2)

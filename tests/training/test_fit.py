@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from functools import partial
 
 import normflows as nf
@@ -270,3 +271,75 @@ def test_held_out_rows_are_judged_by_their_weights():
     weights = (x[:, 0] < 500).float()
     result = fit(injective(), x, weights=weights, steps=20)
     assert result.phases[0].before < 100
+
+
+def test_copies_of_a_row_are_on_one_side():
+    """Else the held-out score would be that of rows that were trained on."""
+    x = surface(50).repeat_interleave(8, 0)[torch.randperm(400)]
+    seen = []
+
+    class Recorder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(()))
+
+        def forward_kld(self, x):
+            seen.append((self.training, x.clone()))
+            return (self.weight - 1) ** 2
+
+    fit(Recorder(), x, steps=4)
+    trained = torch.cat([rows for is_training, rows in seen if is_training]).unique(dim=0)
+    held_out = torch.cat([rows for is_training, rows in seen if not is_training]).unique(dim=0)
+    assert len(held_out) + len(trained) <= 50
+    assert len(torch.cat([held_out, trained]).unique(dim=0)) == len(held_out) + len(trained)
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"data": 2 * surface(60)}, "the data is"),
+        ({"steps": 8}, "steps is 8 here and 6 in the file"),
+        ({"batch_size": 16}, "batch_size is 16 here and 256"),
+    ],
+)
+def test_a_checkpoint_of_other_data_or_options_is_refused(tmp_path, changed, says):
+    path = tmp_path / "run.safetensors"
+    options = {"data": surface(60), "steps": 6, "checkpoint": path}
+    fit(injective(), **options)
+    with pytest.raises(nfi.errors.CheckpointError, match=says):
+        fit(injective(), **{**options, **changed})
+
+
+class Typed(Frame):
+    """A data frame with columns of several types."""
+
+    def __init__(self, values, columns):
+        super().__init__(values)
+        self.columns = columns
+
+
+def test_frames_of_several_types():
+    x = surface(60)
+    values = np.concatenate([x.numpy().astype(object), np.array([[True], [False]] * 30)], 1)
+    names = ["a", "b", "c", "d", "e", "f"]
+    model = nfi.injective_flow(Typed(values, names), 2)
+    assert model.flows[-1].columns[5].name == "f"
+    values[3, 1] = "two"
+    with pytest.raises(nfi.errors.DtypeError, match="but column b does not"):
+        nfi.injective_flow(Typed(values, names), 2)
+
+
+def test_weights_are_checked_before_training():
+    with pytest.raises(nfi.errors.OptionError, match="a sum above zero"):
+        fit(injective(), surface(20), weights=np.zeros(20), steps=5)
+
+
+def test_a_column_far_from_zero_is_warned_of():
+    x = surface(60).double()
+    x[:, 2] += 1e8
+    model = nfi.injective_flow(x, 2)
+    with pytest.warns(nfi.errors.NumericalWarning, match="1 columns of data .* Column 2 has"):
+        fit(model, x, steps=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit(nfi.injective_flow(x, 2).double(), x, steps=3)

@@ -143,7 +143,9 @@ def test_an_end_that_is_better_by_chance_is_undone(margin, is_kept):
     rows = Rows(torch.randn(10, 1))
     phase = Tossed(model, rows, rows)
     phase.margin = margin
-    options = Options(5, None, 0.0, 0, lambda m: m, nullcontext, lambda c: None, lambda t: None)
+    options = Options(
+        5, None, 0.0, 0, {}, lambda m: m, nullcontext, lambda c: None, lambda t: None
+    )
     run = Run(model, [phase], Clock(20, is_time=False), Processes(torch.device("cpu")), options)
     (result,) = run.complete().phases
     assert result.is_kept is is_kept
