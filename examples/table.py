@@ -31,6 +31,14 @@ if TYPE_CHECKING:
 def main() -> None:
     """Read a table, train on it, and write what came out."""
     options = _options()
+    try:
+        run(options)
+    except nfi.errors.InjectiveFlowError as error:
+        raise SystemExit(str(error)) from error
+
+
+def run(options: argparse.Namespace) -> None:
+    """The same, with the errors of the package."""
     torch.manual_seed(options.seed)
     table = read_nuclei() if options.file is None else read_table(options.file)
     for remark in table.remarks:
@@ -43,7 +51,7 @@ def main() -> None:
         suggestion = nfi.diagnostics.suggest_latent_dim(x[trained])
         print(suggestion, end="\n\n")
         latent_dim = min(suggestion.recommended[1], x.shape[1] - 1)
-    model = nfi.injective_flow(x[trained], latent_dim)
+    model = nfi.injective_flow(x[trained], latent_dim, transform="auto")
     print(nfi.training.fit(model, x[trained], seconds=options.seconds), end="\n\n")
     model.eval()
     print(nfi.diagnostics.injectivity_report(model, x[held_out][:500]), end="\n\n")
@@ -57,7 +65,8 @@ def read_nuclei() -> Table:
     except ImportError as error:
         raise SystemExit("Give a file, or install scikit-learn for its example.") from error
     nuclei = load_breast_cancer()
-    return Table([*map(str, nuclei.feature_names)], torch.as_tensor(nuclei.data), [])
+    rows = torch.as_tensor(nuclei.data)
+    return Table([*map(str, nuclei.feature_names)], rows, 1 + torch.arange(len(rows)), [])
 
 
 @torch.no_grad()
@@ -70,27 +79,29 @@ def write_results(
     samples, log_q = model.sample(1000)
     assert log_q is not None
     _write(folder / "samples.csv", {**_columns(table.names, samples), "log density": log_q})
-    scores = nfi.score(model, x, reference=x[held_out])
+    reference = x[held_out]
+    scores = nfi.score(model, x, reference=reference)
     is_held_out = torch.zeros(len(x)).index_fill(0, held_out, 1.0)
     per_row = {name: torch.as_tensor(values) for name, values in scores.to_dict().items()}
-    _write(folder / "scores.csv", {"held out": is_held_out, **per_row})
+    _write(folder / "scores.csv", {"line": table.lines, "held out": is_held_out.long(), **per_row})
     units = model.flows[-1]
     residual = units.inverse(x)[0] - units.inverse(model.project(x))[0]
     print(f"Most unusual of {len(held_out)} held-out rows, by their distance from the manifold")
-    print(f"{'row':>8}{'distance':>10}{'p-value':>9}  columns that are farthest off")
+    print(f"{'line':>8}{'distance':>10}{'p-value':>9}  columns that are farthest off")
     order = scores.reconstruction_error[held_out].argsort(descending=True)
     for row in held_out[order][:5].tolist():
         columns = residual[row].abs().argsort(descending=True)[:3].tolist()
         print(
-            f"{row:>8}{scores.reconstruction_error[row].sqrt():>10.3g}{scores.p_value[row]:>9.3f}"
-            f"  {', '.join(table.names[column] for column in columns)}"
+            f"{int(table.lines[row]):>8}{scores.reconstruction_error[row].sqrt():>10.3g}"
+            f"{scores.p_value[row]:>9.3f}  {', '.join(table.names[i] for i in columns)}"
         )
     files = ["samples.csv", "scores.csv"]
     if find_spec("matplotlib") is not None:
-        draw(units.inverse(x)[0], units.inverse(samples)[0], residual, table.names).savefig(
-            folder / "table.png", dpi=150
-        )
-        scores.plot().savefig(folder / "scores.png", dpi=150)
+        places = units.inverse(x)[0], units.inverse(samples)[0]
+        draw(*places, residual[held_out], table.names).savefig(folder / "table.png", dpi=150)
+        # On training rows distances are smaller, and p-values mean nothing.
+        figure = nfi.score(model, reference, reference=reference).plot()
+        figure.savefig(folder / "scores.png", dpi=150)
         files += ["table.png", "scores.png"]
     print(f"\nWritten to {folder}: {', '.join(files)}.")
 
@@ -98,23 +109,27 @@ def write_results(
 def draw(x: Tensor, samples: Tensor, residual: Tensor, names: list[str]) -> Figure:
     """Draw data and samples along two principal components, and what is lost of each column.
 
-    Data (N, D), samples (M, D) and residuals (N, D) are in standardised coordinates.
+    Data (N, D), samples (M, D) and residuals (n, D) are in standardised coordinates.
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 5), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure = Figure(figsize=(14, 5), layout="constrained")
+    panels = figure.subplots(1, 3)
     mean = x.mean(0)
     _, _, directions = torch.linalg.svd(x - mean, full_matrices=False)
-    for rows, label in ((x, "data"), (samples, "samples")):
-        plane = ((rows - mean) @ directions[:2].T).numpy()
-        left.scatter(plane[:, 0], plane[:, 1], s=6, alpha=0.5, label=label)
-    left.set(xlabel="first principal component", ylabel="second principal component")
-    left.legend()
+    for panel, rows, title in zip(panels, (x, samples), ("data", "samples"), strict=False):
+        plane = ((rows[: len(x)] - mean) @ directions[:2].T).numpy()
+        panel.scatter(plane[:, 0], plane[:, 1], s=6, alpha=0.5)
+        panel.set(xlabel="first principal component", title=f"{len(plane)} rows of {title}")
+    panels[0].set(ylabel="second principal component")
+    panels[1].sharex(panels[0])
+    panels[1].sharey(panels[0])
     lost = residual.square().mean(0) / x.var(0).clamp(min=1e-12)
     most = lost.argsort(descending=True)[:20].flip(0)
-    right.barh([names[column] for column in most.tolist()], lost[most].numpy())
-    right.set(xlabel="part of the variance that the manifold loses", xlim=(0, None))
+    panels[2].barh([names[column] for column in most.tolist()], lost[most].numpy())
+    panels[2].set(
+        xlabel="part of the variance that the manifold loses, held-out rows", xlim=(0, None)
+    )
     return figure
 
 

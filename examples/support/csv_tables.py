@@ -19,10 +19,18 @@ MIN_ROWS = 20
 
 
 class Table(NamedTuple):
-    """Names of the columns of numbers, their complete rows (N, D), and what was left out."""
+    """The columns of numbers of a file.
+
+    Attributes:
+        names: Their names.
+        rows: Complete rows (N, D).
+        lines: Numbers of the lines (N,) of the file in which these rows stand, from 1.
+        remarks: What was left out, in words.
+    """
 
     names: list[str]
     rows: Tensor
+    lines: Tensor
     remarks: list[str]
 
 
@@ -32,9 +40,10 @@ def read_table(path: Path) -> Table:
     Values are separated by commas, semicolons, tabs or bars, whichever the first line has most of.
     Numbers may have a decimal comma where it separates nothing.
     """
-    lines = _lines(path)
-    width = max(map(len, lines))
-    lines = [line + [""] * (width - len(line)) for line in lines]
+    numbered = _lines(path)
+    width = max(len(line) for _, line in numbered)
+    places = [place for place, _ in numbered]
+    lines = [line + [""] * (width - len(line)) for _, line in numbered]
     rows = [[_value(cell) for cell in line] for line in lines]
     # A word above numbers is a name, also where other names are numbers, such as years.
     has_names = any(
@@ -42,7 +51,7 @@ def read_table(path: Path) -> Table:
         for index in range(width)
     )
     heads = lines[0] if has_names else [f"column {index}" for index in range(width)]
-    rows = rows[has_names:]
+    rows, places = rows[has_names:], places[has_names:]
     numeric = [
         index
         for index in range(width)
@@ -54,7 +63,9 @@ def read_table(path: Path) -> Table:
         left_out = [heads[index] for index in range(width) if index not in numeric]
         remarks.append(f"Left out, because they hold no numbers: {', '.join(left_out)}.")
     numbers = [[row[index] or 0.0 for index in numeric] for row in rows]
-    complete = [row for row in numbers if all(map(math.isfinite, row))]
+    whole = [all(map(math.isfinite, row)) for row in numbers]
+    complete = [row for row, is_whole in zip(numbers, whole, strict=True) if is_whole]
+    kept = [place for place, is_whole in zip(places, whole, strict=True) if is_whole]
     if len(complete) < len(rows):
         remarks.append(f"Left out, because they have gaps: {len(rows) - len(complete)} rows.")
     if len(numeric) < 2 or len(complete) < MIN_ROWS:
@@ -63,10 +74,11 @@ def read_table(path: Path) -> Table:
             "injective flow needs two columns and twenty rows at least."
         )
     names = _different([heads[index].strip() or f"column {index}" for index in numeric])
-    return Table(names, torch.tensor(complete, dtype=torch.float64), remarks)
+    return Table(names, torch.tensor(complete, dtype=torch.float64), torch.tensor(kept), remarks)
 
 
-def _lines(path: Path) -> list[list[str]]:
+def _lines(path: Path) -> list[tuple[int, list[str]]]:
+    """Numbers and cells of the lines that are not empty."""
     if not path.is_file():
         raise SystemExit(f"There is no file {path}.")
     content = path.read_bytes()
@@ -77,7 +89,8 @@ def _lines(path: Path) -> list[list[str]]:
         text = content.decode("cp1252", errors="replace")
     first = text.partition("\n")[0]
     separator = max(SEPARATORS, key=first.count)
-    lines = [line for line in csv.reader(text.splitlines(), delimiter=separator) if any(line)]
+    reader = csv.reader(text.splitlines(), delimiter=separator)
+    lines = [(reader.line_num, line) for line in reader if any(line)]
     if not lines:
         raise SystemExit(f"{path} is empty.")
     return lines

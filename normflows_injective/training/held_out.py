@@ -50,8 +50,9 @@ def warn_of_rounding(x: Tensor, like: Tensor) -> None:
         warnings.warn(
             f"{len(columns)} columns of data lie so far from zero that {like.dtype} keeps less "
             f"than two digits of their differences. Column {first} has values up to "
-            f"{float(flat[:, first].abs().max()):.3g}, which differ by "
-            f"{float(spread[first]):.3g}. Subtract the offset in float64, or train model.double().",
+            f"{float(flat[:, first].abs().max()):.3g}, which differ "
+            f"by {float(spread[first]):.3g}. Subtract the offset in float64, or train "
+            "model.double().",
             NumericalWarning,
             stacklevel=level_of_caller(),
         )

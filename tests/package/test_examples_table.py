@@ -53,6 +53,8 @@ def test_words_gaps_and_names_that_repeat(tables, tmp_path):
     table = tables.read_table(write(tmp_path / "t.csv", lines))
     assert table.names == ["a", "a (2)", "column 3"]
     assert len(table.rows) == len(numbers) - 4
+    # The first line has names, and lines count from 1.
+    assert table.lines.tolist() == [n for n in range(2, 42) if n not in (4, 6, 8, 10)]
     assert table.remarks == [
         "Left out, because they hold no numbers: who.",
         "Left out, because they have gaps: 4 rows.",
@@ -98,8 +100,8 @@ def test_a_brief_run_writes_samples_scores_and_figures(tmp_path):
     assert len(samples) == 1000
     with (tmp_path / "scores.csv").open() as file:
         head, *scores = csv.reader(file)
-    assert head[:2] == ["held out", "log_prob"]
-    assert len(scores) == 80
-    assert sum(float(row[0]) for row in scores) == 16
+    assert head[:3] == ["line", "held out", "log_prob"]
+    assert [int(row[0]) for row in scores] == [*range(2, 82)]
+    assert sum(int(row[1]) for row in scores) == 16
     for name in ("table.png", "scores.png"):
         assert (tmp_path / name).stat().st_size > 10_000
