@@ -80,7 +80,7 @@ class Phase(ABC):
         patience: Part of its budget without a better score after which the rate is halved.
         max_held_out: Number of held-out rows for each look.
         max_at_ends: Number of them at the ends of the phase, where it is decided what is kept.
-        margin: Standard errors by which the end must be better than the beginning.
+        margin: Standard errors by which rows must be better at the end than at the beginning.
     """
 
     name: ClassVar[str]
@@ -91,7 +91,7 @@ class Phase(ABC):
     patience: ClassVar[float] = 0.15
     max_held_out: ClassVar[int] = _HELD_OUT
     max_at_ends: ClassVar[int] = _HELD_OUT
-    margin: ClassVar[float] = 0.0
+    margin: ClassVar[float] = -math.inf
     module: Any
 
     def __init__(self, model: Any, rows: Rows, held_out: Rows) -> None:
@@ -153,7 +153,7 @@ class Reconstruction(Phase):
     share = 0.5
     rate = 8e-3
     # Networks may start as principal components, which few rows do not improve.
-    margin = 2.0
+    margin = 1.5
 
     def begin(self) -> None:
         """Let layers after the injection take their first data."""

@@ -44,14 +44,23 @@ class Processes:
         self.average([values])
         return values.tolist()
 
-    def standard_error(self, values: Tensor) -> float:
-        """Standard error of the mean of numbers (N,) in all processes; zero for none."""
-        if len(values) == 0:
-            return 0.0
-        moments = (float(len(values)), float(values.sum()), float(values.square().sum()))
-        count, total, squares = (self.count * mean for mean in self.mean(*moments))
-        variance = max(0.0, squares / count - (total / count) ** 2)
-        return math.sqrt(variance / max(1.0, count - 1))
+    def errors_above_zero(self, values: Tensor) -> float:
+        r"""How many standard errors numbers (N,) of all processes lie above zero.
+
+        .. math:: \max\Big(\frac{\bar v}{s / \sqrt N},\; \frac{2 k - N}{\sqrt N}\Big)
+
+        of their mean, and of the number :math:`k` of those above zero, which a few large ones do
+        not decide. It is infinite for none.
+        """
+        sums = (float(len(values)), float(values.sum()), float(values.square().sum()))
+        above = float((values > 0).sum()) + 0.5 * float((values == 0).sum())
+        count, total, squares, above = (self.count * mean for mean in self.mean(*sums, above))
+        if count == 0:
+            return math.inf
+        mean = total / count
+        variance = max(0.0, squares / count - mean**2) / max(1.0, count - 1)
+        by_mean = mean / math.sqrt(variance) if variance > 0 else math.inf * (mean > 0 or -1)
+        return max(by_mean, (2 * above - count) / math.sqrt(count))
 
     def average(self, tensors: Iterable[Tensor]) -> None:
         """Replace tensors by their means over all processes."""

@@ -150,15 +150,15 @@ class Run:
         """Take the last weights or the best averages, or those from before the phase.
 
         The best of many scores is better than the one before by chance already. Where the state
-        before is good, it has to be better by a number of standard errors of the difference.
+        before is good, rows have to be better by a number of standard errors.
         """
         candidates = []
         for weights in (current.best, current.copies()):
             write(current.parameters, weights)
             candidates.append((self._score(phase, phase.max_at_ends), weights))
         score, taken = min(candidates, key=lambda candidate: candidate[0].value)
-        error = self.processes.standard_error(score.rows - current.rows_before)
-        is_kept = score.value < current.before - phase.margin * error
+        clear = self.processes.errors_above_zero(current.rows_before - score.rows)
+        is_kept = score.value < current.before and clear >= phase.margin
         after = score.value if is_kept else current.before
         write(current.parameters, taken if is_kept else current.initial)
         # A wrapper that reduces gradients must not see those of the next phase.

@@ -135,7 +135,7 @@ class Tossed(Phase):
         return Score(float(rows.mean()), rows=rows)
 
 
-@pytest.mark.parametrize(("margin", "is_kept"), [(0.0, True), (0.05, True), (2.0, False)])
+@pytest.mark.parametrize(("margin", "is_kept"), [(-math.inf, True), (0.05, True), (2.0, False)])
 def test_an_end_that_is_better_by_chance_is_undone(margin, is_kept):
     """The mean moves by .01, and its standard error over 100 rows is .1."""
     model = nn.Linear(1, 1)
@@ -153,8 +153,14 @@ def test_an_end_that_is_better_by_chance_is_undone(margin, is_kept):
     assert result.after == (pytest.approx(-0.01) if is_kept else 0)
 
 
-def test_the_standard_error_of_a_mean():
-    values = torch.randn(50, **DOUBLE)
-    one = Processes(torch.device("cpu"))
-    assert one.standard_error(values) == pytest.approx(float(values.std()) / 50**0.5)
-    assert one.standard_error(values[:0]) == 0
+def test_how_clearly_numbers_are_above_zero():
+    values, one = torch.randn(50, **DOUBLE) + 0.5, Processes(torch.device("cpu"))
+    by_mean = float(values.mean() / values.std()) * 50**0.5
+    by_sign = (2 * int((values > 0).sum()) - 50) / 50**0.5
+    assert one.errors_above_zero(values) == pytest.approx(max(by_mean, by_sign))
+    # One that is far off decides the mean, and not the signs.
+    values[0] = -1e6
+    assert one.errors_above_zero(values) > by_sign - 0.3
+    assert one.errors_above_zero(values[:0]) == math.inf
+    assert one.errors_above_zero(torch.ones(3)) == math.inf
+    assert one.errors_above_zero(-torch.ones(3)) < 0
