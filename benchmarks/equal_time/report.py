@@ -248,7 +248,8 @@ CONDITIONS = (
     "are clipped at norm 1, the optimiser is Adam. Encoder and decoder are perceptrons 256-256 "
     "with SiLU, or `conv_autoencoder` for images; those of one seed start from the same weights "
     "in all methods and see the batches in the same order. Entries are means over seeds ± their "
-    "standard errors. Scores are of test rows, choices of validation rows."
+    "standard errors. Scores are of test rows, choices of validation rows. Two runs at a time went "
+    "on two cores."
 )
 NOTES = (
     "*rows*: the splits are fixed, units those of all training and validation rows. power_26days "
@@ -274,7 +275,8 @@ NOTES = (
     "nats of the standardised units.",
     "*tube*: (D - d)/2 log(reconstruction / (D - d)) + NLL, the negative log-likelihood of a "
     "Gaussian tube of the best width around the manifold, without its constant (D - d)/2 log(2 pi "
-    "e).",
+    "e). It means nothing where the manifold is thinner than the tube along some direction, as "
+    "after a collapse: where NLL and reconstruction part from those of the others.",
     "*detection*: areas under the ROC curve by squared error, NLL, and squared error over twice "
     "the variance of the tube (of validation rows) plus NLL. *permuted*: each column of the test "
     f"rows in an order of its own; *shifted cell*: one cell of each row moved by {SHIFT:g} "
