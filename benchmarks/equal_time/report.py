@@ -248,8 +248,8 @@ CONDITIONS = (
     "are clipped at norm 1, the optimiser is Adam. Encoder and decoder are perceptrons 256-256 "
     "with SiLU, or `conv_autoencoder` for images; those of one seed start from the same weights "
     "in all methods and see the batches in the same order. Entries are means over seeds ± their "
-    "standard errors. Scores are of test rows, choices of validation rows. Two runs at a time went "
-    "on two cores."
+    "standard errors. Scores are of test rows, choices of validation rows. Two runs at a time "
+    "went on two cores."
 )
 NOTES = (
     "*rows*: the splits are fixed, units those of all training and validation rows. power_26days "
