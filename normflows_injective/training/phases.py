@@ -80,6 +80,8 @@ class Phase(ABC):
         patience: Part of its budget without a better score after which the rate is halved.
         max_held_out: Number of held-out rows for each look.
         max_at_ends: Number of them at the ends of the phase, where it is decided what is kept.
+        num_epochs: Passes through the rows after which the held-out score is taken in any case, so
+            that weights of few rows are not over-fitted before the first look.
         margin: Standard errors by which rows must be better at the end than at the beginning.
     """
 
@@ -91,6 +93,7 @@ class Phase(ABC):
     patience: ClassVar[float] = 0.15
     max_held_out: ClassVar[int] = _HELD_OUT
     max_at_ends: ClassVar[int] = _HELD_OUT
+    num_epochs: ClassVar[float] = math.inf
     margin: ClassVar[float] = -math.inf
     module: Any
 
@@ -152,6 +155,7 @@ class Reconstruction(Phase):
     name = "reconstruction"
     share = 0.5
     rate = 8e-3
+    num_epochs = 5.0
     # Networks may start as principal components, which few rows do not improve.
     margin = 1.5
 
@@ -181,7 +185,7 @@ class LatentDensity(Phase):
 
     name = "latent density"
     share = 0.35
-    cost = 1.5
+    cost = 3.0
     rate = 6e-3
 
     def begin(self) -> None:
@@ -216,7 +220,7 @@ class Joint(Phase):
 
     name = "joint"
     share = 0.15
-    cost = 4.0
+    cost = 5.5
     rate = 1e-3
     # Weights that leave a converged state are worse before they are better.
     patience = 1.0

@@ -22,6 +22,7 @@ from .state import set_random_states
 _RISE = 0.05
 _AVERAGED_EVERY = 4
 _MAX_NORM = 1.0
+_LEAST_STEPS = 20
 
 
 class Options(NamedTuple):
@@ -88,11 +89,14 @@ class Run:
         shares = sum(other.share for other in self.phases[len(self.results) :])
         self.clock.begin(phase.share / shares, current.spent)
         losses: list[float] = []
+        most_steps = self._most_steps(phase)
         while (progress := self._progress(phase, current)) < 1 and not current.is_over(
             phase.patience
         ):
             losses.append(self._step(phase, current, progress))
             progress = self._progress(phase, current)
+            if current.step % most_steps == 0:
+                self._judge(phase, current, progress)
             if progress >= min(1.0, (current.num_checks + 1) / phase.num_checks):
                 self._check(phase, current, progress, losses)
                 losses.clear()
@@ -129,15 +133,25 @@ class Run:
             current.averages.update()
         return mean
 
-    def _check(
-        self, phase: Phase, current: Progress, progress: float, losses: list[float]
-    ) -> None:
-        """Judge the averaged weights, and tell of it."""
+    def _most_steps(self, phase: Phase) -> float:
+        """Steps between two scores at most, the same in all processes."""
+        (rows,) = self.processes.mean(phase.rows.count)
+        return max(_LEAST_STEPS, phase.num_epochs * math.ceil(rows / self.options.batch_size))
+
+    def _judge(self, phase: Phase, current: Progress, progress: float) -> Score:
+        """The held-out score of the averaged weights, which are kept if they are the best."""
         with current.averages.applied():
             score = self._score(phase)
             if score.value < current.best_score:
                 current.best_score, current.best_at = score.value, progress
                 current.best = current.copies()
+        return score
+
+    def _check(
+        self, phase: Phase, current: Progress, progress: float, losses: list[float]
+    ) -> None:
+        """Judge the averaged weights, and tell of it."""
+        score = self._judge(phase, current, progress)
         current.checked_at = progress
         current.num_checks = int(progress * phase.num_checks + 1e-9)
         current.spent = self.clock.spent(current.step, phase.cost)

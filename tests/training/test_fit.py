@@ -343,3 +343,13 @@ def test_a_column_far_from_zero_is_warned_of():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fit(nfi.injective_flow(x, 2).double(), x, steps=3)
+
+
+def test_few_rows_are_not_over_fitted_before_the_first_look():
+    """In a long training of few rows the first of 25 looks comes after hundreds of epochs."""
+    x = surface(60)
+    model = nfi.injective_flow(x, 2)
+    result = fit(model, x[:40], steps=3000, validation=x[40:], batch_size=40)
+    first = result.phases[0]
+    looks = [check.score for check in result.history if check.phase == "reconstruction"]
+    assert first.after < min(looks)
