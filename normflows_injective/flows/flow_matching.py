@@ -151,10 +151,10 @@ class FlowMatching(LayerWithLoss):
         check_event_shape(x, self.shape, "x")
         noise = torch.randn_like(x)
         t = torch.rand(x.shape[0], 1, dtype=x.dtype, device=x.device)
-        velocity = self.velocity((1 - t) * noise + t * x, t, context)
+        velocity = self._velocity((1 - t) * noise + t * x, t, context)
         return (velocity - (x - noise)).square().sum(1)
 
-    def velocity(self, y: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
+    def _velocity(self, y: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
         """Velocities (B, d) at points (B, d) and times (B, 1)."""
         value: Tensor = self.net(torch.cat([y, t], 1), **context_arguments(self.net, context))
         check_event_shape(value, self.shape, "the velocity that net returns")
@@ -181,6 +181,7 @@ class FlowMatching(LayerWithLoss):
             Richardson extrapolation; Hairer, Nørsett, Wanner, Solving ordinary differential
             equations I, section II.4.
         """
+        check_event_shape(x, self.shape, "x")
         return self._density_error(x, context, check_count(self.steps, "steps"))
 
     @torch.no_grad()
@@ -198,6 +199,7 @@ class FlowMatching(LayerWithLoss):
         Raises:
             OptionError: If the tolerance is not positive.
         """
+        check_event_shape(x, self.shape, "x")
         check_positive(tolerance, "tolerance")
         steps = 1
         while steps < _MAX_STEPS:
@@ -230,7 +232,7 @@ class FlowMatching(LayerWithLoss):
         check_event_shape(y, self.shape, "z")
 
         def rate(point: Tensor, t: float) -> Tensor:
-            return self.velocity(point, point.new_full((len(point), 1), t), context)
+            return self._velocity(point, point.new_full((len(point), 1), t), context)
 
         return integrate(rate, y, times, self.solver)
 
@@ -246,7 +248,7 @@ class FlowMatching(LayerWithLoss):
             if self.divergence == "hutchinson" and self.num_probes < dim:
                 probes = draw_probes("rademacher", self.num_probes, point)
             velocity, trace = trace_of_jacobian(
-                lambda p: self.velocity(p, p.new_full((len(p), 1), t), context), point, probes
+                lambda p: self._velocity(p, p.new_full((len(p), 1), t), context), point, probes
             )
             return torch.cat([velocity, trace.mean(1, keepdim=True)], 1)
 

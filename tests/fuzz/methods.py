@@ -160,9 +160,6 @@ def _of_assignment() -> dict[str, Call]:
         "FlowMatching.matching_loss": method(matching, "matching_loss", "x", x=normal(2)),
         "FlowMatching.density_error": method(matching, "density_error", "x", x=normal(2)),
         "FlowMatching.steps_for": method(matching, "steps_for", "x", x=normal(2), tolerance=0.1),
-        "FlowMatching.velocity": method(
-            matching, "velocity", "y", y=normal(2), t=Fresh(lambda: torch.rand(ROWS, 1))
-        ),
         "FlowMatching.training_inverse": method(matching, "training_inverse", "x", x=normal(2)),
         "FiniteHorizon.draw_times": method(assignment.FiniteHorizon, "draw_times", num=3, like=v),
         "Simplices.coordinate_mask": method(simplices, "coordinate_mask", "mask", mask=mask),
