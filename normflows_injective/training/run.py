@@ -256,4 +256,5 @@ class Run:
             set_random_states(state["random"])
         else:
             current.order = current.order[:0]
-            self.generator.manual_seed(self.options.seed + self.processes.rank + current.step)
+            seed = self.options.seed + self.processes.rank + current.step
+            self.generator = torch.Generator().manual_seed(seed)

@@ -165,6 +165,9 @@ BUILDERS: dict[str, Call] = {
     ),
     "SphereChart": building(flows.SphereChart, dim=3, kind="cot", off_manifold="reject"),
     "SphereLinear": building(flows.SphereLinear, dim=3, rotate=False, off_manifold="reject"),
+    "latent_block": building(
+        flows.latent_block, dim=3, kind="mixed", num_layers=2, hidden=(4,), context_dim=1
+    ),
     "FlowMatching": building(
         flows.FlowMatching,
         dim=2,
