@@ -34,7 +34,7 @@ from ..checks import check_choice, check_count, check_event_shape, check_positiv
 from ..host.context import context_arguments, needs_context, takes_context
 from ..nets.mlp import SmoothMLP
 from ..volume.probes import draw_probes
-from .integration import ORDERS, SOLVERS, integrate
+from .integration import ORDERS, SOLVERS, integrate, time_grid
 from .layer import LayerWithLoss
 
 _MAX_STEPS = 1024
@@ -116,19 +116,19 @@ class FlowMatching(LayerWithLoss):
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Latents (B, d) to data (B, d), with the log-det (B,) in nats."""
-        return self._carry(z, context, self._times(self.steps))
+        return self._carry(z, context, time_grid(self.steps, 1.0))
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data (B, d) to latents (B, d), with the log-det (B,) in nats."""
-        return self._carry(x, context, self._times(self.steps)[::-1])
+        return self._carry(x, context, time_grid(self.steps, 1.0)[::-1])
 
     def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Latents (B, d) to data (B, d), without the log-det, which costs most."""
-        return self._move(z, context, self._times(self.steps))
+        return self._move(z, context, time_grid(self.steps, 1.0))
 
     def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Data (B, d) to latents (B, d), without the log-det."""
-        return self._move(x, context, self._times(self.steps)[::-1])
+        return self._move(x, context, time_grid(self.steps, 1.0)[::-1])
 
     def training_inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The data (B, d) themselves, with minus the loss (B,) of their detached copy."""
@@ -219,14 +219,10 @@ class FlowMatching(LayerWithLoss):
     def _density_error(self, x: Tensor, context: Tensor | None, steps: int) -> Tensor:
         densities = []
         for count in (steps, 2 * steps):
-            z, log_det = self._carry(x, context, self._times(count)[::-1])
+            z, log_det = self._carry(x, context, time_grid(count, 1.0)[::-1])
             densities.append(log_det - 0.5 * z.square().sum(1))
         factor = 2 ** ORDERS[self.solver]
         return (densities[0] - densities[1]).abs() * factor / (factor - 1)
-
-    def _times(self, steps: int) -> list[float]:
-        count = check_count(steps, "steps")
-        return [k / count for k in range(count + 1)]
 
     def _move(self, y: Tensor, context: Tensor | None, times: Sequence[float]) -> Tensor:
         check_event_shape(y, self.shape, "z")

@@ -81,14 +81,11 @@ def training_inverse(
 
     Layers with a loss of their own give minus that loss in place of a log-det.
     """
-    x, log_det = x.clone(), x.new_zeros(x.shape[0])
-    for flow in reversed(list(flows)):
-        if isinstance(flow, LayerWithLoss):
-            x, own = call_layer(flow, "training_inverse", x, context)
-        else:
-            x, own = summed_inverse([flow], x, context)
-        log_det = log_det + own
-    return x, log_det
+    return summed_inverse(flows, x, context, _training_method)
+
+
+def _training_method(flow: nf.flows.Flow) -> str:
+    return "training_inverse" if isinstance(flow, LayerWithLoss) else "inverse"
 
 
 class Passes(NamedTuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import normflows as nf
@@ -40,12 +40,18 @@ def summed_forward(
 
 
 def summed_inverse(
-    flows: Flows, z: Tensor, context: Tensor | None = None
+    flows: Flows,
+    z: Tensor,
+    context: Tensor | None = None,
+    method_of: Callable[[nf.flows.Flow], str] = lambda flow: "inverse",
 ) -> tuple[Tensor, Tensor]:
-    """Send latents (B, *) back through bijective flows, with the sum (B,) of their log-dets."""
+    """Send latents (B, *) back through bijective flows, with the sum (B,) of their log-dets.
+
+    ``method_of`` names the method of a layer that does it.
+    """
     z, log_det = z.clone(), z.new_zeros(z.shape[0])
     for flow in reversed(list(flows)):
-        z, flow_log_det = call_layer(flow, "inverse", z, context)
+        z, flow_log_det = call_layer(flow, method_of(flow), z, context)
         log_det = log_det + _one_each(flow_log_det, log_det, flow)
     return z, log_det
 

@@ -1,4 +1,4 @@
-"""Data before a training: the rows that are held out, and what is remarkable about all of them."""
+"""Data before a training: the choice of the rows that are held out, and checks of all of them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..checks.wording import level_of_caller
 from ..errors import NumericalWarning, OptionError
+from ..flows.standardise.columns import copies_of_rows
 from .rows import Rows, read_rows
 
 _DOUBLE = torch.float64
@@ -59,7 +60,7 @@ def warn_of_rounding(x: Tensor, like: Tensor) -> None:
 
 
 def digest(parts: Sequence[Rows]) -> str:
-    """Words that tell data from others: shapes and mean squares."""
+    """Words that tell data from others: shapes and norms."""
     tensors = [t for rows in parts for t in (rows.x, rows.context, rows.weights) if t is not None]
     shapes = " and ".join(str(tuple(rows.x.shape)) for rows in parts)
     norms = [
@@ -77,10 +78,7 @@ def _copies_on_one_side(x: Tensor, order: Tensor, held: int) -> tuple[Tensor, in
     """
     if not x.is_floating_point():
         return order, held
-    # Equal rows have equal products with any vector, others have different ones.
-    flat = x.flatten(1).double()
-    direction = torch.linspace(1.0, 2.0, flat.shape[1], dtype=_DOUBLE, device=x.device).sin()
-    groups = torch.unique(flat @ direction, return_inverse=True)[1].cpu()
+    groups = copies_of_rows(x)
     num_groups = int(groups.max()) + 1
     if num_groups == len(x) or num_groups == 1:
         return order, held

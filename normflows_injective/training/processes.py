@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import final
 
 import torch
@@ -73,10 +73,9 @@ class Processes:
             value.div_(self.count)
 
     @torch.no_grad()
-    def copy_from_first(self, modules: Sequence[nn.Module]) -> None:
+    def copy_from_first(self, module: nn.Module) -> None:
         """Give parameters and buffers the values that they have in the process of rank 0."""
         if self.count == 1:
             return
-        for module in modules:
-            for tensor in (*module.parameters(), *module.buffers()):
-                dist.broadcast(tensor, src=0)
+        for tensor in (*module.parameters(), *module.buffers()):
+            dist.broadcast(tensor, src=0)

@@ -16,9 +16,8 @@ from .state import random_states
 # for want of a better score, or by an error if its loss is not finite.
 _MAX_STALLS = 3
 _MAX_DIVERGENCES = 8
-_NUMBERS = ("step", "num_checks", "num_stalls", "num_divergences", "spent", "checked_at")
-_SCORES = ("before", "best_score", "best_at")
-_TENSORS = ("initial", "best", "order", "rows_before")
+_COUNTS = ("step", "num_checks", "num_stalls", "num_divergences", "spent", "checked_at")
+_SAVED = (*_COUNTS, "before", "best_score", "best_at", "initial", "best", "order", "rows_before")
 
 
 @final
@@ -76,7 +75,7 @@ class Progress:
     def state_dict(self) -> dict[str, Any]:
         """All of it, and the state of torch's random numbers."""
         return {
-            **{name: getattr(self, name) for name in (*_NUMBERS, *_SCORES, *_TENSORS)},
+            **{name: getattr(self, name) for name in _SAVED},
             "optimizer": self.optimizer.state_dict(),
             "averages": self.averages.state_dict(),
             "random": random_states(),
@@ -84,7 +83,7 @@ class Progress:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state."""
-        for name in (*_NUMBERS, *_SCORES, *_TENSORS):
+        for name in _SAVED:
             setattr(self, name, state[name])
         self.optimizer.load_state_dict(state["optimizer"])
         self.averages.load_state_dict(state["averages"])

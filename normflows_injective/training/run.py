@@ -64,7 +64,7 @@ class Run:
     def complete(self, state: dict[str, Any] | None = None) -> TrainingResult:
         """Go through all phases, or through those that a state leaves."""
         of_phase = None if state is None else self._restore(state)
-        self.processes.copy_from_first([self.model])
+        self.processes.copy_from_first(self.model)
         for phase in self.phases[len(self.results) :]:
             self._train(phase, of_phase)
             of_phase = None
@@ -75,7 +75,7 @@ class Run:
         phase.floor = math.inf if self.floor is None else self.floor
         phase.begin()
         # Layers may have taken their first data, of which every process has its own.
-        self.processes.copy_from_first([self.model])
+        self.processes.copy_from_first(self.model)
         current = Progress(
             [p for p in phase.module.parameters() if p.requires_grad], self.options.weight_decay
         )
@@ -178,7 +178,7 @@ class Run:
         # A wrapper that reduces gradients must not see those of the next phase.
         phase.wrapped = None
         phase.end()
-        self.processes.copy_from_first([self.model])
+        self.processes.copy_from_first(self.model)
         self.clock.end(current.step, phase.cost)
         if phase.name == "reconstruction":
             self.floor = after

@@ -64,3 +64,11 @@ def listed(names: Sequence[str]) -> str:
     """The first names of a list in words, and the number of the others."""
     more = len(names) - _SHOWN
     return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def copies_of_rows(x: Tensor) -> Tensor:
+    """A number (N,) for every row of data (N, *), the same for equal rows, counted from zero."""
+    numbers: dict[bytes, int] = {}
+    # Not -0.0, which is another pattern of bits.
+    rows = (x.detach().flatten(1).double() + 0.0).cpu().numpy()
+    return torch.tensor([numbers.setdefault(row.tobytes(), len(numbers)) for row in rows])
