@@ -107,7 +107,7 @@ def write_results(
 
 
 def draw(x: Tensor, samples: Tensor, residual: Tensor, names: list[str]) -> Figure:
-    """Draw data and samples along two principal components, and what is lost of each column.
+    """Draw data and samples along two principal components, and the lost part of each column.
 
     Data (N, D), samples (M, D) and residuals (n, D) are in standardised coordinates.
     """

@@ -25,7 +25,7 @@ class Table(NamedTuple):
         names: Their names.
         rows: Complete rows (N, D).
         lines: Numbers of the lines (N,) of the file in which these rows stand, from 1.
-        remarks: What was left out, in words.
+        remarks: Columns and rows that were left out, in words.
     """
 
     names: list[str]
@@ -85,7 +85,7 @@ def _lines(path: Path) -> list[tuple[int, list[str]]]:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
-        # What spreadsheets on Windows write.
+        # Spreadsheets on Windows write this encoding.
         text = content.decode("cp1252", errors="replace")
     first = text.partition("\n")[0]
     separator = max(SEPARATORS, key=first.count)

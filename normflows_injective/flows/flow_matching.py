@@ -32,7 +32,7 @@ from ..autodiff.jacobians import trace_of_jacobian
 from ..autodiff.settings import differentiable_attention
 from ..checks import check_choice, check_count, check_event_shape, check_positive
 from ..host.context import context_arguments, needs_context, takes_context
-from ..nets.mlp import SmoothMLP
+from ..nets.mlp import SmoothMLP, start_at_zero
 from ..volume.probes import draw_probes
 from .integration import ORDERS, SOLVERS, integrate, time_grid
 from .layer import LayerWithLoss
@@ -256,6 +256,5 @@ class FlowMatching(LayerWithLoss):
 
 def _network_at_rest(dim: int, hidden: Sequence[int], context_dim: int) -> SmoothMLP:
     net = SmoothMLP(dim + 1, dim, hidden, context_dim)
-    for parameter in net.layers[-1].parameters():
-        nn.init.zeros_(parameter)
+    start_at_zero(net.layers[-1])
     return net

@@ -75,4 +75,4 @@ class LayerWithLoss(Layer):
 
     @abstractmethod
     def training_inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """What the base gets in training (B, *), and minus the layer's own loss (B,)."""
+        """The tensor (B, *) for the base in training, and minus the layer's own loss (B,)."""

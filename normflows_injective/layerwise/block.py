@@ -12,7 +12,7 @@ from ..checks import checks_arguments_of
 from ..errors import OptionError
 from ..flows.coupling.coupling import Coupling, coupling_sizes
 from ..flows.coupling.transforms import Affine
-from ..nets.mlp import SmoothMLP
+from ..nets.mlp import SmoothMLP, start_at_zero
 
 _NUM_KNOTS = 33
 # Normal score of the outermost knots, and the number of rows beyond them at least.
@@ -71,8 +71,7 @@ class ConditionalMoments(nn.Module):
         self.net: SmoothMLP | None = None
         if hidden is not None:
             self.net = SmoothMLP(in_features + 1, 2 * out_features, hidden)
-            for parameter in self.net.layers[-1].parameters():
-                nn.init.zeros_(parameter)
+            start_at_zero(self.net.layers[-1])
 
     @classmethod
     def blank(

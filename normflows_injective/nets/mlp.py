@@ -110,8 +110,7 @@ class ResidualMLP(ContextNetwork):
         self.blocks = nn.ModuleList(blocks)
         self.output = nn.Linear(width, out_features)
         for block in blocks:
-            for parameter in block[-1].parameters():
-                nn.init.zeros_(parameter)
+            start_at_zero(block[-1])
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Map (B, in_features), with an optional context (B, C), to (B, out_features)."""
@@ -128,3 +127,9 @@ def _perceptron(widths: Sequence[int], activation: Activation) -> nn.Sequential:
     for fan_in, fan_out in pairwise(widths):
         layers += [nn.Linear(fan_in, fan_out), activation()]
     return nn.Sequential(*layers[:-1])
+
+
+def start_at_zero(layer: nn.Module) -> None:
+    """Set the parameters of a network's last layer to zero, so that its outputs start there."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..checks import check_count, checks_arguments
 from ..errors import ShapeError
 from .joining import ContextNetwork
-from .mlp import SmoothMLP
+from .mlp import SmoothMLP, start_at_zero
 from .pairs import Autoencoder
 
 # Rows from which the components are computed, and the least scale of one, in that of the first.
@@ -57,8 +57,7 @@ class LinearPlusMLP(ContextNetwork):
         self.hidden = tuple(hidden)
         self.linear = nn.Linear(in_features, out_features)
         self.network = SmoothMLP(in_features, out_features, hidden, context_dim)
-        for parameter in self.network.layers[-1].parameters():
-            nn.init.zeros_(parameter)
+        start_at_zero(self.network.layers[-1])
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Map (B, in_features), with an optional context (B, C), to (B, out_features)."""

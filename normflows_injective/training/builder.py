@@ -11,7 +11,7 @@ from torch import Tensor
 from ..checks import checks_arguments
 from ..errors import NotInjectiveError, ShapeError
 from ..flows.free_form import FreeFormInjection
-from ..flows.latent_blocks import latent_block as latent_block_of
+from ..flows.latent_blocks import latent_block
 from ..flows.standardise import Standardise
 from ..models.injective import InjectiveNormalizingFlow
 from ..models.surrogate_likelihood import SurrogateLikelihood
@@ -94,15 +94,11 @@ def injective_flow(
     )
     inner = units.inverse(x.double())[0]
     injection = FreeFormInjection(*_networks(inner, latent_dim, context_dim, hidden))
-    latent_block = [
-        *latent_block_of(latent_dim, kind, num_layers=num_couplings, context_dim=context_dim),
-        Standardise(latent_dim),
-    ]
+    density = latent_block(latent_dim, kind, num_layers=num_couplings, context_dim=context_dim)
+    flows = [*density, Standardise(latent_dim), injection]
     q0 = nf.distributions.DiagGaussian(latent_dim, trainable=False)
     dtype = next(injection.parameters()).dtype
-    return InjectiveNormalizingFlow(
-        q0, [*latent_block, injection, units.to(dtype)], SurrogateLikelihood()
-    )
+    return InjectiveNormalizingFlow(q0, [*flows, units.to(dtype)], SurrogateLikelihood())
 
 
 def _networks(x: Tensor, latent_dim: int, context_dim: int, hidden: Sequence[int]) -> Autoencoder:

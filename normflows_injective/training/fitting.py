@@ -84,8 +84,8 @@ def fit(
         autocast: Half precision in which networks run, such as ``torch.bfloat16``.
         checkpoint: File in which the state of training is kept, replaced at every look. If it
             exists, training goes on from it, or is not done again if it was done; with a budget in
-            steps the result is the one of a training that never stopped, to the last bit. Of
-            several processes rank 0 writes it, and the others go on with new batches.
+            steps the result is the one of a training that never stopped, to the last bit. Rank
+            0 of several processes writes it, and the others go on with new batches.
         callback: Function that is called with every :class:`Check`.
         progress: Whether a progress bar is shown; by default only in a terminal.
         seed: Of the order of rows, and of the choice of those that are held out. Probes and

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ...checks import check_event_shape
 from ...errors import ShapeError
 from ...host.context import context_arguments, needs_context, takes_context
-from ...nets.mlp import SmoothMLP
+from ...nets.mlp import SmoothMLP, start_at_zero
 from ..layer import Layer
 from .transforms import Affine, ElementTransform, check_transform
 
@@ -120,8 +120,7 @@ class PerceptronCoupling(Coupling):
         num_kept, num_moved = coupling_sizes(dim, context_dim > 0, type(self).__name__)
         num_outputs = num_moved * transform.num_parameters
         net = SmoothMLP(num_kept, num_outputs, hidden, context_dim, activation)
-        for parameter in net.layers[-1].parameters():
-            nn.init.zeros_(parameter)
+        start_at_zero(net.layers[-1])
         super().__init__(dim, net, transform, reverse)
         self.hidden, self.context_dim = tuple(hidden), context_dim
 

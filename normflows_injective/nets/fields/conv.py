@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ...checks import check_count
 from ...errors import OptionError
+from ..mlp import start_at_zero
 from .conditions import FieldNetwork
 
 
@@ -89,8 +90,7 @@ class _Block(nn.Module):
         self.first = nn.Conv2d(channels, channels, 3, padding=1)
         self.second = nn.Conv2d(channels, channels, 3, padding=1)
         self.conditions = nn.Linear(conditions, 2 * channels)
-        for parameter in self.second.parameters():
-            nn.init.zeros_(parameter)
+        start_at_zero(self.second)
 
     def forward(self, h: Tensor, conditions: Tensor) -> Tensor:
         scale, shift = self.conditions(conditions)[:, :, None, None].chunk(2, 1)
