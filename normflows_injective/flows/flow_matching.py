@@ -30,11 +30,11 @@ from torch import Tensor, nn
 
 from ..autodiff.jacobians import trace_of_jacobian
 from ..autodiff.settings import differentiable_attention
-from ..checks import check_choice, check_count, check_event_shape, check_positive
+from ..checks import check_count, check_event_shape, check_positive
 from ..host.context import context_arguments, needs_context, takes_context
 from ..nets.mlp import SmoothMLP, start_at_zero
 from ..volume.probes import draw_probes
-from .integration import ORDERS, SOLVERS, integrate, time_grid
+from .integration import ORDERS, check_method, integrate, method_in_words, time_grid
 from .layer import LayerWithLoss
 
 _MAX_STEPS = 1024
@@ -105,8 +105,7 @@ class FlowMatching(LayerWithLoss):
         num_probes: int = 2,
     ) -> None:
         super().__init__()
-        check_choice(solver, SOLVERS, "solver")
-        check_choice(divergence, ("exact", "hutchinson"), "divergence")
+        check_method(solver, divergence)
         self.dim, self.shape = dim, (dim,)
         self.net: Any = _network_at_rest(dim, hidden, context_dim) if net is None else net
         self.takes_context, self.needs_context = takes_context(self.net), needs_context(self.net)
@@ -210,11 +209,8 @@ class FlowMatching(LayerWithLoss):
 
     def extra_repr(self) -> str:
         """Options as shown by ``print(model)``."""
-        probes = f", num_probes={self.num_probes}" if self.divergence == "hutchinson" else ""
-        return (
-            f"dim={self.dim}, steps={self.steps}, solver={self.solver!r}, "
-            f"divergence={self.divergence!r}{probes}"
-        )
+        method = self.steps, self.solver, self.divergence, self.num_probes
+        return f"dim={self.dim}, {method_in_words(*method)}"
 
     def _density_error(self, x: Tensor, context: Tensor | None, steps: int) -> Tensor:
         densities = []

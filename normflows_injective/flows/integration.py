@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..checks import check_count, describe, is_number
+from ..checks import check_choice, check_count, describe, is_number
 from ..errors import OptionError
 
 Rate = Callable[[Tensor, float], Tensor]
@@ -96,3 +96,15 @@ def integrate(
     for begin, end in steps:
         y = step(rate, y, begin, end - begin)
     return y
+
+
+def check_method(solver: str, divergence: str) -> None:
+    """Raise OptionError unless solver and divergence are ones that a layer may have."""
+    check_choice(solver, SOLVERS, "solver")
+    check_choice(divergence, ("exact", "hutchinson"), "divergence")
+
+
+def method_in_words(steps: int, solver: str, divergence: str, num_probes: int) -> str:
+    """The options of a layer that is integrated, as shown by ``print(model)``."""
+    probes = f", num_probes={num_probes}" if divergence == "hutchinson" else ""
+    return f"steps={steps}, solver={solver!r}, divergence={divergence!r}{probes}"

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from ...autodiff.jacobians import trace_of_jacobian
 from ...autodiff.settings import differentiable_attention
-from ...checks import check_choice, check_event_shape, check_same_rows
+from ...checks import check_event_shape, check_same_rows
 from ...errors import OptionError, ShapeError
 from ...host.refusals import refuse_unsupported
 from ...volume.probes import draw_probes
-from ..integration import SOLVERS, Times, as_times, integrate
+from ..integration import Times, as_times, check_method, integrate, method_in_words
 from ..layer import Layer
 from .field import AssignmentField
 
@@ -74,8 +74,7 @@ class AssignmentLayer(Layer):
         num_probes: int = 2,
     ) -> None:
         super().__init__()
-        check_choice(solver, SOLVERS, "solver")
-        check_choice(divergence, ("exact", "hutchinson"), "divergence")
+        check_method(solver, divergence)
         self.field, self.steps, self.solver = field, steps, solver
         self.divergence, self.num_probes = divergence, num_probes
         self.times = field.path.times(steps)
@@ -151,11 +150,8 @@ class AssignmentLayer(Layer):
 
     def extra_repr(self) -> str:
         """Options as shown by ``print(model)``."""
-        probes = f", num_probes={self.num_probes}" if self.divergence == "hutchinson" else ""
-        return (
-            f"steps={len(self.times) - 1}, solver={self.solver!r}, "
-            f"divergence={self.divergence!r}{probes}"
-        )
+        steps = len(self.times) - 1
+        return method_in_words(steps, self.solver, self.divergence, self.num_probes)
 
     def _num_moving(self, m: Tensor, mask: Tensor | None) -> Tensor:
         """Numbers (B, 1) of the coordinates that are not missing, as floats."""
