@@ -164,8 +164,8 @@ def _plan_of(function: Callable[..., Any]) -> _Plan:
             values.append(_Argument(name, place, False, check_level))
         elif name == "mask" and text.startswith("Tensor"):
             values.append(_Argument(name, place, text != "Tensor", check_mask))
-        elif text in ("Tensor", "Tensor | None"):
-            tensors.append(_Argument(name, place, text != "Tensor"))
+        elif text.removesuffix(" | None") in ("Tensor", "Table"):
+            tensors.append(_Argument(name, place, text.endswith(" | None")))
         else:
             check, optional = check_of(parameter)
             check = check or check_class(parameter, getattr(function, "__globals__", {}))

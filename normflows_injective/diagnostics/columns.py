@@ -13,6 +13,7 @@ from ..checks import check_event_shape, checks_arguments
 from ..errors import ShapeError
 from ..flows.standardise.columns import copies_of_rows, finite_columns
 from ..flows.standardise.fitting import Window, window_of
+from ..training.tables import Table, takes_tables
 
 # Rounding to float32 gives continuous columns of a million rows ties in a few percent of them.
 _TIED = 0.1
@@ -147,16 +148,17 @@ class ColumnReport:
         return torch.where((widths > 0).to(x.device), x + widths.to(x) * (noise - 0.5), x)
 
 
+@takes_tables
 @checks_arguments
-def column_report(x: Tensor, names: Sequence[str] | None = None) -> ColumnReport:
+def column_report(x: Table, names: Sequence[str] | None = None) -> ColumnReport:
     r"""Look for constants, ties, outliers, copies and dependent columns in a table.
 
     Every one of them spoils a density silently: it diverges on constants, ties, copies and linear
     dependence, and outliers rule its scale.
 
     Args:
-        x: Data of shape :math:`(N, D)`, at least two rows.
-        names: Names of the columns.
+        x: Data of shape :math:`(N, D)`, at least two rows: a tensor, an array or a data frame.
+        names: Names of the columns; by default those of a data frame.
 
     Returns:
         :class:`ColumnReport`. Linear dependence is looked for in at most 10,000 rows.

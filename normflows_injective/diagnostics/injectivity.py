@@ -16,6 +16,7 @@ from ..flows.stack import joint_decode, joint_encode
 from ..host.calls import summed_inverse
 from ..models.injective import InjectiveNormalizingFlow
 from ..models.parts import stack_of
+from ..training.tables import Table, takes_tables
 from ..volume.reconstruction import squared_error
 from .components import linear_reconstruction
 from .encoder_alignment import jacobians_of_pair
@@ -165,11 +166,12 @@ class InjectivityReport:
         return figure
 
 
+@takes_tables
 @checks_arguments
 def injectivity_report(
     model: InjectiveNormalizingFlow,
-    x: Tensor,
-    context: Tensor | None = None,
+    x: Table,
+    context: Table | None = None,
     num_gradient_samples: int = 8,
 ) -> InjectivityReport:
     r"""Measure how injective and how consistent a model is at given data.
@@ -180,7 +182,8 @@ def injectivity_report(
 
     Args:
         model: Model of latent dimension :math:`d` and data dimension :math:`D`.
-        x: Data of shape :math:`(B, *)`; a few hundred samples are enough.
+        x: Data of shape :math:`(B, *)`, a tensor, an array or a data frame; a few hundred samples
+            are enough.
         context: Optional context, one row per sample.
         num_gradient_samples: Number of samples in the comparison of gradients, which needs
             :math:`d` differentiable reverse-mode products.

@@ -14,6 +14,7 @@ from ..errors import ContextError
 from ..host.copies import in_evaluation
 from ..models.injective import InjectiveNormalizingFlow
 from ..modules.precision import as_factored
+from ..training.tables import Table, takes_tables
 from .calibrated import rank_p_value, tube_score, tube_variance
 from .figures import new_figure, quantile_lines
 from .row_measures import has_own_measure, log_prob_error, measure, reconstruction_errors
@@ -137,13 +138,14 @@ class Scores:
         return figure
 
 
+@takes_tables
 @checks_arguments
 def score(
     model: InjectiveNormalizingFlow,
-    x: Tensor,
-    reference: Tensor | None = None,
-    context: Tensor | None = None,
-    reference_context: Tensor | None = None,
+    x: Table,
+    reference: Table | None = None,
+    context: Table | None = None,
+    reference_context: Table | None = None,
     *,
     threshold: float = 0.01,
 ) -> Scores:
@@ -181,14 +183,14 @@ def score(
 
     Args:
         model: Model of latent dimension :math:`d` and data dimension :math:`D`.
-        x: Data of shape :math:`(B, *)`.
+        x: Data of shape :math:`(B, *)`: a tensor, an array or a data frame, as all that follow.
         reference: Rows :math:`(n, *)` that were neither trained on nor chosen by.
         context: Optional context of x, one row per sample.
         reference_context: Optional context of the reference, likewise.
         threshold: Part of the largest singular value, between 0 and 1, above which one counts.
 
     Returns:
-        :class:`Scores`, in the dtype of x but for whole numbers and p-values.
+        :class:`Scores`, in the dtype of the model but for whole numbers and p-values.
 
     Warns:
         NumericalWarning: If a Jacobian is rank deficient to machine precision.

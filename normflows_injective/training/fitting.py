@@ -8,19 +8,18 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from ..checks import check_count, check_not_negative, check_positive, checks_arguments
 from ..errors import OptionError
 from ..models.assignment import AssignmentFlow
-from ..models.parts import dtype_of
 from .clock import Clock
 from .held_out import digest, split, warn_of_rounding
 from .phases import Phase, phases_of
 from .processes import Processes
 from .result import Check, TrainingResult
-from .rows import read_rows
+from .rows import example_of, read_rows
 from .run import Options, Run
 from .state import read_tree, write_tree
 
@@ -122,7 +121,7 @@ def fit(
     check_not_negative(weight_decay, "weight_decay")
     if learning_rate is not None:
         check_positive(learning_rate, "learning_rate")
-    like = _example(model)
+    like = example_of(model)
     labels, processes = isinstance(model, AssignmentFlow), Processes(like.device)
     parts = split(read_rows(data, context, weights), validation, seed)
     warn_of_rounding(parts[0].x, like)
@@ -184,11 +183,3 @@ def _clock(phases: list[Phase], steps: int | None, seconds: float | None) -> Clo
     # Shares of work w lead to w / cost steps, of which there are as many as asked for.
     num_units = sum(phase.share / phase.cost for phase in phases)
     return Clock(steps * sum(phase.share for phase in phases) / num_units, is_time=False)
-
-
-def _example(model: nn.Module) -> Tensor:
-    """An empty tensor of the device and the dtype in which a model computes."""
-    modules = list(model.modules())
-    tensors = [*model.parameters(), *model.buffers()]
-    device = tensors[0].device if tensors else torch.device("cpu")
-    return torch.empty(0, dtype=dtype_of(modules, []), device=device)

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..checks import check_finite, check_same_rows
 from ..checks.tensors import check_dense
 from ..errors import DtypeError, ShapeError
 from ..models.loss_terms import mean_loss
+from ..models.parts import dtype_of
 
 _REMEDY = "Turn categories into numbers, fill gaps, or leave these columns out."
 
@@ -102,6 +103,14 @@ def tensor_of(values: Any, name: str) -> Tensor:
         ) from error
     check_dense(tensor, name)
     return tensor.detach()
+
+
+def example_of(model: nn.Module) -> Tensor:
+    """An empty tensor of the device and the dtype in which a model computes."""
+    modules = list(model.modules())
+    tensors = [*model.parameters(), *model.buffers()]
+    device = tensors[0].device if tensors else torch.device("cpu")
+    return torch.empty(0, dtype=dtype_of(modules, []), device=device)
 
 
 def _plain_array(values: NDArray[Any], name: str, columns: Any) -> NDArray[Any]:

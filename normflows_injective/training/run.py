@@ -90,9 +90,10 @@ class Run:
         self.clock.begin(phase.share / shares, current.spent)
         losses: list[float] = []
         most_steps = self._most_steps(phase)
-        while (progress := self._progress(phase, current)) < 1 and not current.is_over(
-            phase.patience
-        ):
+        self.model.train()
+        # The clock is read once a step, because some systems take half a millisecond for it.
+        progress = self._progress(phase, current)
+        while progress < 1 and not current.is_over(phase.patience):
             losses.append(self._step(phase, current, progress))
             progress = self._progress(phase, current)
             if current.step % most_steps == 0:
@@ -100,6 +101,7 @@ class Run:
             if progress >= min(1.0, (current.num_checks + 1) / phase.num_checks):
                 self._check(phase, current, progress, losses)
                 losses.clear()
+                progress = self._progress(phase, current)
         self._end(phase, current)
 
     def _progress(self, phase: Phase, current: Progress) -> float:
@@ -111,7 +113,6 @@ class Run:
         peak = self.options.learning_rate or phase.rate
         for group in current.optimizer.param_groups:
             group["lr"] = peak * min(1.0, progress / _RISE + 0.01) * cosine * current.rate
-        self.model.train()
         current.step += 1
         rows = current.batch(phase.rows, self.options.batch_size, self.generator)
         try:
@@ -145,6 +146,7 @@ class Run:
             if score.value < current.best_score:
                 current.best_score, current.best_at = score.value, progress
                 current.best = current.copies()
+        self.model.train()
         return score
 
     def _check(

@@ -9,6 +9,7 @@ from torch import Generator, Tensor
 
 from ...checks import check_batch, check_count, checks_arguments
 from ...layerwise.regression import new_generator
+from ...training.tables import Table, takes_tables
 from .codes import CodeErrors, code_errors
 from .neighbours import NeighbourRatio, two_nearest
 from .report import LatentDimReport, in_words
@@ -23,9 +24,10 @@ from .spectrum import (
 Range = tuple[int, int]
 
 
+@takes_tables
 @checks_arguments
 def suggest_latent_dim(
-    x: Tensor,
+    x: Table,
     standardise: bool = True,
     num_steps: int | None = 2000,
     max_rows: int = 10_000,
@@ -56,7 +58,8 @@ def suggest_latent_dim(
     fifteen for images of 784 pixels.
 
     Args:
-        x: Data (N, \*), flattened to D columns; at least 30 different rows, better 1000.
+        x: Data (N, \*), flattened to D columns, a tensor, an array or a data frame; at least 30
+            different rows, better 1000.
         standardise: Whether to divide every column by its standard deviation, as models of tables
             do. Pass False for images and for columns of one unit.
         num_steps: Number of training steps of the autoencoder; None leaves it out.
