@@ -240,11 +240,11 @@ class Joint(Phase):
     def score(self, max_rows: int) -> Score:
         """The tube's score of held-out rows, infinite where the reconstruction is given up."""
         rows, of_floor = (self.held_out.take(slice(most)) for most in (max_rows, _HELD_OUT))
-        function = partial(errors_of, self.stack.composite)
-        errors, nlls = _per_row(function, rows), _per_row(self._nll, rows)
+        all_errors = _values(partial(errors_of, self.stack.composite), of_floor)
+        errors, nlls = _weighted(all_errors[:max_rows], rows), _per_row(self._nll, rows)
         error, nll = max(float(errors.mean()), 1e-300), float(nlls.mean())
         half = codimension(self.stack, rows) / 2
-        is_lost = float(_per_row(function, of_floor).mean()) > _TOLERANCE * self.floor
+        is_lost = float(_weighted(all_errors, of_floor).mean()) > _TOLERANCE * self.floor
         tube = nll + half * math.log(error)
         return Score(math.inf if is_lost else tube, error, nll, nlls + half / error * errors)
 
@@ -295,9 +295,17 @@ def standardised(model: Any, rows: Rows) -> Rows:
     return replace(rows, x=torch.cat([stack.standardise(p.x) for p in rows.split(_CHUNK)]))
 
 
-@torch.no_grad()
 def _per_row(function: Callable[[Tensor, Tensor | None], Tensor], rows: Rows) -> Tensor:
-    """Numbers (N,) of rows, times their weights, which have a mean of one."""
-    values = torch.cat([function(part.x, part.context) for part in rows.split(_CHUNK)])
-    values = as_factored(values)
+    """Numbers (N,) of rows, times their weights."""
+    return _weighted(_values(function, rows), rows)
+
+
+@torch.no_grad()
+def _values(function: Callable[[Tensor, Tensor | None], Tensor], rows: Rows) -> Tensor:
+    """Numbers (N,) of rows."""
+    return as_factored(torch.cat([function(part.x, part.context) for part in rows.split(_CHUNK)]))
+
+
+def _weighted(values: Tensor, rows: Rows) -> Tensor:
+    """Numbers (N,) times the weights of their rows, which are made to have a mean of one."""
     return values if rows.weights is None else values * rows.weights * (rows.count / rows.mass)
