@@ -19,8 +19,8 @@ from .settings import as_written, differentiable_attention
 from .transforms import Function, Interception, refuse_tangents
 
 _TANGENT_BYTES = 2**28
-# Elements per sample of the widest layer, until the first chunk has measured it.
-_ASSUMED_WIDTH = 2**14
+# Bytes per sample of the widest layer, until one sample or the first chunk has measured it.
+_ASSUMED_BYTES = 2**16
 # Numbers of all tangents at one time in a trace, which has no graph.
 _TANGENT_NUMBERS = 2**22
 
@@ -84,7 +84,7 @@ def jacobian(function: Map, point: Tensor, chunk_size: int | None = None) -> Val
     refuse_unsupported(modules_of(function))
     give_first_data(function, point)
     if not torch.is_grad_enabled():
-        result = jacobian_without_graph(function, point, chunk_size)
+        result = jacobian_without_graph(function, point, Chunks(chunk_size))
     else:
         evaluated = reverse(function, point)
         if evaluated.unproven:
@@ -114,13 +114,38 @@ def jacobian_by_rows(function: Map, point: Tensor, create_graph: bool) -> ValueA
     return ValueAndJacobian(value, event_rows(rows).transpose(0, 1))
 
 
+class Size(NamedTuple):
+    """Elements of one decoded sample, and bytes of the widest tensor that leads to it."""
+
+    num_elements: int
+    num_bytes: int
+
+
+def size_of_a_sample(function: Map, point: Tensor) -> Size:
+    """The size of what a map makes of a point (1, *)."""
+    measured = _WidestResult()
+    with measured, differentiable_attention():
+        value = function(point)
+    return Size(value.numel(), max(measured.num_bytes, value.numel() * value.element_size()))
+
+
+class Chunks(NamedTuple):
+    """Number of basis vectors in a pass; None for what the bytes of the widest tensor allow.
+
+    These are of one sample, and assumed until they are known.
+    """
+
+    size: int | None = None
+    num_bytes: int = _ASSUMED_BYTES
+
+
 def jacobian_without_graph(
-    function: Map, point: Tensor, chunk_size: int | None = None, at_most: int | None = None
+    function: Map, point: Tensor, chunks: Chunks, at_most: int | None = None
 ) -> ValueAndJacobian:
     """Value and dense Jacobians (B, D, d) of a map, at most so large, on no graph."""
     try:
         with differentiable_attention():
-            return _jacobian_by_columns(function, point, chunk_size, at_most)
+            return _jacobian_by_columns(function, point, chunks, at_most)
     except NoProductError:
         return _rows_without_graph(function, point)
 
@@ -163,7 +188,7 @@ def basis_of(batch: Tensor) -> Tensor:
 
 
 def _jacobian_by_columns(
-    function: Map, point: Tensor, chunk_size: int | None, at_most: int | None
+    function: Map, point: Tensor, chunks: Chunks, at_most: int | None
 ) -> ValueAndJacobian:
     basis = basis_of(point)
     columns: list[Tensor] = []
@@ -173,15 +198,17 @@ def _jacobian_by_columns(
         with measured:
             return function(x)
 
-    size = chunk_size or _chunk_within_bound(_ASSUMED_WIDTH * point.element_size() * len(point))
+    size = chunks.size or _chunk_within_bound(chunks.num_bytes * len(point))
     while len(basis) > 0:
         value, products = jvp(watched, point, basis[:size])
         if at_most is not None and len(point) > 1 and value.numel() * point[0].numel() > at_most:
             raise TooLarge(max(1, at_most // (value[0].numel() * point[0].numel())), value)
         columns.append(event_rows(products))
         basis = basis[size:]
-        size = chunk_size or _chunk_within_bound(measured.num_bytes)
-    return ValueAndJacobian(value, torch.cat(columns).permute(1, 2, 0))
+        size = chunks.size or _chunk_within_bound(measured.num_bytes)
+    # A concatenation of one part copies it.
+    joined = columns[0] if len(columns) == 1 else torch.cat(columns)
+    return ValueAndJacobian(value, joined.permute(1, 2, 0))
 
 
 def _chunk_within_bound(num_bytes: int) -> int:

@@ -19,12 +19,12 @@ class Clock:
 
     def __init__(self, budget: float, is_time: bool) -> None:
         self.left, self.is_time = budget, is_time
-        self._allotted = self._before = 0.0
+        self.allotted = self._before = 0.0
         self._start = time.process_time()
 
     def begin(self, share: float, spent: float = 0.0) -> None:
         """Begin a phase with a share of the rest, a part of which may be spent already."""
-        self._allotted, self._before = share * self.left, spent
+        self.allotted, self._before = share * self.left, spent
         self._start = time.process_time()
 
     def spent(self, num_steps: int, cost: float) -> float:
@@ -39,7 +39,7 @@ class Clock:
 
     def progress(self, num_steps: int, cost: float) -> float:
         """The spent part of the phase's share, between 0 and 1."""
-        return min(1.0, self.spent(num_steps, cost) / max(self._allotted, 1e-12))
+        return min(1.0, self.spent(num_steps, cost) / max(self.allotted, 1e-12))
 
     def end(self, num_steps: int, cost: float) -> None:
         """End a phase, and leave the rest of its share to those that follow."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ def split(rows: Rows, validation: Any, seed: int) -> tuple[Rows, Rows]:
     order = torch.randperm(rows.count, generator=torch.Generator().manual_seed(seed))
     held = min(max(1, round(share * rows.count)), rows.count - 1)
     order, held = _copies_on_one_side(rows.x, order, held)
-    return rows.take(order[held:]), rows.take(order[:held])
+    return rows.take(order[held:]), _of_mean_one(rows.take(order[:held]))
 
 
 def warn_of_rounding(x: Tensor, like: Tensor) -> None:
@@ -68,6 +69,13 @@ def digest(parts: Sequence[Rows]) -> str:
         for t in tensors
     ]
     return f"{shapes}, norm {', '.join(f'{norm:.12g}' for norm in norms)}"
+
+
+def _of_mean_one(rows: Rows) -> Rows:
+    """Rows whose weights have a mean of one, so that scores of some and of all of them compare."""
+    if rows.weights is None:
+        return rows
+    return replace(rows, weights=rows.weights * (rows.count / rows.mass))
 
 
 def _copies_on_one_side(x: Tensor, order: Tensor, held: int) -> tuple[Tensor, int]:

@@ -78,8 +78,8 @@ class Phase(ABC):
         rate: Peak learning rate.
         num_checks: Number of looks at the held-out score.
         patience: Part of its budget without a better score after which the rate is halved.
-        max_held_out: Number of held-out rows for each look.
-        max_at_ends: Number of them at the ends of the phase, where it is decided what is kept.
+        num_rows: Number of held-out rows for each look, where the time allows so many.
+        num_rows_at_ends: Number of them at its ends, where it is decided what is kept.
         num_epochs: Passes through the rows after which the held-out score is taken in any case, so
             that weights of few rows are not over-fitted before the first look.
         margin: Standard errors by which rows must be better at the end than at the beginning.
@@ -91,15 +91,15 @@ class Phase(ABC):
     rate: ClassVar[float] = 1e-3
     num_checks: ClassVar[int] = 25
     patience: ClassVar[float] = 0.15
-    max_held_out: ClassVar[int] = _HELD_OUT
-    max_at_ends: ClassVar[int] = _HELD_OUT
+    num_rows: ClassVar[int] = _HELD_OUT
+    num_rows_at_ends: ClassVar[int] = _HELD_OUT
     num_epochs: ClassVar[float] = math.inf
     margin: ClassVar[float] = -math.inf
     module: Any
 
     def __init__(self, model: Any, rows: Rows, held_out: Rows) -> None:
         self.model, self.rows, self.held_out = model, rows, held_out
-        self.floor = math.inf
+        self.floor, self.floor_rows = math.inf, torch.zeros(0)
         self.wrapped: nn.Module | None = None
 
     @property
@@ -225,8 +225,8 @@ class Joint(Phase):
     # Weights that leave a converged state are worse before they are better.
     patience = 1.0
     num_checks = 8
-    max_held_out = 512
-    max_at_ends = 1024
+    num_rows = 512
+    num_rows_at_ends = 1024
     margin = 2.0
 
     def begin(self) -> None:
@@ -239,12 +239,15 @@ class Joint(Phase):
 
     def score(self, max_rows: int) -> Score:
         """The tube's score of held-out rows, infinite where the reconstruction is given up."""
-        rows, of_floor = (self.held_out.take(slice(most)) for most in (max_rows, _HELD_OUT))
-        all_errors = _values(partial(errors_of, self.stack.composite), of_floor)
-        errors, nlls = _weighted(all_errors[:max_rows], rows), _per_row(self._nll, rows)
+        rows = self.held_out.take(slice(max_rows))
+        errors = _per_row(partial(errors_of, self.stack.composite), rows)
+        nlls = _per_row(self._nll, rows)
         error, nll = max(float(errors.mean()), 1e-300), float(nlls.mean())
         half = codimension(self.stack, rows) / 2
-        is_lost = float(_weighted(all_errors, of_floor).mean()) > _TOLERANCE * self.floor
+        # The floor of the same rows, where it is known of so many.
+        known = self.floor_rows[:max_rows]
+        floor = float(known.mean()) if len(known) == len(errors) else self.floor
+        is_lost = error > _TOLERANCE * floor
         tube = nll + half * math.log(error)
         return Score(math.inf if is_lost else tube, error, nll, nlls + half / error * errors)
 
@@ -295,17 +298,9 @@ def standardised(model: Any, rows: Rows) -> Rows:
     return replace(rows, x=torch.cat([stack.standardise(p.x) for p in rows.split(_CHUNK)]))
 
 
-def _per_row(function: Callable[[Tensor, Tensor | None], Tensor], rows: Rows) -> Tensor:
-    """Numbers (N,) of rows, times their weights."""
-    return _weighted(_values(function, rows), rows)
-
-
 @torch.no_grad()
-def _values(function: Callable[[Tensor, Tensor | None], Tensor], rows: Rows) -> Tensor:
-    """Numbers (N,) of rows."""
-    return as_factored(torch.cat([function(part.x, part.context) for part in rows.split(_CHUNK)]))
-
-
-def _weighted(values: Tensor, rows: Rows) -> Tensor:
-    """Numbers (N,) times the weights of their rows, which are made to have a mean of one."""
-    return values if rows.weights is None else values * rows.weights * (rows.count / rows.mass)
+def _per_row(function: Callable[[Tensor, Tensor | None], Tensor], rows: Rows) -> Tensor:
+    """Numbers (N,) of rows, times their weights, which have a mean of one over all held out."""
+    values = torch.cat([function(part.x, part.context) for part in rows.split(_CHUNK)])
+    values = as_factored(values)
+    return values if rows.weights is None else values * rows.weights

@@ -17,7 +17,8 @@ from .state import random_states
 _MAX_STALLS = 3
 _MAX_DIVERGENCES = 8
 _COUNTS = ("step", "num_checks", "num_stalls", "num_divergences", "spent", "checked_at")
-_SAVED = (*_COUNTS, "before", "best_score", "best_at", "initial", "best", "order", "rows_before")
+_SCORES = ("before", "best_score", "best_at", "rows_before", "num_rows", "num_rows_at_ends")
+_SAVED = (*_COUNTS, *_SCORES, "initial", "best", "order")
 
 
 @final
@@ -29,6 +30,7 @@ class Progress:
         self.initial = self.best = self.copies()
         self.before = self.best_score = self.best_at = 0.0
         self.step = self.num_checks = self.num_stalls = self.num_divergences = 0
+        self.num_rows = self.num_rows_at_ends = 0
         self.spent = self.checked_at = 0.0
         self.order = torch.zeros(0, dtype=torch.long)
         self.rows_before = torch.zeros(0)

@@ -23,6 +23,10 @@ _RISE = 0.05
 _AVERAGED_EVERY = 4
 _MAX_NORM = 1.0
 _LEAST_STEPS = 20
+# Parts of a phase's time that scores may take, all looks and each one at an end, and the rows by
+# which their cost is measured, the fewest ever taken.
+_LOOKS, _END = 0.1, 0.02
+_FEW_ROWS = 128
 
 
 class Options(NamedTuple):
@@ -60,6 +64,7 @@ class Run:
         self.history: list[Check] = []
         self.results: list[PhaseResult] = []
         self.floor: float | None = None
+        self.floor_rows = torch.zeros(0)
 
     def complete(self, state: dict[str, Any] | None = None) -> TrainingResult:
         """Go through all phases, or through those that a state leaves."""
@@ -72,7 +77,11 @@ class Run:
 
     def _train(self, phase: Phase, state: dict[str, Any] | None) -> None:
         self.model.eval()
+        shares = sum(other.share for other in self.phases[len(self.results) :])
+        spent = 0.0 if state is None else state["spent"]
+        self.clock.begin(phase.share / shares, spent)
         phase.floor = math.inf if self.floor is None else self.floor
+        phase.floor_rows = self.floor_rows
         phase.begin()
         # Layers may have taken their first data, of which every process has its own.
         self.processes.copy_from_first(self.model)
@@ -80,14 +89,13 @@ class Run:
             [p for p in phase.module.parameters() if p.requires_grad], self.options.weight_decay
         )
         if state is None:
-            before = self._score(phase, phase.max_at_ends)
+            self._choose_rows(phase, current)
+            before = self._score(phase, current.num_rows_at_ends)
             current.before, current.rows_before = before.value, before.rows
-            current.best_score = self._score(phase).value
+            current.best_score = self._score(phase, current.num_rows).value
         else:
             self._go_on(current, state)
         phase.wrapped = self.options.wrap(phase.module)
-        shares = sum(other.share for other in self.phases[len(self.results) :])
-        self.clock.begin(phase.share / shares, current.spent)
         losses: list[float] = []
         most_steps = self._most_steps(phase)
         self.model.train()
@@ -142,7 +150,7 @@ class Run:
     def _judge(self, phase: Phase, current: Progress, progress: float) -> Score:
         """The held-out score of the averaged weights, which are kept if they are the best."""
         with current.averages.applied():
-            score = self._score(phase)
+            score = self._score(phase, current.num_rows)
             if score.value < current.best_score:
                 current.best_score, current.best_at = score.value, progress
                 current.best = current.copies()
@@ -171,7 +179,7 @@ class Run:
         candidates = []
         for weights in (current.best, current.copies()):
             write(current.parameters, weights)
-            candidates.append((self._score(phase, phase.max_at_ends), weights))
+            candidates.append((self._score(phase, current.num_rows_at_ends), weights))
         score, taken = min(candidates, key=lambda candidate: candidate[0].value)
         clear = self.processes.errors_above_zero(current.rows_before - score.rows)
         is_kept = score.value < current.before and clear >= phase.margin
@@ -184,6 +192,7 @@ class Run:
         self.clock.end(current.step, phase.cost)
         if phase.name == "reconstruction":
             self.floor = after
+            self.floor_rows = score.rows if is_kept else current.rows_before
         self.results.append(
             PhaseResult(
                 phase.name, current.step, self.clock.seconds(), current.before, after, is_kept
@@ -192,12 +201,25 @@ class Run:
         if len(self.results) == len(self.phases):
             self.options.save(self._state(None))
 
+    def _choose_rows(self, phase: Phase, current: Progress) -> None:
+        """Take fewer held-out rows than a phase asks for where their scores would take long."""
+        current.num_rows, current.num_rows_at_ends = phase.num_rows, phase.num_rows_at_ends
+        if not self.clock.is_time:
+            return
+        start = self.clock.seconds()
+        self._score(phase, _FEW_ROWS)
+        (cost,) = self.processes.mean((self.clock.seconds() - start) / _FEW_ROWS)
+        affordable = self.clock.allotted / max(cost, 1e-9)
+        looks, end = (int(part * affordable) for part in (_LOOKS, _END))
+        current.num_rows = min(phase.num_rows, max(_FEW_ROWS, looks // phase.num_checks))
+        current.num_rows_at_ends = min(phase.num_rows_at_ends, max(_FEW_ROWS, end))
+
     @torch.no_grad()
-    def _score(self, phase: Phase, max_rows: int | None = None) -> Score:
+    def _score(self, phase: Phase, max_rows: int) -> Score:
         """The held-out score in evaluation mode, infinite where it is not a finite number."""
         self.model.eval()
         try:
-            score = phase.score(phase.max_held_out if max_rows is None else max_rows)
+            score = phase.score(max_rows)
         except NonFiniteError:
             score = Score(math.inf)
         value, reconstruction, nll = self.processes.mean(*score[:3])
@@ -214,6 +236,7 @@ class Run:
             "model": self.model.state_dict(),
             "beta": self._beta(),
             "floor": self.floor,
+            "floor_rows": self.floor_rows,
             "left": self.clock.left,
             "history": [list(check) for check in self.history],
             "results": [list(result) for result in self.results],
@@ -247,6 +270,8 @@ class Run:
         self.floor, self.clock.left = state["floor"], state["left"]
         self.history = [Check(*check) for check in state["history"]]
         self.results = [PhaseResult(*result) for result in state["results"]]
+        # The rows are those of rank 0, as the file is.
+        self.floor_rows = state["floor_rows"][: None if self.processes.rank == 0 else 0]
         self.generator.set_state(state["batches"])
         of_phase: dict[str, Any] | None = state["phase"]
         return of_phase

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,10 +11,19 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ..autodiff.jacobians import TooLarge, basis_of, jacobian_by_reverse, jacobian_without_graph
+from ..autodiff.jacobians import (
+    Chunks,
+    Size,
+    TooLarge,
+    basis_of,
+    jacobian_by_reverse,
+    jacobian_without_graph,
+    size_of_a_sample,
+)
 from ..autodiff.products import event_rows
 from ..autodiff.recording import Map
 from ..autodiff.reverse import Reverse, reverse
+from ..autodiff.settings import differentiable_attention
 from ..autodiff.transforms import in_forward_mode, open_transforms, refuse_nested, refuse_tangents
 from ..errors import ContextError, OptionError, ShapeError
 from ..host.first_data import awaits_first_data
@@ -21,11 +31,13 @@ from ..host.first_meeting import give_first_data
 from ..host.refusals import refuse_unsupported
 from ..modules.contents import modules_of
 from ..modules.precision import factored_dtype
-from .factoring import factor
+from .factoring import factor, volumes_of
 
-_JACOBIAN_BYTES = 2**25
+_JACOBIAN_BYTES = 2**27
 # The Jacobians as computed, in the dtype of the factorisation, and the two factors.
 _COPIES = 4
+# A batch of so many rows is worth a look at what the first one is decoded to.
+_MANY_ROWS = 16
 
 
 class ExactVolume(NamedTuple):
@@ -94,7 +106,7 @@ def _with_tangent(decode: Map, z: Tensor) -> ExactVolume:
     if tangent is None:
         if torch.is_grad_enabled():
             return _with_graph(decode, z)
-        return _of_rows(decode, z, None, None)
+        return _of_rows(decode, z, Chunks(), None)
 
     def volume(s: Tensor) -> tuple[Tensor, Tensor]:
         result = _with_graph(decode, s)
@@ -130,26 +142,47 @@ def _without_graph(
     whole = _with_rows(decode, context)
     bits = torch.finfo(factored_dtype(z.device)).bits
     at_most = _JACOBIAN_BYTES // (_COPIES * bits // 8)
-    try:
-        return _of_rows(whole, z, chunk_size, at_most)
-    except TooLarge as error:
-        num_rows, expected = error.num_rows, error.value
+    num_rows, chunks = len(z), Chunks(chunk_size)
+    if (size := _size_of_a_sample(decode, z, context)) is not None:
+        num_rows = max(1, at_most // max(1, size.num_elements * z[0].numel()))
+        chunks = Chunks(chunk_size, size.num_bytes)
+    if num_rows < len(z):
+        with differentiable_attention():
+            expected = whole(z)
+    else:
+        try:
+            return _of_rows(whole, z, chunks, at_most)
+        except TooLarge as error:
+            num_rows, expected = error.num_rows, error.value
     # A callable may hold tensors for the rows of this batch, and then serves no other.
     try:
-        volume = _in_pieces(decode, z, chunk_size, context, num_rows)
+        volume = _in_pieces(decode, z, chunks, context, num_rows)
         if _is_close(volume.x, expected):
             return volume
     except torch.cuda.OutOfMemoryError:
         raise
     except (RuntimeError, ShapeError, ContextError):
         pass
-    return _of_rows(whole, z, chunk_size, None, num_rows)
+    return _of_rows(whole, z, chunks, None, num_rows)
+
+
+def _size_of_a_sample(
+    decode: Callable[..., Tensor], z: Tensor, context: Tensor | None
+) -> Size | None:
+    """The size of the first decoded row of many, or None."""
+    if len(z) < _MANY_ROWS:
+        return None
+    # What serves this batch alone says so when it gets one row, or at the comparison later.
+    with suppress(RuntimeError, ShapeError, ContextError):
+        first = None if context is None else context[:1]
+        return size_of_a_sample(_with_rows(decode, first), z[:1])
+    return None
 
 
 def _in_pieces(
     decode: Callable[..., Tensor],
     z: Tensor,
-    chunk_size: int | None,
+    chunks: Chunks,
     context: Tensor | None,
     num_rows: int,
 ) -> ExactVolume:
@@ -159,7 +192,7 @@ def _in_pieces(
     # allocator could not give the same room to each piece.
     results: list[Tensor] = []
     for i, (piece, rows) in enumerate(zip(pieces, contexts, strict=True)):
-        parts = _of_rows(_with_rows(decode, rows), piece, chunk_size, None)
+        parts = _of_rows(_with_rows(decode, rows), piece, chunks, None)
         results = results or [part.new_empty(len(z), *part.shape[1:]) for part in parts]
         for result, part in zip(results, parts, strict=True):
             result.narrow(0, i * num_rows, len(piece)).copy_(part)
@@ -170,13 +203,13 @@ def _in_pieces(
 def _of_rows(
     decode: Map,
     z: Tensor,
-    chunk_size: int | None,
+    chunks: Chunks,
     at_most: int | None,
     num_rows: int | None = None,
 ) -> ExactVolume:
-    x, matrix = jacobian_without_graph(decode, z, chunk_size, at_most)
-    factors = [factor(piece) for piece in matrix.split(num_rows or max(1, len(matrix)))]
-    parts = zip(*((each.log_volume, each.deficient) for each in factors), strict=True)
+    x, matrix = jacobian_without_graph(decode, z, chunks, at_most)
+    volumes = [volumes_of(piece) for piece in matrix.split(num_rows or max(1, len(matrix)))]
+    parts = zip(*volumes, strict=True)
     return ExactVolume(x, *(torch.cat(part) for part in parts))
 
 

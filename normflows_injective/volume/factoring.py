@@ -1,4 +1,8 @@
-"""Factorisation of Jacobians, with what it refuses and when it warns."""
+"""Factorisation of Jacobians, with what it refuses and when it warns.
+
+Log-volumes without gradients come from Gram matrices wherever these are measured to be right, and
+from QR elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,11 @@ from torch import Tensor
 from ..autodiff.transforms import in_forward_mode
 from ..checks import is_readable, level_of_caller
 from ..errors import NotInjectiveError, NumericalWarning
-from ..modules.precision import as_factored
+from ..modules.precision import as_factored, factored_dtype
+from .gram import gram_volume
+
+# Measured errors of log-volumes, in nats, up to which a Gram matrix is good enough.
+_TOLERANCE, _TOLERANCE_OF_FLOAT64 = 1e-6, 1e-11
 
 
 def refuse_lower_dimension(latent_dim: int, data_dim: int) -> None:
@@ -54,8 +62,37 @@ def factor(matrix: Tensor, with_q: bool = False) -> Factors:
     with_q = with_q or lifted.requires_grad or in_forward_mode()
     q, r = torch.linalg.qr(lifted, mode="reduced" if with_q else "r")
     diagonal = r.diagonal(dim1=1, dim2=2).abs()
-    # |R_ii| brackets the singular values, so the ratio is a lower bound on the condition number.
-    bracket = diagonal.detach()
-    eps = torch.finfo(matrix.dtype).eps
-    deficient = bracket.amin(1) <= eps * bracket.amax(1)
-    return Factors(diagonal.log().sum(1), deficient, q, r)
+    return Factors(diagonal.log().sum(1), _is_deficient(diagonal.detach(), matrix.dtype), q, r)
+
+
+class Volumes(NamedTuple):
+    """Log-volumes (B,), and which matrices are rank deficient (B,)."""
+
+    log_volume: Tensor
+    deficient: Tensor
+
+
+def volumes_of(matrix: Tensor) -> Volumes:
+    r"""Log-volumes :math:`\tfrac12 \log\det J^\top J` of tall matrices (B, D, d)."""
+    has_gram = factored_dtype(matrix.device) == torch.float64 and matrix.numel() > 0
+    has_derivatives = torch.is_grad_enabled() and matrix.requires_grad or in_forward_mode()
+    if not has_gram or has_derivatives or not is_readable(matrix):
+        return Volumes(*factor(matrix)[:2])
+    refuse_lower_dimension(matrix.shape[2], matrix.shape[1])
+    log_volume, error, diagonal = gram_volume(matrix)
+    is_double = matrix.dtype == torch.float64
+    # An error that is no number is none that was measured.
+    unsure = ~(error <= (_TOLERANCE_OF_FLOAT64 if is_double else _TOLERANCE))
+    deficient = _is_deficient(diagonal, matrix.dtype)
+    if bool(unsure.any()):
+        log_volume[unsure], deficient[unsure] = factor(matrix[unsure])[:2]
+    return Volumes(log_volume, deficient)
+
+
+def _is_deficient(diagonal: Tensor, dtype: torch.dtype) -> Tensor:
+    """Whether factors with a diagonal (B, d) are of matrices that lack rank in a dtype.
+
+    :math:`|R_{ii}|` brackets the singular values, so the ratio is a lower bound on the condition
+    number.
+    """
+    return diagonal.amin(1) <= torch.finfo(dtype).eps * diagonal.amax(1)

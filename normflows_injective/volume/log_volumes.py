@@ -13,7 +13,7 @@ from ..autodiff.settings import as_written
 from ..checks import check_choice, checks_arguments, renamed
 from ..errors import OptionError, ShapeError
 from .exact import exact_volume
-from .factoring import factor, warn_if_deficient
+from .factoring import volumes_of, warn_if_deficient
 from .lanczos import EstimatedVolume, lanczos_log_volume
 
 METHODS = ("exact", "lanczos")
@@ -166,7 +166,7 @@ def decode_and_log_volume(
 
 
 def matrix_log_volume(matrix: Tensor) -> Tensor:
-    r"""Log-volumes :math:`\tfrac12 \log\det J^\top J`, (B,), of tall matrices (B, D, d), by QR."""
-    factors = factor(matrix)
-    warn_if_deficient(factors.deficient)
-    return factors.log_volume
+    r"""Log-volumes :math:`\tfrac12 \log\det J^\top J`, (B,), of tall matrices (B, D, d)."""
+    volumes = volumes_of(matrix)
+    warn_if_deficient(volumes.deficient)
+    return volumes.log_volume

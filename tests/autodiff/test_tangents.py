@@ -504,7 +504,7 @@ def test_the_automatic_bound(monkeypatch, dtype, tangents, calls):
     expected = dense_jacobian(decode, z).detach()
     widest = 3 * 64 * z.element_size()
     monkeypatch.setattr(jacobians, "_TANGENT_BYTES", 2 * tangents * widest)
-    monkeypatch.setattr(jacobians, "_ASSUMED_WIDTH", 10**9)
+    monkeypatch.setattr(jacobians, "_ASSUMED_BYTES", 10**9)
     decode.calls = 0
     with torch.no_grad():
         actual = jacobian(decode, z).jacobian
