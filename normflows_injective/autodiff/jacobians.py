@@ -132,11 +132,11 @@ def size_of_a_sample(function: Map, point: Tensor) -> Size:
 class Chunks(NamedTuple):
     """Number of basis vectors in a pass; None for what the bytes of the widest tensor allow.
 
-    These are of one sample, and assumed until they are known.
+    These are of one sample, and 0 until they are known.
     """
 
     size: int | None = None
-    num_bytes: int = _ASSUMED_BYTES
+    num_bytes: int = 0
 
 
 def jacobian_without_graph(
@@ -198,7 +198,8 @@ def _jacobian_by_columns(
         with measured:
             return function(x)
 
-    size = chunks.size or _chunk_within_bound(chunks.num_bytes * len(point))
+    num_bytes = chunks.num_bytes or _ASSUMED_BYTES
+    size = chunks.size or _chunk_within_bound(num_bytes * len(point))
     while len(basis) > 0:
         value, products = jvp(watched, point, basis[:size])
         if at_most is not None and len(point) > 1 and value.numel() * point[0].numel() > at_most:
