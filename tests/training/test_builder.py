@@ -16,9 +16,9 @@ SHIFTS = torch.tensor([0.0, 5.0, -100.0, 1e5, 0.0])
 
 @pytest.mark.slow
 def test_a_table_in_any_units_is_trained_as_one_without():
-    plain, x = surface(300), surface(300) * UNITS + SHIFTS
+    plain, x = surface(600), surface(600) * UNITS + SHIFTS
     model = injective_flow(x, 2, hidden=(32,), num_couplings=2)
-    result = fit(model, x, steps=200)
+    result = fit(model, x, steps=600)
     assert result.phases[0].after < result.phases[0].before
     samples, log_q = model.sample(50)
     assert samples.shape == (50, 5)
