@@ -6,7 +6,7 @@ Beside this package's `log_prob` stands the code that one would write by hand: J
 products of the batch with all basis vectors by `torch.func`, in forward mode, and the determinant
 of the Gram matrix. Values of the two have to agree in float64 before anything is measured. Whether
 their gradients agree is measured too, because the derivative of a tangent is wrong for some
-functions.
+functions. A second table goes through the numbers of latent dimensions of one kind of decoder.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import normflows as nf
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import normflows_injective as nfi
 from benchmarks.shared.tables import publish, table, wrapped
@@ -31,6 +31,11 @@ WITH_GRADIENT = " with gradient"
 ROUTES = (OURS, BY_HAND, OURS + WITH_GRADIENT, BY_HAND + WITH_GRADIENT)
 QUICK = ("toy", "tabular", "conv")
 CHECKED, TOLERANCE = 4, 1e-8
+# Decoders of the second table, and the condition number of a Jacobian at which it looks as well.
+WIDTHS, DATA_DIM, ROWS = (512, 1024), 1024, 64
+LATENTS, QUICK_LATENTS = (8, 16, 32, 64, 128, 256, 512), (8, 16)
+PRODUCTS = "products"
+CONDITION = 1e5
 WARM_UP = 2
 
 LogProb = Callable[[Tensor], Tensor]
@@ -49,9 +54,9 @@ class Cell(NamedTuple):
     difference: float
     seconds: dict[str, list[float]]
 
-    def ratios(self, route: str) -> list[float]:
-        """Times of the decode of the same round."""
-        pairs = zip(self.seconds[route], self.seconds[DECODE], strict=True)
+    def ratios(self, route: str, unit: str = DECODE) -> list[float]:
+        """Times of a unit, by default the decode, of the same round."""
+        pairs = zip(self.seconds[route], self.seconds[unit], strict=True)
         return [one / other for one, other in pairs]
 
 
@@ -72,12 +77,17 @@ def log_prob_by_hand(pair: Pair) -> LogProb:
 
     def log_prob(x: Tensor) -> Tensor:
         z = pair.encoder(x)
-        push = lambda tangent: torch.func.jvp(pair.decoder, (z,), (tangent,))[1]  # noqa: E731
-        basis = torch.eye(pair.latent_dim, dtype=z.dtype).unsqueeze(1).expand(-1, *z.shape)
-        columns = torch.func.vmap(push)(basis).flatten(2).permute(1, 2, 0)
-        return base.log_prob(z) - torch.linalg.slogdet(columns.mT @ columns)[1] / 2
+        return base.log_prob(z) - log_volume_by_hand(pair.decoder, z)
 
     return log_prob
+
+
+def log_volume_by_hand(decoder: nn.Module, z: Tensor) -> Tensor:
+    """Half the log-determinant of the Gram matrix of a forward-mode Jacobian."""
+    push = lambda tangent: torch.func.jvp(decoder, (z,), (tangent,))[1]  # noqa: E731
+    basis = torch.eye(z.shape[1], dtype=z.dtype).unsqueeze(1).expand(-1, *z.shape)
+    columns = torch.func.vmap(push)(basis).flatten(2).permute(1, 2, 0)
+    return torch.linalg.slogdet(columns.mT @ columns)[1] / 2
 
 
 def gradient_difference(name: str, seed: int) -> float:
@@ -152,7 +162,55 @@ def ratios(cells: list[Cell]) -> str:
     return table(["model", "d", "decode, ms", *ROUTES, "difference of gradients"], rows)
 
 
-def page(cells: list[Cell], options: argparse.Namespace) -> str:
+def wide_pair(latent_dim: int) -> Pair:
+    """Perceptrons between d and 1024 dimensions."""
+    decoder = nfi.nets.SmoothMLP(latent_dim, DATA_DIM, WIDTHS)
+    encoder = nfi.nets.SmoothMLP(DATA_DIM, latent_dim, WIDTHS[::-1])
+    return Pair(encoder, decoder, (DATA_DIM,), latent_dim)
+
+
+def measure_dimension(latent_dim: int, options: argparse.Namespace) -> list[str]:
+    """A row of the second table."""
+    torch.manual_seed(options.seed)
+    pair = wide_pair(latent_dim)
+    x, latents = torch.randn(ROWS, DATA_DIM), torch.randn(ROWS * latent_dim, latent_dim)
+    ours, by_hand = package_log_prob(pair), log_prob_by_hand(pair)
+    calls: dict[str, Callable[[], object]] = {
+        OURS: lambda: ours(x),
+        BY_HAND: lambda: by_hand(x),
+        PRODUCTS: lambda: pair.decoder(latents),
+    }
+    with torch.no_grad():
+        for call in calls.values():
+            call()
+        seconds = in_turn(calls, options.rounds, options.seed)
+        errors = errors_of_volumes(pair.decoder, latents[:CHECKED].clone())
+    cell = Cell(str(latent_dim), 0.0, seconds)
+    row = [str(latent_dim)]
+    row += [f"{ROWS / median(seconds[route]):,.0f}" for route in (OURS, BY_HAND)]
+    row += [_spread(cell.ratios(BY_HAND, OURS)), _spread(cell.ratios(OURS, PRODUCTS))]
+    return row + [f"{error:.0e}" for error in errors]
+
+
+def errors_of_volumes(decoder: nn.Module, z: Tensor) -> list[float]:
+    """The largest errors of log-volumes in float32, of latents that matter less and less."""
+    first = next(module for module in decoder.modules() if isinstance(module, nn.Linear))
+    # In other directions than the axes: scales of columns do a Gram matrix no harm.
+    turn = torch.linalg.qr(torch.randn(z.shape[1], z.shape[1])).Q
+    scales = torch.logspace(0, -1, z.shape[1], base=CONDITION)
+    first.weight.copy_(first.weight @ (turn * scales) @ turn.T)
+    found = nfi.volume.log_volume(decoder, z), log_volume_by_hand(decoder, z)
+    matrix = nfi.volume.jacobian(decoder.double(), z.double()).jacobian
+    truth = torch.linalg.svdvals(matrix).log().sum(1)
+    return [float((volume - truth).abs().max()) for volume in found]
+
+
+def _spread(ratios: list[float]) -> str:
+    first, middle, third = quantiles(ratios, n=4, method="inclusive")
+    return f"{middle:.2f} ({first:.2f} to {third:.2f})"
+
+
+def page(cells: list[Cell], growth: list[list[str]], options: argparse.Namespace) -> str:
     """The page of results."""
     text = (
         "Processor time of the exact `log_prob` of models without a latent flow, in times of one "
@@ -160,14 +218,32 @@ def page(cells: list[Cell], options: argparse.Namespace) -> str:
         "is the Jacobian by `vmap` over `torch.func.jvp` with the determinant of the Gram matrix, "
         "and its gradient goes backward through the tangents. Both values agree to "
         f"{TOLERANCE:.0e} in float64; the last column says how far the gradients are apart, "
-        "relative to their norm. This package factors the Jacobian by QR in float64, and takes "
-        "gradients by reverse mode alone, whose derivatives are right for more functions. "
+        "relative to their norm. Without gradients this package takes the Gram matrix in float64, "
+        "measures the error of its Cholesky factor, and takes QR where that is too large. "
+        "Gradients are by reverse mode alone, whose derivatives are right for more functions. "
         f"Conditions: torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, one "
         f"thread, float32, batches of {options.batch}, {options.rounds} rounds in random order in "
         "one process: the median of the ratios within a round, and in brackets their quartiles."
     )
     command = "    python -m benchmarks.exact.cost --page docs/results/exact_cost.md"
-    parts = ("# What the exact log-density costs", command, wrapped(text), ratios(cells))
+    by_dimension = (
+        f"Decoders of {WIDTHS} hidden units to {DATA_DIM} dimensions, batches of {ROWS}, without "
+        "gradients. *Products* are what remains if everything else is free: one pass of the "
+        f"decoder over {ROWS} d latents. The last two columns are of the same decoders with their "
+        f"latents scaled by factors from 1 to {1 / CONDITION:.0e} along turned axes: the largest "
+        f"error of {CHECKED} log-volumes in float32, in nats, beside singular values in float64."
+    )
+    title = ["d", "`log_prob`, rows/s", "by hand, rows/s", "time by hand / `log_prob`"]
+    title += ["`log_prob` / products", "error, `log_volume`", "error, by hand"]
+    parts = (
+        "# What the exact log-density costs",
+        command,
+        wrapped(text),
+        ratios(cells),
+        "## By the number of latent dimensions",
+        wrapped(by_dimension),
+        table(title, growth),
+    )
     return "\n\n".join(parts) + "\n"
 
 
@@ -187,7 +263,11 @@ def main() -> None:
         options.batch, options.rounds = 8, 5
     torch.set_num_threads(1)
     names = options.models or (QUICK if options.quick else list(MODELS))
-    text = page([measure(name, options) for name in names], options)
+    growth = [
+        measure_dimension(latent_dim, options)
+        for latent_dim in (QUICK_LATENTS if options.quick else LATENTS)
+    ]
+    text = page([measure(name, options) for name in names], growth, options)
     publish(text, options.page)
 
 

@@ -1,4 +1,4 @@
-"""How many digits of a log-volume survive: QR of the Jacobian beside the Gram-matrix routes.
+"""How many digits of a log-volume survive, beside the usual Gram-matrix routes.
 
     python -m benchmarks.exact.precision [--draws 50] [--page docs/results/volume_precision.md]
 
@@ -35,7 +35,7 @@ def matrix_of_condition(condition: float, generator: torch.Generator) -> Tensor:
 
 
 def by_package(matrix: Tensor) -> float:
-    """This package: Jacobian-vector products and QR."""
+    """This package."""
     return log_volume(lambda z: z @ matrix.mT, matrix.new_zeros(1, COLUMNS)).item()
 
 
@@ -51,7 +51,7 @@ def by_slogdet(matrix: Tensor) -> float:
 
 
 ROUTES: dict[str, Callable[[Tensor], float]] = {
-    "QR of J (this package)": by_package,
+    "this package": by_package,
     "Cholesky of J'J": by_cholesky,
     "slogdet of J'J": by_slogdet,
 }
