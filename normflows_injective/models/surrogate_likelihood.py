@@ -64,7 +64,8 @@ class SurrogateLikelihood(TrainingTerm):
         compile: True, or a dictionary of keyword arguments for ``torch.compile``, compiles the
             whole term, the networks' derivatives included, for the estimator ``"encoder"``. Pass
             the networks uncompiled. Values and gradients are those of the eager form up to
-            rounding. The first step at every batch shape compiles, for ten seconds to minutes.
+            rounding. The first step compiles, for ten seconds to minutes, and so does the eighth
+            in a row of another batch shape; until then that is evaluated eagerly.
 
     Raises:
         OptionError: If an option is unknown or out of range.

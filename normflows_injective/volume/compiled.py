@@ -29,18 +29,21 @@ from ..modules.contents import modules_of
 from .estimators import EncoderSurrogate
 from .surrogate import DrawProbes, Estimator, Surrogate, SurrogateAndErrors, lifted, with_errors
 
-# Every batch size is compiled for itself, because forward mode does not know symbolic sizes.
+# Every batch size is compiled for itself, because forward mode does not know symbolic sizes. After
+# the first one a shape has to come so many times in a row: the last batch of an epoch never does,
+# and in eager form it costs less than its compilation would.
 _MOST_SHAPES = 8
+_IN_A_ROW = 8
 _SURROGATE = EncoderSurrogate()
 
 
 class CompiledSurrogate:
     """The encoder surrogate with its errors, through one ``torch.compile``."""
 
-    # The first call at every shape runs the eager form once, which initialises layers on data and
-    # raises its errors, and then compiles for some ten seconds to minutes. After 8 shapes, or as
-    # many compilations, others run eagerly. Random numbers are drawn outside, so that the result
-    # is that of the eager form up to rounding.
+    # The first call at a shape that is to be compiled runs the eager form once, which initialises
+    # layers on data and raises its errors, and then compiles for some ten seconds to minutes.
+    # After 8 shapes, or as many compilations, others run eagerly. Random numbers are drawn
+    # outside, so that the result is that of the eager form up to rounding.
 
     def __init__(self, options: Mapping[str, Any] | None = None) -> None:
         self.options = dict(options or {})
@@ -87,6 +90,8 @@ class CompiledSurrogate:
     def _forget(self) -> None:
         self._function: Callable[..., SurrogateAndErrors] | None = None
         self._latents: dict[Any, Tensor] = {}
+        self._last: Any = None
+        self._times_in_a_row = 0
 
     def _compiled(self) -> Callable[..., SurrogateAndErrors]:
         if self._function is None:
@@ -98,12 +103,15 @@ class CompiledSurrogate:
         return self._function
 
     def _latent_like(self, x: Tensor, encode: Map, decode: Map) -> Tensor | None:
-        """A tensor like the latents of x; None where no more shapes are to be compiled."""
+        """A tensor like the latents of x; None where their shape is not to be compiled."""
         device = x.device.type
         autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         key = (x.shape, x.dtype, x.device, autocast)
+        self._times_in_a_row = self._times_in_a_row + 1 if key == self._last else 1
+        self._last = key
         if key not in self._latents:
-            if len(self._latents) >= _MOST_SHAPES:
+            passes_by = bool(self._latents) and self._times_in_a_row < _IN_A_ROW
+            if passes_by or len(self._latents) >= _MOST_SHAPES:
                 return None
             eager = _SURROGATE(x, encode, decode, lambda z: torch.ones_like(z).unsqueeze(0))
             _refuse_functions(eager.reconstruction)

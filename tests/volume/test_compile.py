@@ -111,10 +111,30 @@ def test_a_context_reaches_the_compiled_networks():
 
 
 @pytest.mark.slow
-def test_another_batch_size_is_compiled_anew_and_many_fall_back_to_the_eager_form():
+def test_another_batch_size_is_compiled_anew_and_many_fall_back_to_the_eager_form(monkeypatch):
+    monkeypatch.setattr(compilation, "_IN_A_ROW", 1)
     eager, compiled = pair_of_models([injection()])
     for size in range(2, 12):
         assert_same_step(eager, compiled, torch.randn(size, 4, dtype=torch.float64))
+
+
+@pytest.mark.slow
+def test_the_last_batches_of_epochs_are_not_compiled():
+    eager, compiled = pair_of_models([injection()])
+    traced = []
+
+    def backend(graph, inputs):
+        traced.append(len(inputs))
+        return graph.forward
+
+    compiled.likelihood._compiled.options["backend"] = backend
+    for size in (6, 6, 4, 6, 6, 3, 6, 4, 6, 1):
+        assert_same_step(eager, compiled, torch.randn(size, 4, dtype=torch.float64))
+    num_graphs = len(traced)
+    for _ in range(8):
+        compiled.forward_kld(torch.randn(4, 4, dtype=torch.float64))
+    assert num_graphs > 0
+    assert len(traced) == 2 * num_graphs  # a steady shape is compiled in the end
 
 
 @pytest.mark.slow
@@ -129,7 +149,8 @@ def test_weights_that_changed_are_seen():
 
 
 @pytest.mark.slow
-def test_more_compilations_than_torch_allows_fall_back_to_the_eager_form():
+def test_more_compilations_than_torch_allows_fall_back_to_the_eager_form(monkeypatch):
+    monkeypatch.setattr(compilation, "_IN_A_ROW", 1)
     eager, compiled = pair_of_models([injection()])
     for num_probes in (1, 2):
         for size in (2, 3, 4, 5, 6):
