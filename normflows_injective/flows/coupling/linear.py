@@ -58,7 +58,11 @@ class LULinear(Layer):
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data (B, D) to latents (B, D), with the log-det (B,) in nats."""
-        return x @ self.matrix().mT, self._log_det(x)
+        if x.shape[0] >= self.dim:
+            return x @ self.matrix().mT, self._log_det(x)
+        # For fewer rows than coordinates both factors one by one are less work than their product.
+        lower, upper = self._factors()
+        return (x @ upper.mT @ lower.mT).index_select(1, self.order), self._log_det(x)
 
     def matrix(self) -> Tensor:
         """:math:`W` of shape (D, D), from data to latents."""

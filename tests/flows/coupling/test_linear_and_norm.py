@@ -181,3 +181,21 @@ def test_a_trial_pass_leaves_the_normalisation_to_the_data():
     x = 3 + 2 * torch.randn(50, 4)
     model.log_prob(x)
     close(norm.shift, -x.mean(0), 1e-12)
+
+
+def test_few_rows_and_many_go_through_the_same_matrix(dtype):
+    layer = LULinear(7).to(dtype)
+    torch.nn.init.normal_(layer.packed, std=0.3)
+    x = torch.randn(20, 7, dtype=dtype)
+    many, log_det = layer.inverse(x)
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-13
+    torch.testing.assert_close(many, x @ layer.matrix().mT, rtol=tolerance, atol=tolerance)
+    for count in (0, 1, 6):
+        few, few_log_det = layer.inverse(x[:count])
+        torch.testing.assert_close(few, many[:count], rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(few_log_det, log_det[:count])
+    gradients = [
+        torch.autograd.grad(layer.inverse(rows)[0].square().sum(), layer.packed)[0]
+        for rows in (x[:6], x[:6].repeat(2, 1))
+    ]
+    torch.testing.assert_close(2 * gradients[0], gradients[1], rtol=1e-4, atol=1e-4)
