@@ -25,7 +25,7 @@ from .two_steps import (
     fit_plan_n,
 )
 
-__all__ = ["METHODS", "available"]
+__all__ = ["KINDS", "METHODS", "available"]
 
 # The rate of ``nfi.training.fit`` for autoencoders, which plans F and N get as well.
 FAST_RATE = 8e-3
@@ -43,9 +43,13 @@ def fit_defaults(job: Job) -> Fitted:
     return fitted._replace(model=nfi.InjectiveNormalizingFlow(model.q0, layers))
 
 
-def fit_paired(job: Job) -> Fitted:
-    """The package's own training and latent density, from the start that all methods have."""
-    *latent_block, _, _ = nfi.injective_flow(job.split.train, latent_dim=job.latent_dim).flows
+def fit_paired(job: Job, kind: str | None = None) -> Fitted:
+    """The package's own training and latent density, from the start that all methods have.
+
+    ``kind`` is that of the latent block, None for the default.
+    """
+    built = nfi.injective_flow(job.split.train, latent_dim=job.latent_dim, latent_density=kind)
+    *latent_block, _, _ = built.flows
     shapes = (job.latent_dim,), (job.split.dim,)
     injection = nfi.flows.FreeFormInjection(*job.networks.pair(job.seed), *shapes)
     model = nfi.InjectiveNormalizingFlow(normal(job.latent_dim), [*latent_block, injection])
@@ -92,10 +96,16 @@ METHODS = {
     "fit": Method("nfi.training.fit", fit_defaults),
     "fit_paired": Method("nfi.training.fit, start of the others", fit_paired),
 }
+# Rows that are run if they are asked for.
+KINDS = {
+    f"fit_{kind}": Method(f"nfi.training.fit, {kind} density", partial(fit_paired, kind=kind))
+    for kind in ("mixed", "spline", "affine", "autoregressive", "matching")
+}
+METHODS |= KINDS
 
 
 def available() -> list[str]:
-    """Names of the methods that this version of the package can run."""
+    """Names of the methods that this version of the package can run, if none is asked for."""
     has_training = find_spec("normflows_injective.training") is not None
     missing = {"fit": not hasattr(nfi, "injective_flow"), "fit_paired": not has_training}
-    return [name for name in METHODS if not missing.get(name, False)]
+    return [name for name in METHODS if name not in KINDS and not missing.get(name, False)]

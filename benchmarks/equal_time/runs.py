@@ -14,7 +14,7 @@ from benchmarks.shared.records import Record, run_once
 
 from .data import Split
 from .job import Job, Networks
-from .methods import METHODS, available
+from .methods import KINDS, METHODS, available
 from .scores import Limits, score
 
 __all__ = ["FOLDER", "QUICK", "Run", "Setup", "chosen_methods", "perform", "run_all"]
@@ -83,7 +83,7 @@ def run_all(runs: Sequence[Run], setups: dict[str, Setup], folder: Path) -> None
 
 def chosen_methods(asked: Sequence[str] | None) -> list[str]:
     """The methods that were asked for, or all that can run; SystemExit for one that cannot."""
-    missing = set(asked or ()) - set(available())
+    missing = set(asked or ()) - set(available()) - set(KINDS)
     if missing:
         raise SystemExit(f"This version of the package has no {', '.join(sorted(missing))}.")
     return list(asked or available())
