@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from support.seeds import shifted
 
 import normflows_injective as nfi
 from normflows_injective.diagnostics import (
@@ -34,7 +35,7 @@ class Frame:
 
 @pytest.fixture
 def values() -> NDArray[np.float64]:
-    return np.random.default_rng(0).normal(size=(60, 5))
+    return np.random.default_rng(shifted(0)).normal(size=(60, 5))
 
 
 @pytest.fixture(params=[torch.float32, torch.float64])
@@ -80,7 +81,7 @@ def test_columns_have_the_names_of_a_frame(values: NDArray[np.float64]) -> None:
 
 
 def test_dimensions_of_an_array_of_whole_numbers() -> None:
-    table = np.random.default_rng(0).integers(0, 99, size=(200, 3))
+    table = np.random.default_rng(shifted(0)).integers(0, 99, size=(200, 3))
     expected = suggest_latent_dim(torch.as_tensor(table).double(), num_steps=None)
     assert suggest_latent_dim(table, num_steps=None).recommended == expected.recommended
 
