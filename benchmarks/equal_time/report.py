@@ -237,6 +237,7 @@ def _panel(axes: Any, cells: Cells, name: str, methods: Sequence[str]) -> None:
             axes.errorbar(mean(values), place, xerr=error, fmt="o", color="C0", capsize=2)
     axes.set_yticks(range(len(methods)), [METHODS[method].title for method in methods])
     axes.tick_params(labelsize=7)
+    axes.locator_params(axis="x", nbins=4)
     axes.set_ylim(len(methods) - 0.5, -0.5)
     axes.set_title(f"{name}\n{cells.title}", fontsize=8)
     axes.grid(alpha=0.3)
