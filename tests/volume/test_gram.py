@@ -32,7 +32,7 @@ def matrices(
 @pytest.mark.parametrize("columns", [1, 3, 40, 150])
 @pytest.mark.parametrize("condition", [1.0, 1e3, 1e6])
 def test_the_measured_error_is_about_the_error(columns, condition):
-    """The least of 100 ratios of both was .2 in 1,200 matrices of every size."""
+    """The least ratio of both was .2 among 2,400 matrices, so that 20 times the measure holds."""
     matrix, expected = matrices(100 if columns < 100 else 10, 200, columns, condition, seed=0)
     found = gram.gram_volume(matrix)
     error = (found.log_volume - expected).abs()
