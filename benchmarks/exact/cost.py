@@ -156,8 +156,7 @@ def ratios(cells: list[Cell]) -> str:
         row = [MODELS[cell.model].title, str(pair.latent_dim)]
         row.append(f"{1000 * median(cell.seconds[DECODE]):.3g}")
         for route in ROUTES:
-            first, middle, third = quantiles(cell.ratios(route), n=4, method="inclusive")
-            row.append(f"{middle:.1f} ({first:.1f} to {third:.1f})")
+            row.append(_spread(cell.ratios(route), digits=1))
         rows.append([*row, f"{cell.difference:.0e}"])
     return table(["model", "d", "decode, ms", *ROUTES, "difference of gradients"], rows)
 
@@ -205,9 +204,12 @@ def errors_of_volumes(decoder: nn.Module, z: Tensor) -> list[float]:
     return [float((volume - truth).abs().max()) for volume in found]
 
 
-def _spread(ratios: list[float]) -> str:
-    first, middle, third = quantiles(ratios, n=4, method="inclusive")
-    return f"{middle:.2f} ({first:.2f} to {third:.2f})"
+def _spread(ratios: list[float], digits: int = 2) -> str:
+    """The median, and in brackets the quartiles."""
+    first, middle, third = (
+        f"{value:.{digits}f}" for value in quantiles(ratios, n=4, method="inclusive")
+    )
+    return f"{middle} ({first} to {third})"
 
 
 def page(cells: list[Cell], growth: list[list[str]], options: argparse.Namespace) -> str:
@@ -228,7 +230,7 @@ def page(cells: list[Cell], growth: list[list[str]], options: argparse.Namespace
     command = "    python -m benchmarks.exact.cost --page docs/results/exact_cost.md"
     by_dimension = (
         f"Decoders of {WIDTHS} hidden units to {DATA_DIM} dimensions, batches of {ROWS}, without "
-        "gradients. *Products* are what remains if everything else is free: one pass of the "
+        "gradients. *Products* are the least that an exact density takes: one pass of the "
         f"decoder over {ROWS} d latents. The last two columns are of the same decoders with their "
         f"latents scaled by factors from 1 to {1 / CONDITION:.0e} along turned axes: the largest "
         f"error of {CHECKED} log-volumes in float32, in nats, beside singular values in float64."

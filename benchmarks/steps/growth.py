@@ -44,7 +44,7 @@ QUICK = {"d": 2, "D": 2, "batch": 2}
 
 
 def calls_of(size: Size, seed: int) -> dict[str, Callable[[], object]]:
-    """What is timed; a step is one without the optimiser."""
+    """The calls that are timed; a step is one without the optimiser."""
     torch.manual_seed(seed)
     pair = nfi.nets.mlp_autoencoder(size.data_dim, size.latent_dim, size.hidden)
     shapes = (size.latent_dim,), (size.data_dim,)

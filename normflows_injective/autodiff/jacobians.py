@@ -122,7 +122,7 @@ class Size(NamedTuple):
 
 
 def size_of_a_sample(function: Map, point: Tensor) -> Size:
-    """The size of what a map makes of a point (1, *)."""
+    """The size of the value of a map at a point (1, *)."""
     measured = _WidestResult()
     with measured, differentiable_attention():
         value = function(point)
@@ -130,9 +130,9 @@ def size_of_a_sample(function: Map, point: Tensor) -> Size:
 
 
 class Chunks(NamedTuple):
-    """Number of basis vectors in a pass; None for what the bytes of the widest tensor allow.
+    """Number of basis vectors in a pass; None for as many as the widest tensor allows.
 
-    These are of one sample, and 0 until they are known.
+    The bytes of that tensor are those of one sample, and 0 until they are known.
     """
 
     size: int | None = None

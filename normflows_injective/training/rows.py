@@ -57,8 +57,8 @@ class Rows:
     def to(self, like: Tensor, with_labels: bool) -> Rows:
         """Rows on the device of a tensor and in its dtype, in which labels stay whole numbers."""
         x = self.x.to(like.device) if with_labels else self.x.to(like)
-        context, weights = _to(self.context, like), _to(self.weights, like)
-        return Rows(x, context, weights)
+        others = (self.context, self.weights)
+        return Rows(x, *(None if part is None else in_kind(part, like) for part in others))
 
 
 def read_rows(data: Any, context: Any = None, weights: Any = None) -> Rows:
@@ -130,10 +130,8 @@ def _plain_array(values: NDArray[Any], name: str, columns: Any) -> NDArray[Any]:
     return np.stack(numbers, -1) if values.ndim == 2 else numbers[0]
 
 
-def _to(tensor: Tensor | None, like: Tensor) -> Tensor | None:
-    """A context in another dtype, or class labels as they are."""
-    if tensor is None:
-        return None
+def in_kind(tensor: Tensor, like: Tensor) -> Tensor:
+    """A context on the device and in the dtype of a tensor, in which labels stay whole numbers."""
     return tensor.to(like) if tensor.is_floating_point() else tensor.to(like.device)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from torch import nn
 
 from ..checks.annotations import text_of
-from .rows import example_of, tensor_of
+from .rows import example_of, in_kind, tensor_of
 
 # A tensor, an array or a data frame of numbers.
 Table = Any
@@ -55,6 +55,7 @@ def _tensor(model: Any, values: Any, name: str) -> Any:
     if not isinstance(values, np.ndarray) and not hasattr(values, "to_numpy"):
         return values
     tensor = tensor_of(values, name)
-    if "context" in name and not tensor.is_floating_point():
-        return tensor
-    return tensor.to(example_of(model)) if isinstance(model, nn.Module) else tensor.double()
+    if not isinstance(model, nn.Module):
+        return tensor.double()
+    like = example_of(model)
+    return in_kind(tensor, like) if "context" in name else tensor.to(like)

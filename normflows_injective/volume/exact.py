@@ -172,7 +172,7 @@ def _size_of_a_sample(
     """The size of the first decoded row of many, or None."""
     if len(z) < _MANY_ROWS:
         return None
-    # What serves this batch alone says so when it gets one row, or at the comparison later.
+    # A callable that serves this batch alone raises here, or differs at the comparison later.
     with suppress(RuntimeError, ShapeError, ContextError):
         first = None if context is None else context[:1]
         return size_of_a_sample(_with_rows(decode, first), z[:1])

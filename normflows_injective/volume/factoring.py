@@ -75,7 +75,7 @@ class Volumes(NamedTuple):
 def volumes_of(matrix: Tensor) -> Volumes:
     r"""Log-volumes :math:`\tfrac12 \log\det J^\top J` of tall matrices (B, D, d)."""
     has_gram = factored_dtype(matrix.device) == torch.float64 and matrix.numel() > 0
-    has_derivatives = torch.is_grad_enabled() and matrix.requires_grad or in_forward_mode()
+    has_derivatives = (torch.is_grad_enabled() and matrix.requires_grad) or in_forward_mode()
     if not has_gram or has_derivatives or not is_readable(matrix):
         return Volumes(*factor(matrix)[:2])
     refuse_lower_dimension(matrix.shape[2], matrix.shape[1])

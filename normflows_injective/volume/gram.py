@@ -14,8 +14,7 @@ the condition number alone. Normal vectors :math:`w_k` measure it at the cost of
 .. math:: \epsilon = \tfrac12 \sqrt{\tfrac1K \sum_k (w_k^\top E w_k)^2}, \qquad
           \mathbb E\, (w^\top E w)^2 = (\operatorname{tr} E)^2 + 2 \lVert E \rVert_F^2,
 
-so that :math:`\epsilon` is about the error or above it. The sizes of QR are not reached: QR takes
-four times as long as a Gram matrix and its factor.
+so that :math:`\epsilon` is about the error or above it.
 """
 
 from __future__ import annotations
