@@ -320,3 +320,19 @@ def test_transforms_go_through_vmap_and_forward_mode():
     x = layer(z)[0]
     back = torch.func.vmap(lambda row: layer.inverse(row[None])[0][0])(x)
     close(back, z, 1e-9)
+
+
+def test_columns_that_are_not_bent_skip_the_transforms_without_a_difference():
+    x = 3 + torch.randn(20, 4, dtype=torch.float64)
+    units = Standardise.fit(x)
+    for way in (units.forward, units.inverse):
+        value, log_det = way(x)
+        # A vmap follows all transforms, because it cannot ask which columns there are.
+        values, log_dets = torch.func.vmap(lambda row, way=way: way(row.unsqueeze(0)))(x)
+        close(value, values.squeeze(1), 1e-15)
+        close(log_det, log_dets.squeeze(1), 1e-15)
+    before = units.inverse(x)[0]
+    units.kind[0], units.power[0] = 2, 0.5
+    bent = (before - units.inverse(x)[0]).abs().amax(0)
+    assert bent[0] > 0.1
+    assert not bent[1:].any()

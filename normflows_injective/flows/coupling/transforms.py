@@ -8,11 +8,11 @@ from typing import Any, final
 
 import torch
 from normflows.utils import splines
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...checks import check_positive, checks_arguments_of, looks_first
 from ...errors import OptionError, ShapeError
-from ..splines import UNIT_DERIVATIVE, bounded_spline
+from ..splines import bounded_spline
 
 
 def _check_parameters(transform: ElementTransform, *args: Any, **kwargs: Any) -> None:
@@ -224,9 +224,8 @@ class Spline(ElementTransform):
         return self._spline(x, parameters, inverse=False)
 
     def _spline(self, value: Tensor, parameters: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        inner = parameters[..., 2 * self.num_bins :]
-        derivatives = nn.functional.pad(inner, (1, 1)) + UNIT_DERIVATIVE
-        image, log_derivative = bounded_spline(value, parameters, derivatives, self.bound, inverse)
+        at_ends = torch.zeros_like(value)
+        image, log_derivative = bounded_spline(value, parameters, at_ends, self.bound, inverse)
         return image, log_derivative.sum(-1)
 
 

@@ -13,7 +13,7 @@ from ...checks import check_not_negative, check_positive
 from ...errors import OptionError
 from ...nets.mlp import ResidualMLP
 from ..layer import Layer
-from ..splines import UNIT_DERIVATIVE, bounded_spline
+from ..splines import bounded_spline
 
 
 @final
@@ -150,22 +150,23 @@ class AngularSpline(Layer):
         return features if features.shape[1] else linear.new_ones(linear.shape[0], 1)
 
     def _turn(self, angles: Tensor, rows: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        derivatives = rows[..., 2 * self.num_bins :]
-        derivatives = torch.cat([derivatives, derivatives[..., :1]], dim=2)
-        return bounded_spline(angles, rows, derivatives + UNIT_DERIVATIVE, math.pi, inverse)
+        # Both ends are one place, whose derivative comes before those of the inner knots.
+        sizes, at_ends, inner = rows.split([2 * self.num_bins, 1, self.num_bins - 1], dim=2)
+        rows = torch.cat([sizes, inner], dim=2)
+        return bounded_spline(angles, rows, at_ends.squeeze(2), math.pi, inverse)
 
     def _stretch(self, z: Tensor, rows: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        inner = rows[..., 2 * self.num_bins : -2]
-        derivatives = nn.functional.pad(inner, (1, 1)) + UNIT_DERIVATIVE
+        rows, affine = rows.split([3 * self.num_bins - 1, 2], dim=2)
+        at_ends = torch.zeros_like(z)
         if self.max_log_scale == 0:
-            return bounded_spline(z, rows, derivatives, self.bound, inverse)
-        log_scale = self.max_log_scale * (rows[..., -2] / self.max_log_scale).tanh()
-        shift = rows[..., -1]
+            return bounded_spline(z, rows, at_ends, self.bound, inverse)
+        log_scale, shift = affine.unbind(2)
+        log_scale = self.max_log_scale * (log_scale / self.max_log_scale).tanh()
         if inverse:
             z = (z - shift) * (-log_scale).exp()
-            latent, log_derivative = bounded_spline(z, rows, derivatives, self.bound, inverse)
+            latent, log_derivative = bounded_spline(z, rows, at_ends, self.bound, inverse)
             return latent, log_derivative - log_scale
-        bent, log_derivative = bounded_spline(z, rows, derivatives, self.bound, inverse)
+        bent, log_derivative = bounded_spline(z, rows, at_ends, self.bound, inverse)
         return bent * log_scale.exp() + shift, log_derivative + log_scale
 
 
