@@ -169,7 +169,8 @@ def fit(
     )
     modes = [(module, module.training) for module in model.modules()]
     try:
-        with bar:
+        # A caller may evaluate without gradients around the call.
+        with bar, torch.inference_mode(False), torch.enable_grad():
             return Run(model, phases, clock, processes, options).complete(state)
     finally:
         for module, mode in modes:
