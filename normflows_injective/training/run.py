@@ -92,7 +92,9 @@ class Run:
             self._choose_rows(phase, current)
             before = self._score(phase, current.num_rows_at_ends)
             current.before, current.rows_before = before.value, before.rows
-            current.best_score = self._score(phase, current.num_rows).value
+            if current.num_rows != current.num_rows_at_ends:
+                before = self._score(phase, current.num_rows)
+            current.best_score = before.value
         else:
             self._go_on(current, state)
         phase.wrapped = self.options.wrap(phase.module)

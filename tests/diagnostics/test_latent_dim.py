@@ -164,6 +164,14 @@ def test_the_rule_that_reads_the_errors():
     assert _lengths(40)[16:] == (18, 21, 24, 28, 32, 37, 40)
 
 
+def test_data_that_fill_their_space_are_told_that_an_injection_leaves_something_out():
+    full = suggest_latent_dim(torch.randn(400, 3), num_steps=None)
+    assert full.recommended[1] == 3
+    assert "give an injective flow 2 at most" in " ".join(full.notes)
+    flat = suggest_latent_dim(data_on("flat 5 in 20", 400, 0.0), num_steps=None)
+    assert "at most, or take nf.NormalizingFlow" not in " ".join(flat.notes)
+
+
 def test_units_are_removed_unless_told_otherwise():
     x = data_on("flat 5 in 20", 500, 0.0)
     scales = torch.logspace(-3, 3, 20, dtype=x.dtype)

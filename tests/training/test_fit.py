@@ -43,6 +43,16 @@ def test_a_base_with_nothing_to_train_has_no_phase_of_its_own():
     assert [phase.name for phase in phases] == ["reconstruction", "joint"]
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_model_is_trained_where_the_caller_takes_no_gradients(mode):
+    model, x = injective(), surface(100)
+    with mode():
+        result = fit(model, x, steps=60)
+        assert not torch.is_grad_enabled()
+    assert result.phases[0].after < result.phases[0].before
+    model.forward_kld(x).backward()
+
+
 def test_a_joint_phase_that_does_harm_is_undone():
     class Harmful(nfi.SurrogateLikelihood):
         def loss(self, terms, log_prob):

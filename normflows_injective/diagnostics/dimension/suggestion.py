@@ -23,6 +23,11 @@ from .spectrum import (
 
 Range = tuple[int, int]
 
+_FULL = (
+    "As many dimensions as columns leave nothing out: give an injective flow {most} at most, or "
+    "take nf.NormalizingFlow."
+)
+
 
 @takes_tables
 @checks_arguments
@@ -131,6 +136,8 @@ def _combined(
     if len(rows) < FEW_ROWS:
         low, high = max(1, low * 3 // 4), high + max(1, high // 3)
     recommended = low, max(low, min(high, rank))
+    if recommended[1] == rows.shape[1] > 1:
+        notes = *notes, _FULL.format(most=rows.shape[1] - 1)
     return LatentDimReport(
         recommended=recommended,
         reason=_reason(intrinsic, chart, codes, clearest, rank),
