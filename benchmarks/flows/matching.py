@@ -32,6 +32,7 @@ from benchmarks.shared.data import add_data_option
 from benchmarks.shared.records import Record, run_once
 from benchmarks.shared.tables import publish, table, with_error, wrapped
 from benchmarks.shared.timing import in_turn
+from normflows_injective.flows.stack import joint_encode
 
 FILE = Path("out") / "matching.jsonl"
 SAMPLERS = (
@@ -121,8 +122,8 @@ def _measured(matching: Any, couplings: Any, split: Split, seed: int, limits: Li
 
 def densities(model: Any, layer: nfi.flows.FlowMatching, x: Tensor) -> Record:
     """Errors of the log-densities of codes in float64, and what the layer says of them."""
-    _, injection = model.double().flows
-    codes = injection.encode(x.double())
+    _, *others = model.double().flows
+    codes = joint_encode(others, x.double())
     layer.solver = "rk4"
 
     def log_prob(steps: int) -> Tensor:
