@@ -25,7 +25,6 @@ from torch import Tensor, nn
 
 import normflows_injective as nfi
 import normflows_injective.pyro as nfp
-from normflows_injective.pyro.guides.auto_flow import spline_layers
 
 from .targets import Model, Target
 
@@ -60,7 +59,7 @@ def _projected_normal(_: Model) -> nn.Module:
 def _on_simplex(parts: int, chart: Callable[[int], list[Any]]) -> Factory:
     def build(_: Model) -> nn.Module:
         base = nf.distributions.DiagGaussian(parts - 1, trainable=False)
-        layers = [*spline_layers(parts - 1), *chart(parts)]
+        layers = [*nfp.flows.splines(parts - 1), *chart(parts)]
         flow = nfi.InjectiveNormalizingFlow(base, layers)
         return SiteGuide("p", flow, lambda: nfp.FlowDistribution(flow))
 

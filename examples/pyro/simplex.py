@@ -42,7 +42,6 @@ from torch import Tensor
 
 import normflows_injective as nfi
 import normflows_injective.pyro as nfp
-from normflows_injective.pyro.guides.auto_flow import spline_layers
 
 K, NUM_DATA, CONCENTRATION, PARTICLES = 5, 60, 0.8, 16
 LOCATIONS = torch.tensor([-2.0, -0.6, 0.0, 0.6, 2.5])
@@ -121,7 +120,7 @@ def dirichlet_guide(data: Tensor) -> None:
 
 def chart_guide() -> Guide:
     """Splines of normflows that end in a chart of the simplex."""
-    layers = [*spline_layers(K - 1), nfi.flows.SimplexStickBreaking(K)]
+    layers = [*nfp.flows.splines(K - 1), nfi.flows.SimplexStickBreaking(K)]
     to_simplex = nfp.FlowTransform(layers)
     base = dist.Normal(torch.zeros(K - 1), 1.0).to_event(1)
 

@@ -113,8 +113,15 @@ def load_checkpoint(
     _refuse_sharded(model, "Load the weights before fully_shard.")
     name = name_of(path)
     header, state = parse(read_file(path), name)
-    own = _state_of(model)
+    added = _added(model, header)
+    own = {
+        key: tensor
+        for key, tensor in _state_of(model).items()
+        if key.rpartition(".")[0] not in added
+    }
     expected = _description(model, own)
+    for path in added:
+        del expected["classes"][path]
     for part in ("classes", "shapes", "options"):
         _compare(name, part, header.get(part, {}), expected[part])
     free = _compare_values(name, header.get("values"), model)
@@ -167,6 +174,17 @@ def _description(model: nn.Module, state: dict[str, Tensor]) -> dict[str, dict[s
             for key, module in model.named_modules()
             for name, value in getattr(module, "checkpoint_options", {}).items()
         },
+    }
+
+
+def _added(model: nn.Module, header: dict[str, Any]) -> set[str]:
+    """Paths of modules that a file lacks, and may lack because older releases had none."""
+    classes = header.get("classes")
+    known = classes if isinstance(classes, dict) else {}
+    return {
+        path
+        for path, module in model.named_modules()
+        if getattr(type(module), "is_optional_in_files", False) and path not in known
     }
 
 

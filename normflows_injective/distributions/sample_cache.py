@@ -101,6 +101,14 @@ class SampleCache:
             return None
         return data
 
+    def holds(self, sample: Tensor) -> bool:
+        """Whether a tensor is the sample, unchanged."""
+        return (
+            self._held is not None
+            and self._held[0]() is sample
+            and self._held[1] == sample._version
+        )
+
     def clear(self) -> None:
         """Forget the sample."""
         self._held = None

@@ -12,6 +12,7 @@ except ImportError as error:
     ) from error
 
 from . import charts as _charts  # noqa: F401
+from . import flows
 from .flow_transform import FlowTransform
 from .guides.auto_flow import AutoFlow
 from .guides.auto_injective import AutoInjective
@@ -33,6 +34,7 @@ __all__ = [
     "StarLikeConstraint",
     "SurfaceDistribution",
     "UniformOnSurface",
+    "flows",
     "load",
     "module",
     "save",

@@ -17,6 +17,7 @@ from ..distributions.sample_cache import SampleCache, State, state_of
 from ..errors import ContextError, UnsupportedLayerError
 from ..flows.layer_stack import LayerStack, flatten_events
 from ..host.context import needs_context
+from ..modules.constants import ConstantCopies
 from .memory.buffers import make_contiguous, watch_buffers
 from .supports.boxes import bounded_domain
 from .supports.support import given_support, support_of, whole_space
@@ -90,6 +91,7 @@ class FlowTransform(TransformModule):
         )
         # Draws, known by the sample, and latest inverses, known by their latents.
         self._drawn, self._inverted = SampleCache(), SampleCache()
+        self._constants = ConstantCopies()
 
     @property
     def measure(self) -> str:
@@ -115,6 +117,15 @@ class FlowTransform(TransformModule):
         if inverted is not None:
             return inverted
         return flatten_events(self.stack.push, x, self._events)[1]
+
+    def has_drawn(self, y: Tensor) -> bool:
+        """Whether y is the latest draw itself."""
+        return self._drawn.holds(y)
+
+    def pull_by_constants(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents (*, *event) of data and log-volumes (*), whose gradients see the data alone."""
+        (stack,) = self._constants.of([self.stack])
+        return flatten_events(stack.pull, y, self._events)
 
     def forward_shape(self, shape: Iterable[int]) -> torch.Size:
         """Shape of data for latents of a shape."""

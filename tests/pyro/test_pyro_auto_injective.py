@@ -339,6 +339,7 @@ def test_it_starts_where_it_is_told_and_nearly_linear():
         normals(50),
         3,
         init_loc_fn=pyro.infer.autoguide.init_to_value(values={"x": torch.ones(50)}),
+        init_scale=0.1,
     )
     draws = guide.sample_posterior(4000)["x"]
     assert torch.allclose(draws.mean(0), torch.ones(50), atol=0.02)

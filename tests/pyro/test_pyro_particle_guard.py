@@ -14,9 +14,10 @@ from support.models import perturbed
 from support.seeds import manual_seed
 
 import normflows_injective.pyro as nfp
-from normflows_injective.distributions.particle_guard import _FACTOR as FACTOR
 from normflows_injective.distributions.particle_guard import ParticleGuard
 from normflows_injective.flows.coupling.steady_linear import SteadyLinear
+
+FACTOR = 50.0
 
 
 def passed(guard, gradient):

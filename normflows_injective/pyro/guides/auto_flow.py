@@ -3,79 +3,91 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from copy import deepcopy
 from typing import Any, final
 
 import normflows as nf
 import pyro.distributions as dist
 import torch
-from pyro.infer.autoguide.initialization import init_to_feasible
+from pyro.infer.autoguide.initialization import init_to_median
 from torch import Tensor
 
-from ...checks import check_flag, check_positive, describe
-from ...errors import ContextError, InjectiveFlowError, OptionError, ShapeError
-from ...flows.coupling.steady_linear import SteadyLinear
-from ...flows.layer_stack import LayerStack
-from ...flows.surfaces.angular_spline import AngularSpline
-from ...host.context import needs_context
+from ...checks import check_choice, check_flag, describe
+from ...errors import InjectiveFlowError, OptionError
+from ...flows.places import DiagonalPlace, LowRankPlace, Place, TriangularPlace
 from ...host.first_data import awaits_first_data
-from ...models.parts import model_dtype
+from ...modules.random_numbers import OwnRandomNumbers
 from ..flow_transform import FlowTransform
+from ..flows import couplings
+from ..laws.pathwise import PathwiseFlow
+from .factories import checked_layers, interleaved
 from .joint_guide import JointGuide
+from .log_joint import LogJoint
 
 FlowFactory = Callable[[int], nf.flows.Flow | Iterable[nf.flows.Flow]]
-# Layers after which no coordinate is left where the last coupling could not reach it.
-_MIXING = (
-    nf.flows.Permute,
-    nf.flows.LULinearPermute,
-    nf.flows.InvertibleAffine,
-    nf.flows.Invertible1x1Conv,
-)
-_ELEMENTWISE = (nf.flows.AffineConstFlow, nf.flows.PeriodicShift, nf.flows.PeriodicWrap)
+_PLACES = ("auto", "triangular", "low_rank", "diagonal")
+# The largest number of latents with a triangular place, and the largest rank beyond.
+_TRIANGULAR, _RANK = 256, 32
+# How far a draw may be from itself after both directions of the layers, in units of its size.
+_ROUND_TRIP = 1e-3
 
 
 @final
 class AutoFlow(JointGuide):
     r"""A guide over all latent variables at once by a stack of normflows layers.
 
-    .. math:: \theta = \text{loc} + s \odot (f_K \circ \pi_{K-1} \circ \dots \circ \pi_1 \circ f_1)
-              (z), \qquad z \sim N(0, I_D)
+    .. math:: \theta = \mathrm{loc} + \operatorname{diag}(s)\, A\,
+              (f_K \circ \pi_{K-1} \circ \dots \circ \pi_1 \circ f_1)(z), \qquad z \sim N(0, I_D)
 
     on the unconstrained latents :math:`\theta`, with permutations :math:`\pi_k` between the layers
-    of the factory, so that couplings reach every coordinate, and after them a trained location and
-    scale, which start at the prototype. ``NeuTraReparam`` takes it. The default layers can be
-    trained with a learning rate of 0.01 and traced by the JIT; layers of normflows need 0.001 to
-    0.003, and the splines of normflows cannot be traced.
+    of the factory, so that couplings reach every coordinate. The matrix A is unit triangular, so
+    that the guide contains ``AutoMultivariateNormal``, with which it starts. ``NeuTraReparam``
+    takes it.
+
+    The entropy is differentiated along the path of the draw alone: the gradient is unbiased, and
+    its variance vanishes where the guide is the posterior. That takes an inverse of the layers;
+    those without one are differentiated as usual. Default layers can be trained with a learning
+    rate of 0.01 to 0.03 and traced by the JIT; layers of normflows need 0.001 to 0.003, and the
+    splines of normflows cannot be traced.
 
     Args:
         model: A Pyro model whose latent variables are continuous.
         flow_factory: Takes :math:`D` and returns a layer or a list of layers from latent to data;
-            by default four rational-quadratic splines with LU linear maps between them.
+            by default ``nfp.flows.couplings``, six bounded affine couplings.
+        place: A: ``"triangular"``; ``"low_rank"``, :math:`I + V V^\top`, whose cost is linear in
+            D; ``"diagonal"``, none; or ``"auto"``, triangular for up to 256 latents and low rank
+            beyond.
         init_loc_fn: Pyro's initialisation, for the starting location.
-        init_scale: Starting scale of the guide, the same in all directions.
+        init_scale: Starting scale of the guide, the same in all directions; None takes those of
+            the curvature of the model's density at the start, from 0.001 to 1.
         permute: Whether permutations are put between layers that have none between them.
+        path_gradient: Whether the entropy is differentiated along the path alone, if the layers
+            have an inverse.
+        guard: Multiple of the usual gradient of a draw to which a larger one is scaled down; None
+            for no limit.
 
     Raises:
         OptionError: If an option is out of range, or the factory returns no layers.
         ShapeError: If the layers do not keep the dimension.
         UnsupportedModelError: If a latent variable lies in a subsampled plate.
+        NonFiniteError: When called, if a draw is not finite.
 
     References:
-        Rezende and Mohamed, Variational inference with normalizing flows, arXiv 1505.05770.
+        Rezende and Mohamed, Variational inference with normalizing flows, arXiv 1505.05770; the
+        gradient: Roeder et al., arXiv 1703.09194, derived in ``pyro/laws/pathwise.py``.
 
     Examples:
         >>> import pyro
         >>> def model():
         ...     pyro.sample("x", dist.Normal(torch.zeros(3), 1.0).to_event(1))
-        >>> def couplings(dim):
+        >>> AutoFlow(model).build().median()["x"].shape
+        torch.Size([3])
+        >>> def layers(dim):
         ...     halves = [dim - dim // 2, 64, 2 * (dim // 2)]
         ...     return [
         ...         nf.flows.AffineCouplingBlock(nf.nets.MLP(halves), scale_map="sigmoid")
         ...         for _ in range(4)
         ...     ]
-        >>> guide = AutoFlow(model, couplings).build()
-        >>> guide.median()["x"].shape
-        torch.Size([3])
+        >>> guide = AutoFlow(model, layers).build()
     """
 
     recipe = ("_factory",)
@@ -85,39 +97,41 @@ class AutoFlow(JointGuide):
         model: Callable[..., Any],
         flow_factory: FlowFactory | None = None,
         *,
-        init_loc_fn: Callable[..., Any] = init_to_feasible,
-        init_scale: float = 0.1,
+        place: str = "auto",
+        init_loc_fn: Callable[..., Any] = init_to_median,
+        init_scale: float | None = None,
         permute: bool = True,
+        path_gradient: bool = True,
+        guard: float | None = 50.0,
     ) -> None:
-        super().__init__(model, init_loc_fn=init_loc_fn)
-        self._init_scale = float(check_positive(init_scale, "init_scale"))
+        super().__init__(model, init_loc_fn, init_scale, guard)
         self._permutes = check_flag(permute, "permute")
+        self._path_gradient = check_flag(path_gradient, "path_gradient")
+        self._place = check_choice(place, _PLACES, "place")
         is_layer = isinstance(flow_factory, torch.nn.Module)
         if flow_factory is not None and (is_layer or not callable(flow_factory)):
             raise OptionError(
                 "flow_factory must take the number of latent dimensions and give layers, got "
                 f"{describe(flow_factory)}. Write lambda dim: [...]."
             )
-        self._factory = spline_layers if flow_factory is None else flow_factory
+        self._factory = couplings if flow_factory is None else flow_factory
         self.transform: FlowTransform | None = None
 
-    def make_parameters(self) -> None:
+    def make_parameters(self, log_joint: LogJoint) -> None:
         """Create the layers, in the dtype and on the device of the model's latents."""
         loc = self._init_loc()
+        scales = self._init_scales(loc, log_joint)
         layers = checked_layers(self._factory(self.latent_dim), self.latent_dim)
         if self._permutes:
             layers = interleaved(layers, self.latent_dim)
-        place = nf.flows.AffineConstFlow((self.latent_dim,))
-        with torch.no_grad():
-            place.t.copy_(loc)
-            place.s.fill_(torch.tensor(self._init_scale).log())
         # Not a parameter of the transform under a second name: the JIT refuses that.
         self.register_buffer("_origin", torch.zeros_like(loc), persistent=False)
-        transform = FlowTransform([*layers, place]).to(loc)
+        transform = FlowTransform([*layers, self._make_place(loc, scales)]).to(loc)
         self.transform = transform
         if any(awaits_first_data(module) for module in transform.modules()):
             with torch.no_grad():
                 transform(self.get_base_dist().sample(torch.Size([64])))
+        self._takes_path = self._path_gradient and self._has_inverse(transform)
 
     def get_base_dist(self) -> dist.TorchDistribution:
         """The standard normal of the latents."""
@@ -133,116 +147,25 @@ class AutoFlow(JointGuide):
     def get_posterior(self, *args: Any, **kwargs: Any) -> dist.TorchDistribution:
         """The guide's distribution over the unconstrained latents (D,)."""
         transform = self.get_transform(*args, **kwargs)
-        return dist.TransformedDistribution(self.get_base_dist(), transform)
+        law = PathwiseFlow if self._takes_path else dist.TransformedDistribution
+        return law(self.get_base_dist(), transform)
 
+    def _make_place(self, loc: Tensor, scales: Tensor) -> Place:
+        kind = self._place
+        if kind == "auto":
+            kind = "triangular" if len(loc) <= _TRIANGULAR else "low_rank"
+        if kind == "low_rank":
+            return LowRankPlace(loc, scales, max(1, min(_RANK, round(len(loc) ** 0.5))))
+        return {"triangular": TriangularPlace, "diagonal": DiagonalPlace}[kind](loc, scales)
 
-def checked_layers(made: Any, dim: int) -> list[nf.flows.Flow]:
-    """The layers that a factory made, checked to map vectors (B, D) to vectors (B, D)."""
-    try:
-        stack = LayerStack(made)
-    except OptionError as error:
-        raise OptionError(
-            f"flow_factory({dim}) must give a layer of normflows or a list of at least one, got "
-            f"{describe(made)}. Give the layers alone, without a base or a transform around them; "
-            "a guide without layers between is AutoDiagonalNormal."
-        ) from error
-    for flow in stack.flows:
-        if needs_context(flow):
-            raise ContextError(
-                f"flow_factory({dim}) gave a {type(flow).__name__} that needs a context, which a "
-                "guide over all latents does not get. Build it without context features."
-            )
-    advice = (
-        "Build them for as many dimensions as the factory is told. A guide on a manifold needs "
-        "noise around it: use AutoInjective."
-    )
-    try:
-        shape = tuple(_trial(stack, dim)[1].shape[1:])
-    except InjectiveFlowError:
-        raise
-    except (RuntimeError, ValueError, IndexError, TypeError) as error:
-        raise ShapeError(
-            f"The layers of flow_factory({dim}) must take vectors of {dim} latents, but fail on "
-            f"them: {error}. {advice}"
-        ) from error
-    if shape != (dim,):
-        raise ShapeError(
-            f"The layers must keep the {dim} latent dimensions, but lead to shape {shape}. "
-            f"{advice}"
-        )
-    return list(stack.flows)
-
-
-def interleaved(layers: Iterable[nf.flows.Flow], dim: int) -> list[nf.flows.Flow]:
-    """Put random permutations between layers of which neither mixes all coordinates itself."""
-    result: list[nf.flows.Flow] = []
-    # No coordinate is changed by a coupling again before all others were changed once, whichever
-    # coordinates the couplings leave alone.
-    unchanged = torch.ones(dim, dtype=torch.bool)
-    needs_mixing = False
-    for layer in layers:
-        if dim > 1 and not isinstance(layer, _ELEMENTWISE):
-            mixes = isinstance(layer, _MIXING)
-            positions = torch.ones_like(unchanged) if mixes else _changed_by(layer, dim)
-            if needs_mixing and not mixes:
-                order = _order(unchanged, positions)
-                result.append(_permutation(order))
-                unchanged = unchanged[order]
-            needs_mixing = not mixes
-            unchanged = unchanged & ~positions
-            if not unchanged.any():
-                unchanged = torch.ones_like(unchanged)
-        result.append(layer)
-    return result
-
-
-def _changed_by(layer: nf.flows.Flow, dim: int) -> Tensor:
-    """Positions (D,) that a layer changes, whatever it does at its initial parameters."""
-    z, x = _trial(LayerStack(layer), dim)
-    if x.shape != z.shape:
-        return torch.ones(dim, dtype=torch.bool)
-    return (x != z).any(dim=0).cpu()
-
-
-@torch.no_grad()
-def _trial(stack: LayerStack, dim: int) -> tuple[Tensor, Tensor]:
-    """Latents (8, D) and their images under a copy of layers with other parameters."""
-    stack = deepcopy(stack).eval()
-    generator = torch.Generator().manual_seed(0)
-    for parameter in stack.parameters():
-        noise = torch.randn(parameter.shape, generator=generator)
-        parameter.add_(0.1 * noise.to(parameter))
-    z = torch.randn(8, dim, generator=generator).to(model_dtype(stack, stack))
-    z = z.to(next(stack.parameters(), z).device)
-    return z, stack.push(z, None)[0]
-
-
-def _order(unchanged: Tensor, positions: Tensor) -> Tensor:
-    """A random order (D,) that puts unchanged coordinates at positions that will be changed."""
-    dim = len(unchanged)
-    ranked = (unchanged + torch.rand(dim)).argsort(descending=True)
-    places = (positions + torch.rand(dim)).argsort(descending=True)
-    order = torch.empty_like(ranked)
-    order[places] = ranked
-    return order
-
-
-def _permutation(order: Tensor) -> nf.flows.Permute:
-    layer = nf.flows.Permute(len(order), "shuffle")
-    layer.perm, layer.inv_perm = order, order.argsort()
-    return layer
-
-
-def spline_layers(dim: int) -> list[nf.flows.Flow]:
-    """Four rational-quadratic spline couplings that start as the identity, with LU linear maps."""
-    if dim == 1:
-        return [AngularSpline(1, max_log_scale=0.0)]
-    layers: list[nf.flows.Flow] = []
-    for layer in range(4):
-        # The spline of normflows picks values by boolean indices, which torch.jit freezes. The
-        # gain allows the learning rate of 0.01 that other guides are trained with.
-        spline = AngularSpline(
-            dim, num_blocks=1, reverse_mask=layer % 2 == 1, max_log_scale=0.0, gain=0.1
-        )
-        layers += [spline, SteadyLinear(dim)]
-    return layers
+    def _has_inverse(self, transform: FlowTransform) -> bool:
+        """Whether the layers return to latents that they were sent, with the same log-det."""
+        with torch.no_grad(), OwnRandomNumbers():
+            z = self.get_base_dist().sample(torch.Size([8]))
+            x, log_det = transform.stack.push(z, None)
+            try:
+                back, log_det_back = transform.stack.pull(x, None)
+            except (InjectiveFlowError, NotImplementedError):
+                return False
+        pairs = (back, z), (log_det_back, log_det)
+        return all(torch.allclose(a, b, rtol=_ROUND_TRIP, atol=_ROUND_TRIP) for a, b in pairs)

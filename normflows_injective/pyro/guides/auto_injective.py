@@ -11,7 +11,7 @@ from pyro.distributions import TorchDistribution
 from pyro.infer.autoguide.initialization import init_to_median
 from torch import Tensor, nn
 
-from ...checks import check_choice, check_count, check_positive, describe, is_number
+from ...checks import check_choice, check_count, check_flag, describe, is_number
 from ...distributions.thickened.decoders import (
     CurvedDecoder,
     Decoder,
@@ -23,15 +23,14 @@ from ...distributions.thickened.reverse import LaplaceReverse, LearnedReverse, R
 from ...errors import ContextError, DtypeError, InjectiveFlowError, OptionError, ShapeError
 from ...flows.layer_stack import LayerStack
 from ...host.context import needs_context
+from ...modules.constants import ConstantCopies
 from ..laws.thickened import Frame, Thickened
 from ..memory.buffers import make_contiguous
 from .joint_guide import JointGuide
+from .log_joint import LogJoint
 
 Factory = Callable[[int, int], nn.Module]
 NOISES = ("mvn", "diagonal", "low_rank")
-_WIDTH = (
-    "A guide without width is singular, and its objective no bound on the evidence. Give e.g. 0.1."
-)
 
 
 class _Options(NamedTuple):
@@ -42,7 +41,6 @@ class _Options(NamedTuple):
     reverse: nn.Module | Factory | str
     latent_flows: Callable[[int], Sequence[Any]] | None
     noise_rank: int | None
-    init_scale: float
 
 
 @final
@@ -94,7 +92,12 @@ class AutoInjective(JointGuide):
             u before h; None for none.
         noise_rank: Rank of ``"low_rank"`` noise; None takes :math:`\sqrt D`.
         init_loc_fn: Pyro's initialisation of latent variables.
-        init_scale: Approximate standard deviation of every unconstrained latent at the start.
+        init_scale: Approximate standard deviation of every unconstrained latent at the start; None
+            takes those of the curvature of the model's density there, from 0.001 to 1.
+        path_gradient: Whether the guide's own density is differentiated along the path of the
+            draw alone.
+        guard: Multiple of the usual gradient of a draw to which a larger one is scaled down; None
+            for no limit.
 
     Raises:
         OptionError: If the noise is None, an option is unknown or out of its range, or, when the
@@ -136,12 +139,13 @@ class AutoInjective(JointGuide):
         latent_flows: Callable[[int], Sequence[Any]] | None = None,
         noise_rank: int | None = None,
         init_loc_fn: Callable[..., Any] = init_to_median,
-        init_scale: float = 0.1,
+        init_scale: float | None = None,
+        path_gradient: bool = True,
+        guard: float | None = 50.0,
     ) -> None:
         rank = check_count(rank, "rank")
         num_aux = check_count(num_aux, "num_aux", least=0)
         noise_rank = _check_noise(noise, noise_rank)
-        init_scale = check_positive(init_scale, "init_scale", _WIDTH)
         _check_part(decoder, "decoder", "'linear', None", ("linear", None))
         _check_part(reverse, "reverse", "'laplace'", ("laplace",))
         if latent_flows is not None and not callable(latent_flows):
@@ -149,14 +153,13 @@ class AutoInjective(JointGuide):
                 "latent_flows must be a callable that gives a list of flows, or None, got "
                 f"{describe(latent_flows)}. Write lambda rank: [...]."
             )
-        super().__init__(model, init_loc_fn=init_loc_fn)
+        super().__init__(model, init_loc_fn, init_scale, guard)
         self.rank = rank
         self.num_aux = num_aux
-        self._options = _Options(
-            noise, decoder, reverse, latent_flows, noise_rank, float(init_scale)
-        )
+        self._path_gradient = check_flag(path_gradient, "path_gradient")
+        self._options = _Options(noise, decoder, reverse, latent_flows, noise_rank)
 
-    def make_parameters(self) -> None:
+    def make_parameters(self, log_joint: LogJoint) -> None:
         """Create the parameters, in the dtype of the latents."""
         if self.rank >= self.latent_dim:
             raise OptionError(
@@ -168,10 +171,11 @@ class AutoInjective(JointGuide):
         reverse = _make_reverse(self._options, self.rank, loc, decoder)
         noise = make_noise(self._options.noise, loc, self._options.noise_rank)
         # Decoder and noise start with a variance of about one each.
-        self.frame = Frame(loc, self._options.init_scale * 0.5**0.5)
+        self.frame = Frame(loc, self._init_scales(loc, log_joint) * 0.5**0.5)
         self.decoder = decoder
         self.noise = noise
         self.reverse = reverse
+        self._constants = ConstantCopies()
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> TorchDistribution:
         r"""The guide's distribution over the unconstrained latents (D,).
@@ -181,7 +185,13 @@ class AutoInjective(JointGuide):
         serves only as a score.
         """
         return Thickened(
-            self.frame, self.decoder, self.noise, self.reverse, self.rank, self.num_aux
+            self.frame,
+            self.decoder,
+            self.noise,
+            self.reverse,
+            self.rank,
+            self.num_aux,
+            self._constants if self._path_gradient else None,
         )
 
 

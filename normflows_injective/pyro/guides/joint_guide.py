@@ -18,13 +18,27 @@ from pyro.infer.autoguide.initialization import init_to_median
 from torch import Tensor
 from torch.distributions import Transform, biject_to
 
-from ...checks import check_count, describe
+from ...checks import check_count, check_finite, check_positive, describe
 from ...distributions.particle_guard import ParticleGuard
 from ...errors import InjectiveFlowError, OptionError, ParamStoreWarning
 from ..memory.taken_names import names_are_free, refuse_taken_names, trains_now
 from .latent_sites import refuse_unserved_sites
+from .log_joint import LogJoint
 from .site_quantiles import check_levels, site_quantiles
 
+_WIDTH = (
+    "A guide without width is singular, and its objective no bound on the evidence. Give e.g. "
+    "0.1, or None for the width of the curvature at the start."
+)
+# Where the curvature is not known.
+_UNKNOWN_SCALE = 0.1
+_GUARD_ADVICE = (
+    "It limits gradients of single draws to a multiple of the usual one; None for none."
+)
+_DIVERGED = (
+    "The guide has diverged: start again with a smaller learning rate, more particles or "
+    "gradients that are clipped."
+)
 Guide = TypeVar("Guide", bound="JointGuide")
 
 
@@ -39,7 +53,11 @@ class JointGuide(AutoContinuous):
     recipe: tuple[str, ...] = ()
 
     def __init__(
-        self, model: Callable[..., Any], init_loc_fn: Callable[..., Any] = init_to_median
+        self,
+        model: Callable[..., Any],
+        init_loc_fn: Callable[..., Any] = init_to_median,
+        init_scale: float | None = None,
+        guard: float | None = 50.0,
     ) -> None:
         if not callable(model) or isinstance(model, type):
             raise OptionError(
@@ -51,12 +69,17 @@ class JointGuide(AutoContinuous):
                 "init_loc_fn must be an initialisation of Pyro, such as "
                 f"pyro.infer.autoguide.init_to_median, got {describe(init_loc_fn)}."
             )
+        if init_scale is not None:
+            init_scale = float(check_positive(init_scale, "init_scale", _WIDTH))
+        if guard is not None and check_positive(guard, "guard", _GUARD_ADVICE) <= 1:
+            raise OptionError(f"guard must exceed 1, got {guard!r}. {_GUARD_ADVICE}")
         super().__init__(model, init_loc_fn=init_loc_fn)
+        self._init_scale = init_scale
         self._names_checked = False
-        self._guard = ParticleGuard()
+        self._guard = None if guard is None else ParticleGuard(float(guard))
 
     @abstractmethod
-    def make_parameters(self) -> None:
+    def make_parameters(self, log_joint: LogJoint) -> None:
         """Create the parameters, once ``latent_dim`` and the prototype are known."""
 
     @abstractmethod
@@ -71,8 +94,15 @@ class JointGuide(AutoContinuous):
         return super().forward(*args, **kwargs)
 
     def sample_latent(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Draw the unconstrained latents (D,), whose gradients are guarded."""
-        return self._guard(super().sample_latent(*args, **kwargs))
+        """Draw the unconstrained latents (D,), whose gradients are guarded.
+
+        Raises:
+            NonFiniteError: If a draw is not finite, before it reaches a parameter.
+        """
+        draw: Tensor = super().sample_latent(*args, **kwargs)
+        if torch.is_grad_enabled() and torch._C._get_tracing_state() is None:
+            check_finite(draw, f"a draw of {type(self).__name__}", _DIVERGED)
+        return draw if self._guard is None else self._guard(draw)
 
     def build(self: Guide, *args: Any, **kwargs: Any) -> Guide:
         """Run the model once to make the parameters, as ``load_state_dict`` needs them.
@@ -158,7 +188,7 @@ class JointGuide(AutoContinuous):
         try:
             super()._setup_prototype(*args, **kwargs)
             refuse_unserved_sites(self.prototype_trace)
-            self.make_parameters()
+            self.make_parameters(LogJoint(self, args, kwargs))
         except BaseException as error:
             # The next call would take half a prototype for a whole one.
             trace, self.prototype_trace = self.prototype_trace, None
@@ -166,6 +196,16 @@ class JointGuide(AutoContinuous):
                 # Pyro's own refusals come before ours.
                 refuse_unserved_sites(trace)
             raise
+
+    def _init_scales(self, loc: Tensor, log_joint: LogJoint) -> Tensor:
+        """Starting scales (D,): those given, or those of the curvature at the location."""
+        scale = self._init_scale
+        if scale is None:
+            scales = log_joint.scales(loc)
+            if scales is not None:
+                return scales
+            scale = _UNKNOWN_SCALE
+        return torch.full_like(loc, scale)
 
     def _claim_names(self) -> None:
         parameter = next(self.parameters(), None)

@@ -4,28 +4,43 @@ from __future__ import annotations
 
 import math
 import weakref
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import torch
+from pyro.distributions.score_parts import ScoreParts
 from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn.functional import softplus
 
 from ...distributions.thickened.decoders import Decoder
 from ...distributions.thickened.noise import Noise
-from ...distributions.thickened.reverse import Reverse
+from ...distributions.thickened.reverse import Reverse, ReverseLaw
+from ...modules.constants import ConstantCopies
 from .law import PyroLaw, Shape
+
+
+class _Pairs(NamedTuple):
+    """Values (B, D) of a batch shape, laws of u given them, candidates (K + 1, B, r) for u.
+
+    ``is_own`` says whether the first candidate is the one that led to a value.
+    """
+
+    rows: Tensor
+    shape: torch.Size
+    law: ReverseLaw
+    candidates: Tensor
+    is_own: bool
 
 
 @final
 class Frame(nn.Module):
     r"""Location and scales of a guide: :math:`\theta = \mathrm{loc} + \mathrm{scale} \cdot e`."""
 
-    def __init__(self, loc: Tensor, scale: float) -> None:
+    def __init__(self, loc: Tensor, scales: Tensor) -> None:
         super().__init__()
         self.loc = nn.Parameter(loc.detach().clone())
         # softplus is exponential for small scales and does not explode for large ones.
-        self.raw_scale = nn.Parameter(torch.full_like(loc, scale + math.log(-math.expm1(-scale))))
+        self.raw_scale = nn.Parameter(scales + (-torch.expm1(-scales)).log())
 
     @property
     def scale(self) -> Tensor:
@@ -62,6 +77,12 @@ class Thickened(PyroLaw):
     # unbiased estimate of q, whose logarithm is too small in expectation: it serves as a score,
     # never in a bound of the evidence.
     #
+    # The gradient of log q_hat by the parameters in q alone, at fixed draws, has mean zero: by the
+    # density above, symmetric in the u, it is the integral of grad q_hat prod_k r(u_k | theta),
+    # the gradient of one. It is left out of the entropy term, as the score of a law is (see
+    # pathwise.py). The gradient by those in r has no mean zero, also where they are the guide's
+    # own: it trains the reverse model, and stays.
+    #
     # A draw is recognised by identity while it lives, and only its u is stored, which depends on
     # no parameter: densities follow the present parameters.
 
@@ -76,6 +97,7 @@ class Thickened(PyroLaw):
         reverse: Reverse,
         rank: int,
         num_aux: int = 0,
+        constants: ConstantCopies | None = None,
     ) -> None:
         self.frame = frame
         self.decoder = decoder
@@ -83,6 +105,7 @@ class Thickened(PyroLaw):
         self.reverse = reverse
         self.rank = rank
         self.num_aux = num_aux
+        self._constants = constants
         self._drawn: tuple[weakref.ref[Tensor], Tensor] | None = None
         super().__init__(torch.Size(), frame.loc.shape, None)
 
@@ -102,28 +125,50 @@ class Thickened(PyroLaw):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Estimates of log-densities (*) of values (*, D), in nats."""
+        return self._averaged(self._pairs(value), self.frame, self.decoder, self.noise)
+
+    def score_parts(  # type: ignore[override]
+        self, value: Tensor, *args: Any, **kwargs: Any
+    ) -> ScoreParts:
+        """Estimates (*), no score, and the estimates whose gradient follows the draw's path."""
+        pairs = self._pairs(value)
+        log_q = self._averaged(pairs, self.frame, self.decoder, self.noise)
+        entropy_term = log_q
+        follows = torch.is_grad_enabled() and value.requires_grad and pairs.is_own
+        if follows and self._constants is not None:
+            constants = self._constants.of([self.frame, self.decoder, self.noise])
+            entropy_term = self._averaged(pairs, *constants)
+        return ScoreParts(log_q, 0, entropy_term)  # type: ignore[arg-type]
+
+    def _pairs(self, value: Tensor) -> _Pairs:
+        """Values in rows with laws of their auxiliary variables, and candidates for these."""
         if self._validate_args:
             self._validate_sample(value)
         u = self._generating(value)
         shape = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
-        e = self.frame.standardise(value).expand(*shape, -1).reshape(math.prod(shape), -1)
-        law = self.reverse(e, self.decoder, self.noise)
+        rows = value.expand(*shape, -1).reshape(math.prod(shape), -1)
+        law = self.reverse(self.frame.standardise(rows), self.decoder, self.noise)
         if u is None:
             candidates = law.rsample(self.num_aux + 1)
         else:
             candidates = u.reshape(1, -1, self.rank)
             if self.num_aux > 0:
                 candidates = torch.cat([candidates, law.rsample(self.num_aux)])
-        decoded = self.decoder(candidates.flatten(0, 1)).view(*candidates.shape[:-1], -1)
+        return _Pairs(rows, shape, law, candidates, u is not None)
+
+    def _averaged(self, pairs: _Pairs, frame: Frame, decoder: Decoder, noise: Noise) -> Tensor:
+        """The estimates (*) by the parts of the guide that are given."""
+        candidates = pairs.candidates
+        decoded = decoder(candidates.flatten(0, 1)).view(*candidates.shape[:-1], -1)
         log_ratio = (
             _standard_normal(candidates)
-            + self.noise.log_prob(e - decoded)
-            - law.log_prob(candidates)
+            + noise.log_prob(frame.standardise(pairs.rows) - decoded)
+            - pairs.law.log_prob(candidates)
         )
         averaged = log_ratio[0]
         if len(log_ratio) > 1:
             averaged = log_ratio.logsumexp(0) - math.log(len(log_ratio))
-        return (averaged - self.frame.scale.log().sum()).view(shape)
+        return (averaged - frame.scale.log().sum()).view(pairs.shape)
 
     def _generating(self, value: Tensor) -> Tensor | None:
         if self._drawn is None or self._drawn[0]() is not value:
