@@ -326,7 +326,8 @@ OWN = {
     "layerwise/regression.py": {"requires_grad_"},
     "models/divergences.py": {"requires_grad_"},
     "modules/copying.py": {"train"},
-    "pyro/guides/auto_flow.py": {"eval"},
+    "flows/guides/factories.py": {"eval"},
+    "pyro/guides/log_joint.py": {"requires_grad_"},
     "testing/gauges.py": {"requires_grad_"},
     "testing/layers.py": {"requires_grad_"},
     # What trains a model switches it, and what goes on with a training sets its random numbers.

@@ -18,7 +18,7 @@ from support.seeds import manual_seed, shifted
 
 import normflows_injective.pyro as nfp
 from normflows_injective import errors
-from normflows_injective.flows.places import DiagonalPlace, LowRankPlace, TriangularPlace
+from normflows_injective.flows.guides.places import DiagonalPlace, LowRankPlace, TriangularPlace
 
 SCALES = torch.tensor([0.02, 0.3, 0.8])
 

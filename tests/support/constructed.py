@@ -77,7 +77,9 @@ def builders() -> dict[str, Callable[[], nn.Module]]:
 # The parts of guides are built by guides alone, and their files are tested there.
 ONLY_FOR_PYRO = (
     "normflows_injective.pyro",
+    "normflows_injective.distributions.particle_guard",
     "normflows_injective.distributions.thickened",
+    "normflows_injective.flows.guides",
     "normflows_injective.flows.coupling.steady_linear",
 )
 

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from ...checks import check_choice, check_flag, describe
 from ...errors import InjectiveFlowError, OptionError
-from ...flows.places import DiagonalPlace, LowRankPlace, Place, TriangularPlace
+from ...flows.guides.factories import checked_layers, interleaved
+from ...flows.guides.layers import couplings
+from ...flows.guides.places import DiagonalPlace, LowRankPlace, Place, TriangularPlace
 from ...host.first_data import awaits_first_data
 from ...modules.random_numbers import OwnRandomNumbers
 from ..flow_transform import FlowTransform
-from ..flows import couplings
 from ..laws.pathwise import PathwiseFlow
-from .factories import checked_layers, interleaved
 from .joint_guide import JointGuide
 from .log_joint import LogJoint
 

@@ -12,7 +12,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from .layer import Layer
+from ..layer import Layer
 
 
 class Place(Layer):

@@ -1,8 +1,4 @@
-"""Layers for guides: factories of a number of latents, for ``AutoFlow(model, factory)``.
-
-All of them start as the identity, up to permutations, and can be trained with a learning rate of
-0.01 to 0.03, as the guides of Pyro are. Options are given by ``functools.partial`` or a lambda.
-"""
+"""Layers for guides, which start as the identity and bear large learning rates."""
 
 from __future__ import annotations
 
@@ -12,14 +8,12 @@ from typing import final
 import normflows as nf
 from torch import Tensor, nn
 
-from ..checks import check_count, checks_arguments
-from ..flows.coupling import Affine, Autoregressive, Coupling
-from ..flows.coupling.coupling import coupling_sizes
-from ..flows.coupling.steady_linear import SteadyLinear
-from ..flows.surfaces.angular_spline import AngularSpline
-from ..nets.mlp import SmoothMLP, start_at_zero
-
-__all__ = ["autoregressive", "couplings", "splines"]
+from ...checks import check_count, checks_arguments
+from ...nets.mlp import SmoothMLP, start_at_zero
+from ..coupling import Affine, Autoregressive, Coupling
+from ..coupling.coupling import coupling_sizes
+from ..coupling.steady_linear import SteadyLinear
+from ..surfaces.angular_spline import AngularSpline
 
 # Adam moves every weight by the learning rate, whatever its width: outputs move less.
 _GAIN = 0.1

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from ...checks import describe
 from ...errors import ContextError, InjectiveFlowError, OptionError, ShapeError
-from ...flows.layer_stack import LayerStack
 from ...host.context import needs_context
-from ...models.parts import model_dtype
+from ..layer_stack import LayerStack
 
 # Layers after which no coordinate is left where the last coupling could not reach it.
 _MIXING = (
@@ -102,8 +101,9 @@ def _trial(stack: LayerStack, dim: int) -> tuple[Tensor, Tensor]:
     for parameter in stack.parameters():
         noise = torch.randn(parameter.shape, generator=generator)
         parameter.add_(0.1 * noise.to(parameter))
-    z = torch.randn(8, dim, generator=generator).to(model_dtype(stack, stack))
-    z = z.to(next(stack.parameters(), z).device)
+    decimals = (p for p in stack.parameters() if p.is_floating_point())
+    z = torch.randn(8, dim, generator=generator)
+    z = z.to(next(decimals, z))
     return z, stack.push(z, None)[0]
 
 
