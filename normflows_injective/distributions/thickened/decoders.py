@@ -24,6 +24,11 @@ class Linearisation(NamedTuple):
 class Decoder(nn.Module, ABC):
     """A map h of rows (B, r) to rows (B, D) that gives its Jacobians."""
 
+    @property
+    def slope(self) -> nn.Parameter | None:
+        """The matrix (r, D) of a linear part that may be set, None where there is none."""
+        return None
+
     @abstractmethod
     def forward(self, u: Tensor) -> Tensor:
         """Values (B, D) at rows (B, r)."""
@@ -40,6 +45,11 @@ class LinearDecoder(Decoder):
     def __init__(self, rank: int, latent_dim: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(rank, latent_dim) / math.sqrt(rank))
+
+    @property
+    def slope(self) -> nn.Parameter:
+        """The matrix A (r, D)."""
+        return self.weight
 
     def forward(self, u: Tensor) -> Tensor:
         """Values (B, D) at rows (B, r)."""
@@ -66,6 +76,11 @@ class CurvedDecoder(Decoder):
         self.output = nn.Linear(width, latent_dim)
         nn.init.normal_(self.output.weight, std=0.01 / math.sqrt(width))
         nn.init.zeros_(self.output.bias)
+
+    @property
+    def slope(self) -> nn.Parameter:
+        """The matrix A (r, D)."""
+        return self.linear.weight
 
     def forward(self, u: Tensor) -> Tensor:
         """Values (B, D) at rows (B, r)."""

@@ -26,8 +26,16 @@ class Noise(nn.Module, ABC):
         return self.log_scale.sum()
 
     @abstractmethod
+    def take(self, covariance: Tensor) -> None:
+        r"""Take a covariance :math:`\Psi` (D, D), or its diagonal, as far as the shape allows."""
+
+    @abstractmethod
     def gram(self, rows: Tensor) -> Tensor:
         r"""Products :math:`X \Psi^{-1} X^\top` (*, m, m) of the rows of matrices X (*, m, D)."""
+
+    @abstractmethod
+    def times_precision(self, rows: Tensor) -> Tensor:
+        r"""Products :math:`X \Psi^{-1}` (m, D) of the rows of a matrix (m, D)."""
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density (*) of values (*, D), in nats."""
@@ -46,10 +54,18 @@ class DiagonalNoise(Noise):
         """Draw noise (*shape, D) that carries gradients."""
         return self.log_scale.exp() * _normal(shape, self.log_scale)
 
+    def take(self, covariance: Tensor) -> None:
+        """Take the diagonal of a covariance (D, D), or variances (D,)."""
+        self.log_scale.copy_(0.5 * _diagonal(covariance).log())
+
     def gram(self, rows: Tensor) -> Tensor:
         """Products (*, m, m) of the rows of matrices (*, m, D)."""
         whitened = rows * (-self.log_scale).exp()
         return whitened @ whitened.mT
+
+    def times_precision(self, rows: Tensor) -> Tensor:
+        """Products (m, D) of the rows of a matrix (m, D) with the precision."""
+        return rows * (-2 * self.log_scale).exp()
 
 
 @final
@@ -64,12 +80,23 @@ class TriangularNoise(Noise):
         """Draw noise (*shape, D) that carries gradients."""
         return _normal(shape, self.log_scale) @ self._factor().mT
 
+    def take(self, covariance: Tensor) -> None:
+        """Take a covariance (D, D), or variances (D,)."""
+        matrix = covariance.diag() if covariance.dim() == 1 else covariance
+        factor = torch.linalg.cholesky(matrix)
+        self.log_scale.copy_(factor.diagonal().log())
+        self.below.copy_(factor / factor.diagonal().unsqueeze(1))
+
     def gram(self, rows: Tensor) -> Tensor:
         """Products (*, m, m) of the rows of matrices (*, m, D)."""
         columns = rows.reshape(-1, rows.shape[-1]).mT
         solved = torch.linalg.solve_triangular(self._factor(), columns, upper=False)
         whitened = solved.mT.reshape(rows.shape)
         return whitened @ whitened.mT
+
+    def times_precision(self, rows: Tensor) -> Tensor:
+        """Products (m, D) of the rows of a matrix (m, D) with the precision."""
+        return torch.cholesky_solve(rows.mT, self._factor()).mT
 
     def _factor(self) -> Tensor:
         # U is lower triangular with a unit diagonal.
@@ -105,6 +132,11 @@ class LowRankNoise(Noise):
         common = _normal(shape, self.factor[0]) @ self.factor.mT
         return self.log_scale.exp() * (_normal(shape, self.log_scale) + common)
 
+    def take(self, covariance: Tensor) -> None:
+        """Take the diagonal of a covariance (D, D), or variances (D,)."""
+        own = 1 + self.factor.square().sum(1)
+        self.log_scale.copy_(0.5 * (_diagonal(covariance) / own).log())
+
     def log_volume(self) -> Tensor:
         """Half of the log-determinant of the covariance."""
         return super().log_volume() + self._root().diagonal().log().sum()
@@ -116,6 +148,13 @@ class LowRankNoise(Noise):
         solved = torch.linalg.solve_triangular(self._root(), projected.mT, upper=False).mT
         common = solved.reshape(*rows.shape[:-1], -1)
         return whitened @ whitened.mT - common @ common.mT
+
+    def times_precision(self, rows: Tensor) -> Tensor:
+        """Products (m, D) of the rows of a matrix (m, D) with the precision."""
+        scale = (-self.log_scale).exp()
+        whitened = rows * scale
+        common = torch.cholesky_solve((whitened @ self.factor).mT, self._root()).mT
+        return (whitened - common @ self.factor.mT) * scale
 
     def _root(self) -> Tensor:
         unit = torch.ones_like(self.factor[0]).diag()
@@ -129,6 +168,10 @@ def make_noise(kind: str, like: Tensor, rank: int | None = None) -> Noise:
     if kind == "mvn":
         return TriangularNoise(like)
     return DiagonalNoise(like)
+
+
+def _diagonal(covariance: Tensor) -> Tensor:
+    return covariance if covariance.dim() == 1 else covariance.diagonal()
 
 
 def _normal(shape: torch.Size, like: Tensor) -> Tensor:

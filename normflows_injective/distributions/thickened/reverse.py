@@ -38,6 +38,9 @@ class ReverseLaw(NamedTuple):
 class Reverse(nn.Module, ABC):
     """A law of the auxiliary variable for every standardised value e."""
 
+    def follow(self, decoder: Decoder, noise: Noise) -> None:  # noqa: B027
+        """Start anew from a decoder and noise that were set; a network stays as it is."""
+
     @abstractmethod
     def forward(self, e: Tensor, decoder: Decoder, noise: Noise) -> ReverseLaw:
         """The laws for standardised values (B, D), by the present decoder and noise."""
@@ -54,19 +57,24 @@ class LaplaceReverse(Reverse):
         r(u \mid e) = N(m, P^{-1})
     """
 
-    # The start u_0 = B e + b is learned. For a linear h this is the law of u given e from any
-    # start, as then P m = J^T Psi^-1 e.
+    # The start u_0 = B e + b is learned, and begins with the same step from zero. For a linear h
+    # this is the law of u given e from any start, as then P m = J^T Psi^-1 e.
 
-    def __init__(self, decoder: Decoder, like: Tensor, rank: int) -> None:
+    def __init__(self, decoder: Decoder, noise: Noise, like: Tensor, rank: int) -> None:
         super().__init__()
-        origin = like.new_zeros(1, rank)
-        with torch.no_grad():
-            value, tangents = decoder.linearise(origin)
-            # The same step from zero, for noise of covariance I, with which the guide starts.
-            precision = tangents[0] @ tangents[0].mT + origin[0].new_ones(rank).diag()
-            weight = torch.linalg.solve(precision, tangents[0])
-        self.start = nn.Parameter(weight.contiguous())
-        self.offset = nn.Parameter(-(weight @ value[0]))
+        self.start = nn.Parameter(like.new_zeros(rank, len(like)))
+        self.offset = nn.Parameter(like.new_zeros(rank))
+        self.follow(decoder, noise)
+
+    @torch.no_grad()
+    def follow(self, decoder: Decoder, noise: Noise) -> None:
+        """Begin with the same step from zero, by the present decoder and noise."""
+        value, tangents = decoder.linearise(self.offset.new_zeros(1, len(self.offset)))
+        weighed = noise.times_precision(tangents[0])
+        precision = weighed @ tangents[0].mT + torch.ones_like(self.offset).diag()
+        weight = torch.linalg.solve(precision, weighed)
+        self.start.copy_(weight)
+        self.offset.copy_(-(weight @ value[0]))
 
     def forward(self, e: Tensor, decoder: Decoder, noise: Noise) -> ReverseLaw:
         """The laws for standardised values (B, D)."""

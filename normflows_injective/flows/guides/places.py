@@ -42,6 +42,15 @@ class Place(Layer):
         z = self.unmix((x - self.loc) * (-self.log_scale).exp())
         return z, -self._log_det(x)
 
+    def move_to(self, loc: Tensor, root: Tensor) -> None:
+        """Take a location (D,) and deviations (D,), or a Cholesky factor (D, D) of a covariance.
+
+        A place without room for correlations takes the deviations.
+        """
+        deviations = root if root.dim() == 1 else root.norm(dim=1)
+        self.loc.copy_(loc)
+        self.log_scale.copy_(deviations.log())
+
     @abstractmethod
     def mix(self, z: Tensor) -> Tensor:
         """The products (B, D) of A with rows (B, D)."""
@@ -78,6 +87,12 @@ class TriangularPlace(Place):
     def __init__(self, loc: Tensor, scales: Tensor) -> None:
         super().__init__(loc, scales)
         self.below = nn.Parameter(loc.new_zeros(self.dim, self.dim))
+
+    def move_to(self, loc: Tensor, root: Tensor) -> None:
+        """Take a location (D,) and deviations (D,), or a Cholesky factor (D, D)."""
+        factor = root.diag() if root.dim() == 1 else root
+        super().move_to(loc, factor.diagonal())
+        self.below.copy_(factor / factor.diagonal().unsqueeze(1))
 
     def mix(self, z: Tensor) -> Tensor:
         """The products of the matrix with rows (B, D)."""

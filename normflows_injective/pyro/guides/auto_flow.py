@@ -22,6 +22,7 @@ from ..flow_transform import FlowTransform
 from ..laws.pathwise import PathwiseFlow
 from .joint_guide import JointGuide
 from .log_joint import LogJoint
+from .normal_fit import NormalFit
 
 FlowFactory = Callable[[int], nf.flows.Flow | Iterable[nf.flows.Flow]]
 _PLACES = ("auto", "triangular", "low_rank", "diagonal")
@@ -132,6 +133,11 @@ class AutoFlow(JointGuide):
             with torch.no_grad():
                 transform(self.get_base_dist().sample(torch.Size([64])))
         self._takes_path = self._path_gradient and self._has_inverse(transform)
+
+    def start_at(self, fit: NormalFit) -> None:
+        """Let the place take location and covariance; layers before it stay as they are."""
+        transform: Any = self.transform
+        transform.stack.flows[-1].move_to(fit.mean, fit.root)
 
     def get_base_dist(self) -> dist.TorchDistribution:
         """The standard normal of the latents."""

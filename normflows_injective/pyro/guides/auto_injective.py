@@ -18,7 +18,7 @@ from ...distributions.thickened.decoders import (
     DifferentiatedDecoder,
     LinearDecoder,
 )
-from ...distributions.thickened.noise import make_noise
+from ...distributions.thickened.noise import Noise, make_noise
 from ...distributions.thickened.reverse import LaplaceReverse, LearnedReverse, Reverse
 from ...errors import ContextError, DtypeError, InjectiveFlowError, OptionError, ShapeError
 from ...flows.layer_stack import LayerStack
@@ -28,6 +28,7 @@ from ..laws.thickened import Frame, Thickened
 from ..memory.buffers import make_contiguous
 from .joint_guide import JointGuide
 from .log_joint import LogJoint
+from .normal_fit import NormalFit
 
 Factory = Callable[[int, int], nn.Module]
 NOISES = ("mvn", "diagonal", "low_rank")
@@ -168,14 +169,36 @@ class AutoInjective(JointGuide):
             )
         loc = self._init_loc()
         decoder = _make_decoder(self._options, self.rank, loc)
-        reverse = _make_reverse(self._options, self.rank, loc, decoder)
         noise = make_noise(self._options.noise, loc, self._options.noise_rank)
+        reverse = _make_reverse(self._options, self.rank, loc, decoder, noise)
         # Decoder and noise start with a variance of about one each.
         self.frame = Frame(loc, self._init_scales(loc, log_joint) * 0.5**0.5)
         self.decoder = decoder
         self.noise = noise
         self.reverse = reverse
         self._constants = ConstantCopies()
+
+    def start_at(self, fit: NormalFit) -> None:
+        r"""Share a normal law out between the sheet and the noise.
+
+        Along the widest r directions v of the correlations, of variances :math:`\lambda`, the
+        sheet takes :math:`\sqrt{\lambda / 2}\, v` and the noise the other half; all else is
+        noise. A decoder without a linear part, or variances alone, leave the sheet as it is, and
+        the scales of both are halved.
+        """
+        deviations = fit.variances.sqrt()
+        slope, noise = self.decoder.slope, fit.covariance
+        if noise.dim() == 1 or slope is None:
+            self.frame.move_to(fit.mean, deviations * 0.5**0.5)
+            self.noise.take(torch.ones_like(deviations))
+        else:
+            correlations = noise / (deviations * deviations.unsqueeze(1))
+            values, vectors = torch.linalg.eigh(correlations)
+            directions = vectors[:, -self.rank :] * (values[-self.rank :].clamp(min=0) / 2).sqrt()
+            slope.copy_(directions.mT)
+            self.frame.move_to(fit.mean, deviations)
+            self.noise.take(correlations - directions @ directions.mT)
+        self.reverse.follow(self.decoder, self.noise)
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> TorchDistribution:
         r"""The guide's distribution over the unconstrained latents (D,).
@@ -211,9 +234,11 @@ def _make_decoder(options: _Options, rank: int, loc: Tensor) -> Decoder:
     return composed
 
 
-def _make_reverse(options: _Options, rank: int, loc: Tensor, decoder: Decoder) -> Reverse:
+def _make_reverse(
+    options: _Options, rank: int, loc: Tensor, decoder: Decoder, noise: Noise
+) -> Reverse:
     if options.reverse == "laplace":
-        return LaplaceReverse(decoder, loc, rank)
+        return LaplaceReverse(decoder, noise, loc, rank)
     module = _made(options.reverse, rank, loc)
     _probe(module, "reverse", loc.new_zeros(2, len(loc)), (2, 2 * rank))
     return LearnedReverse(module, rank)

@@ -18,12 +18,14 @@ from pyro.infer.autoguide.initialization import init_to_median
 from torch import Tensor
 from torch.distributions import Transform, biject_to
 
-from ...checks import check_count, check_finite, check_positive, describe
+from ...checks import check_choice, check_count, check_finite, check_positive, describe
 from ...distributions.particle_guard import ParticleGuard
 from ...errors import InjectiveFlowError, OptionError, ParamStoreWarning
 from ..memory.taken_names import names_are_free, refuse_taken_names, trains_now
 from .latent_sites import refuse_unserved_sites
 from .log_joint import LogJoint
+from .normal_fit import NormalFit, as_normal_fit, fit_of_guide
+from .pathfinder import pathfinder
 from .site_quantiles import check_levels, site_quantiles
 
 _WIDTH = (
@@ -49,6 +51,8 @@ class JointGuide(AutoContinuous):
 
     # Medians and quantiles are estimated from this number of draws.
     num_quantile_samples = 1000
+    # The normal law of a warm start, None without one.
+    start: NormalFit | None = None
     # Attributes that only unbuilt guides need, and that may hold objects which cannot be pickled.
     recipe: tuple[str, ...] = ()
 
@@ -83,6 +87,10 @@ class JointGuide(AutoContinuous):
         """Create the parameters, once ``latent_dim`` and the prototype are known."""
 
     @abstractmethod
+    def start_at(self, fit: NormalFit) -> None:
+        """Give the guide, as far as it can, the mean and covariance of a normal law."""
+
+    @abstractmethod
     def get_posterior(self, *args: Any, **kwargs: Any) -> TorchDistribution:
         """The guide's distribution over the unconstrained latents (D,)."""
 
@@ -104,21 +112,36 @@ class JointGuide(AutoContinuous):
             check_finite(draw, f"a draw of {type(self).__name__}", _DIVERGED)
         return draw if self._guard is None else self._guard(draw)
 
-    def build(self: Guide, *args: Any, **kwargs: Any) -> Guide:
-        """Run the model once to make the parameters, as ``load_state_dict`` needs them.
+    def build(self: Guide, *args: Any, warm_start: Any = None, **kwargs: Any) -> Guide:
+        r"""Run the model once to make the parameters, as ``load_state_dict`` needs them.
 
         Args:
             *args: Arguments of the model.
+            warm_start: Normal law of the unconstrained latents at which the guide starts, in
+                place of the prototype: ``"pathfinder"``, the best of normal fits along paths of
+                an optimiser, some hundred gradients of the model; another guide of the same
+                sites, whose mean and covariance are estimated by draws; or a mean (D,) and a
+                covariance (D, D), or variances (D,). ``guide.start`` says what was found.
             **kwargs: Keyword arguments of the model.
 
         Returns:
             The guide.
+
+        Raises:
+            OptionError: If warm_start is none of these, or no positive definite covariance.
+            ShapeError: If mean or covariance have another shape.
+            NonFiniteError: If no normal fit has a finite bound.
         """
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
             # NeuTra asks for plates, also of a guide that was loaded and never called.
             with poutine.block():
                 self._create_plates(*args, **kwargs)
+        if warm_start is not None:
+            fit = self._normal_fit(warm_start, args, kwargs)
+            with torch.no_grad():
+                self.start_at(fit)
+            self.start = fit
         return self
 
     @torch.no_grad()
@@ -196,6 +219,16 @@ class JointGuide(AutoContinuous):
                 # Pyro's own refusals come before ours.
                 refuse_unserved_sites(trace)
             raise
+
+    def _normal_fit(
+        self, warm_start: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> NormalFit:
+        if isinstance(warm_start, str):
+            check_choice(warm_start, ("pathfinder",), "warm_start")
+            return pathfinder(LogJoint(self, args, kwargs), self._init_loc())
+        if callable(warm_start):
+            return fit_of_guide(warm_start, self, args, kwargs)
+        return as_normal_fit(warm_start, self._init_loc())
 
     def _init_scales(self, loc: Tensor, log_joint: LogJoint) -> Tensor:
         """Starting scales (D,): those given, or those of the curvature at the location."""

@@ -38,9 +38,15 @@ class Frame(nn.Module):
 
     def __init__(self, loc: Tensor, scales: Tensor) -> None:
         super().__init__()
-        self.loc = nn.Parameter(loc.detach().clone())
         # softplus is exponential for small scales and does not explode for large ones.
-        self.raw_scale = nn.Parameter(scales + (-torch.expm1(-scales)).log())
+        self.loc, self.raw_scale = (nn.Parameter(torch.empty_like(loc)) for _ in range(2))
+        self.move_to(loc, scales)
+
+    @torch.no_grad()
+    def move_to(self, loc: Tensor, scales: Tensor) -> None:
+        """Take a location (D,) and scales (D,)."""
+        self.loc.copy_(loc)
+        self.raw_scale.copy_(scales + (-torch.expm1(-scales)).log())
 
     @property
     def scale(self) -> Tensor:
