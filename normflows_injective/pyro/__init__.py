@@ -16,6 +16,7 @@ from . import flows
 from .flow_transform import FlowTransform
 from .guides.auto_flow import AutoFlow
 from .guides.auto_injective import AutoInjective
+from .guides.diagnosis import GuideReport, diagnose
 from .laws.flow_distribution import FlowDistribution
 from .laws.injective_distribution import InjectiveDistribution
 from .laws.surface_distribution import OnSurface, SurfaceDistribution, UniformOnSurface
@@ -28,12 +29,14 @@ __all__ = [
     "AutoInjective",
     "FlowDistribution",
     "FlowTransform",
+    "GuideReport",
     "InjectiveDistribution",
     "ManifoldReparam",
     "OnSurface",
     "StarLikeConstraint",
     "SurfaceDistribution",
     "UniformOnSurface",
+    "diagnose",
     "flows",
     "load",
     "module",
