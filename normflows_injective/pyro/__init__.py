@@ -16,7 +16,7 @@ from . import flows
 from .flow_transform import FlowTransform
 from .guides.auto_flow import AutoFlow
 from .guides.auto_injective import AutoInjective
-from .guides.diagnosis import GuideReport, diagnose
+from .guides.diagnosis import diagnose
 from .laws.flow_distribution import FlowDistribution
 from .laws.injective_distribution import InjectiveDistribution
 from .laws.surface_distribution import OnSurface, SurfaceDistribution, UniformOnSurface
@@ -29,7 +29,6 @@ __all__ = [
     "AutoInjective",
     "FlowDistribution",
     "FlowTransform",
-    "GuideReport",
     "InjectiveDistribution",
     "ManifoldReparam",
     "OnSurface",

@@ -327,6 +327,7 @@ OWN = {
     "models/divergences.py": {"requires_grad_"},
     "modules/copying.py": {"train"},
     "flows/guides/factories.py": {"eval"},
+    "flows/guides/pathfinder.py": {"requires_grad_"},
     "pyro/guides/log_joint.py": {"requires_grad_"},
     "testing/gauges.py": {"requires_grad_"},
     "testing/layers.py": {"requires_grad_"},

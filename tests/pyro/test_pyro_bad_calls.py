@@ -152,6 +152,24 @@ CALLS = {
         },
         lambda guide: pyro.infer.Trace_ELBO().loss(model, guide),
     ),
+    "diagnose": Call(
+        nfp.diagnose,
+        lambda: {
+            "guide": nfp.AutoFlow(model).build(),
+            "model": model,
+            "num_samples": 3,
+            "parallel": False,
+        },
+        str,
+    ),
+    "diagnose's resample": Call(
+        lambda num_samples: nfp.diagnose(nfp.AutoFlow(model), num_samples=3).resample(num_samples),
+        lambda: {"num_samples": 2},
+    ),
+    "warm_start": Call(
+        lambda warm_start: nfp.AutoFlow(model).build(warm_start=warm_start),
+        lambda: {"warm_start": (torch.zeros(3), torch.eye(3))},
+    ),
     "flows.couplings": Call(
         nfp.flows.couplings,
         lambda: {"dim": 3, "num_layers": 2, "hidden": (8,), "num_splines": 1},

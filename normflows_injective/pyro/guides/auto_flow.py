@@ -15,6 +15,7 @@ from ...checks import check_choice, check_flag, describe
 from ...errors import InjectiveFlowError, OptionError
 from ...flows.guides.factories import checked_layers, interleaved
 from ...flows.guides.layers import couplings
+from ...flows.guides.normal_fit import NormalFit
 from ...flows.guides.places import DiagonalPlace, LowRankPlace, Place, TriangularPlace
 from ...host.first_data import awaits_first_data
 from ...modules.random_numbers import OwnRandomNumbers
@@ -22,7 +23,6 @@ from ..flow_transform import FlowTransform
 from ..laws.pathwise import PathwiseFlow
 from .joint_guide import JointGuide
 from .log_joint import LogJoint
-from .normal_fit import NormalFit
 
 FlowFactory = Callable[[int], nf.flows.Flow | Iterable[nf.flows.Flow]]
 _PLACES = ("auto", "triangular", "low_rank", "diagonal")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, final
 
@@ -21,6 +22,7 @@ from ...distributions.thickened.decoders import (
 from ...distributions.thickened.noise import Noise, make_noise
 from ...distributions.thickened.reverse import LaplaceReverse, LearnedReverse, Reverse
 from ...errors import ContextError, DtypeError, InjectiveFlowError, OptionError, ShapeError
+from ...flows.guides.normal_fit import NormalFit
 from ...flows.layer_stack import LayerStack
 from ...host.context import needs_context
 from ...modules.constants import ConstantCopies
@@ -28,9 +30,10 @@ from ..laws.thickened import Frame, Thickened
 from ..memory.buffers import make_contiguous
 from .joint_guide import JointGuide
 from .log_joint import LogJoint
-from .normal_fit import NormalFit
 
 Factory = Callable[[int, int], nn.Module]
+# The largest rank that is taken by itself.
+_MOST_RANK = 10
 NOISES = ("mvn", "diagonal", "low_rank")
 
 
@@ -79,7 +82,8 @@ class AutoInjective(JointGuide):
 
     Args:
         model: A Pyro model whose latent variables are continuous.
-        rank: Width r of u, at least 1 and less than D.
+        rank: Width r of u, at least 1 and less than D, or one for one latent; None takes
+            :math:`\sqrt D`, up to 10.
         noise: ``"mvn"``, L lower triangular, for D up to some hundreds; ``"diagonal"``; or
             ``"low_rank"``, diagonal plus low rank, linear in D.
         decoder: h. None is a linear map plus a small network; ``"linear"`` a linear map;
@@ -131,7 +135,7 @@ class AutoInjective(JointGuide):
     def __init__(
         self,
         model: Callable[..., Any],
-        rank: int,
+        rank: int | None = None,
         *,
         noise: str = "mvn",
         decoder: nn.Module | Factory | str | None = None,
@@ -144,7 +148,7 @@ class AutoInjective(JointGuide):
         path_gradient: bool = True,
         guard: float | None = 50.0,
     ) -> None:
-        rank = check_count(rank, "rank")
+        rank = None if rank is None else check_count(rank, "rank")
         num_aux = check_count(num_aux, "num_aux", least=0)
         noise_rank = _check_noise(noise, noise_rank)
         _check_part(decoder, "decoder", "'linear', None", ("linear", None))
@@ -155,18 +159,23 @@ class AutoInjective(JointGuide):
                 f"{describe(latent_flows)}. Write lambda rank: [...]."
             )
         super().__init__(model, init_loc_fn, init_scale, guard)
-        self.rank = rank
+        self._given_rank = rank
         self.num_aux = num_aux
         self._path_gradient = check_flag(path_gradient, "path_gradient")
         self._options = _Options(noise, decoder, reverse, latent_flows, noise_rank)
 
     def make_parameters(self, log_joint: LogJoint) -> None:
         """Create the parameters, in the dtype of the latents."""
-        if self.rank >= self.latent_dim:
+        most = max(1, self.latent_dim - 1)
+        if self._given_rank is None:
+            self.rank = min(most, _MOST_RANK, math.ceil(self.latent_dim**0.5))
+        elif self._given_rank > most:
             raise OptionError(
                 f"rank must be less than the number of latents, {self.latent_dim}, got "
-                f"{self.rank}. Lower it, or use AutoMultivariateNormal or a flow."
+                f"{self._given_rank}. Lower it, leave it out, or use AutoFlow."
             )
+        else:
+            self.rank = self._given_rank
         loc = self._init_loc()
         decoder = _make_decoder(self._options, self.rank, loc)
         noise = make_noise(self._options.noise, loc, self._options.noise_rank)

@@ -21,11 +21,12 @@ from torch.distributions import Transform, biject_to
 from ...checks import check_choice, check_count, check_finite, check_positive, describe
 from ...distributions.particle_guard import ParticleGuard
 from ...errors import InjectiveFlowError, OptionError, ParamStoreWarning
+from ...flows.guides.normal_fit import NormalFit, as_normal_fit
+from ...flows.guides.pathfinder import pathfinder
 from ..memory.taken_names import names_are_free, refuse_taken_names, trains_now
+from .guide_fit import fit_of_guide
 from .latent_sites import refuse_unserved_sites
 from .log_joint import LogJoint
-from .normal_fit import NormalFit, as_normal_fit, fit_of_guide
-from .pathfinder import pathfinder
 from .site_quantiles import check_levels, site_quantiles
 
 _WIDTH = (

@@ -6,34 +6,49 @@ the density, is no typical point. Along the path normal laws
 
 .. math:: N\big(\theta + H \nabla \ell(\theta),\; H\big), \qquad H \approx (-\ell'')^{-1}
 
-are fitted, and that of the largest evidence bound is taken. For few latents H comes from the dense
-matrix of second derivatives, whose eigenvalues are taken by their absolute values. For many it is
-the estimate of the optimiser itself: from pairs of steps s and changes of the gradient y, applied
-to a diagonal :math:`\alpha` that follows
+are fitted, and that of the largest evidence bound is taken. H is the estimate of the optimiser
+itself: from pairs of steps s and changes of the gradient y, applied to a diagonal :math:`\alpha`
+that follows
 
 .. math:: \alpha \leftarrow b \Big/
           \Big( \frac{a}{\alpha} + y^2 - \frac{a s^2}{c\, \alpha^2} \Big), \qquad
           a = \textstyle\sum y^2 \alpha, \quad b = s^\top y, \quad c = \sum s^2 / \alpha
+
+For up to a hundred latents laws with the dense matrix of second derivatives, whose eigenvalues are
+taken by their absolute values, are tried as well, at the places of the best of these fits.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from ...errors import NonFiniteError
-from .log_joint import LogJoint
 from .normal_fit import NormalFit
 
 # The largest number of latents with a dense matrix of second derivatives, and with a covariance.
-_DENSE, _MATRIX = 40, 256
+_DENSE, _MATRIX = 100, 256
 _PATHS, _STEPS, _HISTORY = 3, 60, 10
-_FITS, _DRAWS, _LAST_DRAWS = 5, 16, 200
+_FITS, _DRAWS = 5, 16
+_FINALISTS, _LAST_DRAWS = 4, 100
+# Places of the best fits at which the second derivatives are taken.
+_REFINED = 2
 # Bounds of the precision in any direction, and the step of its finite differences.
 _FLATTEST, _SHARPEST, _STEP = 0.1, 1e8, 1e-3
+
+
+class Density(Protocol):
+    """A log-density of latents (D,), up to a constant."""
+
+    def __call__(self, latent: Tensor) -> Tensor:
+        """Log-density, 0-dimensional, in nats."""
+
+    def gradient(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-density, 0-dimensional, and its gradient (D,)."""
 
 
 class Point(NamedTuple):
@@ -44,28 +59,49 @@ class Point(NamedTuple):
     gradient: Tensor
 
 
-def pathfinder(log_joint: LogJoint, start: Tensor) -> NormalFit:
+def pathfinder(log_joint: Density, start: Tensor) -> NormalFit:
     """The normal law of the largest evidence bound along several paths from latents (D,)."""
     generator = torch.Generator().manual_seed(0)
-    fits = []
+
+    def judged(fit: NormalFit) -> NormalFit:
+        return _measured(log_joint, fit, _DRAWS, generator)
+
+    trials: list[tuple[NormalFit, Point]] = []
     for index in range(_PATHS):
         noise = torch.randn(len(start), generator=generator).to(start)
         path = _climb(log_joint, start + (noise if index else 0))
-        fits += [
-            _measured(log_joint, fit, _DRAWS, generator) for fit in _fits_along(log_joint, path)
-        ]
-    finite = [fit for fit in fits if math.isfinite(fit.elbo)]
-    if not finite:
+        for point, covariance in _estimates_along(path):
+            trials += [(judged(fit), point) for fit in _fits_at(point, covariance)]
+    trials.sort(key=lambda trial: trial[0].elbo, reverse=True)
+    fits = [fit for fit, _ in trials if fit.elbo > -math.inf]
+    places = {id(point): point for _, point in trials[: 2 * _REFINED]}
+    for point in [*places.values()][:_REFINED]:
+        dense = _dense(log_joint, point.at)
+        if dense is not None:
+            fits += [judged(fit) for fit in _fits_at(point, dense)]
+    if not fits:
         raise NonFiniteError(
             "No normal fit along the paths of the optimiser has a finite evidence bound. Start "
             "elsewhere by init_loc_fn, or leave warm_start out."
         )
-    best = max(finite, key=lambda fit: fit.elbo)
-    best = _measured(log_joint, best, _LAST_DRAWS, generator)
-    return best._replace(source=f"the best of {len(finite)} fits along {_PATHS} paths")
+    # Few draws choose who is judged by many.
+    fits.sort(key=lambda fit: fit.elbo, reverse=True)
+    final = [_measured(log_joint, fit, _LAST_DRAWS, generator) for fit in fits[:_FINALISTS]]
+    best = max(final, key=lambda fit: fit.elbo)
+    return best._replace(source=f"the best of {len(fits)} fits along {_PATHS} paths")
 
 
-def _climb(log_joint: LogJoint, start: Tensor) -> list[Point]:
+def _at(log_joint: Density, at: Tensor) -> Point:
+    """Density and gradient at a place, minus infinity where the model has none."""
+    try:
+        value, gradient = log_joint.gradient(at)
+    # Laws refuse parameters that have overflowed.
+    except ValueError:
+        return Point(at.detach().clone(), -math.inf, torch.zeros_like(at))
+    return Point(at.detach().clone(), float(value), gradient)
+
+
+def _climb(log_joint: Density, start: Tensor) -> list[Point]:
     """The path of L-BFGS, to a mode or to where the density is no finite number."""
     at = start.detach().clone().requires_grad_()
     optimizer = torch.optim.LBFGS(
@@ -74,14 +110,13 @@ def _climb(log_joint: LogJoint, start: Tensor) -> list[Point]:
     path: list[Point] = []
 
     def closure() -> Tensor:
-        value, gradient = log_joint.gradient(at)
-        at.grad = -gradient
-        return -value
+        point = _at(log_joint, at)
+        at.grad = -point.gradient
+        return at.new_tensor(-point.value)
 
     for _ in range(_STEPS):
-        value, gradient = log_joint.gradient(at)
-        point = Point(at.detach().clone(), float(value), gradient)
-        if not (math.isfinite(point.value) and bool(gradient.isfinite().all())):
+        point = _at(log_joint, at)
+        if not (math.isfinite(point.value) and bool(point.gradient.isfinite().all())):
             break
         if path and point.value <= path[-1].value:
             break
@@ -90,40 +125,37 @@ def _climb(log_joint: LogJoint, start: Tensor) -> list[Point]:
     return path
 
 
-def _fits_along(log_joint: LogJoint, path: list[Point]) -> list[NormalFit]:
-    """Normal fits at places that are spread over a path."""
-    if not path:
-        return []
+def _estimates_along(path: list[Point]) -> Iterator[tuple[Point, Tensor]]:
+    """Places that are spread over a path, with the optimiser's covariances (D, D) or (D,)."""
     count = min(_FITS, len(path))
     chosen = {round(k * (len(path) - 1) / max(1, count - 1)) for k in range(count)}
-    estimate = _InverseCurvature(len(path[0].at), path[0].gradient)
-    fits = []
     for index, point in enumerate(path):
-        if index:
+        if index == 0:
+            estimate = _InverseCurvature(point.gradient)
+        else:
             estimate.learn(path[index - 1], point)
-        if index not in chosen:
-            continue
-        covariance = _dense(log_joint, point.at)
-        if covariance is None:
-            covariance = estimate.matrix()
-        move = (
-            covariance @ point.gradient if covariance.dim() == 2 else covariance * point.gradient
-        )
-        fits += [NormalFit(mean, covariance) for mean in (point.at, point.at + move)]
-    return fits
+        if index in chosen:
+            yield point, estimate.matrix()
 
 
-def _dense(log_joint: LogJoint, at: Tensor) -> Tensor | None:
+def _fits_at(point: Point, covariance: Tensor) -> list[NormalFit]:
+    """Normal laws around a place and around the end of a step of Newton from there."""
+    is_matrix = covariance.dim() == 2
+    move = covariance @ point.gradient if is_matrix else covariance * point.gradient
+    return [NormalFit(mean, covariance) for mean in (point.at, point.at + move)]
+
+
+def _dense(log_joint: Density, at: Tensor) -> Tensor | None:
     """The inverse (D, D) of the second derivatives by absolute eigenvalues, for few latents."""
-    dim = len(at)
-    if dim > _DENSE:
+    if len(at) > _DENSE:
         return None
     step = _STEP * (1 + float(at.abs().amax()))
-    sides = [
-        [log_joint.gradient(at + sign * step * axis)[1] for sign in (1, -1)]
-        for axis in torch.eye(dim, dtype=at.dtype, device=at.device)
+    axes = torch.eye(len(at), dtype=at.dtype, device=at.device)
+    slopes = [
+        _at(log_joint, at + step * axis).gradient - _at(log_joint, at - step * axis).gradient
+        for axis in axes
     ]
-    hessian = torch.stack([(up - down) / (2 * step) for up, down in sides])
+    hessian = torch.stack(slopes) / (2 * step)
     if not bool(hessian.isfinite().all()):
         return None
     values, vectors = torch.linalg.eigh(-(hessian + hessian.mT) / 2)
@@ -134,8 +166,8 @@ def _dense(log_joint: LogJoint, at: Tensor) -> Tensor | None:
 class _InverseCurvature:
     """The estimate of the inverse curvature from the steps of a path."""
 
-    def __init__(self, dim: int, gradient: Tensor) -> None:
-        self.dim = dim
+    def __init__(self, gradient: Tensor) -> None:
+        self.dim = len(gradient)
         self.diagonal = torch.ones_like(gradient)
         self.pairs: list[tuple[Tensor, Tensor]] = []
 
@@ -175,7 +207,7 @@ class _InverseCurvature:
 
 @torch.no_grad()
 def _measured(
-    log_joint: LogJoint, fit: NormalFit, count: int, generator: torch.Generator
+    log_joint: Density, fit: NormalFit, count: int, generator: torch.Generator
 ) -> NormalFit:
     """A fit with its evidence bound, from so many draws."""
     dim, root = len(fit.mean), fit.root
@@ -183,6 +215,15 @@ def _measured(
     draws = fit.mean + (normal * root if root.dim() == 1 else normal @ root.mT)
     log_det = (root if root.dim() == 1 else root.diagonal()).log().sum()
     log_q = -0.5 * (normal.square().sum(1) + dim * math.log(2 * math.pi)) - log_det
-    log_p = torch.stack([log_joint(draw) for draw in draws])
+    log_p = torch.stack([_value(log_joint, draw) for draw in draws])
     values = (log_p - log_q).double()
-    return fit._replace(elbo=float(values.mean()), error=float(values.std() / count**0.5))
+    mean = float(values.mean())
+    elbo = -math.inf if math.isnan(mean) else mean
+    return fit._replace(elbo=elbo, error=float(values.std() / count**0.5))
+
+
+def _value(log_joint: Density, at: Tensor) -> Tensor:
+    try:
+        return log_joint(at)
+    except ValueError:
+        return at.new_tensor(-math.inf)

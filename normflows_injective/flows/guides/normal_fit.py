@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from pyro import poutine
-from pyro.infer.autoguide import AutoContinuous
 from torch import Tensor
-from torch.distributions import biject_to
 
 from ...checks import check_finite, describe
 from ...errors import OptionError, ShapeError
-from ...modules.random_numbers import OwnRandomNumbers
 
-# Fewest draws of another guide, and draws for each latent.
-_DRAWS, _DRAWS_EACH = 500, 4
-# Part of the largest variance below which a direction counts as flat.
-_LEAST_VARIANCE = 1e-10
 _ADVICE = (
     "Give a mean (D,) and a covariance (D, D), or variances (D,), of the unconstrained latents."
 )
@@ -77,37 +68,3 @@ def as_normal_fit(pair: Any, like: Tensor) -> NormalFit:
     if not is_law:
         raise OptionError(f"The covariance of warm_start is not positive definite. {_ADVICE}")
     return fit
-
-
-@torch.no_grad()
-def fit_of_guide(
-    other: Callable[..., Any], guide: AutoContinuous, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> NormalFit:
-    """Mean and covariance of draws of another guide of the same sites."""
-    trace: Any = guide.prototype_trace
-    dim = guide.latent_dim
-    count = max(_DRAWS, _DRAWS_EACH * dim)
-    rows = []
-    with poutine.block(), OwnRandomNumbers():
-        for _ in range(count):
-            drawn = poutine.trace(other).get_trace(*args, **kwargs)
-            parts = []
-            for name, site in trace.iter_stochastic_nodes():
-                if name not in drawn:
-                    raise OptionError(
-                        f"The guide given as warm_start does not draw {name!r}, a latent variable "
-                        "of this one. Give a guide of the same model."
-                    )
-                value = drawn.nodes[name]["value"]
-                parts.append(biject_to(site["fn"].support).inv(value).reshape(-1))
-            rows.append(torch.cat(parts))
-    draws = torch.stack(rows)
-    name = type(other).__name__
-    if dim > count // _DRAWS_EACH:
-        return NormalFit(draws.mean(0), draws.var(0), source=name)
-    covariance = draws.mT.cov()
-    # Of few draws correlations are partly chance.
-    shrunk = covariance + (dim / count) * (covariance.diagonal().diag() - covariance)
-    least = _LEAST_VARIANCE * float(shrunk.diagonal().max())
-    shrunk.diagonal().add_(least)
-    return NormalFit(draws.mean(0), shrunk, source=name)
