@@ -324,6 +324,8 @@ for _method, _right in (
     )
 # Arguments that are called, with what the caller cannot know.
 CALLED = (
+    "guide",
+    "warm_start",
     "model",
     "flow_factory",
     "init_loc_fn",
