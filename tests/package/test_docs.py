@@ -47,7 +47,7 @@ def pyro_in(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_the_pyro_section_of_the_readme(pyro_in):
     code = blocks("README.md")[3]
-    assert len([line for line in code.splitlines() if line]) == 12
+    assert len([line for line in code.splitlines() if line]) == 13
     names: dict = {}
     exec(code.replace("range(500)", "range(20)"), names)
     weights = names["posterior"]["w"]
