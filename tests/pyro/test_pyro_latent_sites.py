@@ -195,7 +195,7 @@ def test_scaled_latents_are_scored_as_the_model_scales_them(scale):
     guide = nfp.AutoFlow(model, init_loc_fn=start).build()
     place = guide.transform.stack.flows[-1]
     with torch.no_grad():
-        place.s.fill_(-0.5 * math.log(scale))
+        place.log_scale.fill_(-0.5 * math.log(scale))
     log_z = (1 - scale) * math.log(2 * math.pi) - math.log(scale)
     assert infer.Trace_ELBO().loss(model, guide) == pytest.approx(-log_z, abs=1e-4)
 
