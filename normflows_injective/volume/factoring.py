@@ -20,6 +20,8 @@ from .gram import gram_volume
 
 # Measured errors of log-volumes, in nats, up to which a Gram matrix is good enough.
 _TOLERANCE, _TOLERANCE_OF_FLOAT64 = 1e-6, 1e-11
+# Roundings that a factoring adds to the least diagonal entry of a matrix that lacks rank.
+_ROUNDING = 8.0
 
 
 def refuse_lower_dimension(latent_dim: int, data_dim: int) -> None:
@@ -93,6 +95,7 @@ def _is_deficient(diagonal: Tensor, dtype: torch.dtype) -> Tensor:
     """Whether factors with a diagonal (B, d) are of matrices that lack rank in a dtype.
 
     :math:`|R_{ii}|` brackets the singular values, so the ratio is a lower bound on the condition
-    number.
+    number. Where matrices are factored in their own dtype, the factoring itself rounds.
     """
-    return diagonal.amin(1) <= torch.finfo(dtype).eps * diagonal.amax(1)
+    rounding = _ROUNDING if dtype == diagonal.dtype else 1.0
+    return diagonal.amin(1) <= rounding * torch.finfo(dtype).eps * diagonal.amax(1)

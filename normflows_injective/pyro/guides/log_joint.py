@@ -11,6 +11,7 @@ from typing import Any, final
 
 import torch
 from pyro import poutine
+from pyro.distributions.util import scale_and_mask
 from pyro.infer.autoguide import AutoContinuous
 from torch import Tensor
 from torch.distributions import biject_to
@@ -43,16 +44,23 @@ class LogJoint:
 
     def __call__(self, latent: Tensor) -> Tensor:
         """Log-density, 0-dimensional, of latents (D,), in nats."""
-        values, log_det = {}, latent.new_zeros(())
+        values, total = {}, latent.new_zeros(())
         for site, coordinates in self._guide._unpack_latent(latent):
             transform = biject_to(site["fn"].support)
             value = transform(coordinates)
-            log_det = log_det + transform.log_abs_det_jacobian(coordinates, value).sum()
+            total = total + transform.log_abs_det_jacobian(coordinates, value).sum()
             values[site["name"]] = value
         # Handlers around the call must not see the sites.
         with poutine.block(), OwnRandomNumbers():
             model = poutine.trace(poutine.condition(self._guide.model, data=values))
-            total: Tensor = model.get_trace(*self._args, **self._kwargs).log_prob_sum() + log_det
+            trace = model.get_trace(*self._args, **self._kwargs)
+            # Not by the sum of the trace, which warns of values that are not finite.
+            for site in trace.nodes.values():
+                law: Any = site.get("fn")
+                if site["type"] == "sample" and type(law).__name__ != "_Subsample":
+                    log_prob = law.log_prob(site["value"], *site["args"], **site["kwargs"])
+                    weighed = scale_and_mask(log_prob, site["scale"], site["mask"])
+                    total = total + weighed.sum()
         return total
 
     def gradient(self, latent: Tensor) -> tuple[Tensor, Tensor]:

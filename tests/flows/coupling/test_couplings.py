@@ -342,7 +342,7 @@ def test_guide_of_couplings_in_pyro():
         return [NetworkCoupling(dim, Affine(), (8,)), LULinear(dim)]
 
     pyro.clear_param_store()
-    guide = nfp.AutoFlow(model, layers)
+    guide = nfp.AutoFlow(model, layers, init_scale=0.02)
     svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 0.02}), pyro.infer.Trace_ELBO())
     losses = [svi.step() for _ in range(60)]
     assert sum(losses[-10:]) < sum(losses[:10])
