@@ -355,6 +355,7 @@ def _of_functions() -> dict[str, Call]:
         "score": function(
             nfi.score,
             finite=True,
+            tables=("x", "reference"),
             model=Fresh(injective_model),
             x=normal(5),
             reference=Fresh(lambda: torch.randn(6, 5)),
@@ -363,6 +364,7 @@ def _of_functions() -> dict[str, Call]:
         "injectivity_report": function(
             diagnostics.injectivity_report,
             finite=True,
+            tables=("x",),
             model=Fresh(injective_model),
             x=normal(5),
             num_gradient_samples=1,
@@ -370,6 +372,7 @@ def _of_functions() -> dict[str, Call]:
         "suggest_latent_dim": function(
             diagnostics.suggest_latent_dim,
             finite=True,
+            tables=("x",),
             x=Fresh(lambda: torch.randn(40, 3)),
             standardise=True,
             num_steps=1,

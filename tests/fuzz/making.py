@@ -74,14 +74,15 @@ def function(
     rows: str | None = None,
     /,
     finite: bool = False,
+    tables: tuple[str, ...] = (),
     **arguments: Any,
 ) -> Call:
-    """The call of a function on tensors."""
+    """The call of a function on tensors, some of which may be arrays or data frames."""
 
     def build() -> tuple[Callable[..., Any], Arguments]:
         return called, _filled(arguments)
 
-    return Call(build, rows, {}, finite)
+    return Call(build, rows, dict.fromkeys(tables, "table"), finite)
 
 
 def normal(*shape: int) -> Fresh:

@@ -161,6 +161,12 @@ def _tensor(x: Tensor) -> list[Value]:
     ]
 
 
+def _table(x: Tensor) -> list[Value]:
+    """As a batch, where arrays and data frames are taken as well."""
+    others = [value for value in _batch(x) if value.label != "numpy"]
+    return [*others, *_good(numpy=x.detach().numpy())]
+
+
 def _shapes(x: Tensor) -> list[Value]:
     if x.dim() < 2:
         return _may(empty=x[:0] if x.dim() else x, extra=x[None], other=torch.ones(3, 2).to(x))
@@ -296,6 +302,7 @@ BY_KIND = {
     "window": _window,
     "reals": _reals,
     "batch": _batch,
+    "table": _table,
     "labels": _labels,
     "context": _context,
     "mask": _mask,
