@@ -164,8 +164,9 @@ def test_weights_keep_their_order_and_sum_to_one():
     result = smoothed(log_weights)
     assert float(result.log_weights.exp().sum()) == pytest.approx(1.0, abs=1e-5)
     assert torch.equal(result.log_weights.argsort(), log_weights.argsort())
-    plain = torch.softmax(log_weights, 0)
-    assert float(result.log_weights.exp().max()) <= float(plain.max()) * 1.05
+    # The tail is drawn in, never out, beside the weights that are left as they are.
+    reach = result.log_weights.max() - result.log_weights.median()
+    assert float(reach) <= float(log_weights.max() - log_weights.median()) + 1e-5
     assert 1 < result.effective < 500
     assert smoothed(torch.zeros(10)).shape == math.inf
     assert smoothed(torch.zeros(100)).shape == -math.inf

@@ -21,7 +21,7 @@ from normflows_injective.pyro.laws.pathwise import PathwiseFlow
 
 pytestmark = pytest.mark.usefixtures("float64_by_default")
 
-NODES, WEIGHTS = (torch.tensor(part) for part in np.polynomial.hermite_e.hermegauss(24))
+NODES, WEIGHTS = (torch.tensor(part) for part in np.polynomial.hermite_e.hermegauss(40))
 
 
 def bent():
@@ -66,7 +66,7 @@ def assert_means(rows, expected):
 def flow_guide(**options):
     manual_seed(1)
     guide = nfp.AutoFlow(bent, init_scale=0.7, guard=None, **options).build()
-    return perturbed(guide, 0.3)
+    return perturbed(guide, 0.1)
 
 
 @pytest.mark.parametrize("path_gradient", [True, False])
@@ -83,7 +83,11 @@ def test_the_gradient_of_a_flow_is_that_of_quadrature(path_gradient):
 @pytest.mark.parametrize("reverse", ["laplace", "learned"])
 def test_the_gradient_of_a_sheet_is_that_of_quadrature(path_gradient, reverse):
     def network(rank, dim):
-        return torch.nn.Linear(dim, 2 * rank)
+        # Wide reverse laws have gradients of heavy tails, which no mean of draws settles.
+        linear = torch.nn.Linear(dim, 2 * rank)
+        with torch.no_grad():
+            linear.weight.mul_(0.2)
+        return linear
 
     manual_seed(2)
     guide = nfp.AutoInjective(
@@ -95,7 +99,7 @@ def test_the_gradient_of_a_sheet_is_that_of_quadrature(path_gradient, reverse):
         guard=None,
         path_gradient=path_gradient,
     ).build()
-    guide = perturbed(guide, 0.2)
+    guide = perturbed(guide, 0.1)
     nodes, weights = grid(3)
     u, noise = nodes[:, :1], nodes[:, 1:] * guide.noise.log_scale.exp()
     e = guide.decoder(u) + noise

@@ -215,8 +215,8 @@ def test_the_number_of_latents_chooses_the_place():
 @pytest.mark.parametrize("dim", [1, 2, 5])
 @pytest.mark.parametrize("factory", [getattr(nfp.flows, name) for name in nfp.flows.__all__])
 def test_factories_start_as_the_identity_and_have_inverses(factory, dim):
-    layers = nfp.FlowTransform(factory(dim))
-    z = torch.randn(6, dim)
+    layers = nfp.FlowTransform(factory(dim)).double()
+    z = torch.randn(6, dim, dtype=torch.float64)
     torch.testing.assert_close(layers(z).detach().norm(dim=1), z.norm(dim=1), rtol=1e-4, atol=1e-4)
     layers = perturbed(layers, 0.2)
     x = layers(z)
