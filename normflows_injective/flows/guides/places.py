@@ -100,7 +100,7 @@ class TriangularPlace(Place):
 
     def unmix(self, y: Tensor) -> Tensor:
         """The rows (B, D) that the matrix sends to given ones."""
-        # Of a unit triangular matrix torch does not read the diagonal.
+        # torch does not read the diagonal of a unit triangular matrix.
         solved = torch.linalg.solve_triangular(
             self.below.tril(-1), y.mT, upper=False, unitriangular=True
         )

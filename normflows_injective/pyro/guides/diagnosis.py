@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -39,9 +40,14 @@ class SiteFit(NamedTuple):
     ratio: float
 
     @property
+    def log_ratio(self) -> float:
+        """The logarithm of the ratio."""
+        return math.log(max(self.ratio, 1e-300))
+
+    @property
     def size(self) -> float:
         """How far off the component is: the shift, or the logarithm of the ratio."""
-        return max(abs(self.shift), abs(math.log(max(self.ratio, 1e-300))))
+        return max(abs(self.shift), abs(self.log_ratio))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -120,7 +126,7 @@ class GuideReport:
         shown = self.sites[:_SHOWN][::-1]
         places = range(len(shown))
         components.barh([p + 0.2 for p in places], [s.shift for s in shown], 0.35, label="shift")
-        logs = [math.log(max(s.ratio, 1e-300)) for s in shown]
+        logs = [s.log_ratio for s in shown]
         components.barh([p - 0.2 for p in places], logs, 0.35, label="log of ratio")
         components.set_yticks([*places], [s.name for s in shown])
         components.axvline(0.0, color="k", lw=0.8)
@@ -222,8 +228,7 @@ def _one_by_one(
     weights: list[Tensor] = []
     drawn: dict[str, list[Tensor]] = {}
     for _ in range(count):
-        guided = poutine.trace(guide).get_trace(*args, **kwargs)
-        replayed = poutine.trace(poutine.replay(model, trace=guided)).get_trace(*args, **kwargs)
+        guided, replayed = _traces(model, guide, args, kwargs)
         weights.append(torch.as_tensor(replayed.log_prob_sum() - guided.log_prob_sum()))
         for name, value in _latents(guided):
             drawn.setdefault(name, []).append(value)
@@ -238,8 +243,7 @@ def _at_once(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    alone = poutine.trace(guide).get_trace(*args, **kwargs)
-    replayed = poutine.trace(poutine.replay(model, trace=alone)).get_trace(*args, **kwargs)
+    alone, replayed = _traces(model, guide, args, kwargs)
     sites = [*alone.nodes.values(), *replayed.nodes.values()]
     frames = [f for s in sites if s["type"] == "sample" for f in s["cond_indep_stack"]]
     nesting = max((-frame.dim for frame in frames if frame.dim is not None), default=0)
@@ -255,6 +259,17 @@ def _at_once(
     shapes = {name: value.shape for name, value in _latents(alone)}
     samples = {name: value.reshape(count, *shapes[name]) for name, value in _latents(guided)}
     return log_weights, samples
+
+
+def _traces(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> tuple[Any, Any]:
+    """The traces of one draw of a guide, and of the model at that draw."""
+    guided = poutine.trace(guide).get_trace(*args, **kwargs)
+    return guided, poutine.trace(poutine.replay(model, trace=guided)).get_trace(*args, **kwargs)
 
 
 def _latents(trace: Any) -> Iterator[tuple[str, Tensor]]:
@@ -278,20 +293,12 @@ def _ranked(samples: dict[str, Tensor], weights: Tensor) -> tuple[SiteFit, ...]:
         weighted = (share * flat).sum(0)
         spread = (share * (flat - weighted).square()).sum(0).sqrt()
         unit = deviation.clamp(min=1e-300)
-        rows = zip(((weighted - mean) / unit).tolist(), (spread / unit).tolist(), strict=True)
-        for index, (shift, ratio) in enumerate(rows):
-            label = name if flat.shape[1] == 1 else f"{name}[{_place(index, values.shape[1:])}]"
+        shifts, ratios = ((weighted - mean) / unit).tolist(), (spread / unit).tolist()
+        indices = product(*map(range, values.shape[1:]))
+        for index, shift, ratio in zip(indices, shifts, ratios, strict=True):
+            label = f"{name}[{', '.join(map(str, index))}]" if len(shifts) > 1 else name
             fits.append(SiteFit(label, shift, ratio))
     return tuple(sorted(fits, key=lambda fit: fit.size, reverse=True))
-
-
-def _place(index: int, shape: torch.Size) -> str:
-    """The index of a component by axes."""
-    axes = []
-    for length in reversed(shape):
-        axes.append(index % length)
-        index //= length
-    return ", ".join(map(str, reversed(axes)))
 
 
 def _verdict(shape: float) -> str:

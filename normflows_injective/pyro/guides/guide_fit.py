@@ -43,12 +43,9 @@ def fit_of_guide(
                 parts.append(biject_to(site["fn"].support).inv(value).reshape(-1))
             rows.append(torch.cat(parts))
     draws = torch.stack(rows)
-    name = type(other).__name__
-    if dim > count // _DRAWS_EACH:
-        return NormalFit(draws.mean(0), draws.var(0), source=name)
     covariance = draws.mT.cov()
-    # Of few draws correlations are partly chance.
+    # Correlations of few draws are partly chance.
     shrunk = covariance + (dim / count) * (covariance.diagonal().diag() - covariance)
     least = _LEAST_VARIANCE * float(shrunk.diagonal().max())
     shrunk.diagonal().add_(least)
-    return NormalFit(draws.mean(0), shrunk, source=name)
+    return NormalFit(draws.mean(0), shrunk, source=type(other).__name__)
