@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pyro
 import pyro.distributions as dist
@@ -226,3 +227,66 @@ def test_errors_of_the_model_itself_pass(make):
 
     with pytest.raises(ZeroDivisionError, match="of the user"):
         make(model)()
+
+
+# The refusals say what to write, and it works.
+
+
+def mixture():
+    loc = pyro.sample("loc", dist.Normal(torch.zeros(2), 3.0).to_event(1))
+    is_far = pyro.sample("is_far", dist.Bernoulli(0.3))
+    with pyro.plate("rows", 6):
+        kind = pyro.sample("kind", dist.Categorical(torch.ones(2)))
+        pyro.sample("y", dist.Normal(loc[kind] + is_far, 0.5), obs=torch.arange(6.0))
+
+
+def test_all_discrete_latents_are_named_and_summed_out(make):
+    hidden = ["is_far", "kind"]
+    with pytest.raises(UnsupportedModelError, match=re.escape(f"block(model, hide={hidden})")):
+        make(mixture)()
+    model = infer.config_enumerate(mixture)
+    guide = make(poutine.block(mixture, hide=hidden))
+    elbo = infer.TraceEnum_ELBO(max_plate_nesting=1)
+    assert math.isfinite(infer.SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), elbo).step())
+
+
+def test_latents_of_endless_values_are_not_to_be_summed(make):
+    def model():
+        two_numbers()
+        pyro.sample("count", dist.Poisson(3.0))
+
+    with pytest.raises(UnsupportedModelError, match="'count' has no finite number of values"):
+        make(model)()
+
+
+def test_points_are_refused(make):
+    def model():
+        two_numbers()
+        pyro.sample("point", dist.Delta(torch.tensor(1.0)))
+
+    with pytest.raises(UnsupportedModelError, match=r"pyro.deterministic\('point', value\)"):
+        make(model)()
+    assert set(make(poutine.block(model, hide=["point"]))()) == {"w"}
+
+
+def subsampled():
+    loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", 10, subsample_size=4):
+        local = pyro.sample("local", dist.Normal(loc, 1.0))
+        pyro.sample("y", dist.Normal(local, 1.0), obs=torch.ones(4))
+
+
+def test_local_latents_of_a_minibatch_take_a_guide_of_their_own(make):
+    with pytest.raises(UnsupportedModelError, match="plate 'rows'") as raised:
+        make(subsampled)()
+    plate = "pyro.plate('rows', 10, subsample_size=4)"
+    for part in (f"create_plates=lambda: {plate}", "hide=['local']", "expose=['local']"):
+        assert part in str(raised.value)
+    autoguide = infer.autoguide
+    guides = autoguide.AutoGuideList(
+        subsampled, create_plates=lambda: pyro.plate("rows", 10, subsample_size=4)
+    )
+    guides.append(make(poutine.block(subsampled, hide=["local"])))
+    guides.append(autoguide.AutoNormal(poutine.block(subsampled, expose=["local"])))
+    svi = infer.SVI(subsampled, guides, pyro.optim.Adam({"lr": 0.01}), infer.Trace_ELBO())
+    assert all(math.isfinite(svi.step()) for _ in range(3))
