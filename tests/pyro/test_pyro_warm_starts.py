@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pyro
 import pyro.distributions as dist
@@ -14,8 +15,9 @@ from support.seeds import manual_seed, seeded_generator
 
 import normflows_injective.pyro as nfp
 from normflows_injective import errors
-from normflows_injective.flows.guides.pathfinder import _dense
+from normflows_injective.flows.guides.pathfinder import _climb, _dense
 from normflows_injective.flows.guides.places import LowRankPlace
+from normflows_injective.pyro.guides import guide_fit
 from normflows_injective.pyro.guides.log_joint import LogJoint
 
 pytestmark = pytest.mark.usefixtures("float64_by_default")
@@ -30,7 +32,8 @@ def law(dim, seed=0):
 
 
 def target(dim):
-    return lambda: pyro.sample("x", law(dim))
+    normal = law(dim)
+    return lambda: pyro.sample("x", normal)
 
 
 @pytest.mark.parametrize("dim", [1, 2, 7])
@@ -76,6 +79,28 @@ def test_paths_end_before_a_singularity():
     fit = nfp.AutoFlow(centred).build(warm_start="pathfinder").start
     assert math.isfinite(fit.elbo)
     assert float(fit.mean[0]) > -6
+
+
+def test_a_path_looks_at_no_place_twice():
+    class Counted:
+        def __init__(self):
+            self.places = []
+
+        def __call__(self, latent):
+            return law(5).log_prob(latent)
+
+        def gradient(self, latent):
+            self.places.append(tuple(latent.tolist()))
+            with torch.enable_grad():
+                at = latent.detach().requires_grad_()
+                value = self(at)
+                return value.detach(), torch.autograd.grad(value, at)[0]
+
+    density = Counted()
+    path = _climb(density, torch.zeros(5))
+    assert len(path) > 4
+    assert len(set(density.places)) == len(density.places)
+    assert all(point.value < later.value for point, later in pairwise(path))
 
 
 def test_building_twice_gives_the_same_start_and_draws_no_numbers():
@@ -176,6 +201,17 @@ def test_another_guide_gives_its_mean_and_covariance(make):
         ratio = guide.start.variances / expected.variance
         assert bool(((ratio - 1).abs() < 4 * (2 / 500) ** 0.5).all())
     assert guide()["a"] > 0
+
+
+def test_of_many_latents_another_guide_gives_variances(monkeypatch):
+    monkeypatch.setattr(guide_fit, "LARGEST_COVARIANCE", 3)
+    other = autoguide.AutoMultivariateNormal(target(4))
+    other()
+    other.scale.data.mul_(3.0)
+    start = nfp.AutoFlow(target(4)).build(warm_start=other).start
+    assert start.covariance.shape == (4,)
+    ratio = start.variances / other.get_posterior().variance
+    assert bool(((ratio - 1).abs() < 4 * (2 / 500) ** 0.5).all())
 
 
 def test_a_guide_of_other_sites_is_refused():

@@ -10,6 +10,8 @@ from torch import Tensor
 from ...checks import check_finite, describe
 from ...errors import OptionError, ShapeError
 
+# Of latents, beyond which matrices of D columns take too long: variances alone are kept.
+LARGEST_COVARIANCE = 256
 _ADVICE = (
     "Give a mean (D,) and a covariance (D, D), or variances (D,), of the unconstrained latents."
 )

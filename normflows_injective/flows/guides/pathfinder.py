@@ -28,10 +28,11 @@ import torch
 from torch import Tensor
 
 from ...errors import NonFiniteError
-from .normal_fit import NormalFit
+from .curvature import hessian_products
+from .normal_fit import LARGEST_COVARIANCE, NormalFit
 
-# The largest number of latents with a dense matrix of second derivatives, and with a covariance.
-_DENSE, _MATRIX = 100, 256
+# The largest number of latents with a dense matrix of second derivatives.
+_DENSE = 100
 _PATHS, _STEPS, _HISTORY = 3, 60, 10
 _FITS, _DRAWS = 5, 16
 _FINALISTS, _LAST_DRAWS = 4, 100
@@ -108,14 +109,23 @@ def _climb(log_joint: Density, start: Tensor) -> list[Point]:
         [at], max_iter=1, history_size=_HISTORY, line_search_fn="strong_wolfe"
     )
     path: list[Point] = []
+    seen: list[Point] = []
+
+    def here() -> Point:
+        # A step begins and ends at places that a line search has been to.
+        for point in reversed(seen):
+            if torch.equal(point.at, at):
+                return point
+        seen.append(_at(log_joint, at))
+        return seen[-1]
 
     def closure() -> Tensor:
-        point = _at(log_joint, at)
+        point = here()
         at.grad = -point.gradient
         return at.new_tensor(-point.value)
 
     for _ in range(_STEPS):
-        point = _at(log_joint, at)
+        point = here()
         if not (math.isfinite(point.value) and bool(point.gradient.isfinite().all())):
             break
         if path and point.value <= path[-1].value:
@@ -151,11 +161,7 @@ def _dense(log_joint: Density, at: Tensor) -> Tensor | None:
         return None
     step = _STEP * (1 + float(at.abs().amax()))
     axes = torch.eye(len(at), dtype=at.dtype, device=at.device)
-    slopes = [
-        _at(log_joint, at + step * axis).gradient - _at(log_joint, at - step * axis).gradient
-        for axis in axes
-    ]
-    hessian = torch.stack(slopes) / (2 * step)
+    hessian = hessian_products(lambda place: _at(log_joint, place).gradient, at, axes, step)
     if not bool(hessian.isfinite().all()):
         return None
     values, vectors = torch.linalg.eigh(-(hessian + hessian.mT) / 2)
@@ -186,7 +192,7 @@ class _InverseCurvature:
 
     def matrix(self) -> Tensor:
         """The estimate (D, D), or its diagonal (D,) for many latents."""
-        if self.dim > _MATRIX:
+        if self.dim > LARGEST_COVARIANCE:
             return self.diagonal.clamp(1 / _SHARPEST, 1 / _FLATTEST)
         matrix = self._times(torch.eye(self.dim).to(self.diagonal))
         values, vectors = torch.linalg.eigh((matrix + matrix.mT) / 2)

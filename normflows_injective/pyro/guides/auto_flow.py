@@ -15,7 +15,7 @@ from ...checks import check_choice, check_flag, describe
 from ...errors import InjectiveFlowError, OptionError
 from ...flows.guides.factories import checked_layers, interleaved
 from ...flows.guides.layers import couplings
-from ...flows.guides.normal_fit import NormalFit
+from ...flows.guides.normal_fit import LARGEST_COVARIANCE, NormalFit
 from ...flows.guides.places import DiagonalPlace, LowRankPlace, Place, TriangularPlace
 from ...host.first_data import awaits_first_data
 from ...modules.random_numbers import OwnRandomNumbers
@@ -26,8 +26,8 @@ from .log_joint import LogJoint
 
 FlowFactory = Callable[[int], nf.flows.Flow | Iterable[nf.flows.Flow]]
 _PLACES = ("auto", "triangular", "low_rank", "diagonal")
-# The largest number of latents with a triangular place, and the largest rank beyond.
-_TRIANGULAR, _RANK = 256, 32
+# The largest rank of a place of more latents than have a triangular one.
+_RANK = 32
 # How far a draw may be from itself after both directions of the layers, in units of its size.
 _ROUND_TRIP = 1e-3
 
@@ -159,7 +159,7 @@ class AutoFlow(JointGuide):
     def _make_place(self, loc: Tensor, scales: Tensor) -> Place:
         kind = self._place
         if kind == "auto":
-            kind = "triangular" if len(loc) <= _TRIANGULAR else "low_rank"
+            kind = "triangular" if len(loc) <= LARGEST_COVARIANCE else "low_rank"
         if kind == "low_rank":
             return LowRankPlace(loc, scales, max(1, min(_RANK, round(len(loc) ** 0.5))))
         return {"triangular": TriangularPlace, "diagonal": DiagonalPlace}[kind](loc, scales)

@@ -11,7 +11,7 @@ from pyro.infer.autoguide import AutoContinuous
 from torch.distributions import biject_to
 
 from ...errors import OptionError
-from ...flows.guides.normal_fit import NormalFit
+from ...flows.guides.normal_fit import LARGEST_COVARIANCE, NormalFit
 from ...modules.random_numbers import OwnRandomNumbers
 
 # Fewest draws of another guide, and draws for each latent.
@@ -24,10 +24,10 @@ _LEAST_VARIANCE = 1e-10
 def fit_of_guide(
     other: Callable[..., Any], guide: AutoContinuous, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> NormalFit:
-    """Mean and covariance of draws of another guide of the same sites."""
+    """Mean and covariance, or variances, of draws of another guide of the same sites."""
     trace: Any = guide.prototype_trace
     dim = guide.latent_dim
-    count = max(_DRAWS, _DRAWS_EACH * dim)
+    count = max(_DRAWS, _DRAWS_EACH * min(dim, LARGEST_COVARIANCE))
     rows = []
     with poutine.block(), OwnRandomNumbers():
         for _ in range(count):
@@ -43,6 +43,10 @@ def fit_of_guide(
                 parts.append(biject_to(site["fn"].support).inv(value).reshape(-1))
             rows.append(torch.cat(parts))
     draws = torch.stack(rows)
+    if dim > LARGEST_COVARIANCE:
+        variances = draws.var(0)
+        floor = _LEAST_VARIANCE * float(variances.max())
+        return NormalFit(draws.mean(0), variances + floor, source=type(other).__name__)
     covariance = draws.mT.cov()
     # Correlations of few draws are partly chance.
     shrunk = covariance + (dim / count) * (covariance.diagonal().diag() - covariance)

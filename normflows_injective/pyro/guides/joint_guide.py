@@ -121,8 +121,9 @@ class JointGuide(AutoContinuous):
             warm_start: Normal law of the unconstrained latents at which the guide starts, in
                 place of the prototype: ``"pathfinder"``, the best of normal fits along paths of
                 an optimiser, some hundred gradients of the model; another guide of the same
-                sites, whose mean and covariance are estimated by draws; or a mean (D,) and a
-                covariance (D, D), or variances (D,). ``guide.start`` says what was found.
+                sites, whose mean and covariance are estimated by draws, for more than 256 latents
+                variances alone; or a mean (D,) and a covariance (D, D), or variances (D,).
+                ``guide.start`` says what was found.
             **kwargs: Keyword arguments of the model.
 
         Returns:

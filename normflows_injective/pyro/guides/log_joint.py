@@ -16,6 +16,7 @@ from pyro.infer.autoguide import AutoContinuous
 from torch import Tensor
 from torch.distributions import biject_to
 
+from ...flows.guides.curvature import hessian_products
 from ...modules.random_numbers import OwnRandomNumbers
 
 # Step of the finite differences, in units of the latents, and numbers of directions.
@@ -86,14 +87,11 @@ class LogJoint:
             signs = 2.0 * torch.randint(2, (_RANDOM, dim), generator=generator) - 1
             directions = signs.to(latent)
         try:
-            slopes = [
-                self.gradient(latent + _STEP * v)[1] - self.gradient(latent - _STEP * v)[1]
-                for v in directions
-            ]
+            products = hessian_products(lambda at: self.gradient(at)[1], latent, directions, _STEP)
         except (RuntimeError, ValueError, NotImplementedError):
             return None
-        products = directions * torch.stack(slopes) / (2 * _STEP)
-        curvature = products.sum(0) if dim <= _ALONG_AXES else products.mean(0)
+        entries = directions * products
+        curvature = entries.sum(0) if dim <= _ALONG_AXES else entries.mean(0)
         if not bool(curvature.isfinite().all()):
             return None
         return curvature.abs().rsqrt().clamp(_SMALLEST, _LARGEST)
