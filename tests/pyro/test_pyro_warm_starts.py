@@ -168,6 +168,13 @@ def test_a_sheet_takes_a_given_law(noise, matrix):
     close(law.log_prob(value).detach(), exact.log_prob(value.detach()), 1e-8)
 
 
+def test_a_sheet_measures_in_deviations_given_the_other_latents():
+    mean, covariance = pair()
+    guide = nfp.AutoInjective(target(4), 2).build(warm_start=(mean, covariance))
+    expected = torch.linalg.inv(covariance).diagonal().rsqrt()
+    close(guide.frame.scale.detach(), expected, 1e-9)
+
+
 def test_a_curved_sheet_starts_near_a_given_law():
     mean, covariance = pair()
     guide = nfp.AutoInjective(target(4), 2).build(warm_start=(mean, covariance))

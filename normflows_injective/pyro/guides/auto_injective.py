@@ -190,23 +190,25 @@ class AutoInjective(JointGuide):
     def start_at(self, fit: NormalFit) -> None:
         r"""Share a normal law out between the sheet and the noise.
 
-        Along the widest r directions v of the correlations, of variances :math:`\lambda`, the
-        sheet takes :math:`\sqrt{\lambda / 2}\, v` and the noise the other half; all else is
-        noise. A decoder without a linear part, or variances alone, leave the sheet as it is, and
-        the scales of both are halved.
+        The frame takes the deviations of every latent given all others, which are the steps that
+        the law allows. Along the widest r directions v in these units, of variances
+        :math:`\lambda`, the sheet takes :math:`\sqrt{\lambda / 2}\, v` and the noise the other
+        half; all else is noise. A decoder without a linear part, or variances alone, leave the
+        sheet as it is, and the scales of both are halved.
         """
-        deviations = fit.variances.sqrt()
-        slope, noise = self.decoder.slope, fit.covariance
-        if noise.dim() == 1 or slope is None:
+        slope, covariance = self.decoder.slope, fit.covariance
+        if covariance.dim() == 1 or slope is None:
+            deviations = fit.variances.sqrt()
             self.frame.move_to(fit.mean, deviations * 0.5**0.5)
             self.noise.take(torch.ones_like(deviations))
         else:
-            correlations = noise / (deviations * deviations.unsqueeze(1))
-            values, vectors = torch.linalg.eigh(correlations)
+            deviations = torch.cholesky_inverse(fit.root).diagonal().rsqrt()
+            relative = covariance / (deviations * deviations.unsqueeze(1))
+            values, vectors = torch.linalg.eigh(relative)
             directions = vectors[:, -self.rank :] * (values[-self.rank :].clamp(min=0) / 2).sqrt()
             slope.copy_(directions.mT)
             self.frame.move_to(fit.mean, deviations)
-            self.noise.take(correlations - directions @ directions.mT)
+            self.noise.take(relative - directions @ directions.mT)
         self.reverse.follow(self.decoder, self.noise)
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> TorchDistribution:
