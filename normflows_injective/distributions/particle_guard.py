@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, final
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 # The reference forgets within about this many steps.
 _MEMORY = 50
-# Part of the largest norm below which a draw does not count.
+# Part of the largest size below which a draw does not count.
 _SMALL = 1e-3
 # Steps in a row without a finite gradient before one is passed on.
 _PATIENCE = 20
@@ -19,8 +20,9 @@ _PATIENCE = 20
 class ParticleGuard(nn.Module):
     r"""A guard that scales gradients of single draws down to :math:`c\, r` where they exceed it.
 
-    .. math:: g_i \min(1, c\, r / \lVert g_i \rVert_\infty), \qquad
-              \log r = \text{running mean of} \log \operatorname{median}_i \lVert g_i \rVert_\infty
+    .. math:: g_i \min(1, c\, r / m_i), \qquad m_i = \max_j \lvert g_{ij} \rvert
+              (1 + \lvert x_{ij} \rvert), \qquad
+              \log r = \text{running mean of} \log \operatorname{median}_i m_i
 
     Args:
         factor: :math:`c`, more than one.
@@ -28,12 +30,13 @@ class ParticleGuard(nn.Module):
 
     # A draw in the far tail of a guide may have a gradient that is 1e10 times the usual one. One
     # such step fills the running averages of Adam, which then stops for thousands of steps, or
-    # sends the guide to where nothing is finite.
+    # sends the guide to where nothing is finite. Parameters of a scale see the product of gradient
+    # and draw x: a draw that a flow has blown up by 1e10 fills the averages with a usual gradient.
     #
     # The mean takes guarded gradients, so that r follows a true change of scale within some steps,
     # and a single excess does not change it. Bounds with importance weights leave almost all of
     # the gradient to a few draws: the median is that of draws with more than a thousandth of the
-    # largest norm. The first step is never scaled.
+    # largest m. The first step is never scaled.
     #
     # A gradient that is not finite counts as zero. After twenty steps in a row without a single
     # finite one it is passed on: the fault is then not one of single draws.
@@ -54,17 +57,17 @@ class ParticleGuard(nn.Module):
     def forward(self, draws: Tensor) -> Tensor:
         """Guard the gradients of draws (*, D), and return these same draws."""
         if draws.requires_grad and torch._C._get_tracing_state() is None:
-            draws.register_hook(self._guarded)
+            draws.register_hook(partial(self._guarded, draws.detach()))
         return draws
 
-    def _guarded(self, gradient: Tensor) -> Tensor:
-        factor, passes = self._factors(gradient.detach())
+    def _guarded(self, draws: Tensor, gradient: Tensor) -> Tensor:
+        factor, passes = self._factors(gradient.detach().abs() * (1 + draws.abs()))
         return torch.where(passes, gradient * factor, 0)
 
     @torch.no_grad()
-    def _factors(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """Factors of the gradients of draws (*, 1), and whether they pass at all."""
-        sizes = gradient.abs().amax(dim=-1, keepdim=True)
+    def _factors(self, parts: Tensor) -> tuple[Tensor, Tensor]:
+        """Factors (*, 1) of the gradients of draws by their sizes, and whether they pass at all."""
+        dtype, sizes = parts.dtype, parts.amax(dim=-1, keepdim=True)
         sizes = sizes.to(torch.promote_types(sizes.dtype, torch.float32))
         finite = sizes.isfinite()
         if self.state.device != sizes.device:
@@ -78,7 +81,7 @@ class ParticleGuard(nn.Module):
         added = torch.where(counts, middle, 1.0).log()
         lost = torch.where(finite.any(), 0.0, lost + 1)
         self.state = torch.stack([weight * keep + counts, total * keep + added, lost])
-        factor = (limit / sizes).clamp(max=1.0).to(gradient.dtype)
+        factor = (limit / sizes).clamp(max=1.0).to(dtype)
         return factor, finite | (lost > _PATIENCE)
 
     def _load_from_state_dict(

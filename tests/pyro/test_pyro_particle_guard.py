@@ -62,6 +62,18 @@ def test_single_excesses_are_cut_and_leave_the_reference_alone(num_particles):
     torch.testing.assert_close(passed(guard, gradient), usual * FACTOR, rtol=0.1, atol=0)
 
 
+def test_draws_that_are_blown_up_move_scales_no_more_than_others():
+    guard = ParticleGuard()
+    log_scale = torch.zeros((), requires_grad=True)
+    normal = torch.linspace(-2.0, 2.0, 16).unsqueeze(1)
+    for step in range(30):
+        blown = normal.clone()
+        blown[step % 16] = 1e8 if step == 25 else normal[step % 16]
+        log_scale.grad = None
+        guard(blown * log_scale.exp()).sum().backward()
+        assert abs(float(log_scale.grad)) < 10 * FACTOR
+
+
 @pytest.mark.parametrize("scale", [1e4, 1e-4])
 def test_a_true_change_of_scale_is_followed(scale):
     guard = ParticleGuard()
