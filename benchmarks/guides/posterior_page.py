@@ -122,7 +122,7 @@ def _table(runs: Runs, posterior: str) -> str:
         "k",
         "error of means",
     )
-    return table((*head, "of deviations", "steps in the time", "ms per step"), rows)
+    return table((*head, "of deviations", "steps in the time", "ms"), rows)
 
 
 def _summary(runs: Runs, shown: list[str]) -> str:

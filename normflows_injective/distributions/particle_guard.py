@@ -66,7 +66,7 @@ class ParticleGuard(nn.Module):
 
     @torch.no_grad()
     def _factors(self, parts: Tensor) -> tuple[Tensor, Tensor]:
-        """Factors (*, 1) of the gradients of draws by their sizes, and whether they pass at all."""
+        """Factors (*, 1) of the gradients of draws by their sizes, and whether they pass."""
         dtype, sizes = parts.dtype, parts.amax(dim=-1, keepdim=True)
         sizes = sizes.to(torch.promote_types(sizes.dtype, torch.float32))
         finite = sizes.isfinite()

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor, nn
 
+from ..modules.contents import modules_of
 from ..modules.precision import factored_dtype
 
 
@@ -29,7 +30,7 @@ class State(NamedTuple):
 
 def state_of(modules: Iterable[nn.Module], *tensors: Tensor | None) -> State:
     """The state of modules and further tensors, such as a context, which is cheap to compare."""
-    parts = [module for root in modules for module in root.modules()]
+    parts = modules_of(*modules)
     counted = [tensor for tensor in tensors if tensor is not None]
     for module in parts:
         own = (*module._parameters.values(), *module._buffers.values())

@@ -115,12 +115,12 @@ class LayerStack(nn.Module):
             if data != event:
                 raise ShapeError(f"The layers lead to events of shape {data}, got {event}.")
             return torch.Size((*batch, *latent))
-        if not self._reshapes():
+        if not self._reshapes:
             return torch.Size((*batch, *event))
         return torch.Size((*batch, *self._tried(LayerStack.pull, event)))
 
     def _data_shape(self, event: tuple[int, ...]) -> tuple[int, ...]:
-        if not self.raises_dimension and not self._reshapes():
+        if not self.raises_dimension and not self._reshapes:
             return event
         # Distributions ask at every call; layers do not change their shapes.
         if event not in self._shapes:
@@ -144,6 +144,7 @@ class LayerStack(nn.Module):
             value, _ = method(on_trial([self])[0], self._probe(event), None)
         return tuple(value.shape[1:])
 
+    @cached_property
     def _reshapes(self) -> bool:
         changing = (Reshape, nf.flows.Squeeze)
         return any(isinstance(module, changing) for module in self.modules())

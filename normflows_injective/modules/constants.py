@@ -8,6 +8,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from .contents import modules_of
 from .copying import replicate
 
 
@@ -46,9 +47,8 @@ def _constant(_: nn.Module, tensor: Tensor) -> Tensor:
 
 
 def _marks(modules: Sequence[nn.Module]) -> Any:
-    for root in modules:
-        for module in root.modules():
-            yield id(module), module.training
-            for tensor in (*module._parameters.values(), *module._buffers.values()):
-                if tensor is not None:
-                    yield id(tensor), tensor.data_ptr()
+    for module in modules_of(*modules):
+        yield id(module), module.training
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None:
+                yield id(tensor), tensor.data_ptr()

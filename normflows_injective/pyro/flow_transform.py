@@ -122,6 +122,11 @@ class FlowTransform(TransformModule):
         """Whether y is the latest draw itself."""
         return self._drawn.holds(y)
 
+    def drawn_from(self, y: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Latents and log-volumes (*) of the latest draw, None for others and after changes."""
+        found: tuple[Tensor, Tensor] | None = self._drawn.find(y, self._state, self._trains)
+        return found
+
     def pull_by_constants(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Latents (*, *event) of data and log-volumes (*), whose gradients see the data alone."""
         (stack,) = self._constants.of([self.stack])

@@ -32,9 +32,17 @@ class PathwiseFlow(TransformedDistribution):
 
     def score_parts(self, value: Tensor, *args: Any, **kwargs: Any) -> ScoreParts:
         """Log-density (*), no score, and the log-density by constant parameters."""
-        parts: ScoreParts = super().score_parts(value, *args, **kwargs)
         (transform,) = self.transforms
         if not (torch.is_grad_enabled() and value.requires_grad and transform.has_drawn(value)):
-            return parts
-        z, log_det = transform.pull_by_constants(value)
-        return parts._replace(entropy_term=self.base_dist.log_prob(z) - log_det)
+            whole: ScoreParts = super().score_parts(value, *args, **kwargs)
+            return whole
+        drawn = transform.drawn_from(value)
+        log_prob = self.log_prob(value) if drawn is None else self._of_base(*drawn)
+        # Pyro leaves a score out that is this very number.
+        no_score: Any = 0
+        return ScoreParts(log_prob, no_score, self._of_base(*transform.pull_by_constants(value)))
+
+    def _of_base(self, z: Tensor, log_det: Tensor) -> Tensor:
+        """Log-density (*) of the values that latents z are sent to."""
+        log_prob: Tensor = self.base_dist.log_prob(z) - log_det
+        return log_prob
