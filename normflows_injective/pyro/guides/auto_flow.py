@@ -59,7 +59,7 @@ class AutoFlow(JointGuide):
             beyond.
         init_loc_fn: Pyro's initialisation, for the starting location.
         init_scale: Starting scale of the guide, the same in all directions; None takes those of
-            the curvature of the model's density at the start, from 0.001 to 1.
+            the curvature of the model's density at the start, from 0.1 to 1.
         permute: Whether permutations are put between layers that have none between them.
         path_gradient: Whether the entropy is differentiated along the path alone, if the layers
             have an inverse.

@@ -98,9 +98,10 @@ class AutoInjective(JointGuide):
         noise_rank: Rank of ``"low_rank"`` noise; None takes :math:`\sqrt D`.
         init_loc_fn: Pyro's initialisation of latent variables.
         init_scale: Approximate standard deviation of every unconstrained latent at the start; None
-            takes those of the curvature of the model's density there, from 0.001 to 1.
+            takes those of the curvature of the model's density there, from 0.1 to 1.
         path_gradient: Whether the guide's own density is differentiated along the path of the
-            draw alone.
+            draw alone. Its variance vanishes at the optimum; but the noise that it takes away
+            leads sheets out of flat shapes, so that it is off by default.
         guard: Multiple of the usual gradient of a draw to which a larger one is scaled down; None
             for no limit.
 
@@ -145,7 +146,7 @@ class AutoInjective(JointGuide):
         noise_rank: int | None = None,
         init_loc_fn: Callable[..., Any] = init_to_median,
         init_scale: float | None = None,
-        path_gradient: bool = True,
+        path_gradient: bool = False,
         guard: float | None = 50.0,
     ) -> None:
         rank = None if rank is None else check_count(rank, "rank")

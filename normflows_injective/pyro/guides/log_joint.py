@@ -22,8 +22,9 @@ from ...modules.random_numbers import OwnRandomNumbers
 # Step of the finite differences, in units of the latents, and numbers of directions.
 _STEP = 1e-2
 _ALONG_AXES, _RANDOM = 32, 16
-# Bounds of a scale that is read off a curvature.
-_SMALLEST, _LARGEST = 1e-3, 1.0
+# Bounds of a scale that is read off a curvature. Away from the bulk of the posterior the curvature
+# may be large along directions in which it is wide, and a narrow guide is slow to find that out.
+_SMALLEST, _LARGEST = 0.1, 1.0
 
 
 @final
