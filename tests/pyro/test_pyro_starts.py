@@ -43,14 +43,16 @@ def steps(guide, count, rate=0.01, sample=model, **options):
 def test_scales_are_those_of_the_curvature():
     guide = nfp.AutoFlow(model).build()
     scales = guide.transform.stack.flows[-1].log_scale.detach().exp()
-    torch.testing.assert_close(scales, SCALES, rtol=0.02, atol=0)
+    # No guide starts narrower than a tenth.
+    expected = SCALES.clamp(min=0.1)
+    torch.testing.assert_close(scales, expected, rtol=0.02, atol=0)
     # Sheet and noise have half of the variance each.
     guide = nfp.AutoInjective(model, 1).build()
-    torch.testing.assert_close(guide.frame.scale.detach(), SCALES * 0.5**0.5, rtol=0.02, atol=0)
+    torch.testing.assert_close(guide.frame.scale.detach(), expected * 0.5**0.5, rtol=0.02, atol=0)
 
 
 def test_many_latents_are_scaled_by_random_signs():
-    scales = torch.logspace(-2, -0.5, 100)
+    scales = torch.logspace(-0.9, -0.2, 100)
 
     def many():
         x = pyro.sample("x", dist.Normal(torch.zeros(100), 10.0).to_event(1))
@@ -104,12 +106,15 @@ def test_without_the_guard_a_rare_draw_decides():
 
 
 def test_where_nothing_explodes_the_guard_changes_nothing():
+    def mild():
+        pyro.sample("x", dist.Normal(torch.ones(3), torch.tensor([0.3, 0.8, 1.0])).to_event(1))
+
     ends = []
     for guard in (50.0, None):
         pyro.clear_param_store()
         manual_seed(0)
-        guide = nfp.AutoFlow(model, guard=guard)
-        steps(guide, 20)
+        guide = nfp.AutoFlow(mild, guard=guard)
+        steps(guide, 20, sample=mild)
         ends.append([p.detach().clone() for p in guide.parameters()])
     for first, second in zip(*ends, strict=True):
         assert torch.equal(first, second)
