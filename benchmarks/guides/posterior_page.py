@@ -97,9 +97,9 @@ def _table(runs: Runs, posterior: str) -> str:
             continue
         milliseconds = [
             1000 * run["seconds"] / run["steps"]
-            for cell in steps
+            for cell in steps + timed
             for run in cell.runs
-            if "steps" in run
+            if run.get("steps")
         ]
         rows.append(
             (
@@ -115,10 +115,10 @@ def _table(runs: Runs, posterior: str) -> str:
         )
     head = (
         "guide",
-        "1000 steps, 0.01",
-        "0.03",
-        "equal time, 0.01",
-        "0.03 ",
+        "steps, 0.01",
+        "steps, 0.03",
+        "time, 0.01",
+        "time, 0.03",
         "k",
         "error of means",
     )
@@ -134,7 +134,6 @@ def _summary(runs: Runs, shown: list[str]) -> str:
         if not ours.runs or not rivals:
             continue
         name, best = max(rivals.items(), key=lambda rival: median(rival[1].bounds))
-        gain, error = _difference(ours.bounds, best.bounds)
         rows.append(
             (
                 POSTERIORS[posterior]().title,
@@ -142,20 +141,23 @@ def _summary(runs: Runs, shown: list[str]) -> str:
                 ours.text,
                 f"`{name}`",
                 best.text,
-                f"{gain:+.3f} ± {error:.3f}",
+                _difference(ours.bounds, best.bounds),
             )
         )
     head = ("posterior", "seeds", f"`{_FIRST}`", "best of the others", "its bound", "difference")
     return table(head, rows)
 
 
-def _difference(ours: list[float], theirs: list[float]) -> tuple[float, float]:
-    """Difference of the means and its standard error, of runs that did not fail."""
+def _difference(ours: list[float], theirs: list[float]) -> str:
+    """Difference of the means of runs that did not fail, with its standard error."""
     sides = [[bound for bound in side if math.isfinite(bound)] for side in (ours, theirs)]
     if not all(sides):
-        return math.nan, math.nan
-    squares = [stdev(side) ** 2 / len(side) if len(side) > 1 else math.nan for side in sides]
-    return mean(sides[0]) - mean(sides[1]), math.sqrt(sum(squares))
+        return _NOTHING
+    gain = mean(sides[0]) - mean(sides[1])
+    if min(map(len, sides)) < 2:
+        return f"{gain:+.3f}"
+    error = math.sqrt(sum(stdev(side) ** 2 / len(side) for side in sides))
+    return f"{gain:+.3f} ± {error:.3f}"
 
 
 def _one_particle(runs: Runs, shown: list[str]) -> str:
