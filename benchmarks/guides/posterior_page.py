@@ -161,11 +161,14 @@ def _difference(ours: list[float], theirs: list[float]) -> str:
 
 
 def _one_particle(runs: Runs, shown: list[str]) -> str:
-    rows = []
+    budget, rows = "one particle", []
+    shown = [
+        name for name in shown if any(runs.cell(name, _FIRST, r, budget).runs for r in _RATES)
+    ]
     for guide in [*OURS, *RIVALS]:
         cells: list[Any] = []
         for posterior in shown:
-            both = [runs.cell(posterior, guide, rate, "one particle") for rate in _RATES]
+            both = [runs.cell(posterior, guide, rate, budget) for rate in _RATES]
             cells.append(max(both, key=lambda cell: median(cell.bounds or [-math.inf])).text)
         if any(cell != _NOTHING for cell in cells):
             rows.append((f"`{guide}`", *cells))
@@ -180,7 +183,11 @@ def _draw(runs: Runs, shown: list[str], path: Path) -> None:
     """Nats below the best guide at equal time, by guide, one panel for each posterior."""
     figure = new_figure(2.6 * len(shown) + 2.2, 4.2)
     axes = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
-    guides = [*OURS, *RIVALS][::-1]
+    guides = [
+        guide
+        for guide in [*RIVALS, *OURS][::-1]
+        if any(runs.best(posterior, guide).runs for posterior in shown)
+    ]
     for axis, posterior in zip(axes, shown, strict=True):
         bounds = {guide: runs.best(posterior, guide).bounds for guide in guides}
         top = max(median(values) for values in bounds.values() if values)
@@ -195,4 +202,5 @@ def _draw(runs: Runs, shown: list[str], path: Path) -> None:
         axis.grid(alpha=0.3, axis="x")
     axes[0].set_yticks(range(len(guides)), guides, fontsize=8)
     figure.supxlabel("nats below the best median at equal time (0.01 and less at the left edge)")
+    figure.suptitle("Ours blue, others red; dots are seeds, bars medians", fontsize=10)
     save(figure, path)
