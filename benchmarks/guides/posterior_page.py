@@ -185,7 +185,7 @@ def _draw(runs: Runs, shown: list[str], path: Path) -> None:
     axes = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
     guides = [
         guide
-        for guide in [*RIVALS, *OURS][::-1]
+        for guide in reversed([*OURS, *RIVALS])
         if any(runs.best(posterior, guide).runs for posterior in shown)
     ]
     for axis, posterior in zip(axes, shown, strict=True):
