@@ -11,10 +11,8 @@ rows where zuko is installed.
 from __future__ import annotations
 
 import argparse
-import logging
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,13 +27,11 @@ from benchmarks.shared.records import Record, read, run_once
 
 from .posterior_page import page
 from .posteriors import POSTERIORS, Posterior, reference
-from .rivals import OURS, RIVALS, Factory
+from .quiet import quieten
+from .rivals import FIRST, OURS, RATES, RIVALS, Factory
 
-__all__ = ["BUDGETS", "RATES", "Run", "main"]
+__all__ = ["BUDGETS", "Run", "main"]
 
-RATES = (0.01, 0.03)
-# The guide whose time is the budget of all.
-FIRST = "nfp.AutoFlow"
 BUDGETS = ("steps", "time", "one particle")
 RUNS = Path("benchmarks/guides/runs/posteriors.jsonl")
 _TIMED = 40
@@ -176,10 +172,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, help="file of finished runs")
     parser.add_argument("--page", type=Path, help="page to write, with its figure")
     options = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    logging.getLogger("pyro").setLevel(logging.ERROR)
-    pyro.enable_validation(False)
-    torch.distributions.Distribution.set_default_validate_args(False)
+    quieten()
     torch.set_num_threads(1)
     effort = QUICK if options.quick else FULL
     path = options.runs or (Path("out/posteriors_quick.jsonl") if options.quick else RUNS)

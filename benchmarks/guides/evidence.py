@@ -11,22 +11,20 @@ from __future__ import annotations
 
 import argparse
 import functools
-import logging
 import math
 import re
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyro
-import torch
 
 from benchmarks.shared.figures import beside
 from benchmarks.shared.records import Record, read, run_once
 from benchmarks.shared.tables import report
 
 from .fits import GUIDES, fit
+from .quiet import quieten
 from .report import draw_figure, tables
 from .samplers import CALIBRATED, MODES, SPHERE, calibrate, sample_sphere
 from .targets import TARGETS, Target
@@ -127,11 +125,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, help="file of finished runs")
     parser.add_argument("--page", type=Path, help="page whose tables to write, and its figure")
     arguments = parser.parse_args()
-    # Pyro warns of every latent without a site in the guide, jit of every constant.
-    warnings.filterwarnings("ignore")
-    logging.getLogger("pyro").setLevel(logging.ERROR)
-    pyro.enable_validation(False)
-    torch.distributions.Distribution.set_default_validate_args(False)
+    quieten()
     effort = QUICK if arguments.quick else FULL
     path = arguments.runs or Path("out") / f"guides{'_quick' if arguments.quick else ''}.jsonl"
     records = read(path)

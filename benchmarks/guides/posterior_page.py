@@ -12,12 +12,10 @@ from benchmarks.shared.records import Record
 from benchmarks.shared.tables import report, table
 
 from .posteriors import POSTERIORS
-from .rivals import OURS, RIVALS
+from .rivals import FIRST, OURS, RATES, RIVALS
 
 __all__ = ["page"]
 
-_FIRST = "nfp.AutoFlow"
-_RATES = (0.01, 0.03)
 _NOTHING = "–"
 
 
@@ -63,12 +61,12 @@ class Runs:
 
     def at_equal_time(self, posterior: str, guide: str, rate: float) -> Cell:
         """Runs that took the time of the first guide, whose own are those at equal steps."""
-        budget = "steps" if guide == _FIRST else "time"
+        budget = "steps" if guide == FIRST else "time"
         return self.cell(posterior, guide, rate, budget)
 
     def best(self, posterior: str, guide: str) -> Cell:
         """The rate with the better median at equal time."""
-        cells = [self.at_equal_time(posterior, guide, rate) for rate in _RATES]
+        cells = [self.at_equal_time(posterior, guide, rate) for rate in RATES]
         return max(cells, key=lambda cell: median(cell.bounds or [-math.inf]))
 
 
@@ -90,8 +88,8 @@ def page(records: dict[str, Record], path: Path | None) -> None:
 def _table(runs: Runs, posterior: str) -> str:
     rows = []
     for guide in [*OURS, *RIVALS]:
-        steps = [runs.cell(posterior, guide, rate, "steps") for rate in _RATES]
-        timed = [runs.at_equal_time(posterior, guide, rate) for rate in _RATES]
+        steps = [runs.cell(posterior, guide, rate, "steps") for rate in RATES]
+        timed = [runs.at_equal_time(posterior, guide, rate) for rate in RATES]
         best = runs.best(posterior, guide)
         if not steps[0].runs and not best.runs:
             continue
@@ -128,7 +126,7 @@ def _table(runs: Runs, posterior: str) -> str:
 def _summary(runs: Runs, shown: list[str]) -> str:
     rows = []
     for posterior in shown:
-        ours = runs.best(posterior, _FIRST)
+        ours = runs.best(posterior, FIRST)
         rivals = {guide: runs.best(posterior, guide) for guide in RIVALS}
         rivals = {guide: cell for guide, cell in rivals.items() if cell.runs}
         if not ours.runs or not rivals:
@@ -144,7 +142,7 @@ def _summary(runs: Runs, shown: list[str]) -> str:
                 _difference(ours.bounds, best.bounds),
             )
         )
-    head = ("posterior", "seeds", f"`{_FIRST}`", "best of the others", "its bound", "difference")
+    head = ("posterior", "seeds", f"`{FIRST}`", "best of the others", "its bound", "difference")
     return table(head, rows)
 
 
@@ -162,13 +160,11 @@ def _difference(ours: list[float], theirs: list[float]) -> str:
 
 def _one_particle(runs: Runs, shown: list[str]) -> str:
     budget, rows = "one particle", []
-    shown = [
-        name for name in shown if any(runs.cell(name, _FIRST, r, budget).runs for r in _RATES)
-    ]
+    shown = [name for name in shown if any(runs.cell(name, FIRST, r, budget).runs for r in RATES)]
     for guide in [*OURS, *RIVALS]:
         cells: list[Any] = []
         for posterior in shown:
-            both = [runs.cell(posterior, guide, rate, budget) for rate in _RATES]
+            both = [runs.cell(posterior, guide, rate, budget) for rate in RATES]
             cells.append(max(both, key=lambda cell: median(cell.bounds or [-math.inf])).text)
         if any(cell != _NOTHING for cell in cells):
             rows.append((f"`{guide}`", *cells))

@@ -22,7 +22,11 @@ import normflows_injective.pyro as nfp
 
 from .posteriors import Model
 
-__all__ = ["OURS", "RIVALS"]
+__all__ = ["FIRST", "OURS", "RATES", "RIVALS"]
+
+RATES = (0.01, 0.03)
+# The guide whose time is the budget of all.
+FIRST = "nfp.AutoFlow"
 
 Factory = Callable[[Model], nn.Module]
 

@@ -110,7 +110,7 @@ class FlowTransform(TransformModule):
     @checks_arguments
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """Log-volume (*) in nats of the map from latents x to data y = self(x)."""
-        drawn = self._drawn.find(y, self._state, self._trains)
+        drawn = self.drawn_from(y)
         if drawn is not None and drawn[0] is x:
             return drawn[1]
         inverted = self._inverted.find(x, self._state, self._trains)
@@ -174,7 +174,7 @@ class FlowTransform(TransformModule):
     @checks_arguments
     def _inv_call(self, value: Tensor) -> Tensor:
         watch_buffers(self)
-        drawn = self._drawn.find(value, self._state, self._trains)
+        drawn = self.drawn_from(value)
         if drawn is not None:
             return drawn[0]
         x, log_volume = flatten_events(self.stack.pull, value, self._events)

@@ -43,13 +43,12 @@ def fit_of_guide(
                 parts.append(biject_to(site["fn"].support).inv(value).reshape(-1))
             rows.append(torch.cat(parts))
     draws = torch.stack(rows)
+    variances, source = draws.var(0), type(other).__name__
+    least = _LEAST_VARIANCE * float(variances.max())
     if dim > LARGEST_COVARIANCE:
-        variances = draws.var(0)
-        floor = _LEAST_VARIANCE * float(variances.max())
-        return NormalFit(draws.mean(0), variances + floor, source=type(other).__name__)
+        return NormalFit(draws.mean(0), variances + least, source=source)
     covariance = draws.mT.cov()
     # Correlations of few draws are partly chance.
     shrunk = covariance + (dim / count) * (covariance.diagonal().diag() - covariance)
-    least = _LEAST_VARIANCE * float(shrunk.diagonal().max())
     shrunk.diagonal().add_(least)
-    return NormalFit(draws.mean(0), shrunk, source=type(other).__name__)
+    return NormalFit(draws.mean(0), shrunk, source=source)
