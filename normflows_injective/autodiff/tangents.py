@@ -2,10 +2,10 @@ r"""Forward mode without the work that torch does for tangents and need not do.
 
 For a layer :math:`y = W x + b` torch's forward mode computes :math:`W \dot x + \dot W x`, with a
 tangent :math:`\dot W = 0` that it writes out and multiplies (pytorch#69687): a third product
-beside the two that are needed. And where gradients are enabled it records every tangent for
-backward, in a form that can be differentiated again, which for SiLU and group normalisation takes
-ten kernels where one would do. The modes below intercept those functions, wherever in a network
-they are called, and leave all others to torch.
+beside the two that are needed. It does the same in sums and products with a constant. And where
+gradients are enabled it records every tangent for backward, in a form that can be differentiated
+again, which for SiLU and group normalisation takes ten kernels where one would do. The modes below
+intercept those functions, wherever in a network they are called, and leave all others to torch.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch._C._functorch import TransformType
 from torch.autograd.forward_ad import make_dual, unpack_dual
 
 from .activations import jvp_silu
+from .arithmetic import ARITHMETIC, jvp_with_constant
 from .convolutions import CONVOLUTIONS
 from .normalisation import jvp_group_norm, jvp_layer_norm
 from .proven import has_proven_tangent
@@ -102,6 +103,8 @@ class SkipZeroProducts(Interception):
             raise NoTangentError(f"Nothing proves that the tangent of {func} is right.")
         if func in AFFINE and len(args) >= 2 and not self._is_nested():
             return self._affine(func, args, kwargs)
+        if self._eager and func in ARITHMETIC and len(args) == 2 and not kwargs:
+            return self._arithmetic(func, args)
         if func is Tensor.unflatten:
             # torch.compile cannot trace the method inside a mode, but can trace the function.
             return torch.unflatten(*args, **kwargs)
@@ -130,6 +133,21 @@ class SkipZeroProducts(Interception):
         value = func(point, weight, bias, *rest, **kwargs)
         with self._recording():
             product = func(tangent, weight, None, *rest, **kwargs)
+        return make_dual(value, product)
+
+    def _arithmetic(self, func: Function, args: tuple[Any, ...]) -> Any:
+        points: list[Any] = list(args)
+        tangents: dict[int, Tensor] = {}
+        for position, x in enumerate(args):
+            if _may_have_tangent(x):
+                points[position], tangent = unpack_dual(x)
+                if tangent is not None:
+                    tangents[position] = tangent
+        if len(tangents) != 1 or self._is_nested():
+            return func(*args)
+        value = func(*points)
+        with self._recording():
+            product = jvp_with_constant(func, points, value, *tangents.popitem())
         return make_dual(value, product)
 
     def _recording(self) -> AbstractContextManager[None]:
@@ -196,7 +214,9 @@ def is_in_place(kwargs: dict[str, Any]) -> bool:
 
 
 def _has_tangent(value: Any) -> bool:
+    return _may_have_tangent(value) and unpack_dual(value).tangent is not None
+
+
+def _may_have_tangent(value: Any) -> bool:
     # A parameter is no function of the input; asking it costs as much as a small layer.
-    if value is None or isinstance(value, nn.Parameter):
-        return False
-    return isinstance(value, Tensor) and unpack_dual(value).tangent is not None
+    return isinstance(value, Tensor) and not isinstance(value, nn.Parameter)
