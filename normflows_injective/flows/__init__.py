@@ -11,14 +11,18 @@ from .free_form import FreeFormInjection
 from .injection import Injection
 from .latent_blocks import latent_block
 from .linear_injection import LinearInjection, Pad
+from .on_coordinates import OnCoordinates
 from .shapes import Reshape
 from .standardise import Standardise
 from .surfaces.angular_spline import AngularSpline
 from .surfaces.graph_surface import GraphSurface
+from .surfaces.intervals import HalfLineChart, IntervalChart, LineChart
+from .surfaces.product import ProductSurface
 from .surfaces.radial import RadialSurface
 from .surfaces.simplex import SimplexFromOrthant, SimplexStickBreaking
 from .surfaces.sphere import InChart, SphereChart, SphereLinear
 from .surfaces.surface import Chart, SurfaceMap
+from .surfaces.torus import TorusChart
 
 __all__ = [
     "AngularSpline",
@@ -26,11 +30,16 @@ __all__ = [
     "FlowMatching",
     "FreeFormInjection",
     "GraphSurface",
+    "HalfLineChart",
     "InChart",
     "Injection",
     "InjectiveComposite",
+    "IntervalChart",
+    "LineChart",
     "LinearInjection",
+    "OnCoordinates",
     "Pad",
+    "ProductSurface",
     "RadialSurface",
     "Reshape",
     "SimplexFromOrthant",
@@ -40,21 +49,28 @@ __all__ = [
     "SphereLinear",
     "Standardise",
     "SurfaceMap",
+    "TorusChart",
     "assignment",
     "coupling",
     "gauges",
     "kernel",
     "latent_block",
     "mixer",
+    "product_flow",
     "star_like_flow",
+    "torus_flow",
     "volume_preserving",
 ]
 
 
+# Functions that build whole models, and so stand above the layers, with their modules.
+_BUILDERS = {"product_flow": "product", "star_like_flow": "star_like", "torus_flow": "torus"}
+
+
 def __getattr__(name: str) -> _Any:
-    """``star_like_flow``, which builds a whole model, and so stands above the layers."""
-    if name == "star_like_flow":
-        return _import_module("..models.star_like", __name__).star_like_flow
+    """The builders of whole models."""
+    if name in _BUILDERS:
+        return getattr(_import_module(f"..models.{_BUILDERS[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -13,6 +13,7 @@ from ..host.context import built_for_context
 from ..host.keywords import context_keyword
 from ..host.refusals import refuse_one_way, refuse_unsupported
 from .injection import Injection
+from .on_coordinates import OnCoordinates
 from .surfaces.sphere import InChart
 from .surfaces.surface import SurfaceMap, is_closed_form
 
@@ -51,6 +52,9 @@ def check_invertible(flow: nn.Module) -> None:
             "Layers derive from nf.flows.Flow; an encoder and a decoder go together into "
             "nfi.flows.FreeFormInjection(encoder, decoder)."
         )
+    if isinstance(flow, OnCoordinates):
+        check_invertible(flow.layer)
+        return
     holds = any(isinstance(module, Injection) for module in flow.modules())
     if holds and not isinstance(flow, (Injection, InChart)):
         raise UnsupportedLayerError(

@@ -2,6 +2,7 @@
 
 from .act_norm import ActNorm
 from .autoregressive import Autoregressive
+from .circular import MobiusMixture
 from .coupling import Coupling, NetworkCoupling
 from .linear import Householder, LULinear, Permutation
 from .transforms import Additive, Affine, CentredAffine, ElementTransform, Spline
@@ -16,6 +17,7 @@ __all__ = [
     "ElementTransform",
     "Householder",
     "LULinear",
+    "MobiusMixture",
     "NetworkCoupling",
     "Permutation",
     "Spline",

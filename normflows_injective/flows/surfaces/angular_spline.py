@@ -1,4 +1,4 @@
-"""Spline couplings of coordinates some of which are angles."""
+"""Couplings of coordinates some of which are angles."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ...checks import check_not_negative, check_positive
 from ...errors import OptionError
 from ...nets.mlp import ResidualMLP
+from ..coupling.transforms import ElementTransform, check_transform
 from ..layer import Layer
 from ..splines import bounded_spline
 
@@ -46,10 +47,13 @@ class AngularSpline(Layer):
             large learning rates cannot drive the tails away.
         gain: Factor of the output of the network. Below 1, a step of an optimiser moves the
             splines less, which allows large learning rates.
+        circle: Map of an angle; None for splines, whose densities are continuous.
+            :class:`~normflows_injective.flows.coupling.MobiusMixture` has smooth ones.
+        transformed: Indices of the coordinates that are transformed, in place of ``reverse_mask``.
 
     Raises:
-        OptionError: If an index is none of the coordinates, a bound or gain is not positive, or a
-            limit is negative.
+        OptionError: If an index is none of the coordinates, none or all of several coordinates
+            are transformed, a bound or gain is not positive, or a limit is negative.
 
     References:
         Durkan et al., Neural spline flows, arXiv 1906.04032; on circles, arXiv 2002.02428.
@@ -74,6 +78,8 @@ class AngularSpline(Layer):
         reverse_mask: bool = False,
         max_log_scale: float = 3.0,
         gain: float = 1.0,
+        circle: ElementTransform | None = None,
+        transformed: Collection[int] | None = None,
     ) -> None:
         super().__init__()
         coordinates, angles = set(range(num_coordinates)), set(ind_circ)
@@ -85,11 +91,9 @@ class AngularSpline(Layer):
         check_positive(bound, "bound")
         check_not_negative(max_log_scale, "max_log_scale")
         check_positive(gain, "gain")
-        transformed = coordinates
-        if num_coordinates > 1:
-            transformed = {i for i in coordinates if i % 2 == int(reverse_mask)}
-        passed = coordinates - transformed
-        groups = (transformed - angles, transformed & angles, passed - angles, passed & angles)
+        moved = _moved(num_coordinates, reverse_mask, transformed)
+        passed = coordinates - moved
+        groups = (moved - angles, moved & angles, passed - angles, passed & angles)
         self.num_coordinates, self.ind_circ = num_coordinates, tuple(sorted(angles))
         self.width, self.num_blocks, self.context_dim = width, num_blocks, context_dim
         self.reverse_mask = reverse_mask
@@ -100,7 +104,12 @@ class AngularSpline(Layer):
         self._back = nn.Buffer(order.argsort(), persistent=False)
         self._counts = [len(group) for group in groups]
         num_linear, num_circular, passed_linear, passed_circular = self._counts
-        self._sizes = (num_linear * (3 * num_bins + 1), num_circular * 3 * num_bins)
+        self.transformed = tuple(sorted(moved))
+        self.circle = _CircleSpline(num_bins) if circle is None else check_transform(circle)
+        self._sizes = (
+            num_linear * (3 * num_bins + 1),
+            num_circular * self.circle.num_parameters,
+        )
         self.num_frequencies = num_frequencies
         features = self._features(torch.ones(1, passed_linear), torch.ones(1, passed_circular))
         self.max_log_scale, self.gain = max_log_scale, gain
@@ -134,7 +143,7 @@ class AngularSpline(Layer):
         ):
             if group.shape[1]:
                 group, log_derivative = transform(group, rows.view(*group.shape, -1), inverse)
-                log_det = log_det + log_derivative.sum(1)
+                log_det = log_det + log_derivative
             transformed.append(group)
         return torch.cat([*transformed, *passed], dim=1).index_select(1, self._back), log_det
 
@@ -150,24 +159,50 @@ class AngularSpline(Layer):
         return features if features.shape[1] else linear.new_ones(linear.shape[0], 1)
 
     def _turn(self, angles: Tensor, rows: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        # Both ends are one place, whose derivative comes before those of the inner knots.
-        sizes, at_ends, inner = rows.split([2 * self.num_bins, 1, self.num_bins - 1], dim=2)
-        rows = torch.cat([sizes, inner], dim=2)
-        return bounded_spline(angles, rows, at_ends.squeeze(2), math.pi, inverse)
+        transform = self.circle.inverse if inverse else self.circle.forward
+        return transform(angles, rows)
 
     def _stretch(self, z: Tensor, rows: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         rows, affine = rows.split([3 * self.num_bins - 1, 2], dim=2)
         at_ends = torch.zeros_like(z)
         if self.max_log_scale == 0:
-            return bounded_spline(z, rows, at_ends, self.bound, inverse)
+            bent, log_derivative = bounded_spline(z, rows, at_ends, self.bound, inverse)
+            return bent, log_derivative.sum(1)
         log_scale, shift = affine.unbind(2)
         log_scale = self.max_log_scale * (log_scale / self.max_log_scale).tanh()
         if inverse:
             z = (z - shift) * (-log_scale).exp()
             latent, log_derivative = bounded_spline(z, rows, at_ends, self.bound, inverse)
-            return latent, log_derivative - log_scale
+            return latent, (log_derivative - log_scale).sum(1)
         bent, log_derivative = bounded_spline(z, rows, at_ends, self.bound, inverse)
-        return bent * log_scale.exp() + shift, log_derivative + log_scale
+        return bent * log_scale.exp() + shift, (log_derivative + log_scale).sum(1)
+
+
+class _CircleSpline(ElementTransform):
+    """A spline of the circle, whose two ends are one place."""
+
+    def __init__(self, num_bins: int) -> None:
+        self.num_bins = num_bins
+
+    @property
+    def num_parameters(self) -> int:  # type: ignore[override]
+        """Widths, heights, and derivatives at all knots."""
+        return 3 * self.num_bins
+
+    def forward(self, z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Apply the spline."""
+        return self._spline(z, parameters, inverse=False)
+
+    def inverse(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Invert the spline."""
+        return self._spline(x, parameters, inverse=True)
+
+    def _spline(self, angles: Tensor, rows: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        # The derivative at the ends comes before those of the inner knots.
+        sizes, at_ends, inner = rows.split([2 * self.num_bins, 1, self.num_bins - 1], dim=2)
+        rows = torch.cat([sizes, inner], dim=2)
+        image, log_derivative = bounded_spline(angles, rows, at_ends.squeeze(2), math.pi, inverse)
+        return image, log_derivative.sum(1)
 
 
 class _Constant(nn.Module):
@@ -181,3 +216,21 @@ class _Constant(nn.Module):
 
     def forward(self, features: Tensor, context: Tensor | None) -> Tensor:
         return self.values.expand(features.shape[0], -1)
+
+
+def _moved(
+    num_coordinates: int, reverse_mask: bool, transformed: Collection[int] | None
+) -> set[int]:
+    """The coordinates that are transformed."""
+    coordinates = set(range(num_coordinates))
+    if transformed is None:
+        every_other = {i for i in coordinates if i % 2 == int(reverse_mask)}
+        return every_other if num_coordinates > 1 else coordinates
+    moved = set(transformed)
+    is_part = bool(moved) and (moved < coordinates or moved == coordinates and len(moved) == 1)
+    if not is_part:
+        raise OptionError(
+            f"transformed must hold some but not all of the indices from 0 to "
+            f"{num_coordinates - 1}, got {transformed!r}. The network sees the others."
+        )
+    return moved
