@@ -13,9 +13,7 @@ from .refusals import Numbers, check_axes, check_same_shape, check_unit, refuse_
 
 
 @checks_arguments
-def directions_from_lat_lon(
-    latitude: Numbers, longitude: Numbers, degrees: bool = True
-) -> Tensor:
+def directions_from_lat_lon(latitude: Numbers, longitude: Numbers, degrees: bool = True) -> Tensor:
     r"""Turn latitudes and longitudes into unit vectors.
 
     .. math:: x = (\cos\varphi \cos\lambda,\; \cos\varphi \sin\lambda,\; \sin\varphi)
@@ -268,7 +266,7 @@ def _into_turn(values: Tensor, half: float) -> Tensor:
 
 
 def _cos_sin(values: Tensor, turn: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (*) of parts of a turn, exact at its quarters and accurate next to them."""
+    """Cosines and sines (*) of parts of a turn, exact at its quarters and accurate near them."""
     values = _into_turn(values, turn / 2)
     quarters = (values.detach() / (turn / 4)).round()
     rest = (values - quarters * (turn / 4)) * (2 * math.pi / turn)
