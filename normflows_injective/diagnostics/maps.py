@@ -248,7 +248,9 @@ def _evaluated(log_prob: LogProb, points: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def _shade(axes: Axes, image: Tensor, extent: tuple[float, ...], uniform: str) -> None:
+def _shade(
+    axes: Axes, image: Tensor, extent: tuple[float, float, float, float], uniform: str
+) -> None:
     """Colours of log-densities, from the lower left, with a bar that says what they are."""
     finite = image[image.isfinite()]
     most = float(finite.max()) if len(finite) else 0.0
@@ -270,12 +272,12 @@ def _shade(axes: Axes, image: Tensor, extent: tuple[float, ...], uniform: str) -
 def _scatter(axes: Axes, flat: NDArray[Any], turns: NDArray[Any] | None) -> Any:
     """Points (N, 2) as dots, smaller the more there are, coloured by angles in degrees."""
     size = min(24.0, max(2.0, 6000 / max(len(flat), 1)))
-    colour: dict[str, Any] = {"color": _POINTS}
-    if turns is not None:
-        colour = {"c": turns, "cmap": "hsv", "vmin": -180, "vmax": 180}
-    return axes.scatter(
-        *flat.T, s=size, edgecolors="black", linewidths=0.04 * size**0.5, zorder=3, **colour
-    )
+    style: dict[str, Any] = {"s": size, "edgecolors": "black", "linewidths": 0.04 * size**0.5}
+    if turns is None:
+        style |= {"color": _POINTS}
+    else:
+        style |= {"c": turns, "cmap": "hsv", "vmin": -180, "vmax": 180}
+    return axes.scatter(flat[:, 0], flat[:, 1], zorder=3, **style)
 
 
 def _mollweide(latitude: NDArray[Any], longitude: NDArray[Any]) -> NDArray[Any]:
