@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from scipy.spatial.transform import Rotation
@@ -49,7 +50,7 @@ def test_quaternions_are_those_of_scipy():
     axes, angles = special(torch.float64)
     quaternions = points.quaternions_from_axis_angle(axes, angles)
     oracle = Rotation.from_rotvec((axes * angles[:, None]).numpy())
-    expected = torch.from_numpy(oracle.as_quat(scalar_first=True))
+    expected = torch.from_numpy(np.roll(oracle.as_quat(), 1, axis=1))
     inner = (quaternions * expected).sum(1).abs()
     torch.testing.assert_close(inner, torch.ones_like(inner), rtol=0, atol=1e-15)
     matrices = torch.from_numpy(oracle.as_matrix())
