@@ -8,7 +8,7 @@ from importlib import import_module as _import_module
 from importlib.util import find_spec as _find_spec
 from types import ModuleType as _ModuleType
 
-from . import diagnostics, distributions, errors, flows, nets, training, volume
+from . import diagnostics, distributions, errors, flows, nets, points, training, volume
 from ._version import __version__
 from .diagnostics.scores import score
 from .models.assignment import AssignmentFlow
@@ -39,6 +39,7 @@ __all__ = [
     "flows",
     "injective_flow",
     "nets",
+    "points",
     "register",
     "score",
     "training",

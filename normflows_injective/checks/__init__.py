@@ -17,6 +17,7 @@ from .batches import (
     check_rows,
     check_same_rows,
     is_readable,
+    numbers_of,
 )
 from .numbers import (
     check_count,
@@ -72,6 +73,7 @@ __all__ = [
     "level_of_caller",
     "looks_first",
     "names_of",
+    "numbers_of",
     "lookup",
     "renamed",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch._C import _functorch
@@ -94,6 +95,26 @@ def as_floating(values: object, name: str, like: Tensor | None = None) -> Tensor
             return tensor.to(like)
         return torch.as_tensor(values, dtype=like.dtype, device=like.device).clone()
     return tensor if tensor.is_floating_point() else tensor.to(torch.get_default_dtype())
+
+
+def numbers_of(values: object, name: str) -> Tensor:
+    """Return numbers as a tensor of floats: a tensor of floats as it is, with its graph.
+
+    Arrays, columns of data frames, lists and numbers are copied; integers come in torch's default
+    dtype, arrays of floats in their own.
+    """
+    if isinstance(values, Tensor):
+        check_dense(values, name)
+        if values.dtype.is_floating_point:
+            check_finite(values, name, "Give finite numbers.")
+            return values
+    elif hasattr(values, "to_numpy"):
+        values = values.to_numpy()
+    if isinstance(values, str | bytes):
+        advice = "Convert texts with float()."
+        raise OptionError(named(f"{name} must be a tensor or a list of numbers", values, advice))
+    # torch warns of arrays that cannot be written to.
+    return as_floating(values.copy() if isinstance(values, np.ndarray) else values, name)
 
 
 def check_rows(tensor: Tensor, name: str) -> None:

@@ -12,6 +12,7 @@ from .floors import VolumePreservingFloor, volume_preserving_floor, volume_prese
 from .gaps import CouplingGap, coupling_gap
 from .gradient_agreement import GradientBias, SurrogateBias
 from .injectivity import InjectivityReport, injectivity_report
+from .maps import plot_globe, plot_rotations, plot_torus
 from .scores import Scores, score
 from .verdict import Finding
 
@@ -36,6 +37,9 @@ __all__ = [
     "coupling_gap",
     "frechet_distance",
     "injectivity_report",
+    "plot_globe",
+    "plot_rotations",
+    "plot_torus",
     "score",
     "suggest_latent_dim",
     "volume_preserving_floor",

@@ -20,7 +20,7 @@ def new_figure(width: float, height: float) -> Figure:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise OptionError(
-            "plot() needs matplotlib. Install it with pip install normflows-injective[plot]."
+            "Plotting needs matplotlib. Install it with pip install normflows-injective[plot]."
         ) from error
     return Figure(figsize=(width, height), layout="constrained")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from fuzz.making import (
     normal,
 )
 from fuzz.models import assignment_field, assignment_path, decode, encode, injective_model
-from normflows_injective import diagnostics, flows, nets
+from normflows_injective import diagnostics, flows, nets, points
 from normflows_injective.flows import assignment, coupling, gauges, kernel, mixer
 
 __all__ = ["all_calls"]
@@ -231,6 +232,44 @@ def _of_diagnostics() -> dict[str, Call]:
     }
 
 
+def _of_points() -> dict[str, Call]:
+    angles, q = normal(2), directions(4)
+    shares = Fresh(lambda: torch.tensor([[0.5, 0.0, 0.5], [0.2, 0.3, 0.5]]).repeat(2, 1))
+    matrices = Fresh(lambda: torch.eye(3).repeat(ROWS, 1, 1))
+    arguments: dict[str, _Options] = {
+        "directions_from_lat_lon": {"latitude": normal(), "longitude": normal(), "degrees": True},
+        "lat_lon_from_directions": {"x": directions(3), "degrees": True},
+        "unit_vectors_from_angles": {"angles": angles},
+        "angles_from_unit_vectors": {"x": directions(2)},
+        "wrap": {"angles": angles},
+        "angles_from_times": {"times": angles, "period": 24.0},
+        "times_from_angles": {"angles": angles, "period": 24.0},
+        "matrices_from_quaternions": {"quaternions": q},
+        "quaternions_from_matrices": {"matrices": matrices},
+        "quaternions_from_axis_angle": {"axes": directions(3), "angles": normal()},
+        "axis_angle_from_quaternions": {"quaternions": q},
+        "compositions_without_zeros": {"parts": shares, "limits": 0.1, "fraction": 0.65},
+        "compositions_from_counts": {
+            "counts": Fresh(lambda: torch.tensor([[3.0, 0.0, 1.0]]).repeat(ROWS, 1)),
+            "concentration": 0.5,
+        },
+    }
+    calls = {}
+    for name, given in arguments.items():
+        kinds = {n: "numbers" for n, v in given.items() if isinstance(v, Fresh)}
+        kinds |= {"limits": "anything"} if "limits" in given else {}
+        calls[name] = replace(function(getattr(points, name), finite=True, **given), kinds=kinds)
+    maps: dict[str, tuple[str, Fresh]] = {
+        "plot_torus": ("angles", angles),
+        "plot_globe": ("points", directions(3)),
+        "plot_rotations": ("quaternions", q),
+    }
+    for name, (argument, rows) in maps.items():
+        call = function(getattr(diagnostics, name), **{argument: rows})
+        calls[name] = replace(call, kinds={argument: "numbers"})
+    return calls
+
+
 def all_calls() -> dict[str, Call]:
     """Every call by its name."""
     return {
@@ -240,4 +279,5 @@ def all_calls() -> dict[str, Call]:
         **_of_assignment(),
         **_of_likelihoods(),
         **_of_diagnostics(),
+        **_of_points(),
     }

@@ -46,6 +46,7 @@ NAMESPACES = (
     nfi.nets.fields,
     distributions,
     nfi.diagnostics,
+    nfi.points,
     nfi.training,
     nfi.volume,
 )

@@ -269,6 +269,22 @@ def _axes(x: Tensor) -> list[Value]:
     ]
 
 
+def _column_of(x: Tensor) -> list[Value]:
+    """In place of a column of numbers, which may be a tensor, an array, a list or a number."""
+    sparse = _bad(sparse=x.to_sparse()) if x.dim() else []
+    return [
+        *_bad(text="ab", bool=True, complex_dtype=x.to(torch.complex64), booleans=x > 0),
+        *_bad(module=nn.Identity(), ragged=[[1.0], [1.0, 2.0]], texts=["a"], bytes=b"ab"),
+        *_bad(nan=torch.full_like(x, np.nan), inf=torch.full_like(x, np.inf), nones=[None]),
+        *sparse,
+        *_shapes(x),
+        *_may(number=1.0, integers=x.long(), float16=x.half(), bfloat16=x.bfloat16()),
+        *_may(zeros=x * 0, negative=-x, scaled=100 * x, meta=x.to("meta"), large=1e30 * x),
+        *_may(float64=x.double(), needs_gradient=x.detach().clone().requires_grad_()),
+        *_good(list=x.tolist(), numpy=x.numpy()),
+    ]
+
+
 def _groups(valid: Any) -> list[Value]:
     return [
         *_bad(text="ab", number=1, flat=[0, 1], texts=[["a"]], fractions=[[0.5]], nan=[[np.nan]]),
@@ -310,6 +326,7 @@ BY_KIND = {
     "module": _module,
     "modules": _modules,
     "axes": _axes,
+    "numbers": _column_of,
     "groups": _groups,
     "anything": _anything,
 }

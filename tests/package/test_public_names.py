@@ -196,7 +196,7 @@ FIRST_RELEASE = {
 # How many names a namespace may have, modules not counted.
 LIMITS = {
     "": 14,
-    "diagnostics": 24,
+    "diagnostics": 27,
     "distributions": 6,
     "errors": 22,
     "flows": 21,
@@ -208,6 +208,7 @@ LIMITS = {
     "flows.volume_preserving": 6,
     "nets": 10,
     "nets.fields": 4,
+    "points": 13,
     "pyro": 14,
     "pyro.flows": 3,
     "testing": 11,

@@ -25,6 +25,7 @@ TOWER = (
     "nets",
     "volume",
     "flows",
+    "points",
     "distributions",
     "models",
     "training",

@@ -119,7 +119,7 @@ def _refuse_boundary(x: Tensor, name: str) -> None:
         f"{name} has {int(rows.sum())} of {len(x)} rows with parts that are not positive "
         f"({int((x == 0).sum())} zeros, {int((x < 0).sum())} negative), the worst at index "
         f"{worst} with part {float(smallest[worst]):.6g}. A density on the simplex gives its "
-        "boundary no mass: replace zeros by small positive numbers, such as half the least part "
-        "that could have been measured, and divide by the sum again. Drop rows with negative "
-        "parts."
+        "boundary no mass: replace zeros by small positive numbers, as "
+        "nfi.points.compositions_without_zeros and compositions_from_counts do. Drop rows with "
+        "negative parts."
     )
