@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import normflows as nf
 from torch import Tensor, nn
@@ -21,17 +21,13 @@ from ..flows.surfaces.simplex import SimplexStickBreaking
 from ..flows.surfaces.sphere import InChart, SphereChart, SphereLinear
 from ..flows.surfaces.torus import TorusChart
 
-# Words with the numbers that follow them, and those that may be left out.
-_WORDS = {
-    "real": "",
-    "positive": "",
-    "above": "the bound",
-    "between": "two bounds",
-    "circle": "the period, or nothing for radians",
-    "torus": "the number of angles",
-    "sphere": "the number of coordinates, or nothing for three",
-    "simplex": "the number of parts",
-}
+
+class _Word(NamedTuple):
+    """How many numbers may follow a word, what they are, and the chart of its column."""
+
+    counts: tuple[int, ...]
+    numbers: str
+    chart: Callable[..., Injection]
 
 
 def factor_of(name: str, word: Any, data: Any, off_manifold: str) -> Injection:
@@ -44,17 +40,15 @@ def factor_of(name: str, word: Any, data: Any, off_manifold: str) -> Injection:
             f"Words are {_listed()}."
         )
     kind, *texts = word.split(":")
-    try:
-        numbers = [float(text) for text in texts]
-        if kind in ("real", "positive", "above"):
-            return _line(kind, numbers, name, data)
-        return _COMPACT[kind](off_manifold, *numbers)
-    except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, OptionError):
-            raise
+    known, numbers = _WORDS.get(kind), [_number(text) for text in texts]
+    if known is None or len(numbers) not in known.counts or None in numbers:
         raise OptionError(
             f"The word of the column {name!r} is not understood: {word!r}. Words are {_listed()}."
-        ) from error
+        )
+    if kind in _COMPACT:
+        return known.chart(off_manifold, *numbers)
+    column = None if data is None else _column(name, data)
+    return known.chart(column, *numbers)
 
 
 def base_of(factor: Injection) -> nn.Module:
@@ -96,16 +90,13 @@ def _sphere_of(factor: Any) -> SphereChart | None:
     return first if isinstance(first, SphereChart) else None
 
 
-def _line(kind: str, numbers: list[float], name: str, data: Any) -> Injection:
-    """A line, or a half-line, with location and scale of the data where they are given."""
-    if len(numbers) != (kind == "above"):
-        raise TypeError(kind)
-    lower = None if kind == "real" else sum(numbers)
-    if data is None:
-        return LineChart() if lower is None else HalfLineChart(lower)
-    column = _column(name, data)
-    if lower is None:
-        return LineChart(*_place_of(column))
+def _line(column: Tensor | None) -> Injection:
+    return LineChart() if column is None else LineChart(*_place_of(column))
+
+
+def _half_line(column: Tensor | None, lower: float = 0.0) -> Injection:
+    if column is None:
+        return HalfLineChart(lower)
     HalfLineChart(lower).inverse(column.unsqueeze(1))  # refuses numbers below the bound
     return HalfLineChart(lower, *_place_of((column - lower).log()))
 
@@ -129,16 +120,44 @@ def _circle(off_manifold: str, period: float = 2 * math.pi) -> Injection:
     return TorusChart(1, period=period, start=None if is_radians else 0.0)
 
 
-# Charts of compact factors, from the policy for points off them and the numbers of their word.
-_COMPACT: dict[str, Callable[..., Injection]] = {
-    "between": lambda off_manifold, lower, upper: IntervalChart(lower, upper),
-    "circle": _circle,
-    "torus": lambda off_manifold, dim: TorusChart(int(dim)),
-    "sphere": lambda off_manifold, dim=3: SphereChart(int(dim), "cot", off_manifold),
-    "simplex": lambda off_manifold, dim: SimplexStickBreaking(int(dim), off_manifold=off_manifold),
+# Charts of compact factors take the policy for points off them, those of lines the data.
+_COMPACT = {
+    "between": _Word((2,), "two bounds", lambda policy, a, b: IntervalChart(a, b)),
+    "circle": _Word((0, 1), "the period, or nothing for radians", _circle),
+    "torus": _Word((1,), "the number of angles", lambda policy, dim: TorusChart(_whole(dim))),
+    "sphere": _Word(
+        (0, 1),
+        "the number of coordinates, or nothing for three",
+        lambda policy, dim=3.0: SphereChart(_whole(dim), "cot", policy),
+    ),
+    "simplex": _Word(
+        (1,),
+        "the number of parts",
+        lambda policy, dim: SimplexStickBreaking(_whole(dim), off_manifold=policy),
+    ),
+}
+_WORDS = {
+    "real": _Word((0,), "", _line),
+    "positive": _Word((0,), "", _half_line),
+    "above": _Word((1,), "the bound", _half_line),
+    **_COMPACT,
 }
 
 
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _whole(number: float) -> Any:
+    """A number as an integer where it is one, so that a layer can refuse others by name."""
+    return int(number) if number.is_integer() else number
+
+
 def _listed() -> str:
-    words = (f"{word}:... ({rest})" if rest else word for word, rest in _WORDS.items())
+    words = (
+        f"{kind}:... ({word.numbers})" if word.numbers else kind for kind, word in _WORDS.items()
+    )
     return ", ".join(words)

@@ -170,8 +170,9 @@ class IntervalChart(ColumnChart):
         return f"lower={self.lower:g}, upper={self.upper:g}"
 
     def _to_column(self, z: Tensor) -> Tensor:
-        # From the nearer end, so that numbers close to the upper one keep their digits.
-        share = torch.special.ndtr(-z.abs())
+        # From the nearer end, so that numbers close to the upper one keep their digits; by erfc,
+        # because torch's ndtr is zero below -8.3, or -5.5 in float32.
+        share = 0.5 * torch.special.erfc(torch.where(z < 0, -z, z) / math.sqrt(2))
         width = self.upper - self.lower
         return torch.where(z < 0, self.lower + width * share, self.upper - width * share)
 

@@ -71,7 +71,7 @@ class ProductSurface(Chart):
             _check_factor(name, part)
         self.factors = nn.ModuleList(parts)
         self._latent_sizes = [math.prod(part.latent_shape or ()) for part in parts]
-        self._data_sizes = [math.prod(part.data_shape or ()) for part in parts]
+        self._data_sizes = [width_of(part) or 0 for part in parts]
         self.latent_shape = (sum(self._latent_sizes),)
         self.data_shape = (sum(self._data_sizes),)
         starts = accumulate(self._latent_sizes, initial=0)
@@ -163,14 +163,21 @@ def angles_of(chart: Any) -> list[int]:
     return list(getattr(first, "ind_circ", []))
 
 
+def width_of(chart: Any) -> int | None:
+    """The number of columns of a chart's surface, or None where it is not known."""
+    if chart.data_shape is not None:
+        return math.prod(chart.data_shape) if len(chart.data_shape) == 1 else None
+    dim: int | None = chart.surface().dim
+    return dim
+
+
 def _check_factor(name: str, part: Any) -> None:
     if not isinstance(part, Injection):
         raise OptionError(
             f"The factor {name!r} must be a chart, for instance nfi.flows.SphereChart(3), got "
             f"{describe(part)}."
         )
-    lacks = not part.is_closed_form or part.latent_shape is None or part.data_shape is None
-    if lacks or len(part.data_shape or ()) != 1:
+    if not part.is_closed_form or len(part.latent_shape or ()) != 1 or width_of(part) is None:
         raise UnsupportedLayerError(
             f"The factor {name!r}, {type(part).__name__}, has no closed-form log-volume of rows "
             "of numbers, so it cannot stand beside others. Products are made of charts of known "
