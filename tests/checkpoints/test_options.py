@@ -166,6 +166,8 @@ def values_of(module: nn.Module) -> list[Any]:
     if isinstance(module, nfi.InjectiveNormalizingFlow):
         x = module.forward(points(*module._shapes.base))
         return [x, module.inverse(x), module.log_prob(x)]
+    if type(module).__name__ == "ProductFlow":
+        return values_of(module.model)
     if isinstance(module, nfi.AssignmentFlow):
         return values_of(module.field)
     if type(module).__name__ == "AssignmentField":

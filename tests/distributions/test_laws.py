@@ -18,6 +18,10 @@ LAWS = {
     "uniform_on_surface": lambda: nfi.distributions.UniformOnSurface(
         nfi.flows.gauges.LpGauge(1.0), dim=3
     ),
+    "uniform_torus": lambda: nfi.distributions.UniformTorus(2),
+    "product": lambda: nfi.distributions.ProductLaw(
+        [nfi.distributions.UniformTorus(1), nfi.distributions.UniformSphere(3)]
+    ),
     "pullback": lambda: nfi.distributions.Pullback(
         nfi.distributions.UniformSphere(3), nfi.flows.SphereChart(3)
     ),

@@ -45,6 +45,7 @@ CASES = {
 }
 
 LAWS = {
+    "product": lambda: distributions.ProductLaw([distributions.UniformSphere(4)]),
     "uniform_sphere": lambda: distributions.UniformSphere(4),
     "von_mises_fisher": lambda: distributions.VonMisesFisher([0.0, 0.0, 0.0, 1.0], 3.0, True),
     "angular_gaussian": lambda: distributions.AngularCentralGaussian(torch.eye(4), True),

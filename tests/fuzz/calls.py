@@ -220,8 +220,18 @@ def _of_networks() -> dict[str, Call]:
             t=times,
             context=NO_CONTEXT,
         )
-    for name, kind in (("Additive", 1), ("Affine", 2), ("CentredAffine", 2), ("Spline", 11)):
-        make = {"Spline": lambda: coupling.Spline(4)}.get(name, getattr(coupling, name))
+    for name, kind in (
+        ("Additive", 1),
+        ("Affine", 2),
+        ("CentredAffine", 2),
+        ("Spline", 11),
+        ("MobiusMixture", 7),
+    ):
+        made = {
+            "Spline": lambda: coupling.Spline(4),
+            "MobiusMixture": lambda: coupling.MobiusMixture(2),
+        }
+        make = made.get(name, getattr(coupling, name))
         for called, argument in (("forward", "z"), ("inverse", "x")):
             arguments = {argument: normal(3), "parameters": normal(3, kind)}
             calls[f"{name}.{called}"] = method(make, called, argument, **arguments)

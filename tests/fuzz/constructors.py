@@ -111,6 +111,49 @@ BUILDERS: dict[str, Call] = {
         reverse_mask=False,
         max_log_scale=3.0,
         gain=1.0,
+        circle=Fresh(lambda: coupling.MobiusMixture(2)),
+    ),
+    "TorusChart": building(
+        flows.TorusChart, dim=3, form="angles", period=24.0, start=0.0, off_manifold="reject"
+    ),
+    "LineChart": building(flows.LineChart, loc=1.0, scale=2.0),
+    "HalfLineChart": building(flows.HalfLineChart, lower=0.0, loc=1.0, scale=2.0),
+    "IntervalChart": building(flows.IntervalChart, lower=0.0, upper=2.0),
+    "OnCoordinates": building(
+        flows.OnCoordinates,
+        layer=Fresh(lambda: coupling.LULinear(2)),
+        indices=Fresh(lambda: [0, 2], "anything"),
+        dim=3,
+    ),
+    "ProductSurface": building(
+        flows.ProductSurface,
+        factors=Fresh(lambda: {"a": flows.SphereChart(3), "b": flows.TorusChart(1)}, "anything"),
+    ),
+    "product_flow": building(
+        flows.product_flow,
+        spec=Fresh(lambda: {"a": "circle", "b": "real"}, "anything"),
+        num_layers=1,
+        width=4,
+        num_blocks=1,
+        num_bins=4,
+        num_components=2,
+        num_frequencies=1,
+        context_dim=0,
+        off_manifold="reject",
+    ),
+    "torus_flow": building(
+        flows.torus_flow,
+        dim=2,
+        form="angles",
+        period=24.0,
+        start=0.0,
+        num_layers=1,
+        width=4,
+        num_blocks=1,
+        num_components=2,
+        num_frequencies=1,
+        context_dim=0,
+        off_manifold="reject",
     ),
     "GraphSurface": building(
         flows.GraphSurface, f=decode, off_manifold="reject", measure="hausdorff"
@@ -230,6 +273,7 @@ BUILDERS: dict[str, Call] = {
     "ActNorm": building(coupling.ActNorm, dim=3),
     "Affine": building(coupling.Affine, max_log_scale=2.0),
     "CentredAffine": building(coupling.CentredAffine, max_log_scale=2.0),
+    "MobiusMixture": building(coupling.MobiusMixture, num_components=2, max_radius=0.9),
     "Spline": building(coupling.Spline, num_bins=4, bound=3.0),
     "Autoregressive": building(
         coupling.Autoregressive,
@@ -415,6 +459,10 @@ BUILDERS: dict[str, Call] = {
         trainable=False,
         off_manifold="reject",
     ),
+    "ProductLaw": building(
+        distributions.ProductLaw,
+        laws=Fresh(lambda: [distributions.UniformSphere(3)], "anything"),
+    ),
     "Pullback": building(
         distributions.Pullback,
         distribution=Fresh(lambda: distributions.UniformSphere(3), "anything"),
@@ -429,6 +477,7 @@ BUILDERS: dict[str, Call] = {
         off_manifold="reject",
         num_directions=256,
     ),
+    "UniformTorus": building(distributions.UniformTorus, dim=2),
     "UniformSphere": building(distributions.UniformSphere, dim=3, off_manifold="reject"),
     "VonMisesFisher": building(
         distributions.VonMisesFisher,

@@ -58,6 +58,10 @@ OTHERS: dict[str, Callable[[], nn.Module]] = {
     "pullback": lambda: DISTRIBUTIONS.Pullback(
         DISTRIBUTIONS.UniformSphere(3), nfi.flows.SphereChart(3)
     ),
+    "product_law": lambda: DISTRIBUTIONS.ProductLaw(
+        [DISTRIBUTIONS.UniformTorus(2), DISTRIBUTIONS.DiagGaussian(1)]
+    ),
+    "product_flow": lambda: nfi.flows.product_flow({"a": "circle"}, num_layers=1, width=4),
     "graph_surface": lambda: nfi.flows.GraphSurface(nn.Sequential(nn.Linear(2, 1), nn.Tanh())),
     "simplex": lambda: nfi.flows.SimplexStickBreaking(3),
     "simplex_of_orthant": lambda: nfi.flows.SimplexFromOrthant(3),

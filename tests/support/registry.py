@@ -11,7 +11,20 @@ import torch
 from torch import Tensor, nn
 
 import normflows_injective as nfi
-from normflows_injective.flows import InChart, RadialSurface, SphereChart, SphereLinear
+from normflows_injective.flows import (
+    AngularSpline,
+    HalfLineChart,
+    InChart,
+    IntervalChart,
+    LineChart,
+    OnCoordinates,
+    ProductSurface,
+    RadialSurface,
+    SimplexStickBreaking,
+    SphereChart,
+    SphereLinear,
+    TorusChart,
+)
 from normflows_injective.flows.coupling import (
     ActNorm,
     Additive,
@@ -21,6 +34,7 @@ from normflows_injective.flows.coupling import (
     ElementTransform,
     Householder,
     LULinear,
+    MobiusMixture,
     NetworkCoupling,
     Permutation,
     Spline,
@@ -196,6 +210,34 @@ def _angles(z: Tensor) -> Tensor:
     return torch.cat([math.pi * z[:, :-1].sigmoid(), _azimuth(z)[:, -1:]], dim=1)
 
 
+def _turns(z: Tensor) -> Tensor:
+    """Angles in (-pi, pi)."""
+    return math.pi * (z / 2).tanh()
+
+
+def _angular(context_dim: int = 0) -> nf.flows.Flow:
+    return AngularSpline(
+        3,
+        range(3),
+        width=8,
+        num_blocks=1,
+        context_dim=context_dim,
+        circle=MobiusMixture(3),
+        transformed=[2, 0],
+    )
+
+
+def _product() -> nf.flows.Flow:
+    """A simplex, a number above zero, and a sphere, whose last coordinate is an angle."""
+    return ProductSurface(
+        {
+            "parts": SimplexStickBreaking(2, measure="hausdorff"),
+            "rate": HalfLineChart(),
+            "place": SphereChart(3),
+        }
+    )
+
+
 def _in_chart(kind: str = "cot", dim: int = 4, rotate: bool = True) -> nf.flows.Flow:
     return InChart(SphereLinear(dim, rotate), SphereChart(dim, kind))
 
@@ -334,6 +376,19 @@ LAYERS: dict[str, Case] = {
     "in_chart": Case(_in_chart, (3,), (3,), latents=_azimuth),
     "in_chart_stereographic": Case(lambda: _in_chart("stereographic"), (3,), (3,)),
     "in_chart_unrotated": Case(lambda: _in_chart(rotate=False), (3,), (3,), latents=_azimuth),
+    "torus_angles": Case(
+        lambda: TorusChart(3, period=24.0, start=0.0), (3,), (3,), latents=_turns
+    ),
+    "torus_vectors": Case(lambda: TorusChart(3, "vectors"), (3,), (6,), latents=_turns),
+    "angular_mobius": Case(_angular, (3,), (3,), latents=_turns),
+    "angular_mobius_context": Case(
+        lambda: _angular(context_dim=3), (3,), (3,), context_dim=3, latents=_turns
+    ),
+    "line": Case(lambda: LineChart(1.0, 3.0), (1,), (1,)),
+    "half_line": Case(lambda: HalfLineChart(-1.0, 0.5, 2.0), (1,), (1,)),
+    "interval": Case(lambda: IntervalChart(-1.0, 3.0), (1,), (1,)),
+    "on_coordinates": Case(lambda: OnCoordinates(LULinear(2), [2, 0], 3), (3,), (3,)),
+    "product": Case(_product, (4,), (6,), latents=_azimuth),
     "surface_moved": Case(_moved_surface, (3,), (4,), latents=_azimuth),
     "surface_lp": _surface("lp_1.3"),
     "surface_lp_smoothed": _surface("lp_0.75_smoothed"),

@@ -13,7 +13,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from ...checks import as_floating, check_positive, is_readable
+from ...checks import as_floating, check_finite, check_positive, is_readable
 from ...errors import OffManifoldError, OptionError
 from .surface import Chart
 
@@ -124,7 +124,9 @@ class HalfLineChart(ColumnChart):
         return f"lower={self.lower:g}, loc={float(self.loc):.4g}, scale={float(self.scale):.4g}"
 
     def _to_column(self, z: Tensor) -> Tensor:
-        return self.lower + (self.loc + self.scale * z).exp()
+        x = self.lower + (self.loc + self.scale * z).exp()
+        check_finite(x, "the column", "Its logarithm has left the range of the dtype.")
+        return x
 
     def _from_column(self, x: Tensor) -> Tensor:
         return ((x - self.lower).log() - self.loc) / self.scale
@@ -196,6 +198,6 @@ def _refuse(x: Tensor, inside: Tensor, where: str) -> None:
     index = int((~inside).flatten().nonzero()[0])
     raise OffManifoldError(
         f"{int((~inside).sum())} of {inside.numel()} numbers of the column are not {where}, the "
-        f"first at index {index}: {float(x.flatten()[index]):.6g}. A density gives the bounds no "
+        f"first at index {index}: {float(x.detach().flatten()[index]):.6g}. A density gives the bounds no "
         "mass: move such numbers inside, or give wider bounds."
     )
