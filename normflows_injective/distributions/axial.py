@@ -1,10 +1,10 @@
 r"""Laws on the sphere that depend on the angle to a mean direction alone, with draws that move.
 
-A point at the angle :math:`\theta` is :math:`x = \cos\theta\, \mu + \sin\theta\, v`, with a uniform
-tangent direction v. The angle moves with the concentration by its implicit derivative, which keeps
-its probability; the point moves with the mean direction by a reflection that takes a fixed pole to
-it. Both are derivatives of maps that push a fixed law to the right one for *all* parameters near
-the present ones, so that the gradient of a mean is the mean of the gradients, without bias.
+A point at the angle :math:`\theta` is :math:`x = \cos\theta\, \mu + \sin\theta\, v`, with a
+uniform tangent direction v. The angle moves with the concentration by its implicit derivative,
+which keeps its probability; the point moves with the mean direction by a reflection that takes a
+fixed pole to it. Both are derivatives of maps that push a fixed law to the right one for *all*
+parameters near the present ones, so that the gradient of a mean is the mean of the gradients.
 """
 
 from __future__ import annotations

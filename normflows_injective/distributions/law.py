@@ -14,8 +14,8 @@ class Law(nf.distributions.BaseDistribution):
     """A distribution whose methods refuse everything but dense tensors of its width by name.
 
     Where ``has_rsample`` is true, ``rsample(num_samples)`` draws samples that carry the gradient
-    of a reparameterisation to every parameter, with their log-densities. So does ``forward``, as in
-    normflows, but in ``VonMisesFisher``.
+    of a reparameterisation to every parameter, with their log-densities. So does ``forward``, as
+    in normflows, but in ``VonMisesFisher``.
     """
 
     has_rsample = False

@@ -22,9 +22,9 @@ class PowerSpherical(AxialLaw):
 
     The tails are heavier than those of :class:`VonMisesFisher`: at the antipode the density is
     zero, but only as a power. A law with :math:`\kappa_{PS} = 2 \kappa` is as narrow as a von
-    Mises-Fisher law with a large :math:`\kappa`. Samples of ``forward`` and ``rsample`` move with the
-    parameters. Densities are computed in float64 and rounded to the dtype of ``loc``; they are exact to
-    :math:`10^{-15} \kappa` nats.
+    Mises-Fisher law with a large :math:`\kappa`. Samples of ``forward`` and ``rsample`` move with
+    the parameters. Densities are computed in float64, exact to :math:`10^{-14} \kappa` nats, and
+    rounded to the dtype of ``loc``.
 
     A trainable concentration is the parameter itself. If a step takes it below zero, the law has
     direction :math:`-\mu` and concentration :math:`|\kappa|`.

@@ -6,8 +6,8 @@ proportional to
 .. math:: q(\theta) = e^{\kappa T(\theta)} \sin^{n-1}\theta, \quad n = D - 1,
 
 with a statistic T that falls with the angle: :math:`\cos\theta` for von Mises-Fisher laws,
-:math:`\log(1 + \cos\theta)` for power spherical ones. Whatever the sampler, an angle that keeps its
-probability :math:`F(\theta; \kappa)` obeys :math:`F_\kappa + F_\theta\, \theta' = 0`, so that
+:math:`\log(1 + \cos\theta)` for power spherical ones. Whatever the sampler, an angle that keeps
+its probability :math:`F(\theta; \kappa)` obeys :math:`F_\kappa + F_\theta\, \theta' = 0`, so that
 
 .. math:: \theta'(\kappa) = -\frac{1}{q(\theta)} \int_0^\theta (T(\phi) - E T)\, q(\phi)\, d\phi
               = \frac{1}{q(\theta)} \int_\theta^\pi (T(\phi) - E T)\, q(\phi)\, d\phi .
@@ -46,21 +46,22 @@ class Tilt(NamedTuple):
 
 
 def moving_angle(drop: Tensor, concentration: Tensor, tilt: Tilt) -> Tensor:
-    """Angles, from their drops 1 - cos, with the derivative in concentrations of their shape.
+    """Angles, from their drops 1 - cos, with the derivative in their concentrations.
 
-    Differentiable any number of times. Concentrations must not be negative.
+    Differentiable any number of times. Concentrations broadcast with the drops, and must not be
+    negative.
     """
     # The ends, where the sine is zero, have no probability; rounding may lead there.
     eps = torch.finfo(drop.dtype).eps
     inside = drop.detach().clamp(torch.finfo(drop.dtype).tiny, 2 - 2 * eps)
     angle: Tensor = _Implicit.apply(  # type: ignore[no-untyped-call]
-        concentration.expand_as(drop), 2 * (inside / 2).sqrt().asin(), tilt
+        concentration, 2 * (inside / 2).sqrt().asin(), tilt
     )
     return angle
 
 
 class _Implicit(torch.autograd.Function):
-    """The identity of angles, with the implicit derivative in concentrations of the same shape."""
+    """The identity of angles, with the implicit derivative in their concentrations."""
 
     @staticmethod
     def forward(concentration: Tensor, angle: Tensor, tilt: Tilt) -> Tensor:
@@ -77,7 +78,8 @@ class _Implicit(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         concentration, angle = ctx.saved_tensors
-        return grads[0] * angle_slope(angle, concentration, ctx.tilt), None, None
+        moved = grads[0] * angle_slope(angle, concentration, ctx.tilt)
+        return moved.sum_to_size(concentration.shape), None, None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
@@ -86,7 +88,7 @@ class _Implicit(torch.autograd.Function):
 
 
 def angle_slope(angle: Tensor, concentration: Tensor, tilt: Tilt) -> Tensor:
-    r"""The derivative of angles (*) in their concentrations (*), by quadrature.
+    r"""The derivative of angles (*) in concentrations that broadcast with them, by quadrature.
 
     The relative error is below 1e-9 for :math:`\kappa \le 10^5` and :math:`D \le 1000`.
     """

@@ -23,9 +23,9 @@ class VonMises(TorusLaw):
 
     .. math:: \log p(x) = \sum_{i=1}^d \kappa_i \cos(x_i - \mu_i) - \log 2 \pi I_0(\kappa_i)
 
-    Each is the law of :class:`VonMisesFisher` in two dimensions, as an angle. Samples move with the
-    parameters: with the concentrations by the implicit derivative of the angle. Densities are computed
-    in float64 and rounded to the dtype of ``loc``.
+    Each is the law of :class:`VonMisesFisher` in two dimensions, as an angle. Samples move with
+    the parameters: with the concentrations by the implicit derivative of the angle. Densities are
+    computed in float64 and rounded to the dtype of ``loc``.
 
     Trainable concentrations are the parameters themselves. Where a step takes one below zero, its
     mode is at :math:`\mu_i + \pi` and its concentration :math:`|\kappa_i|`.

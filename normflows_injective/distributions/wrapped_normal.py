@@ -26,8 +26,9 @@ class WrappedNormal(TorusLaw):
     .. math:: \log p(x) = \sum_{i=1}^d \log \sum_{k \in \mathbb Z}
         \mathcal N(x_i - \mu_i + 2 \pi k;\ 0, \sigma_i^2)
 
-    The sum has three terms for :math:`\sigma_i \le 1`, and above that nine of its Fourier series; the
-    relative error of the density is below :math:`2 \cdot 10^{-16}` at every angle, see the source.
+    The sum has three terms for :math:`\sigma_i \le 1`, and above that nine of its Fourier series;
+    the relative error of the density is below :math:`2 \cdot 10^{-16}` at every angle, see the
+    source.
     Samples are normal variables taken modulo a turn, reparameterised. Densities are computed in
     float64 and rounded to the dtype of ``loc``. There is no closed form of the entropy.
 
