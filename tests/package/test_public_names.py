@@ -197,7 +197,7 @@ FIRST_RELEASE = {
 LIMITS = {
     "": 14,
     "diagnostics": 24,
-    "distributions": 6,
+    "distributions": 10,
     "errors": 22,
     "flows": 21,
     "flows.assignment": 13,

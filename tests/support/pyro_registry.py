@@ -111,10 +111,14 @@ LAWS: dict[str, LawCase] = {
         nn.Module, lambda _: nfp.UniformOnSurface(LpGauge(1.0), dim=3), (3,), has_rsample=False
     ),
     "von_mises_fisher": LawCase(
-        lambda: nfi.distributions.VonMisesFisher([1, 0, 0], 2),
+        lambda: nfi.distributions.VonMisesFisher([1, 0, 0], 2, trainable=True),
         nfp.SurfaceDistribution,
         (3,),
-        has_rsample=False,
+    ),
+    "angles": LawCase(
+        lambda: nfi.distributions.VonMises([1.0, 3.0], 2.0, trainable=True),
+        nfp.SurfaceDistribution,
+        (2,),
     ),
     "transformed": LawCase(
         lambda: nfp.FlowTransform([coupling(2), nf.flows.Permute(2), coupling(2)]),
