@@ -64,10 +64,15 @@ def reparametrised(model, chart):
     return pyro.poutine.reparam(model, config={"x": nfp.ManifoldReparam(chart)})
 
 
-def gap(model, guide, evidence, steps, lr=0.03):
-    """Evidence minus the bound after training, and its standard error."""
+def gap(model, guide, evidence, steps, lr=0.03, faster="none"):
+    """Evidence minus the bound after training, and its standard error.
+
+    A concentration is of the order of ten, and one parameter is named that learns so much faster.
+    """
     pyro.set_rng_seed(shifted(0))
-    optimizer = pyro.optim.ClippedAdam({"lr": lr, "lrd": 0.05 ** (1 / steps)})
+    rate = lambda name: 10 * lr if name.endswith(faster) else lr  # noqa: E731
+    options = lambda name: {"lr": rate(name), "lrd": 0.05 ** (1 / steps)}  # noqa: E731
+    optimizer = pyro.optim.ClippedAdam(options)
     loss = infer.Trace_ELBO(num_particles=16, vectorize_particles=True, max_plate_nesting=0)
     svi = infer.SVI(model, guide, optimizer, loss)
     for _ in range(steps):
@@ -103,22 +108,20 @@ GUIDES = {
 
 
 @pytest.mark.parametrize(
-    ("build", "bound"),
-    [(nfi.distributions.VonMisesFisher, 0.002), (nfi.distributions.PowerSpherical, 0.014)],
+    "build", [nfi.distributions.VonMisesFisher, nfi.distributions.PowerSpherical]
 )
-def test_a_law_of_the_right_shape_is_a_guide(build, bound):
+def test_a_law_of_the_right_shape_is_a_guide(build):
     """Below the gap 0.014 of a projected normal guide, by draws that move."""
     pyro.set_rng_seed(shifted(0))
-    law = build(torch.randn(3), 1.0, trainable=True)
+    law = build(torch.randn(3), 3.0, trainable=True)
     assert nfp.SurfaceDistribution(law).has_rsample
 
     def guide():
         pyro.module("law", law)
         pyro.sample("x", nfp.SurfaceDistribution(law))
 
-    found, error = gap(von_mises_fisher, guide, EVIDENCE_VMF, 250, lr=0.1)
-    assert -4 * error - 1e-5 < found < bound
-    assert error < 0.002
+    found, error = gap(von_mises_fisher, guide, EVIDENCE_VMF, 250, lr=0.05, faster="concentration")
+    assert -4 * error < found < 0.014 - 4 * error
 
 
 def test_draws_of_a_law_on_a_surface_move_where_it_says_so():
