@@ -11,8 +11,14 @@ from ..checks import check_event_shape, checks_arguments_of, looks_first
 
 
 class Law(nf.distributions.BaseDistribution):
-    """A distribution whose methods refuse everything but dense tensors of its width by name."""
+    """A distribution whose methods refuse everything but dense tensors of its width by name.
 
+    Where ``has_rsample`` is true, ``rsample(num_samples)`` draws samples that carry the gradient
+    of a reparameterisation to every parameter, with their log-densities. So does ``forward``, as
+    in normflows, but in ``VonMisesFisher``.
+    """
+
+    has_rsample = False
     shape: Sequence[int]
 
     def __init_subclass__(cls) -> None:

@@ -82,6 +82,8 @@ class UniformSphere(SphericalLaw):
         tensor([12.5664, 12.5664])
     """
 
+    has_rsample = True
+
     def __init__(self, dim: int, *, off_manifold: str = "reject") -> None:
         super().__init__(dim, off_manifold)
         self.dim = dim
@@ -93,6 +95,14 @@ class UniformSphere(SphericalLaw):
         like = self._like
         normal = torch.randn(num_samples, *self.shape, dtype=like.dtype, device=like.device)
         return nn.functional.normalize(normal), self._log_density(normal)
+
+    def rsample(self, num_samples: int = 1) -> tuple[Tensor, Tensor]:
+        """Draw as ``forward`` does: there are no parameters."""
+        return self.forward(num_samples)
+
+    def entropy(self) -> Tensor:
+        """Entropy, of shape (), in nats: the logarithm of the area."""
+        return self._like.new_tensor(log_sphere_area(*self.shape))
 
     def _log_density(self, u: Tensor) -> Tensor:
         return self._like.new_full((u.shape[0],), -log_sphere_area(*self.shape))
@@ -134,6 +144,8 @@ class AngularCentralGaussian(SphericalLaw):
         tensor([0.7162, 0.0265, 0.0265])
     """
 
+    has_rsample = True
+
     def __init__(
         self,
         scale: Tensor | Sequence[Sequence[float]],
@@ -164,6 +176,10 @@ class AngularCentralGaussian(SphericalLaw):
         log_det = torch.linalg.slogdet(scale).logabsdet
         log_p = len(scale) * length.log() - log_det - log_sphere_area(len(scale))
         return (y / length[:, None]).to(self.scale.dtype), log_p.to(self.scale.dtype)
+
+    def rsample(self, num_samples: int = 1) -> tuple[Tensor, Tensor]:
+        """Draw as ``forward`` does, reparameterised."""
+        return self.forward(num_samples)
 
     def _log_density(self, u: Tensor) -> Tensor:
         factors, pivots = torch.linalg.lu_factor(self.scale.to(u.dtype))

@@ -3,29 +3,32 @@ r"""The von Mises-Fisher distribution on the unit sphere, in any dimension."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import final
+from typing import NamedTuple, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..checks import as_floating, check_finite
-from ..errors import OptionError, ShapeError
 from ..modules.precision import factored_dtype
-from .spherical import SphericalLaw, check_sphere_dim, log_sphere_area
+from .axial import AxialLaw
+from .spherical import check_sphere_dim, log_sphere_area
+from .tilted_angle import Tilt, drop_of
 
 NODES = 129
 
 
 @final
-class VonMisesFisher(SphericalLaw):
+class VonMisesFisher(AxialLaw):
     r"""The von Mises-Fisher distribution, the isotropic bump on the unit sphere.
 
     .. math:: \log p(x) = \kappa\, \mu^\top x - \log N_D(\kappa)
 
     normalised exactly in any dimension. Densities are computed in float64 and rounded to the dtype
-    of ``loc``. Samples carry no gradient, because rejection has none. ``forward`` returns them
-    with log-densities that carry one, as a score-function estimator needs.
+    of ``loc``.
+
+    ``forward`` returns samples without a gradient, and log-densities with one, as a score-function
+    estimator needs; :meth:`rsample` returns samples that move with the parameters. Two methods,
+    because the gradients of their log-densities differ: a score-function estimator would be wrong
+    without a notice if its samples began to move.
 
     A trainable concentration is the parameter itself. If a step takes it below zero, the law has
     direction :math:`-\mu` and concentration :math:`|\kappa|`.
@@ -53,34 +56,6 @@ class VonMisesFisher(SphericalLaw):
         tensor([7.9581e-01, 3.6130e-05])
     """
 
-    def __init__(
-        self,
-        loc: Tensor | Sequence[float],
-        concentration: float | Tensor,
-        trainable: bool = False,
-        *,
-        off_manifold: str = "reject",
-    ) -> None:
-        mean = as_floating(loc, "loc")
-        if mean.dim() != 1:
-            raise ShapeError(f"loc must be a vector of shape (D,), got {tuple(mean.shape)}.")
-        super().__init__(len(mean), off_manifold)
-        lifted = mean.to(factored_dtype(mean.device))  # its square may leave the range of float32
-        length = torch.linalg.vector_norm(lifted)
-        if not length > 0:
-            raise OptionError("loc must have a positive length, got zeros. Give a direction.")
-        kappa = as_floating(concentration, "concentration", mean)
-        if kappa.dim() != 0:
-            raise ShapeError(f"concentration must be one number, got shape {tuple(kappa.shape)}.")
-        if kappa < 0:
-            raise OptionError(
-                f"concentration must not be negative, got {float(kappa):g}. "
-                "Turn loc round instead."
-            )
-        kind = nn.Parameter if trainable else nn.Buffer
-        self.loc = kind((lifted / length).to(mean.dtype))
-        self.concentration = kind(kappa.detach().clone())
-
     def forward(self, num_samples: int = 1) -> tuple[Tensor, Tensor]:
         """Draw samples (num_samples, D) without a gradient, with log-densities (num_samples,).
 
@@ -93,32 +68,26 @@ class VonMisesFisher(SphericalLaw):
         Raises:
             NonFiniteError: If a parameter has become NaN or infinite.
         """
-        for name in ("loc", "concentration"):
-            check_finite(getattr(self, name), name, "Load an earlier state; lower the step size.")
         with torch.no_grad():
-            mean, kappa = self._lifted()
-            drop = _sample_drop(kappa.abs(), len(mean), num_samples).clamp(max=2)
-            tangent = nn.functional.normalize(
-                torch.randn(num_samples, len(mean) - 1, dtype=mean.dtype, device=mean.device)
-            )
-            height = (drop * (2 - drop)).sqrt()
-            at_pole = torch.cat([(1 - drop)[:, None], height[:, None] * tangent], dim=1)
-            x = _turn_pole(at_pole, torch.where(kappa < 0, -mean, mean))
+            x = self.rsample(num_samples)[0].to(factored_dtype(self.loc.device))
         return x.to(self.loc.dtype), self._log_density(x)
-
-    @property
-    def trainable(self) -> bool:
-        """Whether direction and concentration are parameters."""
-        return isinstance(self.loc, nn.Parameter)
 
     def _log_density(self, u: Tensor) -> Tensor:
         mean, kappa = self._lifted()
         return (kappa * (u @ mean) - log_normaliser(kappa, len(mean))).to(self.loc.dtype)
 
-    def _lifted(self) -> tuple[Tensor, Tensor]:
-        dtype = factored_dtype(self.loc.device)
-        mean = self.loc.to(dtype)
-        return mean / torch.linalg.vector_norm(mean), self.concentration.to(dtype)
+    def _log_density_at(self, angle: Tensor, kappa: Tensor) -> Tensor:
+        return -kappa * drop_of(angle) - log_normaliser_from_mode(kappa, *self.shape)
+
+    def _sample_drop(self, kappa: Tensor) -> Tensor:
+        return sample_drop(kappa, *self.shape)
+
+    def _tilt(self) -> Tilt:
+        return tilt(*self.shape)
+
+    def _entropy(self) -> Tensor:
+        _, kappa = self._folded()
+        return entropy(kappa, *self.shape)
 
 
 def log_normaliser(concentration: Tensor, dim: int) -> Tensor:
@@ -144,9 +113,49 @@ def log_normaliser(concentration: Tensor, dim: int) -> Tensor:
     # delta = sigma sinh(tau), makes tails that are slow for small n doubly exponential. The
     # trapezoid rule in tau then converges exponentially: 97 nodes give 12 digits or more, 129 give
     # all of float64.
+    kappa = concentration.to(factored_dtype(concentration.device))
+    terms = _terms(kappa, dim)
+    return log_sphere_area(dim - 1) + kappa * terms.peak.tanh() + terms.log.logsumexp(-1)
+
+
+def log_normaliser_from_mode(concentration: Tensor, dim: int) -> Tensor:
+    r"""Log-normaliser of :math:`e^{-\kappa (1 - t)}`, which is small for large concentrations."""
+    kappa = concentration.to(factored_dtype(concentration.device))
+    terms = _terms(kappa, dim)
+    return log_sphere_area(dim - 1) - kappa * _drop(terms.peak) + terms.log.logsumexp(-1)
+
+
+def mean_drop(concentration: Tensor, dim: int) -> Tensor:
+    r"""The mean of :math:`1 - t`, with a small relative error for all concentrations."""
+    terms = _terms(concentration.to(factored_dtype(concentration.device)), dim)
+    return (terms.log.softmax(-1) * _drop(terms.s)).sum(-1)
+
+
+def entropy(concentration: Tensor, dim: int) -> Tensor:
+    r"""The entropies (*) in nats of laws with concentrations (*), :math:`\log N - \kappa E t`."""
+    from_mode = log_normaliser_from_mode(concentration, dim)
+    return from_mode + concentration * mean_drop(concentration, dim)
+
+
+def tilt(dim: int) -> Tilt:
+    """The law of the angle to the mean direction."""
+    mean = lambda kappa: -mean_drop(kappa, dim)  # noqa: E731
+    return Tilt(lambda angle: -drop_of(angle), mean, rate=1.0, n=dim - 1)
+
+
+class _Terms(NamedTuple):
+    """Nodes in s = artanh t, logarithms of the integrand with its weights, and the peak's s."""
+
+    s: Tensor
+    log: Tensor
+    peak: Tensor
+
+
+def _terms(kappas: Tensor, dim: int) -> _Terms:
+    """Terms (*, nodes) of the integral over the height, divided by the exponential at the peak."""
     check_sphere_dim(dim)
     n = dim - 1
-    kappa = concentration.to(factored_dtype(concentration.device))[..., None]
+    kappa = kappas[..., None]
     # The grid follows the integrand, but the integral does not depend on it: no graph.
     peak = torch.asinh(2 * kappa.detach() / n) / 2
     width = (n * (1 + peak.tanh().square())).rsqrt()
@@ -158,12 +167,16 @@ def log_normaliser(concentration: Tensor, dim: int) -> Tensor:
     log_weight = (width * tau.cosh() * reach * (2 / (NODES - 1))).log() - n * log_cosh
     # tanh s - tanh s_*, which would cancel where both are close to one.
     rise = step.sinh() / s.cosh() / peak.cosh()
-    log_sum = torch.logsumexp(kappa * rise + log_weight, dim=-1)
-    return log_sphere_area(n) + (kappa * peak.tanh())[..., 0] + log_sum
+    return _Terms(s, kappa * rise + log_weight, peak[..., 0])
 
 
-def _sample_drop(kappa: Tensor, dim: int, count: int) -> Tensor:
-    r"""Draw :math:`1 - t`, which keeps its digits where the distribution is narrow.
+def _drop(s: Tensor) -> Tensor:
+    """1 - tanh s, with its digits."""
+    return 2 * torch.sigmoid(-2 * s)
+
+
+def sample_drop(kappas: Tensor, dim: int) -> Tensor:
+    r"""Draw :math:`1 - t` for each concentration, with the digits that a narrow law needs.
 
     In three dimensions :math:`t` has a truncated exponential law, which is inverted. Otherwise
     Wood's envelope is the law of :math:`w = (1 - (1+b) z) / (1 - (1-b) z)` with
@@ -175,31 +188,24 @@ def _sample_drop(kappa: Tensor, dim: int, count: int) -> Tensor:
     :math:`e^{\kappa (w - x_0)} \big((1 - x_0 w)/(1 - x_0^2)\big)^n`.
     """
     if dim == 3:
-        uniform = torch.rand(count, dtype=kappa.dtype, device=kappa.device)
-        drop = -torch.log1p(uniform * torch.expm1(-2 * kappa)) / kappa
-        return torch.where(kappa > 0, drop, 2 * uniform)
+        uniform = torch.rand_like(kappas)
+        inverted = -torch.log1p(uniform * torch.expm1(-2 * kappas)) / kappas
+        return torch.where(kappas > 0, inverted, 2 * uniform)
     n = dim - 1
+    kappa = kappas.flatten()
     b = n / (2 * kappa + torch.hypot(2 * kappa, kappa.new_tensor(n)))
     gap = 2 * b / (1 + b)  # 1 - x_0
     shape = kappa.new_tensor(n / 2)
     gamma = torch.distributions.Gamma(shape, torch.ones_like(shape))
-    drop = kappa.new_empty(count)
-    pending = torch.arange(count, device=kappa.device)
+    drop = torch.empty_like(kappa)
+    pending = torch.arange(len(kappa), device=kappa.device)
     while len(pending):
         first, second = gamma.sample((2, len(pending)))
-        proposal = 2 * b * first / (second + b * first)
-        ratio = (gap + (1 - gap) * proposal) / (gap * (2 - gap))
-        log_accept = kappa * (gap - proposal) + n * ratio.log()
+        its_b, its_gap = b[pending], gap[pending]
+        proposal = 2 * its_b * first / (second + its_b * first)
+        ratio = (its_gap + (1 - its_gap) * proposal) / (its_gap * (2 - its_gap))
+        log_accept = kappa[pending] * (its_gap - proposal) + n * ratio.log()
         accepted = torch.rand_like(proposal).log() <= log_accept
         drop[pending[accepted]] = proposal[accepted]
         pending = pending[~accepted]
-    return drop
-
-
-def _turn_pole(x: Tensor, mean: Tensor) -> Tensor:
-    """Turn the sphere so that the first axis goes to the mean direction, by one reflection."""
-    # Of the two reflections that do so up to a sign, this one never subtracts equal numbers.
-    sign = torch.where(mean[0] < 0, -1.0, 1.0).to(mean)
-    normal = torch.cat([(mean[0] + sign)[None], mean[1:]])
-    along = (x @ normal) / (1 + mean[0].abs())
-    return -sign * (x - along[:, None] * normal)
+    return drop.view_as(kappas)

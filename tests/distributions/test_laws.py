@@ -15,10 +15,13 @@ LAWS = {
     "uniform_sphere": lambda: nfi.distributions.UniformSphere(3),
     "angular": lambda: nfi.distributions.AngularCentralGaussian(torch.eye(3)),
     "von_mises_fisher": lambda: nfi.distributions.VonMisesFisher(DIRECTION, 2.0),
+    "power_spherical": lambda: nfi.distributions.PowerSpherical(DIRECTION, 2.0),
+    "uniform_torus": lambda: nfi.distributions.UniformTorus(3),
+    "von_mises": lambda: nfi.distributions.VonMises(DIRECTION, 2.0),
+    "wrapped_normal": lambda: nfi.distributions.WrappedNormal(DIRECTION, 2.0),
     "uniform_on_surface": lambda: nfi.distributions.UniformOnSurface(
         nfi.flows.gauges.LpGauge(1.0), dim=3
     ),
-    "uniform_torus": lambda: nfi.distributions.UniformTorus(2),
     "product": lambda: nfi.distributions.ProductLaw(
         [nfi.distributions.UniformTorus(1), nfi.distributions.UniformSphere(3)]
     ),

@@ -168,10 +168,14 @@ def _of_gauges() -> dict[str, Call]:
 
 
 def _of_laws() -> dict[str, Call]:
-    laws: dict[str, Callable[[], nn.Module]] = {
+    laws: dict[str, Callable[[], Any]] = {
         "UniformSphere": lambda: distributions.UniformSphere(3),
         "VonMisesFisher": lambda: distributions.VonMisesFisher([1.0, 0.0, 0.0], 2.0),
+        "PowerSpherical": lambda: distributions.PowerSpherical([1.0, 0.0, 0.0], 2.0),
         "AngularCentralGaussian": lambda: distributions.AngularCentralGaussian(torch.eye(3)),
+        "UniformTorus": lambda: distributions.UniformTorus(3),
+        "VonMises": lambda: distributions.VonMises([1.0, 0.0, 3.0], 2.0),
+        "WrappedNormal": lambda: distributions.WrappedNormal([1.0, 0.0, 3.0], 0.5),
         "UniformOnSurface": lambda: distributions.UniformOnSurface(
             gauges.LpGauge(2.0), dim=3, num_directions=64
         ),
@@ -181,6 +185,8 @@ def _of_laws() -> dict[str, Call]:
         calls[f"{name}.log_prob"] = method(make, "log_prob", "x", x=directions(3))
         calls[f"{name}.forward"] = method(make, "forward", num_samples=3)
         calls[f"{name}.sample"] = method(make, "sample", num_samples=3)
+        if make().has_rsample:
+            calls[f"{name}.rsample"] = method(make, "rsample", num_samples=3)
     pullback = functools.partial(
         distributions.Pullback, distributions.UniformSphere(3), flows.SphereChart(3)
     )

@@ -486,6 +486,25 @@ BUILDERS: dict[str, Call] = {
         trainable=False,
         off_manifold="reject",
     ),
+    "PowerSpherical": building(
+        distributions.PowerSpherical,
+        loc=Fresh(lambda: torch.tensor([1.0, 0.0, 0.0]), "axes"),
+        concentration=2.0,
+        trainable=False,
+        off_manifold="reject",
+    ),
+    "VonMises": building(
+        distributions.VonMises,
+        loc=Fresh(lambda: torch.tensor([1.0, 0.0, 3.0]), "axes"),
+        concentration=2.0,
+        trainable=False,
+    ),
+    "WrappedNormal": building(
+        distributions.WrappedNormal,
+        loc=Fresh(lambda: torch.tensor([1.0, 0.0, 3.0]), "axes"),
+        scale=0.5,
+        trainable=False,
+    ),
     "MomentBlock": building(diagnostics.MomentBlock, dim=3, step_size=0.5),
     "injective_flow": building(
         nfi.injective_flow,

@@ -187,6 +187,10 @@ def test_layers_refuse_another_width(name):
 LAWS = {
     "uniform_sphere": lambda: distributions.UniformSphere(3),
     "von_mises_fisher": lambda: distributions.VonMisesFisher([1.0, 0.0, 0.0], 2.0),
+    "power_spherical": lambda: distributions.PowerSpherical([1.0, 0.0, 0.0], 2.0),
+    "uniform_torus": lambda: distributions.UniformTorus(3),
+    "von_mises": lambda: distributions.VonMises([1.0, 0.0, 3.0], 2.0),
+    "wrapped_normal": lambda: distributions.WrappedNormal([1.0, 0.0, 3.0], 0.5),
     "angular_central_gaussian": lambda: distributions.AngularCentralGaussian(torch.eye(3)),
     "uniform_on_surface": lambda: distributions.UniformOnSurface(gauges.LpGauge(2.0), dim=3),
     "uniform_on_surface_projecting": lambda: distributions.UniformOnSurface(

@@ -53,6 +53,10 @@ OTHERS: dict[str, Callable[[], nn.Module]] = {
     "leave_one_out": lambda: FIELDS.LeaveOneOutField(3, 2, (2,), 4),
     "uniform_sphere": lambda: DISTRIBUTIONS.UniformSphere(3),
     "von_mises_fisher": lambda: DISTRIBUTIONS.VonMisesFisher([1.0, 0.0, 0.0], 2.0),
+    "power_spherical": lambda: DISTRIBUTIONS.PowerSpherical([1.0, 0.0, 0.0], 2.0),
+    "uniform_torus": lambda: DISTRIBUTIONS.UniformTorus(2),
+    "von_mises": lambda: DISTRIBUTIONS.VonMises([1.0, 3.0], 2.0),
+    "wrapped_normal": lambda: DISTRIBUTIONS.WrappedNormal([1.0, 3.0], 0.5),
     "angular": lambda: DISTRIBUTIONS.AngularCentralGaussian(torch.eye(3)),
     "on_surface": _on_surface,
     "pullback": lambda: DISTRIBUTIONS.Pullback(

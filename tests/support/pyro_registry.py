@@ -24,7 +24,8 @@ class LawCase:
     """A module with parameters, and the distribution that is built on it at every call.
 
     ``scores_others`` says whether it scores what another module of its kind drew: a learned
-    manifold is another one for other parameters.
+    manifold is another one for other parameters. ``has_inverse`` says whether other values than
+    its draws pass the inverse of a stack of layers.
     """
 
     module: Callable[[], nn.Module]
@@ -33,6 +34,7 @@ class LawCase:
     batch_shape: tuple[int, ...] = ()
     has_rsample: bool = True
     scores_others: bool = True
+    has_inverse: bool = True
 
 
 def _flow(law: nn.Module) -> nfp.FlowDistribution:
@@ -111,10 +113,16 @@ LAWS: dict[str, LawCase] = {
         nn.Module, lambda _: nfp.UniformOnSurface(LpGauge(1.0), dim=3), (3,), has_rsample=False
     ),
     "von_mises_fisher": LawCase(
-        lambda: nfi.distributions.VonMisesFisher([1, 0, 0], 2),
+        lambda: nfi.distributions.VonMisesFisher([1, 0, 0], 2, trainable=True),
         nfp.SurfaceDistribution,
         (3,),
-        has_rsample=False,
+        has_inverse=False,
+    ),
+    "angles": LawCase(
+        lambda: nfi.distributions.VonMises([1.0, 3.0], 2.0, trainable=True),
+        nfp.SurfaceDistribution,
+        (2,),
+        has_inverse=False,
     ),
     "transformed": LawCase(
         lambda: nfp.FlowTransform([coupling(2), nf.flows.Permute(2), coupling(2)]),

@@ -196,8 +196,9 @@ def _refuse(x: Tensor, inside: Tensor, where: str) -> None:
     if not is_readable(x) or bool(inside.all()):
         return
     index = int((~inside).flatten().nonzero()[0])
+    number = float(x.detach().flatten()[index])
     raise OffManifoldError(
         f"{int((~inside).sum())} of {inside.numel()} numbers of the column are not {where}, the "
-        f"first at index {index}: {float(x.detach().flatten()[index]):.6g}. A density gives the bounds no "
-        "mass: move such numbers inside, or give wider bounds."
+        f"first at index {index}: {number:.6g}. A density gives the bounds no mass: move such "
+        "numbers inside, or give wider bounds."
     )

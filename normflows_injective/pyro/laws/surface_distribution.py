@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, final
 
 import torch
@@ -12,9 +13,10 @@ from torch.distributions import constraints
 
 from ...checks import check_choice, check_count, check_positive, checks_arguments, describe
 from ...checks.sizes import as_size
-from ...distributions import AngularCentralGaussian, UniformSphere, VonMisesFisher
 from ...distributions import UniformOnSurface as _UniformOnSurface
-from ...errors import OffManifoldError, OptionError
+from ...distributions.spherical import SphericalLaw
+from ...distributions.torus import TorusLaw
+from ...errors import OffManifoldError, OptionError, UnsupportedModelError
 from ...flows.gauges.gauge import Gauge
 from ..supports.support import refuse_off_support, score_where
 from ..supports.surfaces import StarLikeConstraint, is_standard_simplex, unit_length
@@ -62,14 +64,18 @@ class OnSurface(constraints.Constraint):
 
 @final
 class SurfaceDistribution(PyroLaw):
-    r"""A law on a surface as a Pyro distribution: a prior, or a likelihood.
+    r"""A law on a surface as a Pyro distribution: a prior, a likelihood or a guide.
 
     Its density is the law's, against the law's measure. Score it with guides whose density
     is against the same measure: another one shifts the evidence, and on most surfaces the
     posterior.
 
     The support of the laws of ``nfi.distributions`` is a :class:`StarLikeConstraint`, by whose
-    chart autoguides, NUTS and NeuTra reach a site with this distribution as it is.
+    chart autoguides, NUTS and NeuTra reach a site with this distribution as it is; that of laws of
+    angles is the box :math:`[-\pi, \pi]^d`.
+
+    As a guide it has draws with gradients where the law has ``rsample``, which ``has_rsample``
+    says; otherwise Pyro uses the score function. Register the parameters with ``pyro.module``.
 
     Args:
         law: A distribution of ``nfi.distributions`` with ``on_manifold = True``, built with
@@ -90,8 +96,6 @@ class SurfaceDistribution(PyroLaw):
         True
     """
 
-    has_rsample = False
-
     def __init__(self, law: Any, validate_args: bool | None = None) -> None:
         _check_law(law)
         self.law = law
@@ -107,11 +111,32 @@ class SurfaceDistribution(PyroLaw):
         """The measure that the density is against."""
         return getattr(self.law, "measure", "hausdorff")
 
+    @property
+    def has_rsample(self) -> bool:  # type: ignore[override]
+        """Whether draws can carry gradients to every parameter of the law."""
+        return bool(getattr(self.law, "has_rsample", False))
+
     def sample(self, sample_shape: Shape = ()) -> Tensor:
         """Draw points of shape (*sample_shape, *batch_shape, D)."""
-        shape = self._drawn_shape(sample_shape)
         with torch.no_grad():
-            x: Tensor = self.law(max(1, math.prod(shape)))[0]
+            return self._drawn(self.law, sample_shape)
+
+    def rsample(self, sample_shape: Shape = ()) -> Tensor:
+        """Draw points of shape (*sample_shape, *batch_shape, D), with gradients.
+
+        Raises:
+            UnsupportedModelError: If the draws of the law carry none.
+        """
+        if not self.has_rsample:
+            raise UnsupportedModelError(
+                f"The draws of {type(self.law).__name__} carry no gradients. Use sample, and an "
+                "objective with the score function."
+            )
+        return self._drawn(self.law.rsample, sample_shape)
+
+    def _drawn(self, draw: Callable[..., Any], sample_shape: Shape) -> Tensor:
+        shape = self._drawn_shape(sample_shape)
+        x: Tensor = draw(max(1, math.prod(shape)))[0]
         return x[: math.prod(shape)].view(shape + self.event_shape)
 
     @checks_arguments
@@ -212,6 +237,8 @@ def _surface_of(law: Any) -> constraints.Constraint:
     if isinstance(law, _UniformOnSurface):
         level = law.surface.level.level
         return StarLikeConstraint(law.surface.gauge, level, dim=law.dim, measure=law.measure)
-    if isinstance(law, UniformSphere | AngularCentralGaussian | VonMisesFisher):
+    if isinstance(law, SphericalLaw):
         return unit_length(law.shape[0])
+    if isinstance(law, TorusLaw):
+        return constraints.independent(constraints.interval(-math.pi, math.pi), 1)
     return OnSurface(law)
