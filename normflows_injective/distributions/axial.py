@@ -77,6 +77,11 @@ class AxialLaw(SphericalLaw):
         Raises:
             NonFiniteError: If a parameter has become NaN or infinite.
         """
+        x, log_p = self._moving_draws(num_samples)
+        return x.to(self.loc.dtype), log_p.to(self.loc.dtype)
+
+    def _moving_draws(self, num_samples: int) -> tuple[Tensor, Tensor]:
+        """Samples and log-densities in float64, where the device has it."""
         for name in ("loc", "concentration"):
             check_finite(getattr(self, name), name, "Load an earlier state; lower the step size.")
         direction, kappa = self._folded()
@@ -88,8 +93,7 @@ class AxialLaw(SphericalLaw):
         angle = moving_angle(drop, kappa, self._tilt())
         at_pole = torch.cat([angle.cos()[:, None], angle.sin()[:, None] * tangent], dim=1)
         log_p = self._log_density_at(angle, kappa)
-        dtype = self.loc.dtype
-        return turn_pole(at_pole, direction).to(dtype), log_p.to(dtype)
+        return turn_pole(at_pole, direction), log_p
 
     def entropy(self) -> Tensor:
         r"""Entropy :math:`-E \log p`, of shape (), in nats against area, with a gradient."""

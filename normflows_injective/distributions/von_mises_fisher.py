@@ -69,7 +69,7 @@ class VonMisesFisher(AxialLaw):
             NonFiniteError: If a parameter has become NaN or infinite.
         """
         with torch.no_grad():
-            x = self.rsample(num_samples)[0].to(factored_dtype(self.loc.device))
+            x, _ = self._moving_draws(num_samples)
         return x.to(self.loc.dtype), self._log_density(x)
 
     def _log_density(self, u: Tensor) -> Tensor:

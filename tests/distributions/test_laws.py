@@ -37,6 +37,25 @@ def test_contract(name, check):
     check(LawCase(LAWS[name]().double()))
 
 
+MOVING = [name for name in LAWS if getattr(LAWS[name](), "has_rsample", False)]
+
+
+@pytest.mark.parametrize("name", MOVING)
+def test_draws_that_move_have_the_density_of_the_law_and_reach_every_parameter(name):
+    law = LAWS[name]().double()
+    for buffer, value in list(law.named_buffers()):
+        if value.numel():  # as if it had been built to be trained
+            delattr(law, buffer)
+            law.register_parameter(buffer, torch.nn.Parameter(value))
+    x, log_p = law.rsample(5)
+    torch.testing.assert_close(log_p, law.log_prob(x))
+    parameters = list(law.parameters())
+    if parameters:
+        grads = torch.autograd.grad(x.sin().sum(), parameters)
+        assert all((g != 0).any() for g in grads)
+    assert bool(parameters) == (not name.startswith("uniform"))
+
+
 class Mistaken(nfi.distributions.UniformSphere):
     """A law whose density is that of another one."""
 
