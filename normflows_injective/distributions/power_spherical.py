@@ -95,8 +95,9 @@ class PowerSpherical(AxialLaw):
 
     def _sample_drop(self, kappa: Tensor) -> Tensor:
         """Draw 1 - t = 2 (1 - z), with z a beta variate, as a ratio of gammas with its digits."""
-        above = torch._standard_gamma(kappa + self._beta)
-        below = torch._standard_gamma(torch.full_like(kappa, self._beta))
+        one, beta = torch.ones_like(kappa), torch.full_like(kappa, self._beta)
+        above = torch.distributions.Gamma(kappa + beta, one).sample()
+        below = torch.distributions.Gamma(beta, one).sample()
         return 2 * below / (above + below)
 
     def _tilt(self) -> Tilt:

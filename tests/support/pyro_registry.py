@@ -119,7 +119,7 @@ LAWS: dict[str, LawCase] = {
         has_inverse=False,
     ),
     "angles": LawCase(
-        lambda: nfi.distributions.VonMises([1.0, 3.0], 2.0, trainable=True),
+        lambda: nfi.distributions.WrappedNormal([1.0, 3.0], 0.5, trainable=True),
         nfp.SurfaceDistribution,
         (2,),
         has_inverse=False,
