@@ -63,7 +63,7 @@ class ManifoldReparam(Reparam):
         if circular:
             raise OptionError(
                 f"Coordinates {circular} of the chart are angles, so that a line of latents would "
-                "wind around the manifold. Use SphereChart(kind='stereographic')."
+                "wind around the manifold. Use kind='stereographic' of SphereChart or TorusChart."
             )
         # Samplers ask for the same values again after changing other sites.
         self.transform = transform.with_cache(0)

@@ -114,7 +114,13 @@ BUILDERS: dict[str, Call] = {
         circle=Fresh(lambda: coupling.MobiusMixture(2)),
     ),
     "TorusChart": building(
-        flows.TorusChart, dim=3, form="angles", period=24.0, start=0.0, off_manifold="reject"
+        flows.TorusChart,
+        dim=3,
+        form="angles",
+        period=24.0,
+        start=0.0,
+        off_manifold="reject",
+        kind="angles",
     ),
     "LineChart": building(flows.LineChart, loc=1.0, scale=2.0),
     "HalfLineChart": building(flows.HalfLineChart, lower=0.0, loc=1.0, scale=2.0),

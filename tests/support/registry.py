@@ -379,6 +379,9 @@ LAYERS: dict[str, Case] = {
     "torus_angles": Case(
         lambda: TorusChart(3, period=24.0, start=0.0), (3,), (3,), latents=_turns
     ),
+    "torus_stereographic": Case(
+        lambda: TorusChart(2, "vectors", kind="stereographic"), (2,), (4,)
+    ),
     "torus_vectors": Case(lambda: TorusChart(3, "vectors"), (3,), (6,), latents=_turns),
     "angular_mobius": Case(_angular, (3,), (3,), latents=_turns),
     "angular_mobius_context": Case(

@@ -13,6 +13,7 @@ from .off_manifold import check_policy, unit_vectors
 from .surface import Chart
 
 FORMS = ("angles", "vectors")
+KINDS = ("angles", "stereographic")
 
 
 @final
@@ -26,7 +27,9 @@ class TorusChart(Chart):
 
     because a circle of radius one is as long as its angles. The angles are coordinates of the
     whole torus, without poles, so layers whose angles are periodic, as those of
-    :class:`AngularSpline`, see no seam. A chart that tears the circles open would have one.
+    :class:`AngularSpline`, see no seam. ``kind="stereographic"`` takes :math:`z = \tan(\theta/2)`
+    instead, with the log-volume :math:`\log 2 - \log(1 + z^2)` more for each circle: numbers
+    without bounds, for samplers, which miss half a turn.
 
     Args:
         dim: :math:`d \ge 1`, the number of circles.
@@ -37,6 +40,7 @@ class TorusChart(Chart):
             beyond are accepted and wrapped.
         off_manifold: Treatment by :meth:`inverse` of pairs whose norm is not one: ``"reject"``
             raises, ``"project"`` divides by the norm.
+        kind: ``"angles"`` or ``"stereographic"``, the coordinates.
 
     Raises:
         OptionError: If an option is unknown or out of range.
@@ -60,6 +64,7 @@ class TorusChart(Chart):
         period: float = 2 * math.pi,
         start: float | None = None,
         off_manifold: str = "reject",
+        kind: str = "angles",
     ) -> None:
         super().__init__()
         self.dim = check_count(dim, "dim")
@@ -68,33 +73,49 @@ class TorusChart(Chart):
         self.off_manifold = off_manifold
         self.period = float(check_positive(period, "period"))
         self.start = -self.period / 2 if start is None else float(start)
-        self.latent_shape, self.ind_circ = (dim,), list(range(dim))
+        self.kind = check_choice(kind, KINDS, "kind")
+        self.latent_shape = (dim,)
+        self.ind_circ = list(range(dim)) if kind == "angles" else []
         self.data_shape = (dim,) if form == "angles" else (2 * dim,)
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Angles (B, d) to points of the torus, with the log-volume (B,) in nats."""
+        """Coordinates (B, d) to points of the torus, with the log-volume (B,) in nats."""
+        angles, log_volume = z, z.new_full((len(z),), self._log_volume)
+        if self.kind == "stereographic":
+            angles, log_volume = 2 * z.atan(), log_volume + _log_slope(z).sum(1)
         if self.form == "vectors":
-            return torch.stack([z.cos(), z.sin()], 2).flatten(1), z.new_zeros(len(z))
+            return torch.stack([angles.cos(), angles.sin()], 2).flatten(1), log_volume
         # Half a turn lies in the middle of the period, whose ends are one place.
-        turned = torch.remainder(z + math.pi, 2 * math.pi)
-        x = self.start + turned * (self.period / (2 * math.pi))
-        return x, z.new_full((len(z),), self._log_volume)
+        turned = torch.remainder(angles + math.pi, 2 * math.pi)
+        return self.start + turned * (self.period / (2 * math.pi)), log_volume
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Points of the torus to angles (B, d), with minus the log-volume (B,) in nats."""
+        """Points of the torus to coordinates (B, d), with minus the log-volume (B,) in nats."""
         if self.form == "vectors":
             pairs = unit_vectors(x.unflatten(1, (self.dim, 2)), self.off_manifold, "x")
-            return torch.atan2(pairs[..., 1], pairs[..., 0]), x.new_zeros(len(x))
-        turned = torch.remainder(x - self.start, self.period)
-        z = turned * (2 * math.pi / self.period) - math.pi
-        return z, z.new_full((len(x),), -self._log_volume)
+            angles = torch.atan2(pairs[..., 1], pairs[..., 0])
+        else:
+            turned = torch.remainder(x - self.start, self.period)
+            angles = turned * (2 * math.pi / self.period) - math.pi
+        log_volume = x.new_full((len(x),), self._log_volume)
+        if self.kind == "stereographic":
+            z = (angles / 2).tan()
+            return z, -log_volume - _log_slope(z).sum(1)
+        return angles, -log_volume
 
     def extra_repr(self) -> str:
         """Options as shown by ``print(model)``."""
-        if self.form == "vectors":
-            return f"{self.dim}, form='vectors', off_manifold={self.off_manifold!r}"
-        return f"{self.dim}, form='angles', period={self.period:g}, start={self.start:g}"
+        turn = f"off_manifold={self.off_manifold!r}"
+        if self.form == "angles":
+            turn = f"period={self.period:g}, start={self.start:g}"
+        return f"{self.dim}, form={self.form!r}, {turn}, kind={self.kind!r}"
 
     @property
     def _log_volume(self) -> float:
-        return self.dim * math.log(self.period / (2 * math.pi))
+        is_angles = self.form == "angles"
+        return self.dim * math.log(self.period / (2 * math.pi)) if is_angles else 0.0
+
+
+def _log_slope(z: Tensor) -> Tensor:
+    """Logarithms of the derivatives of twice the arcus tangens."""
+    return math.log(2) - 2 * torch.hypot(z, torch.ones_like(z)).log()

@@ -18,6 +18,8 @@ CHARTS = {
     "degrees": lambda: TorusChart(3, period=360.0),
     "hours": lambda: TorusChart(3, period=24.0, start=0.0),
     "vectors": lambda: TorusChart(3, "vectors"),
+    "tangents": lambda: TorusChart(3, kind="stereographic"),
+    "tangents to vectors": lambda: TorusChart(3, "vectors", kind="stereographic"),
 }
 
 
