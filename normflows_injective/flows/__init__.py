@@ -15,17 +15,22 @@ from .shapes import Reshape
 from .standardise import Standardise
 from .surfaces.angular_spline import AngularSpline
 from .surfaces.graph_surface import GraphSurface
+from .surfaces.hopf_coupling import HopfCoupling
 from .surfaces.radial import RadialSurface
+from .surfaces.rotations import AsRotation, HopfChart
 from .surfaces.simplex import SimplexFromOrthant, SimplexStickBreaking
 from .surfaces.sphere import InChart, SphereChart, SphereLinear
 from .surfaces.surface import Chart, SurfaceMap
 
 __all__ = [
     "AngularSpline",
+    "AsRotation",
     "Chart",
     "FlowMatching",
     "FreeFormInjection",
     "GraphSurface",
+    "HopfChart",
+    "HopfCoupling",
     "InChart",
     "Injection",
     "InjectiveComposite",
@@ -46,15 +51,20 @@ __all__ = [
     "kernel",
     "latent_block",
     "mixer",
+    "rotation_flow",
     "star_like_flow",
     "volume_preserving",
 ]
 
 
+# Functions that build a whole model, and so stand above the layers, with their modules.
+_BUILDERS = {"rotation_flow": "..models.rotations", "star_like_flow": "..models.star_like"}
+
+
 def __getattr__(name: str) -> _Any:
-    """``star_like_flow``, which builds a whole model, and so stands above the layers."""
-    if name == "star_like_flow":
-        return _import_module("..models.star_like", __name__).star_like_flow
+    """``rotation_flow`` and ``star_like_flow``."""
+    if name in _BUILDERS:
+        return getattr(_import_module(_BUILDERS[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

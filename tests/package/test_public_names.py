@@ -197,9 +197,9 @@ FIRST_RELEASE = {
 LIMITS = {
     "": 14,
     "diagnostics": 24,
-    "distributions": 6,
+    "distributions": 9,
     "errors": 22,
-    "flows": 21,
+    "flows": 25,
     "flows.assignment": 13,
     "flows.coupling": 12,
     "flows.gauges": 11,
