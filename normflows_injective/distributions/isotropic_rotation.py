@@ -175,17 +175,24 @@ def _by_wrapping(angles: Tensor, time: Tensor) -> Tensor:
     return log_scale - angles.square() / (4 * time) + total.log() - log_sinc
 
 
-def _sample_angles(time: Tensor, count: int) -> Tensor:
-    r"""Draw angles of the density :math:`f_t(\omega) (1 - \cos\omega) / \pi` by inversion."""
-    # Beyond nine deviations less than 1e-16 is left. Simpson's rule in every cell, and in a cell
-    # the distribution function as a straight line.
+def angle_function(time: Tensor) -> tuple[Tensor, Tensor]:
+    """Knots (n + 1,) of angles, and the distribution function (n + 1,) of the angle there."""
+    # The density of the angle is f (1 - cos omega) / pi. Beyond nine deviations less than 1e-16 is
+    # left. Simpson's rule in every cell.
     reach = (9 * (2 * time).sqrt()).clamp_max(math.pi)
     steps = torch.linspace(0, 1, 2 * CELLS + 1, dtype=time.dtype, device=time.device)
     angles = reach * steps
     density = log_heat_kernel(angles.clamp_min(1e-12), time).exp() * (angles / 2).sin().square()
     cells = density[:-2:2] + 4 * density[1::2] + density[2::2]
     function = nn.functional.pad(cells.cumsum(0), (1, 0))
-    share = torch.rand(count, dtype=time.dtype, device=time.device) * function[-1]
-    index = torch.searchsorted(function, share, right=True).clamp(1, CELLS) - 1
-    within = ((share - function[index]) / cells[index]).clamp(0, 1)
-    return reach * (index + within) / CELLS
+    return angles[::2], function / function[-1]
+
+
+def _sample_angles(time: Tensor, count: int) -> Tensor:
+    """Draw angles (count,) by inversion of straight lines between the knots."""
+    angles, function = angle_function(time)
+    share = torch.rand(count, dtype=time.dtype, device=time.device)
+    last = torch.searchsorted(function, share, right=True).clamp(1, CELLS)
+    low, high = function[last - 1], function[last]
+    within = ((share - low) / (high - low)).nan_to_num(0.5).clamp(0, 1)
+    return angles[last - 1] + within * (angles[last] - angles[last - 1])

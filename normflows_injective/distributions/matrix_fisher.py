@@ -38,7 +38,7 @@ from ..modules.precision import factored_dtype
 from .uniform_rotation import RotationLaw
 
 # The ends of the trapezoid rule, where h is below 1e-33, and its number of nodes.
-REACH, NODES = 3.9, 257
+REACH, NODES = 3.9, 513
 
 
 @final

@@ -74,9 +74,10 @@ def rotation_flow(
         (torch.Size([4, 3, 3]), tensor(True))
     """
     flows: list[nf.flows.Flow] = [HopfChart()]
-    for _ in range(num_layers):
+    for layer in range(num_layers):
         coupling = HopfCoupling(num_orders, width, num_blocks, context_dim)
-        flows += [coupling, SphereLinear(4, rotate=True)]
+        # The coupling next to the data sees their own axes, which symmetries often have.
+        flows += [coupling, SphereLinear(4, rotate=layer < num_layers - 1)]
     base = Pullback(
         UniformRotation(), InjectiveComposite([HopfChart(), AsRotation(off_manifold="project")])
     )

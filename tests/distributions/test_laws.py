@@ -15,6 +15,11 @@ LAWS = {
     "uniform_sphere": lambda: nfi.distributions.UniformSphere(3),
     "angular": lambda: nfi.distributions.AngularCentralGaussian(torch.eye(3)),
     "von_mises_fisher": lambda: nfi.distributions.VonMisesFisher(DIRECTION, 2.0),
+    "uniform_rotation": lambda: nfi.distributions.UniformRotation(),
+    "uniform_rotation_matrix": lambda: nfi.distributions.UniformRotation("matrix"),
+    "matrix_fisher": lambda: nfi.distributions.MatrixFisher(torch.diag(DIRECTION), form="matrix"),
+    "bingham": lambda: nfi.distributions.MatrixFisher(torch.eye(4)),
+    "isotropic_rotation": lambda: nfi.distributions.IsotropicGaussianRotation(0.5),
     "uniform_on_surface": lambda: nfi.distributions.UniformOnSurface(
         nfi.flows.gauges.LpGauge(1.0), dim=3
     ),

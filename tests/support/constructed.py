@@ -54,6 +54,9 @@ OTHERS: dict[str, Callable[[], nn.Module]] = {
     "uniform_sphere": lambda: DISTRIBUTIONS.UniformSphere(3),
     "von_mises_fisher": lambda: DISTRIBUTIONS.VonMisesFisher([1.0, 0.0, 0.0], 2.0),
     "angular": lambda: DISTRIBUTIONS.AngularCentralGaussian(torch.eye(3)),
+    "uniform_rotation": lambda: DISTRIBUTIONS.UniformRotation(),
+    "matrix_fisher": lambda: DISTRIBUTIONS.MatrixFisher(torch.eye(3)),
+    "isotropic_rotation": lambda: DISTRIBUTIONS.IsotropicGaussianRotation(0.5),
     "on_surface": _on_surface,
     "pullback": lambda: DISTRIBUTIONS.Pullback(
         DISTRIBUTIONS.UniformSphere(3), nfi.flows.SphereChart(3)

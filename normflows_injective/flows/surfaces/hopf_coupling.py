@@ -33,7 +33,8 @@ lift to the circle of a map of its :math:`k`-fold cover, which makes :math:`k` m
 A layer composes a turn by a function of :math:`r_1`, which preserves volume, with one such map of
 every degree :math:`1, \dots, K`. All use the same :math:`m`, whose phase alone changes. Since
 :math:`m \cdot m = 0`, the polynomials of degree :math:`k` are spanned by the :math:`2k + 1`
-products :math:`(m_1 \pm i m_2)^a m_3^{k-a}`, whose coefficients the network gives.
+products of :math:`(m_1 \pm i m_2) / 2` and :math:`m_3`, all of length one at most, whose complex
+coefficients the network gives.
 """
 
 from __future__ import annotations
@@ -137,7 +138,7 @@ class HopfCoupling(SurfaceMap):
     def _maps(self, q: Tensor, context: Tensor | None) -> tuple[Tensor, list[Tensor]]:
         r"""The turn (B,) of all circles, and beta (B,), a complex number, of every degree."""
         pairs = (q.unsqueeze(2) * q.unsqueeze(1)).flatten(1)
-        first, second, third = (pairs @ self._frame.to(q.dtype)).split(3, dim=1)
+        first, second, third = (pairs @ self._frame.to(q)).split(3, dim=1)
         turn, real, imaginary = self.net(first, context).split([1, *2 * [sum(self._sizes)]], dim=1)
         products = _products(torch.complex(second, third), self.num_orders)
         betas = torch.complex(real, imaginary) * products
@@ -147,21 +148,25 @@ class HopfCoupling(SurfaceMap):
 def _columns() -> Tensor:
     """The matrix (16, 9) from products of a quaternion with itself to columns of its rotation."""
     # A quadratic form from its values, where those of sums of two basis vectors give the rest.
-    basis = torch.eye(4, dtype=torch.float64)
+    basis = torch.eye(4)
     values = matrix_from_quaternion(basis).mT.flatten(1)
     sums = matrix_from_quaternion(basis.unsqueeze(1) + basis).mT.flatten(2)
     return ((sums - values.unsqueeze(1) - values) / 2).flatten(0, 1)
 
 
 def _products(m: Tensor, num_orders: int) -> Tensor:
-    r"""Products :math:`(m_1 \pm i m_2)^a m_3^{k-a}` of all degrees, 2k + 1 of each, side by side."""
-    sums = torch.complex(m.real[:, :1] - m.imag[:, 1:2], m.imag[:, :1] + m.real[:, 1:2])
-    differences = torch.complex(m.real[:, :1] + m.imag[:, 1:2], m.imag[:, :1] - m.real[:, 1:2])
-    last = torch.cat([sums, m[:, 2:], differences], dim=1)
+    r"""Products :math:`(\tfrac{m_1 \pm i m_2}2)^a m_3^{k-a}` of all degrees, none above one."""
+    (a, b, c), (d, e, f) = m.real.unbind(1), m.imag.unbind(1)
+    first = torch.complex(
+        torch.stack([(a - e) / 2, c, (a + e) / 2], dim=1),
+        torch.stack([(d + b) / 2, f, (d - b) / 2], dim=1),
+    )
+    sums, middle, differences = first.split(1, dim=1)
+    last = first
     found = [last]
     for _ in range(1, num_orders):
         last = torch.cat(
-            [sums * last[:, :1], m[:, 2:] * last, differences * last[:, -1:]], dim=1
+            [sums * last[:, :1], middle * last, differences * last[:, -1:]], dim=1
         )
         found.append(last)
     return torch.cat(found, dim=1)
