@@ -4,9 +4,9 @@
 
 The targets are those by which flows on SO(3) are usually judged, made of matrix Fisher modes of
 equal weight, so that they can be drawn from exactly and their normaliser is known: a single peak,
-four modes on the line of turns about an axis, and 24 modes at the rotations of a cube. Each model is
-trained by ``nfi.training.fit`` on draws of the target for a budget of processor seconds, and judged
-by the divergence KL(target || model) on new draws.
+four modes on the line of turns about an axis, and 24 modes at the rotations of a cube. Each model
+is trained by ``nfi.training.fit`` on draws of the target for a budget of processor seconds, and
+judged by the divergence KL(target || model) on new draws.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from normflows_injective.flows.surfaces.quaternions import multiply, quaternion_
 
 TRAINED, JUDGED, UNIFORM = 40_000, 20_000, 400_000
 SECONDS, QUICK_SECONDS, SEEDS = 60.0, 3.0, (0, 1)
+BATCH, RATE = 256, 1e-2
 SIZES = {"num_layers": 6, "num_orders": 4, "width": 64, "num_blocks": 2}
 
 
@@ -109,7 +110,12 @@ def train(target: Mixture, seconds: float, seed: int) -> Row:
     model = nfi.flows.rotation_flow(**SIZES)
     started = time.perf_counter()
     result = nfi.training.fit(
-        model, target.sample(TRAINED).float(), seconds=seconds, batch_size=512, seed=seed
+        model,
+        target.sample(TRAINED).float(),
+        seconds=seconds,
+        batch_size=BATCH,
+        learning_rate=RATE,
+        seed=seed,
     )
     elapsed = time.perf_counter() - started
     q = target.sample(JUDGED)
@@ -122,7 +128,9 @@ def train(target: Mixture, seconds: float, seed: int) -> Row:
     return Row(float(gaps.mean()), error, steps, elapsed, float((log_q - other).abs().max()))
 
 
-def page(rows: dict[str, list[Row]], masses: dict[str, tuple[float, float]], seconds: float) -> str:
+def page(
+    rows: dict[str, list[Row]], masses: dict[str, tuple[float, float]], seconds: float
+) -> str:
     """The text of the page."""
     found = targets()
     cells = [
@@ -150,12 +158,14 @@ def page(rows: dict[str, list[Row]], masses: dict[str, tuple[float, float]], sec
         "asymmetry",
     )
     sizes = ", ".join(f"{name}={value}" for name, value in SIZES.items())
-    worst = max(row.divergence for name, runs in rows.items() for row in runs if "sharp" not in name)
+    worst = max(
+        row.divergence for name, runs in rows.items() for row in runs if "sharp" not in name
+    )
     texts = [
         "# Known densities of rotations",
         "    python -m benchmarks.surfaces.rotations --page docs/results/rotations.md",
         wrapped(
-            f"`rotation_flow({sizes})`, trained by `nfi.training.fit` with batches of 512 of "
+            f"`rotation_flow({sizes})`, trained by `nfi.training.fit` with batches of {BATCH} of "
             f"{TRAINED:,} draws for {seconds:g} processor seconds on one thread, torch "
             f"{torch.__version__}, float32. The machine had other work, so that the clock ran "
             "longer, and steps are few; they differ from run to run, as the budget is in seconds."

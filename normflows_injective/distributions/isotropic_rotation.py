@@ -1,21 +1,22 @@
 r"""The isotropic Gaussian law of rotations: the heat kernel of SO(3).
 
-With :math:`t = \epsilon^2 / 2`, the density at a turn by :math:`\omega \in [0, \pi]` from the centre
-is a sum over the characters :math:`\chi_l(\omega) = \sin((l + \tfrac12) \omega) / \sin(\omega/2)`,
+With :math:`t = \epsilon^2 / 2`, the density at a turn by :math:`\omega \in [0, \pi]` from the
+centre is a sum over the characters :math:`\chi_l(\omega) = \sin((l + \tfrac12) \omega) /
+\sin(\omega/2)`,
 
 .. math:: f_t(\omega) = \sum_{l \ge 0} (2l + 1)\, e^{-l(l+1) t}\, \chi_l(\omega),
 
-which needs many terms for small :math:`t`. With :math:`n = l + \tfrac12` it is
-:math:`-e^{t/4} \tfrac{d}{d\omega} \sum_{n \in \mathbb Z + 1/2} e^{-n^2 t} \cos(n \omega) / \sin(\omega/2)`,
-and by Poisson's sum formula
+which needs many terms for small :math:`t`. With :math:`n = l + \tfrac12` it is :math:`-e^{t/4}
+\tfrac{d}{d\omega} \sum_{n \in \mathbb Z + 1/2} e^{-n^2 t} \cos(n \omega) / \sin(\omega/2)`, and by
+Poisson's sum formula
 
 .. math:: f_t(\omega) = \frac{\sqrt\pi\, e^{t/4}}{2\, t^{3/2} \sin(\omega/2)}
           \sum_{m \in \mathbb Z} (-1)^m (\omega - 2 \pi m)\, e^{-(\omega - 2\pi m)^2 / 4t},
 
 whose terms fall the faster the smaller :math:`t` is. The first is used for :math:`t \ge 1` with
-:math:`l \le 8`; the terms that are left out are below :math:`361\, e^{-90}`. The second is used below,
-with :math:`|m| \le 3`; those left out are below :math:`e^{-118}` of the sum. So truncation is below
-rounding in float64.
+:math:`l \le 8`; the terms that are left out are below :math:`361\, e^{-90}`. The second is used
+below, with :math:`|m| \le 3`; those left out are below :math:`e^{-118}` of the sum. So truncation
+is below rounding in float64.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ class IsotropicGaussianRotation(RotationLaw):
     .. math:: p(R) = \sum_{l \ge 0} (2l + 1)\, e^{-l(l+1) \epsilon^2 / 2}\,
               \frac{\sin((l + \frac12) \omega)}{\sin(\omega / 2)}
 
-    against Haar measure, with :math:`\omega` the angle of the turn from the centre to :math:`R`. For
-    small :math:`\epsilon` the three coordinates of that turn are normal with deviation
+    against Haar measure, with :math:`\omega` the angle of the turn from the centre to :math:`R`.
+    For small :math:`\epsilon` the three coordinates of that turn are normal with deviation
     :math:`\epsilon` radians. Both forms of the sum are truncated below rounding in float64. The
     angle of samples comes from the inverse of its distribution function on 4096 cells, whose error
     is below 1e-6; samples carry no gradient, their log-densities do.
@@ -144,7 +145,7 @@ class IsotropicGaussianRotation(RotationLaw):
 
 
 def log_heat_kernel(angles: Tensor, time: Tensor) -> Tensor:
-    """Log-density (*) at angles (*) within (0, pi] of the heat kernel at a time (), by both sums."""
+    """Log-density (*) at angles (*) within (0, pi] of the heat kernel at one time."""
     is_late = time >= SWITCH
     late = _by_characters(angles, time.clamp_min(SWITCH))
     early = _by_wrapping(angles, time.clamp_max(SWITCH))

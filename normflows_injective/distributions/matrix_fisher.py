@@ -7,19 +7,20 @@ trace zero have nine too, and a multiple of the identity adds a constant. So the
 :math:`\pm q` are the same.
 
 **Normaliser.** Let :math:`\lambda_1 \ge \dots \ge \lambda_4` be the eigenvalues of :math:`A`. In
-coordinates :math:`q = (\sqrt{1-h}\, e^{ia}, \sqrt h\, e^{ib})` along its eigenvectors Haar measure is
-:math:`dh\, da\, db / 4\pi^2`, and the integrals over :math:`a` and :math:`b` are Bessel functions:
+coordinates :math:`q = (\sqrt{1-h}\, e^{ia}, \sqrt h\, e^{ib})` along its eigenvectors Haar measure
+is :math:`dh\, da\, db / 4\pi^2`, and the integrals over :math:`a` and :math:`b` are Bessel
+functions:
 
 .. math:: c\, e^{-\lambda_1} = \int_0^1 e^{-h (\lambda_1 - \lambda_3)}\,
           \tilde I_0\big(\tfrac{1 - h}2 (\lambda_1 - \lambda_2)\big)\,
           \tilde I_0\big(\tfrac h2 (\lambda_3 - \lambda_4)\big)\, dh, \qquad
           \tilde I_0(x) = e^{-x} I_0(x)
 
-All factors are positive and at most one. They vary on the scales of the inverse differences next to
-both ends, which may be many orders apart. With :math:`h = 1 / (1 + e^{-2s})`,
-:math:`s = \tfrac\pi2 \sinh t`, every scale takes a similar part of the axis of :math:`t`, the
-integrand is analytic around that axis and falls doubly exponentially, so the trapezoid rule
-converges exponentially.
+All factors are positive and at most one. They vary on the scales of the inverse differences next
+to both ends, which may be many orders apart. With :math:`h = 1 / (1 + e^{-2s})`, :math:`s =
+\tfrac\pi2 \sinh t`, every scale takes a similar part of the axis of :math:`t`, the integrand is
+analytic around that axis and falls doubly exponentially, so the trapezoid rule converges
+exponentially.
 """
 
 from __future__ import annotations
@@ -49,9 +50,9 @@ class MatrixFisher(RotationLaw):
               \log p(q) = q^\top A q - \log c(A)
 
     against Haar measure. Both are one family, and the shape of the matrix tells which of them is
-    meant. The normaliser has a relative error below 1e-12 in float64 for differences of eigenvalues
-    up to 1e6. Densities are computed in float64 and rounded to the dtype of the matrix. Samples are
-    exact, by rejection, and carry no gradient; their log-densities do.
+    meant. The normaliser has a relative error below 1e-12 in float64 for differences of
+    eigenvalues up to 1e6. Densities are computed in float64 and rounded to the dtype of the
+    matrix. Samples are exact, by rejection, and carry no gradient; their log-densities do.
 
     Args:
         matrix: :math:`F` of shape (3, 3), any matrix, whose nearest rotation is the mode; or
@@ -94,8 +95,8 @@ class MatrixFisher(RotationLaw):
             )
         if len(given) == 4 and not torch.allclose(given, given.T, rtol=1e-5, atol=1e-6):
             raise OptionError(
-                "matrix of shape (4, 4) must be symmetric, as a quadratic form is, but differs from "
-                f"its transpose by up to {float((given - given.T).abs().max()):.3g}. Give "
+                "matrix of shape (4, 4) must be symmetric, as a quadratic form is, but differs "
+                f"from its transpose by up to {float((given - given.T).abs().max()):.3g}. Give "
                 "(matrix + matrix.T) / 2, which is the same form."
             )
         super().__init__(form, off_manifold)
@@ -154,12 +155,12 @@ def log_normaliser(values: Tensor) -> Tensor:
 
 
 def _sample(quadratic: Tensor, count: int) -> Tensor:
-    r"""Draw quaternions (n, 4) of Bingham's law, by rejection from an angular central Gaussian law.
+    r"""Draw quaternions (n, 4) of Bingham's law, by rejection from an angular Gaussian.
 
     With :math:`B = \lambda_1 I - A \ge 0` and :math:`\Omega = I + 2 B / b` both densities are
-    functions of :math:`s = x^\top B x`: :math:`e^{-s}` and :math:`(1 + 2 s / b)^{-2}`. Their quotient
-    is largest at :math:`s = (4 - b) / 2`, where it is :math:`M = e^{-(4-b)/2} (4/b)^2`; the share of
-    proposals that are taken is largest for the root :math:`b \in [1, 4]` of
+    functions of :math:`s = x^\top B x`: :math:`e^{-s}` and :math:`(1 + 2 s / b)^{-2}`. Their
+    quotient is largest at :math:`s = (4 - b) / 2`, where it is :math:`M = e^{-(4-b)/2} (4/b)^2`;
+    the share of proposals that are taken is largest for the root :math:`b \in [1, 4]` of
     :math:`\sum_i (b + 2 B_i)^{-1} = 1`.
     """
     values, vectors = torch.linalg.eigh(quadratic)

@@ -1,8 +1,9 @@
 r"""Laws of rotations, against Haar measure, and the uniform one.
 
-Haar measure of SO(3) is normalised to total mass one, so that the uniform density is one. Rotations
-are unit quaternions :math:`q` with :math:`-q` identified: against the area of :math:`S^3`, of which
-SO(3) is the half of area :math:`\pi^2`, all log-densities are lower by :math:`\log\pi^2`.
+Haar measure of SO(3) is normalised to total mass one, so that the uniform density is one.
+Rotations are unit quaternions :math:`q` with :math:`-q` identified: against the area of
+:math:`S^3`, of which SO(3) is the half of area :math:`\pi^2`, all log-densities are lower by
+:math:`\log\pi^2`.
 """
 
 from __future__ import annotations

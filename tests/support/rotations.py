@@ -12,7 +12,7 @@ from normflows_injective.flows.surfaces.quaternions import multiply
 from support.points import legendre
 
 
-def haar_quadrature(heights: int = 24, angles: int = 48) -> tuple[Tensor, Tensor]:
+def haar_quadrature(heights: int = 20, angles: int = 32) -> tuple[Tensor, Tensor]:
     """Quaternions (n, 4) and weights (n,) of total one: Gauss-Legendre by two trapezoid rules.
 
     Haar measure is uniform in cos(2 eta) and the two angles of Hopf coordinates.
@@ -33,7 +33,7 @@ def about(axis: list[float], angle: Tensor | float) -> Tensor:
 
 
 def special_rotations() -> Tensor:
-    """The identity, turns by pi and pi / 2 about axes and diagonals, and the circles of the chart."""
+    """The identity, turns by right angles about axes and others, circles of the chart."""
     axes = [[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, -1, 1], [0, 1, -1]]
     turns = [about(axis, angle) for axis in axes for angle in (0.0, math.pi / 2, math.pi)]
     circle = about([1, 0, 0], torch.linspace(0, 2 * math.pi, 9, dtype=torch.float64))

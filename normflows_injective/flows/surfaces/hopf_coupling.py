@@ -8,14 +8,14 @@ Here there are neither coordinates nor knots: each map below is an analytic func
 rotation matrix, so that a density is as smooth as the network, everywhere.
 
 **Fibres.** Write :math:`R = (r_1, r_2, r_3)` by columns. The rotations that share :math:`r_1` are
-a circle, :math:`R \mapsto R\, R_x(\varphi)`, which turns :math:`r_2` and :math:`r_3` in their plane,
-and :math:`SO(3) \to S^2,\ R \mapsto r_1` is a bundle of such circles (that of Hopf, on
+a circle, :math:`R \mapsto R\, R_x(\varphi)`, which turns :math:`r_2` and :math:`r_3` in their
+plane, and :math:`SO(3) \to S^2,\ R \mapsto r_1` is a bundle of such circles (that of Hopf, on
 :math:`S^3`). It has no global section: no continuous rule chooses one :math:`r_2` for every
 :math:`r_1`, so there is no angle on all of the circles. Yet there are maps of them without an
 angle. Let :math:`m = r_2 + i r_3 \in \mathbb C^3`; the turn by :math:`\varphi` multiplies it by
 :math:`e^{-i\varphi}`. If :math:`P_k` is a homogeneous polynomial of degree :math:`k` whose
-coefficients depend on :math:`r_1` alone, then :math:`\beta = P_k(m)` is multiplied by
-:math:`e^{-i k \varphi}`, and with :math:`\rho = \sqrt{1 + |\beta|^2}`
+coefficients depend on :math:`r_1` alone, then :math:`\beta = P_k(m)` is multiplied by :math:`e^{-i
+k \varphi}`, and with :math:`\rho = \sqrt{1 + |\beta|^2}`
 
 .. math:: \varphi = \frac 2k \arg(\rho - \beta), \qquad
           \frac{d\theta'}{d\theta} = \frac{1}{|\rho - \beta|^2}
@@ -165,15 +165,13 @@ def _products(m: Tensor, num_orders: int) -> Tensor:
     last = first
     found = [last]
     for _ in range(1, num_orders):
-        last = torch.cat(
-            [sums * last[:, :1], middle * last, differences * last[:, -1:]], dim=1
-        )
+        last = torch.cat([sums * last[:, :1], middle * last, differences * last[:, -1:]], dim=1)
         found.append(last)
     return torch.cat(found, dim=1)
 
 
 def _moebius(beta: Tensor, turn: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Angle :math:`2\arg(\rho - \beta e^{-i t})` (B,) after a turn t, and its log-derivative (B,)."""
+    r"""Angle :math:`2\arg(\rho - \beta e^{-i t})` (B,) after a turn t, and its log-derivative."""
     turned = beta * torch.polar(torch.ones_like(turn), -turn)
     x, y = turned.real, turned.imag
     rest = 1 + y.square()

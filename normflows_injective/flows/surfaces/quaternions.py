@@ -8,10 +8,11 @@ A quaternion :math:`q = (w, x, y, z)` of length one turns vectors by the matrix
           2(xz - wy) & 2(yz + wx) & w^2 - x^2 - y^2 + z^2 \end{pmatrix},
 
 a quadratic form, so that :math:`q` and :math:`-q` give the same matrix to the last bit. Every
-inner product :math:`\operatorname{tr}(M^\top R(q)) = q^\top S(M)\, q` is a quadratic form too, with
-a symmetric matrix :math:`S(M)` of trace zero. For a rotation, :math:`S(R(q)) + I = 4 q q^\top`: its
-trace is four, so its largest diagonal entry is one at least, and the row of that entry, divided
-by its length, is :math:`\pm q` without any cancellation, for turns by :math:`\pi` too.
+inner product :math:`\operatorname{tr}(M^\top R(q)) = q^\top S(M)\, q` is a quadratic form too,
+with a symmetric matrix :math:`S(M)` of trace zero. For a rotation, :math:`S(R(q)) + I = 4 q
+q^\top`: its trace is four, so its largest diagonal entry is one at least, and the row of that
+entry, divided by its length, is :math:`\pm q` without any cancellation, for turns by :math:`\pi`
+too.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ def nearest_quaternion(matrix: Tensor) -> Tensor:
 
 
 def as_quaternions(x: Tensor, form: str, off_manifold: str, name: str) -> Tensor:
-    """Unit quaternions (*, 4) of rotations in a form, which are refused or moved where they are none."""
+    """Unit quaternions (*, 4) of rotations; what is none is refused or moved."""
     if form == "quaternion":
         return unit_vectors(x, off_manifold, name)
     if off_manifold == "project":

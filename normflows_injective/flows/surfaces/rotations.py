@@ -157,7 +157,7 @@ class AsRotation(SurfaceMap):
 
     def surface(self, before: Surface | None = None) -> Surface:
         """Rotations, against Haar measure."""
-        return Surface("rotations", dim=self.data_shape[0], measure=self.measure)
+        return Surface("rotations", dim=FORMS[self.form][0], measure=self.measure)
 
     def extra_repr(self) -> str:
         """Options as shown by ``print(model)``."""

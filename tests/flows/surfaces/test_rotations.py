@@ -134,7 +134,9 @@ def test_antipodes_have_the_same_coordinates(dtype):
 def test_the_chart_covers_half_of_the_sphere_once():
     q, weights = haar_quadrature()
     assert float(weights.sum()) == pytest.approx(1, abs=1e-14)
-    close(weights @ (q[:, :, None] * q[:, None, :]).flatten(1), torch.eye(4).double().flatten() / 4)
+    close(
+        weights @ (q[:, :, None] * q[:, None, :]).flatten(1), torch.eye(4).double().flatten() / 4
+    )
     # Student's t_2 law times two uniform angles is the uniform law.
     zeta = torch.tensor([[-3.0, 0.1, 0.2], [0.5, 0, 0]]).double()
     student = torch.distributions.StudentT(torch.tensor(2.0).double()).log_prob(zeta[:, 0])
@@ -204,12 +206,12 @@ def test_a_fresh_model_is_uniform():
 
 @pytest.mark.parametrize("form", ["quaternion", "matrix"])
 def test_total_mass_is_one(form):
-    model = model_of(form=form)
-    q, weights = haar_quadrature(32, 64)
+    model = model_of(0.05, form=form)
+    q, weights = haar_quadrature(24, 40)
     x = q if form == "quaternion" else matrix_from_quaternion(q)
     with torch.no_grad():
         log_q = model.log_prob(x)
-    assert float(log_q.std()) > 0.2
+    assert float(log_q.std()) > 0.1
     assert float(weights @ log_q.exp()) == pytest.approx(1, abs=1e-6)
 
 
@@ -295,12 +297,12 @@ def test_a_law_is_learned_from_samples_and_by_reverse_divergence():
     law = nfi.distributions.MatrixFisher(
         2.0 * matrix_from_quaternion(torch.tensor([0.5, 0.5, -0.5, 0.5]))
     )
-    model = nfi.flows.rotation_flow(num_layers=2, width=16, num_blocks=1, p=law)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
-    for step in range(60):
+    model = nfi.flows.rotation_flow(num_layers=2, width=32, num_blocks=1, p=law)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for step in range(50):
         optimizer.zero_grad()
         x = law.sample(256)
-        (model.forward_kld(x) if step < 40 else model.reverse_kld(256)).backward()
+        (model.forward_kld(x) if step < 35 else model.reverse_kld(256)).backward()
         optimizer.step()
     with torch.no_grad():
         x = law.sample(4000)
