@@ -75,9 +75,9 @@ def rotation_flow(
     """
     flows: list[nf.flows.Flow] = [HopfChart()]
     for layer in range(num_layers):
-        coupling = HopfCoupling(num_orders, width, num_blocks, context_dim)
-        # The coupling next to the data sees their own axes, which symmetries often have.
-        flows += [coupling, SphereLinear(4, rotate=layer < num_layers - 1)]
+        turns = {"axis": layer % 3, "rows": layer % 2 == 1}
+        coupling = HopfCoupling(num_orders, width, num_blocks, context_dim, **turns)
+        flows += [coupling, SphereLinear(4)]
     base = Pullback(
         UniformRotation(), InjectiveComposite([HopfChart(), AsRotation(off_manifold="project")])
     )

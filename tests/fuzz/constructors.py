@@ -121,6 +121,8 @@ BUILDERS: dict[str, Call] = {
         num_blocks=1,
         context_dim=0,
         off_manifold="reject",
+        axis=1,
+        rows=False,
     ),
     "GraphSurface": building(
         flows.GraphSurface, f=decode, off_manifold="reject", measure="hausdorff"

@@ -392,7 +392,7 @@ LAYERS: dict[str, Case] = {
     "hopf_chart": Case(HopfChart, (3,), (4,), latents=_two_angles),
     "rotations": _rotations(num_orders=4),
     "rotations_by_context": _rotations(context_dim=2),
-    "rotations_as_matrices": _rotations("matrix", num_orders=1),
+    "rotations_as_matrices": _rotations("matrix", num_orders=1, axis=1, rows=True),
     "act_norm": _vector(lambda: _warm(ActNorm(5), 5)),
     "lu_linear": _vector(lambda: LULinear(5)),
     "householder": _vector(lambda: Householder(5, 3)),

@@ -45,9 +45,10 @@ import torch
 from torch import Tensor, nn
 
 from ...checks import check_count
+from ...errors import OptionError
 from ...nets.mlp import ResidualMLP, start_at_zero
 from .off_manifold import check_policy, unit_vectors
-from .quaternions import matrix_from_quaternion
+from .quaternions import conjugate, matrix_from_quaternion
 from .surface import SurfaceMap
 
 
@@ -63,7 +64,8 @@ class HopfCoupling(SurfaceMap):
     share it is turned and stretched by transformations of Moebius, whose parameters a network
     finds from it. See the module for the derivation: the map is analytic, has no pole and no seam,
     and its inverse is a closed form. ``forward`` of :math:`-q` is exactly minus that of :math:`q`.
-    The layer starts as the identity. Put ``SphereLinear(4, rotate=True)`` between two of them.
+    The layer starts as the identity. Layers of different axes follow each
+    other.
 
     Args:
         num_orders: :math:`K`, the largest number of modes that one layer makes on a circle.
@@ -72,9 +74,12 @@ class HopfCoupling(SurfaceMap):
         context_dim: Number of context features; 0 for none.
         off_manifold: Treatment of points whose norm is not one: ``"reject"`` raises, ``"project"``
             divides by the norm.
+        axis: Which column stays, 0, 1 or 2.
+        rows: Whether a row stays rather than a column: the layer turns in the space that the
+            rotation leads to, not in that which it comes from.
 
     Raises:
-        OptionError: If a number is not positive or the policy unknown.
+        OptionError: If a number is not positive, the axis none of the three or the policy unknown.
 
     References:
         Transformations of Moebius in couplings of rotation matrices: Liu et al., Delving into
@@ -98,10 +103,15 @@ class HopfCoupling(SurfaceMap):
         num_blocks: int = 2,
         context_dim: int = 0,
         off_manifold: str = "reject",
+        axis: int = 0,
+        rows: bool = False,
     ) -> None:
         super().__init__()
         check_policy(off_manifold)
         self.num_orders = check_count(num_orders, "num_orders")
+        self.axis, self.rows = check_count(axis, "axis", least=0), rows
+        if self.axis > 2:
+            raise OptionError(f"axis must be 0, 1 or 2, that of a column, got {axis}.")
         self.width, self.num_blocks, self.context_dim = width, num_blocks, context_dim
         self.off_manifold = off_manifold
         self.latent_shape = self.data_shape = (4,)
@@ -113,27 +123,40 @@ class HopfCoupling(SurfaceMap):
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Unit quaternions (B, 4) to unit quaternions, with the log-factor (B,) in nats."""
-        q = unit_vectors(z, self.off_manifold, "z")
+        q = self._to_first(unit_vectors(z, self.off_manifold, "z"))
         turn, rows = self._maps(q, context)
         log_det = torch.zeros_like(turn)
         for order, row in enumerate(rows, start=1):
             step, log_derivative = _moebius(row, order * turn)
             turn, log_det = turn + step / order, log_det + log_derivative
-        return _turned(q, turn), log_det
+        return self._from_first(_turned(q, turn)), log_det
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Unit quaternions (B, 4) back, with minus the log-factor (B,) in nats."""
-        q = unit_vectors(x, self.off_manifold, "x")
+        q = self._to_first(unit_vectors(x, self.off_manifold, "x"))
         last, rows = self._maps(q, context)
         turn = log_det = torch.zeros_like(last)
         for order, row in reversed(list(enumerate(rows, start=1))):
             step, log_derivative = _moebius(-row, order * turn)
             turn, log_det = turn + step / order, log_det + log_derivative
-        return _turned(q, turn - last), log_det
+        return self._from_first(_turned(q, turn - last)), log_det
 
     def extra_repr(self) -> str:
         """Options as shown by ``print(model)``."""
-        return f"num_orders={self.num_orders}, context_dim={self.context_dim}"
+        return (
+            f"num_orders={self.num_orders}, context_dim={self.context_dim}, axis={self.axis}, "
+            f"rows={self.rows}"
+        )
+
+    def _to_first(self, q: Tensor) -> Tensor:
+        """Quaternions (B, 4) of rotations whose first column is the column or row that stays."""
+        # The conjugate is the transpose; a cycle of the last three numbers is one of the axes.
+        return _cycled(conjugate(q) if self.rows else q, -self.axis)
+
+    def _from_first(self, q: Tensor) -> Tensor:
+        """The way back from :meth:`_to_first`."""
+        q = _cycled(q, self.axis)
+        return conjugate(q) if self.rows else q
 
     def _maps(self, q: Tensor, context: Tensor | None) -> tuple[Tensor, list[Tensor]]:
         r"""The turn (B,) of all circles, and beta (B,), a complex number, of every degree."""
@@ -143,6 +166,11 @@ class HopfCoupling(SurfaceMap):
         products = _products(torch.complex(second, third), self.num_orders)
         betas = torch.complex(real, imaginary) * products
         return turn.squeeze(1), [part.sum(1) for part in betas.split(self._sizes, dim=1)]
+
+
+def _cycled(q: Tensor, by: int) -> Tensor:
+    """Quaternions (B, 4) with their vectors' coordinates moved round."""
+    return torch.cat([q[:, :1], q[:, 1:].roll(by, 1)], dim=1) if by else q
 
 
 def _columns() -> Tensor:

@@ -160,9 +160,10 @@ def log_stretch(layer, q, context=None):
     return torch.linalg.slogdet(bases[1] @ jacobian @ bases[0].T).logabsdet
 
 
-@pytest.mark.parametrize("orders", [1, 2, 4])
-def test_couplings_against_dense_jacobians(orders):
-    layer = perturbed(HopfCoupling(orders, width=8, context_dim=2).double(), 0.25)
+@pytest.mark.parametrize(("orders", "axis", "rows"), [(1, 0, True), (2, 1, False), (4, 2, True)])
+def test_couplings_against_dense_jacobians(orders, axis, rows):
+    layer = HopfCoupling(orders, width=8, context_dim=2, axis=axis, rows=rows)
+    layer = perturbed(layer.double(), 0.25)
     q = torch.cat([haar(4), special_rotations()[::7]])
     context = torch.randn(len(q), 2, dtype=torch.float64)
     x, log_det = layer(q, context)
@@ -171,14 +172,15 @@ def test_couplings_against_dense_jacobians(orders):
     back, opposite = layer.inverse(x, context)
     close(back, q, 1e-9)
     close(opposite, -log_det, 1e-10)
-    close(matrix_from_quaternion(x)[..., 0], matrix_from_quaternion(q)[..., 0])
+    ends = [matrix_from_quaternion(point) for point in (x, q)]
+    close(*((end.mT if rows else end)[..., axis] for end in ends))
     assert log_det.detach().abs().max() > 0.1
 
 
 def test_layers_commute_with_the_sign_to_the_last_bit():
     for dtype in (torch.float32, torch.float64):
         q = haar(50).to(dtype)
-        for layer in (HopfCoupling(4, width=8), SphereLinear(4, True)):
+        for layer in (HopfCoupling(4, width=8, axis=1, rows=True), SphereLinear(4, True)):
             layer = perturbed(layer.to(dtype), 0.5)
             for method in (layer.forward, layer.inverse):
                 (x, log_det), (y, other) = method(q), method(-q)
@@ -294,17 +296,21 @@ def test_a_target_of_another_measure_is_refused():
 
 @pytest.mark.slow
 def test_a_law_is_learned_from_samples_and_by_reverse_divergence():
-    law = nfi.distributions.MatrixFisher(
-        2.0 * matrix_from_quaternion(torch.tensor([0.5, 0.5, -0.5, 0.5]))
-    )
-    model = nfi.flows.rotation_flow(num_layers=2, width=32, num_blocks=1, p=law)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    for step in range(50):
-        optimizer.zero_grad()
-        x = law.sample(256)
-        (model.forward_kld(x) if step < 35 else model.reverse_kld(256)).backward()
-        optimizer.step()
-    with torch.no_grad():
-        x = law.sample(4000)
-        gaps = law.log_prob(x) - model.log_prob(x)
-    assert float(gaps.mean()) < 0.05
+    law = nfi.distributions.MatrixFisher(2.0 * matrix_from_quaternion(torch.full((4,), 0.5)))
+    model = nfi.flows.rotation_flow(num_layers=2, width=16, num_blocks=1, p=law)
+    x = law.sample(4000)
+
+    def gap():
+        with torch.no_grad():
+            return float((law.log_prob(x) - model.log_prob(x)).mean())
+
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    gaps = [gap()]
+    for loss in (lambda: model.forward_kld(law.sample(128)), lambda: model.reverse_kld(128)):
+        for _ in range(15):
+            optimizer.zero_grad()
+            loss().backward()
+            optimizer.step()
+        gaps.append(gap())
+    assert gaps[0] > 1
+    assert max(gaps[1:]) < 0.3 * gaps[0]
