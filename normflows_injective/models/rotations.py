@@ -75,8 +75,10 @@ def rotation_flow(
     """
     flows: list[nf.flows.Flow] = [HopfChart()]
     for layer in range(num_layers):
-        turns = {"axis": layer % 3, "rows": layer % 2 == 1}
-        coupling = HopfCoupling(num_orders, width, num_blocks, context_dim, **turns)
+        # Six layers keep every column and every row once.
+        coupling = HopfCoupling(
+            num_orders, width, num_blocks, context_dim, axis=layer % 3, rows=layer % 2 == 1
+        )
         flows += [coupling, SphereLinear(4)]
     base = Pullback(
         UniformRotation(), InjectiveComposite([HopfChart(), AsRotation(off_manifold="project")])

@@ -260,7 +260,9 @@ def test_parameters_are_learned():
     law = MatrixFisher(torch.zeros(3, 3).double(), trainable=True)
     other = IsotropicGaussianRotation(double(1.0), trainable=True)
     for model in (law, other):
-        optimizer = torch.optim.LBFGS(model.parameters(), max_iter=30, line_search_fn="strong_wolfe")
+        optimizer = torch.optim.LBFGS(
+            model.parameters(), max_iter=30, line_search_fn="strong_wolfe"
+        )
 
         def closure(model=model, optimizer=optimizer):
             optimizer.zero_grad()
