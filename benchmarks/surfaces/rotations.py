@@ -29,7 +29,7 @@ from normflows_injective.flows.surfaces.quaternions import multiply, quaternion_
 TRAINED, JUDGED, UNIFORM = 40_000, 20_000, 400_000
 SECONDS, QUICK_SECONDS, SEEDS = 60.0, 3.0, (0, 1)
 BATCH, RATE = 256, 1e-2
-SIZES = {"num_layers": 6, "num_orders": 4, "width": 64, "num_blocks": 2}
+SIZES = {"num_layers": 6, "num_orders": 6, "width": 64, "num_blocks": 1}
 
 
 class Mixture:
@@ -81,8 +81,8 @@ def targets() -> dict[str, Mixture]:
     return {
         "peak": Mixture(centre, 50.0),
         "line of 4 modes": Mixture(line(), 12.5),
-        "cube of 24 modes": Mixture(cube(), 5.0),
-        "cube, sharper modes": Mixture(cube(), 12.5),
+        "cube of 24 modes": Mixture(cube(), 3.0),
+        "cube, sharper modes": Mixture(cube(), 5.0),
     }
 
 
