@@ -30,6 +30,8 @@ argument lies in :math:`(-\pi/2, \pi/2)` and has no branch. The inverse is that 
 :math:`-\omega`: the same formula with :math:`-\beta` at the image. For :math:`k > 1` it is the
 lift to the circle of a map of its :math:`k`-fold cover, which makes :math:`k` modes.
 
+Lengths of :math:`\beta` are kept below five by a smooth factor, which does not depend on the phase.
+
 A layer composes a turn by a function of :math:`r_1`, which preserves volume, with one such map of
 every degree :math:`1, \dots, K`. All use the same :math:`m`, whose phase alone changes. Since
 :math:`m \cdot m = 0`, the polynomials of degree :math:`k` are spanned by the :math:`2k + 1`
@@ -50,6 +52,10 @@ from ...nets.mlp import ResidualMLP, start_at_zero
 from .off_manifold import check_policy, unit_vectors
 from .quaternions import conjugate, matrix_from_quaternion
 from .surface import SurfaceMap
+
+# The bound of the length of beta. The largest and the smallest derivative of one map are then 100
+# and 1/100. Without it a large step of an optimiser may send a circle to one point of float32.
+BOUND = 5.0
 
 
 @final
@@ -165,7 +171,14 @@ class HopfCoupling(SurfaceMap):
         turn, real, imaginary = self.net(first, context).split([1, *2 * [sum(self._sizes)]], dim=1)
         products = _products(torch.complex(second, third), self.num_orders)
         betas = torch.complex(real, imaginary) * products
-        return turn.squeeze(1), [part.sum(1) for part in betas.split(self._sizes, dim=1)]
+        parts = [part.sum(1) for part in betas.split(self._sizes, dim=1)]
+        return turn.squeeze(1), list(_bounded(torch.stack(parts)).unbind(0))
+
+
+def _bounded(betas: Tensor) -> Tensor:
+    """Complex numbers with their phases, and lengths below the bound."""
+    squares = betas.real.square() + betas.imag.square()
+    return betas * (1 + squares / BOUND**2).rsqrt()
 
 
 def _cycled(q: Tensor, by: int) -> Tensor:
