@@ -16,9 +16,11 @@ from .shapes import Reshape
 from .standardise import Standardise
 from .surfaces.angular_spline import AngularSpline
 from .surfaces.graph_surface import GraphSurface
+from .surfaces.hopf_coupling import HopfCoupling
 from .surfaces.intervals import HalfLineChart, IntervalChart, LineChart
 from .surfaces.product import ProductSurface
 from .surfaces.radial import RadialSurface
+from .surfaces.rotations import AsRotation, HopfChart
 from .surfaces.simplex import SimplexFromOrthant, SimplexStickBreaking
 from .surfaces.sphere import InChart, SphereChart, SphereLinear
 from .surfaces.surface import Chart, SurfaceMap
@@ -26,11 +28,14 @@ from .surfaces.torus import TorusChart
 
 __all__ = [
     "AngularSpline",
+    "AsRotation",
     "Chart",
     "FlowMatching",
     "FreeFormInjection",
     "GraphSurface",
     "HalfLineChart",
+    "HopfChart",
+    "HopfCoupling",
     "InChart",
     "Injection",
     "InjectiveComposite",
@@ -57,6 +62,7 @@ __all__ = [
     "latent_block",
     "mixer",
     "product_flow",
+    "rotation_flow",
     "star_like_flow",
     "torus_flow",
     "volume_preserving",
@@ -64,7 +70,12 @@ __all__ = [
 
 
 # Functions that build whole models, and so stand above the layers, with their modules.
-_BUILDERS = {"product_flow": "product", "star_like_flow": "star_like", "torus_flow": "torus"}
+_BUILDERS = {
+    "product_flow": "product",
+    "rotation_flow": "rotations",
+    "star_like_flow": "star_like",
+    "torus_flow": "torus",
+}
 
 
 def __getattr__(name: str) -> _Any:

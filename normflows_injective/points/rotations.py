@@ -9,7 +9,7 @@ from ..checks import checks_arguments, is_readable, numbers_of
 from ..flows.surfaces.quaternions import (
     matrix_from_quaternion,
     quaternion_from_matrix,
-    without_negative,
+    upper,
 )
 from .refusals import (
     Numbers,
@@ -149,7 +149,7 @@ def axis_angle_from_quaternions(quaternions: Numbers) -> tuple[Tensor, Tensor]:
         >>> axis_angle_from_quaternions([0.0, 0.0, 0.6, 0.8])
         (tensor([0.0000, 0.6000, 0.8000]), tensor(3.1416))
     """
-    q = without_negative(_unit(quaternions, "quaternions", 4))
+    q = upper(_unit(quaternions, "quaternions", 4))
     w, v = q[..., 0], q[..., 1:]
     is_identity = (v == 0).all(-1, keepdim=True)
     v = torch.where(is_identity, v.new_tensor([0.0, 0.0, 1.0]), v)

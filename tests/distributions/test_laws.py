@@ -19,6 +19,11 @@ LAWS = {
     "uniform_torus": lambda: nfi.distributions.UniformTorus(3),
     "von_mises": lambda: nfi.distributions.VonMises(DIRECTION, 2.0),
     "wrapped_normal": lambda: nfi.distributions.WrappedNormal(DIRECTION, 2.0),
+    "uniform_rotation": lambda: nfi.distributions.UniformRotation(),
+    "uniform_rotation_matrix": lambda: nfi.distributions.UniformRotation("matrix"),
+    "matrix_fisher": lambda: nfi.distributions.MatrixFisher(torch.diag(DIRECTION), form="matrix"),
+    "bingham": lambda: nfi.distributions.MatrixFisher(torch.eye(4)),
+    "isotropic_rotation": lambda: nfi.distributions.IsotropicGaussianRotation(0.5),
     "uniform_on_surface": lambda: nfi.distributions.UniformOnSurface(
         nfi.flows.gauges.LpGauge(1.0), dim=3
     ),

@@ -49,6 +49,12 @@ LAWS = {
     "uniform_sphere": lambda: distributions.UniformSphere(4),
     "von_mises_fisher": lambda: distributions.VonMisesFisher([0.0, 0.0, 0.0, 1.0], 3.0, True),
     "angular_gaussian": lambda: distributions.AngularCentralGaussian(torch.eye(4), True),
+    "uniform_rotation": lambda: distributions.UniformRotation(),
+    "matrix_fisher": lambda: distributions.MatrixFisher(torch.eye(3), True),
+    "isotropic_rotation": lambda: distributions.IsotropicGaussianRotation(0.1, trainable=True),
+    "isotropic_rotation_wide": lambda: distributions.IsotropicGaussianRotation(
+        2.0, trainable=True
+    ),
     "uniform_on_l1": lambda: distributions.UniformOnSurface(LpGauge(1.0), dim=4),
     "uniform_on_cone": lambda: distributions.UniformOnSurface(LpGauge(3.0), dim=4, measure="cone"),
     **{

@@ -180,9 +180,15 @@ def _of_laws() -> dict[str, Call]:
             gauges.LpGauge(2.0), dim=3, num_directions=64
         ),
     }
+    rotations: dict[str, Callable[[], nn.Module]] = {
+        "UniformRotation": distributions.UniformRotation,
+        "MatrixFisher": lambda: distributions.MatrixFisher(torch.eye(3)),
+        "IsotropicGaussianRotation": lambda: distributions.IsotropicGaussianRotation(0.5),
+    }
     calls = {}
-    for name, make in laws.items():
-        calls[f"{name}.log_prob"] = method(make, "log_prob", "x", x=directions(3))
+    for name, make in (laws | rotations).items():
+        points = directions(4 if name in rotations else 3)
+        calls[f"{name}.log_prob"] = method(make, "log_prob", "x", x=points)
         calls[f"{name}.forward"] = method(make, "forward", num_samples=3)
         calls[f"{name}.sample"] = method(make, "sample", num_samples=3)
         if make().has_rsample:

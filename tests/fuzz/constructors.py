@@ -161,6 +161,18 @@ BUILDERS: dict[str, Call] = {
         context_dim=0,
         off_manifold="reject",
     ),
+    "AsRotation": building(flows.AsRotation, form="quaternion", off_manifold="reject"),
+    "HopfChart": building(flows.HopfChart, off_manifold="reject"),
+    "HopfCoupling": building(
+        flows.HopfCoupling,
+        num_orders=2,
+        width=4,
+        num_blocks=1,
+        context_dim=0,
+        off_manifold="reject",
+        axis=1,
+        rows=False,
+    ),
     "GraphSurface": building(
         flows.GraphSurface, f=decode, off_manifold="reject", measure="hausdorff"
     ),
@@ -233,6 +245,16 @@ BUILDERS: dict[str, Call] = {
         x=Fresh(lambda: torch.randn(8, 3), "batch"),
         transform="none",
         names=Fresh(lambda: ["a", "b", "c"], "anything"),
+    ),
+    "rotation_flow": building(
+        flows.rotation_flow,
+        num_layers=1,
+        context_dim=0,
+        form="matrix",
+        width=4,
+        num_blocks=1,
+        num_orders=2,
+        off_manifold="reject",
     ),
     "star_like_flow": building(
         flows.star_like_flow,
@@ -469,6 +491,21 @@ BUILDERS: dict[str, Call] = {
         distributions.ProductLaw,
         laws=Fresh(lambda: [distributions.UniformSphere(3)], "anything"),
     ),
+    "IsotropicGaussianRotation": building(
+        distributions.IsotropicGaussianRotation,
+        scale=0.5,
+        loc=Fresh(lambda: torch.tensor([1.0, 0.0, 0.0, 0.0]), "axes"),
+        trainable=False,
+        form="quaternion",
+        off_manifold="reject",
+    ),
+    "MatrixFisher": building(
+        distributions.MatrixFisher,
+        matrix=Fresh(lambda: torch.eye(3), "axes"),
+        trainable=False,
+        form="quaternion",
+        off_manifold="reject",
+    ),
     "Pullback": building(
         distributions.Pullback,
         distribution=Fresh(lambda: distributions.UniformSphere(3), "anything"),
@@ -484,6 +521,9 @@ BUILDERS: dict[str, Call] = {
         num_directions=256,
     ),
     "UniformTorus": building(distributions.UniformTorus, dim=2),
+    "UniformRotation": building(
+        distributions.UniformRotation, form="quaternion", off_manifold="reject"
+    ),
     "UniformSphere": building(distributions.UniformSphere, dim=3, off_manifold="reject"),
     "VonMisesFisher": building(
         distributions.VonMisesFisher,

@@ -54,6 +54,9 @@ def _of_surfaces() -> dict[str, Call]:
         ),
         "SimplexFromOrthant": (lambda: flows.SimplexFromOrthant(3), sphere, simplex),
         "SimplexStickBreaking": (lambda: flows.SimplexStickBreaking(3), normal(2), simplex),
+        "AsRotation": (lambda: flows.AsRotation(), directions(4), directions(4)),
+        "HopfChart": (lambda: flows.HopfChart(), normal(3), directions(4)),
+        "HopfCoupling": (lambda: flows.HopfCoupling(width=8), directions(4), directions(4)),
         "SphereLinear": (lambda: flows.SphereLinear(3), sphere, sphere),
     }
     calls = {}

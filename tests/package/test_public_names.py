@@ -197,9 +197,9 @@ FIRST_RELEASE = {
 LIMITS = {
     "": 14,
     "diagnostics": 27,
-    "distributions": 11,
+    "distributions": 14,
     "errors": 22,
-    "flows": 29,
+    "flows": 33,
     "flows.assignment": 13,
     "flows.coupling": 13,
     "flows.gauges": 11,

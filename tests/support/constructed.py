@@ -58,6 +58,9 @@ OTHERS: dict[str, Callable[[], nn.Module]] = {
     "von_mises": lambda: DISTRIBUTIONS.VonMises([1.0, 3.0], 2.0),
     "wrapped_normal": lambda: DISTRIBUTIONS.WrappedNormal([1.0, 3.0], 0.5),
     "angular": lambda: DISTRIBUTIONS.AngularCentralGaussian(torch.eye(3)),
+    "uniform_rotation": lambda: DISTRIBUTIONS.UniformRotation(),
+    "matrix_fisher": lambda: DISTRIBUTIONS.MatrixFisher(torch.eye(3)),
+    "isotropic_rotation": lambda: DISTRIBUTIONS.IsotropicGaussianRotation(0.5),
     "on_surface": _on_surface,
     "pullback": lambda: DISTRIBUTIONS.Pullback(
         DISTRIBUTIONS.UniformSphere(3), nfi.flows.SphereChart(3)

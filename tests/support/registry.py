@@ -13,7 +13,10 @@ from torch import Tensor, nn
 import normflows_injective as nfi
 from normflows_injective.flows import (
     AngularSpline,
+    AsRotation,
     HalfLineChart,
+    HopfChart,
+    HopfCoupling,
     InChart,
     IntervalChart,
     LineChart,
@@ -238,6 +241,34 @@ def _product() -> nf.flows.Flow:
     )
 
 
+def _two_angles(z: Tensor) -> Tensor:
+    """A cotangent and two angles in (-pi, pi)."""
+    return torch.cat([z[:, :1], math.pi * (z[:, 1:] / 2).tanh()], dim=1)
+
+
+def _rotations(form: str = "quaternion", context_dim: int = 0, **options: object) -> Case:
+    """Couplings and a linear map of quaternions, and Haar measure against area."""
+
+    def build() -> nf.flows.Flow:
+        coupling = HopfCoupling(width=8, context_dim=context_dim, **options)
+        return nfi.flows.InjectiveComposite(
+            [HopfChart(), coupling, SphereLinear(4, True), AsRotation(form)]
+        )
+
+    # The entries of a matrix move by sqrt(8) for a quaternion that moves by one.
+    log_factor = -2 * math.log(math.pi) - (1.5 * math.log(8) if form == "matrix" else 0)
+    shape = (3, 3) if form == "matrix" else (4,)
+    return Case(
+        build,
+        (3,),
+        shape,
+        True,
+        context_dim,
+        _two_angles,
+        lambda x: x.new_full((len(x),), log_factor),
+    )
+
+
 def _in_chart(kind: str = "cot", dim: int = 4, rotate: bool = True) -> nf.flows.Flow:
     return InChart(SphereLinear(dim, rotate), SphereChart(dim, kind))
 
@@ -411,6 +442,10 @@ LAYERS: dict[str, Case] = {
         latents=_azimuth,
         log_measure=_log_height_over_tangents,
     ),
+    "hopf_chart": Case(HopfChart, (3,), (4,), latents=_two_angles),
+    "rotations": _rotations(num_orders=4),
+    "rotations_by_context": _rotations(context_dim=2),
+    "rotations_as_matrices": _rotations("matrix", num_orders=1, axis=1, rows=True),
     "act_norm": _vector(lambda: _warm(ActNorm(5), 5)),
     "lu_linear": _vector(lambda: LULinear(5)),
     "householder": _vector(lambda: Householder(5, 3)),
