@@ -8,6 +8,7 @@ from support.models import base
 from torch import nn
 
 import normflows_injective as nfi
+from fuzz.laws import LAWS
 from fuzz.making import ROWS, Call, Fresh, building
 from fuzz.models import (
     assignment_field,
@@ -18,7 +19,7 @@ from fuzz.models import (
     injective_model,
     network_pair,
 )
-from normflows_injective import diagnostics, distributions, flows, nets, volume
+from normflows_injective import diagnostics, flows, nets, volume
 from normflows_injective.flows import assignment, coupling, gauges, kernel, mixer
 from normflows_injective.flows import volume_preserving as preserving
 
@@ -481,76 +482,6 @@ BUILDERS: dict[str, Call] = {
         num_variables=2,
         num_classes=3,
     ),
-    "AngularCentralGaussian": building(
-        distributions.AngularCentralGaussian,
-        scale=Fresh(lambda: torch.eye(3), "axes"),
-        trainable=False,
-        off_manifold="reject",
-    ),
-    "ProductLaw": building(
-        distributions.ProductLaw,
-        laws=Fresh(lambda: [distributions.UniformSphere(3)], "anything"),
-    ),
-    "IsotropicGaussianRotation": building(
-        distributions.IsotropicGaussianRotation,
-        scale=0.5,
-        loc=Fresh(lambda: torch.tensor([1.0, 0.0, 0.0, 0.0]), "axes"),
-        trainable=False,
-        form="quaternion",
-        off_manifold="reject",
-    ),
-    "MatrixFisher": building(
-        distributions.MatrixFisher,
-        matrix=Fresh(lambda: torch.eye(3), "axes"),
-        trainable=False,
-        form="quaternion",
-        off_manifold="reject",
-    ),
-    "Pullback": building(
-        distributions.Pullback,
-        distribution=Fresh(lambda: distributions.UniformSphere(3), "anything"),
-        chart=Fresh(lambda: flows.SphereChart(3), "anything"),
-    ),
-    "UniformOnSurface": building(
-        distributions.UniformOnSurface,
-        gauge=Fresh(lambda: gauges.LpGauge(1.5)),
-        level=2.0,
-        measure="hausdorff",
-        dim=3,
-        off_manifold="reject",
-        num_directions=256,
-    ),
-    "UniformTorus": building(distributions.UniformTorus, dim=2),
-    "UniformRotation": building(
-        distributions.UniformRotation, form="quaternion", off_manifold="reject"
-    ),
-    "UniformSphere": building(distributions.UniformSphere, dim=3, off_manifold="reject"),
-    "VonMisesFisher": building(
-        distributions.VonMisesFisher,
-        loc=Fresh(lambda: torch.tensor([1.0, 0.0, 0.0]), "axes"),
-        concentration=2.0,
-        trainable=False,
-        off_manifold="reject",
-    ),
-    "PowerSpherical": building(
-        distributions.PowerSpherical,
-        loc=Fresh(lambda: torch.tensor([1.0, 0.0, 0.0]), "axes"),
-        concentration=2.0,
-        trainable=False,
-        off_manifold="reject",
-    ),
-    "VonMises": building(
-        distributions.VonMises,
-        loc=Fresh(lambda: torch.tensor([1.0, 0.0, 3.0]), "axes"),
-        concentration=2.0,
-        trainable=False,
-    ),
-    "WrappedNormal": building(
-        distributions.WrappedNormal,
-        loc=Fresh(lambda: torch.tensor([1.0, 0.0, 3.0]), "axes"),
-        scale=0.5,
-        trainable=False,
-    ),
     "MomentBlock": building(diagnostics.MomentBlock, dim=3, step_size=0.5),
     "injective_flow": building(
         nfi.injective_flow,
@@ -612,4 +543,5 @@ BUILDERS: dict[str, Call] = {
         features="posterior",
         missing=False,
     ),
+    **LAWS,
 }
