@@ -30,8 +30,7 @@ argument lies in :math:`(-\pi/2, \pi/2)` and has no branch. The inverse is that 
 :math:`-\omega`: the same formula with :math:`-\beta` at the image. For :math:`k > 1` it is the
 lift to the circle of a map of its :math:`k`-fold cover, which makes :math:`k` modes.
 
-Lengths of :math:`\beta` are kept below five by a smooth factor, which does not depend on the
-phase.
+Lengths of :math:`\beta` are kept below five by a smooth factor, which the phase does not change.
 
 A layer composes a turn by a function of :math:`r_1`, which preserves volume, with one such map of
 every degree :math:`1, \dots, K`. All use the same :math:`m`, whose phase alone changes. Since
