@@ -10,13 +10,21 @@ import normflows as nf
 from torch import Tensor, nn
 
 from ..checks import check_finite, describe
-from ..distributions import DiagGaussian, Pullback, UniformSphere, UniformTorus
+from ..distributions import (
+    DiagGaussian,
+    Pullback,
+    UniformRotation,
+    UniformSphere,
+    UniformTorus,
+)
 from ..errors import OptionError
+from ..flows.composite import InjectiveComposite
 from ..flows.coupling.linear import LULinear
 from ..flows.injection import Injection
 from ..flows.on_coordinates import OnCoordinates
 from ..flows.surfaces.intervals import HalfLineChart, IntervalChart, LineChart
 from ..flows.surfaces.product import ProductSurface, angles_of
+from ..flows.surfaces.rotations import AsRotation, HopfChart
 from ..flows.surfaces.simplex import SimplexStickBreaking
 from ..flows.surfaces.sphere import InChart, SphereChart, SphereLinear
 from ..flows.surfaces.torus import TorusChart
@@ -55,9 +63,11 @@ def base_of(factor: Injection) -> nn.Module:
     """The uniform law of a compact factor in its chart, or else a standard normal one."""
     if isinstance(factor, TorusChart):
         return UniformTorus(factor.dim)
-    sphere = _sphere_of(factor)
-    if sphere is not None and sphere.kind == "cot":
-        return Pullback(UniformSphere(sphere.dim), SphereChart(sphere.dim))
+    first = _first_of(factor)
+    if isinstance(first, SphereChart) and first.kind == "cot":
+        return Pullback(UniformSphere(first.dim), SphereChart(first.dim))
+    if isinstance(first, HopfChart):
+        return Pullback(UniformRotation(off_manifold="project"), _rotation("project"))
     if angles_of(factor):
         raise OptionError(
             f"The chart {type(factor).__name__} has angles among its coordinates, and no uniform "
@@ -73,9 +83,12 @@ def mixings(surface: ProductSurface) -> list[nf.flows.Flow]:
     maps: list[nf.flows.Flow] = []
     plain: list[int] = []
     for factor, coordinates in zip(surface.factors, surface.coordinates, strict=True):
-        sphere = _sphere_of(factor)
-        if sphere is not None and sphere.kind == "cot":
-            turn = InChart(SphereLinear(sphere.dim, rotate=True), SphereChart(sphere.dim))
+        first = _first_of(factor)
+        if isinstance(first, SphereChart) and first.kind == "cot":
+            turn = InChart(SphereLinear(first.dim, rotate=True), SphereChart(first.dim))
+            maps.append(OnCoordinates(turn, list(coordinates), dim))
+        elif isinstance(first, HopfChart):
+            turn = InChart(SphereLinear(4, rotate=True), HopfChart())
             maps.append(OnCoordinates(turn, list(coordinates), dim))
         elif not angles_of(factor):
             plain += coordinates
@@ -84,10 +97,13 @@ def mixings(surface: ProductSurface) -> list[nf.flows.Flow]:
     return maps
 
 
-def _sphere_of(factor: Any) -> SphereChart | None:
-    """The chart of the sphere of a factor, or of the surface around a centre that it leads to."""
-    first = next(iter(getattr(factor, "flows", [])), factor)
-    return first if isinstance(first, SphereChart) else None
+def _first_of(factor: Any) -> Any:
+    """The chart of a factor, which may be the first layer of a composite."""
+    return next(iter(getattr(factor, "flows", [])), factor)
+
+
+def _rotation(off_manifold: str) -> Injection:
+    return InjectiveComposite([HopfChart(), AsRotation(off_manifold=off_manifold)])
 
 
 def _line(column: Tensor | None) -> Injection:
@@ -130,6 +146,7 @@ _COMPACT = {
         "the number of coordinates, or nothing for three",
         lambda policy, dim=3.0: SphereChart(_whole(dim), "cot", policy),
     ),
+    "rotation": _Word((0,), "", _rotation),
     "simplex": _Word(
         (1,),
         "the number of parts",

@@ -113,12 +113,13 @@ def product_flow(
     ``torus:d``           d angles in radians                 length of each
     ``sphere``            a unit vector of three numbers      area
     ``sphere:D``          a unit vector of D numbers          area
+    ``rotation``          a unit quaternion, w first          Haar's, of total mass one
     ``simplex:K``         K positive parts of sum one         Lebesgue, of the first K - 1
     ===================== =================================== ===============================
 
     A chart of your own may stand in place of a word. One latent flow couples all coordinates:
     angles by :class:`~normflows_injective.flows.coupling.MobiusMixture`, which has no seam, the
-    others by splines; between them linear maps mix the plain coordinates, and turn each sphere.
+    others by splines; between them linear maps mix plain coordinates and turn spheres and rotations.
     The base is uniform on compact factors and normal on the others.
 
     Args:

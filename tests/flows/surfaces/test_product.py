@@ -42,6 +42,7 @@ WORDS = {
     "share": "between:0:1",
     "joints": "torus:2",
     "depth": "above:-5",
+    "pose": "rotation",
 }
 
 
@@ -60,6 +61,9 @@ def some_data(rows=40):
         "share": torch.rand(rows),
         "joints": torch.randn(rows, 2),
         "depth": torch.rand(rows) - 4,
+        "pose": nfi.points.quaternions_from_axis_angle(
+            nn.functional.normalize(torch.randn(rows, 3)), torch.rand(rows)
+        ),
         "unused": torch.zeros(rows),
     }
 
