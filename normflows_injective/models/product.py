@@ -119,8 +119,8 @@ def product_flow(
 
     A chart of your own may stand in place of a word. One latent flow couples all coordinates:
     angles by :class:`~normflows_injective.flows.coupling.MobiusMixture`, which has no seam, the
-    others by splines; between them linear maps mix plain coordinates and turn spheres and rotations.
-    The base is uniform on compact factors and normal on the others.
+    others by splines; between them linear maps mix plain coordinates and turn spheres and
+    rotations. The base is uniform on compact factors and normal on the others.
 
     Args:
         spec: The word, or the chart, of every column.
