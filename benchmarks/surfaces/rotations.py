@@ -4,9 +4,9 @@
 
 The targets are those by which flows on SO(3) are usually judged, made of matrix Fisher modes of
 equal weight, so that they can be drawn from exactly and their normaliser is known: a single peak,
-four modes on the line of turns about an axis, and 24 modes at the rotations of a cube. Each model
-is trained by ``nfi.training.fit`` on draws of the target for a budget of processor seconds, and
-judged by the divergence KL(target || model) on new draws.
+four modes on the line of turns about an axis, also with sharper modes, and 24 modes at the
+rotations of a cube. Each model is trained by ``nfi.training.fit`` on draws of the target for a
+budget of processor seconds, and judged by the divergence KL(target || model) on new draws.
 """
 
 from __future__ import annotations
@@ -189,8 +189,9 @@ def page(
         wrapped(
             f"On targets with wide modes the divergence is {worst:.3f} nats at most. The line "
             "with sharper modes shows where the budget ends: sharp and many modes take more "
-            "steps. Sizes and rate were chosen by a few runs on a cube. No other method was run "
-            "here, so the page compares none."
+            "steps. Sizes, rate and widths of the modes were chosen after a few runs on the same "
+            "targets with wider and sharper modes. No other method was run here, so the page "
+            "compares none."
         ),
     ]
     return "\n\n".join(texts) + "\n"

@@ -79,7 +79,8 @@ def quaternion_from_matrix(matrix: Tensor) -> Tensor:
     """Unit quaternions (*, 4) with w >= 0 of rotation matrices (*, 3, 3)."""
     outer = symmetric_form(matrix) + torch.eye(4, dtype=matrix.dtype, device=matrix.device)
     pivot = outer.detach().diagonal(dim1=-2, dim2=-1).argmax(-1)[..., None, None]
-    row = torch.take_along_dim(outer, pivot, dim=-2).squeeze(-2)
+    # Not by take_along_dim, which would fix the batch of an exported program.
+    row = outer.gather(-2, pivot.expand(*outer.shape[:-2], 1, 4)).squeeze(-2)
     return upper(row / torch.linalg.vector_norm(row, dim=-1, keepdim=True))
 
 

@@ -29,7 +29,8 @@ class Surface(NamedTuple):
     """A surface that layers lead to, with None for what is unknown or does not apply."""
 
     # "sphere" (unit vectors), "orthant" (those with positive coordinates), "level_set" (of the
-    # gauge), "simplex" (positive parts whose sum is the level), or "image": all other surfaces.
+    # gauge), "simplex" (positive parts whose sum is the level), "rotations" (unit quaternions or
+    # matrices, against Haar measure), or "image": all other surfaces.
     kind: str
     gauge: Gauge | None = None
     level: float | None = None

@@ -42,6 +42,10 @@ KINDS = {
     "surface_learned": ("level_set", "NetworkRadius", 1.3, "hausdorff"),
     "surface_user_written": ("level_set", "MixedNorm", 1.3, "hausdorff"),
     "surface_cone": ("level_set", "LpGauge", 1.3, "cone"),
+    "hopf_chart": ("sphere", None, None, "hausdorff"),
+    "rotations": ("rotations", None, None, "haar"),
+    "rotations_by_context": ("rotations", None, None, "haar"),
+    "rotations_as_matrices": ("rotations", None, None, "haar"),
 }
 
 
