@@ -242,13 +242,15 @@ def tables(runs: dict[str, Record]) -> dict[str, str]:
         for name in ("power", "rivers")
         if of(name)
     ]
-    return {
-        "Known densities on tori": table(("density", "seeds", "KL, nats"), torus),
-        "Torsion angles of RNA": table(("model", "test NLL, nats"), rna),
-        "One flow of all columns, and one for each": table(
-            ("data", "joint NLL", "independent NLL", "gain", "error of the gain, one seed"), joint
+    heads = {
+        "Known densities on tori": (("density", "seeds", "KL, nats"), torus),
+        "Torsion angles of RNA": (("model", "test NLL, nats"), rna),
+        "One flow of all columns, and one for each": (
+            ("data", "joint NLL", "independent NLL", "gain", "error of the gain, one seed"),
+            joint,
         ),
     }
+    return {title: table(head, rows) for title, (head, rows) in heads.items() if rows}
 
 
 def main() -> None:

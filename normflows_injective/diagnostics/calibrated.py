@@ -32,12 +32,13 @@ _ROUNDING = 16.0
 def tube_variance(errors: Tensor, rows: Tensor, codimension: int) -> float:
     r"""Variance :math:`\sigma^2` of a tube from the errors (n,) of standardised rows (n, *).
 
-    It is NaN where the errors are those of rounding, whose tube would have no width.
+    It is NaN where the errors are those of rounding, whose tube would have no width, and where
+    the surface fills its space, as angles do, so that there is no tube.
     """
     mean = float(errors.double().mean())
     roundoff = _ROUNDING * torch.finfo(rows.dtype).eps
     least = roundoff**2 * float(rows.double().square().sum()) / len(rows)
-    return mean / codimension if mean > least else math.nan
+    return mean / codimension if codimension and mean > least else math.nan
 
 
 def tube_score(log_prob: Tensor, errors: Tensor, variance: float, codimension: int) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..checks import check_count, checks_arguments
 from ..distributions import ProductLaw
+from ..errors import OptionError
 from ..flows.coupling.circular import MobiusMixture
 from ..flows.injection import Injection
 from ..flows.surfaces.angular_spline import AngularSpline
@@ -23,8 +24,10 @@ from .torus import random_halves
 class ProductFlow(nn.Module):
     r"""A flow of named columns, in the units of the user.
 
-    ``model`` is an :class:`~normflows_injective.InjectiveNormalizingFlow` of rows, to which all
-    that is known of such models applies; :meth:`rows` and :meth:`columns` go there and back.
+    ``model`` is an :class:`~normflows_injective.InjectiveNormalizingFlow` of rows: ``nfi.score``,
+    ``save``, ``load`` and the laws of Pyro take it. :meth:`rows` and :meth:`columns` go from named
+    columns to its rows and back. Its ``reconstruction_error`` compares numbers, which differ by
+    whole periods and by the sign of a quaternion without meaning anything.
 
     Args:
         model: A model whose last layer is a :class:`~normflows_injective.flows.ProductSurface`.
@@ -65,6 +68,11 @@ class ProductFlow(nn.Module):
     ) -> Tensor:
         """Training loss of named columns or of rows (B, D)."""
         loss: Tensor = self.model.forward_kld(self._as_rows(columns), context)
+        return loss
+
+    def reverse_kld(self, num_samples: int = 1, context: Tensor | None = None) -> Tensor:
+        """Divergence from the target p, 0-dimensional, by draws of the model."""
+        loss: Tensor = self.model.reverse_kld(num_samples, context=context)
         return loss
 
     def log_prob(
@@ -155,10 +163,17 @@ def product_flow(
         {'place': (4, 3), 'soil': (4, 3), 'temp': (4,)}
     """
     check_count(num_layers, "num_layers")
+    missing = [name for name in spec if data is not None and name not in data]
+    if missing:
+        raise OptionError(
+            f"The data have no column {missing[0]!r}. The columns are {', '.join(map(str, spec))}."
+        )
     factors = {
         str(name): factor_of(str(name), word, data, off_manifold) for name, word in spec.items()
     }
     surface = ProductSurface(factors)
+    if data is not None:
+        surface.inverse(surface.rows(data))  # refuses what is off its surface
     dim = sum(surface.latent_shape or ())
     flows: list[nf.flows.Flow] = []
     for half in random_halves(dim, num_layers):

@@ -90,10 +90,12 @@ def torus_flow(
 
 
 def random_halves(dim: int, count: int) -> list[list[int]]:
-    """Halves of the coordinates, drawn at random, each followed by the other one."""
+    """Halves of the coordinates in an order like a random one, each followed by the other one."""
+    # The same in every process: a state_dict fits all models that were built alike.
+    generator = torch.Generator().manual_seed(0)
     halves: list[list[int]] = []
     while len(halves) < count:
-        order = torch.randperm(dim).tolist()
+        order = torch.randperm(dim, generator=generator, device="cpu").tolist()
         # A single coordinate is moved by every layer.
         halves += [order[: (dim + 1) // 2], order[(dim + 1) // 2 :] or order]
     return halves[:count]

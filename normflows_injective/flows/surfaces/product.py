@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from ...checks import check_same_rows, describe
-from ...errors import OptionError, ShapeError, UnsupportedLayerError
+from ...errors import OffManifoldError, OptionError, ShapeError, UnsupportedLayerError
 from ...host.calls import call_layer
 from ...host.context import needs_context, takes_context
 from ..injection import Injection
 from .surface import Chart
+from .torus import TorusChart
 
 
 @final
@@ -113,12 +114,12 @@ class ProductSurface(Chart):
             ShapeError: If a column has another width than its factor, or another length.
         """
         parts = {}
-        for name, size in zip(self.names, self._data_sizes, strict=True):
+        for name, size, factor in zip(self.names, self._data_sizes, self.factors, strict=True):
             try:
                 values = columns[name]
             except (KeyError, IndexError, TypeError) as error:
                 raise OptionError(
-                    f"The data have no column {name!r}. The factors are {', '.join(self.names)}."
+                    f"The data have no column {name!r}. The columns are {', '.join(self.names)}."
                 ) from error
             part = torch.as_tensor(values if isinstance(values, Tensor) else np.asarray(values))
             part = part if part.is_floating_point() else part.to(torch.get_default_dtype())
@@ -129,7 +130,8 @@ class ProductSurface(Chart):
                     f"The column {name!r} must have shape (N, {size}){' or (N,)' * (size == 1)}, "
                     f"got {tuple(part.shape)}."
                 )
-            parts[name] = part
+            # In the column's own dtype: many turns leave few digits of an angle in float32.
+            parts[name] = factor.wrapped(part) if isinstance(factor, TorusChart) else part
         check_same_rows(**parts)
         return torch.cat(list(parts.values()), 1)
 
@@ -150,8 +152,11 @@ class ProductSurface(Chart):
     ) -> tuple[Tensor, Tensor]:
         images, log_volumes = [], []
         factors: Any = self.factors
-        for factor, part in zip(factors, parts, strict=True):
-            image, log_volume = call_layer(factor, method, part, context)
+        for name, factor, part in zip(self.names, factors, parts, strict=True):
+            try:
+                image, log_volume = call_layer(factor, method, part, context)
+            except OffManifoldError as error:
+                raise OffManifoldError(f"Column {name!r}: {error}") from error
             images.append(image)
             log_volumes.append(log_volume)
         return torch.cat(images, 1), torch.stack(log_volumes).sum(0)

@@ -103,6 +103,12 @@ class TorusChart(Chart):
             return z, -log_volume - _log_slope(z).sum(1)
         return angles, -log_volume
 
+    def wrapped(self, x: Tensor) -> Tensor:
+        """Angles (*) brought into the period by whole turns; vectors (*) as they are."""
+        if self.form == "vectors":
+            return x
+        return self.start + torch.remainder(x - self.start, self.period)
+
     def extra_repr(self) -> str:
         """Options as shown by ``print(model)``."""
         turn = f"off_manifold={self.off_manifold!r}"

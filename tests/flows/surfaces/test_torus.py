@@ -137,6 +137,23 @@ def test_it_starts_from_the_uniform_law(dim):
     assert x.abs().max() <= math.pi
 
 
+def test_a_state_fits_every_model_that_was_built_alike():
+    manual_seed(1)
+    trained = perturbed_flow(5)
+    manual_seed(2)
+    other = perturbed_flow(5)
+    other.load_state_dict(trained.state_dict())
+    x = some_angles(10, 5)
+    torch.testing.assert_close(other.log_prob(x), trained.log_prob(x))
+
+
+def test_scores_of_angles_have_no_tube():
+    model = perturbed_flow(2, period=360.0)
+    x = 360 * torch.rand(80, 2, dtype=torch.float64)
+    scores = nfi.score(model, x[:30], reference=x[30:])
+    torch.testing.assert_close(scores.log_prob, model.log_prob(x[:30]))
+
+
 def test_a_context_is_used():
     model = perturbed_flow(2, context_dim=3)
     x = some_angles(4, 2)
