@@ -75,11 +75,17 @@ def _log_components(mixture: Mixture, x: Tensor) -> Tensor:
         return law.log_prob(gaps).sum(-1)
     # Around the nearest image each angle is wrapped on its own, the others staying: windings of
     # two at a time have no weight where a component is narrower than half a turn.
-    zero = torch.zeros(x.shape[1]).to(x)
-    law = torch.distributions.MultivariateNormal(zero, scale_tril=mixture.spreads)
-    shifts = 2 * math.pi * torch.eye(x.shape[1]).to(x)
-    images = [gaps, *(gaps + w * shift for shift in shifts for w in _WINDINGS if w)]
-    return torch.stack([law.log_prob(image) for image in images]).logsumexp(0)
+    # In whitened coordinates a winding is a constant shift, whose squared distance is quadratic.
+    whitening = torch.linalg.inv(mixture.spreads)
+    white = torch.einsum("nkj,kij->nki", gaps, whitening)
+    square = white.square().sum(-1)
+    along = 2 * math.pi * torch.einsum("nki,kij->nkj", white, whitening)
+    lengths = (2 * math.pi * whitening).square().sum(1)
+    wound = [square[..., None] + 2 * w * along + lengths for w in _WINDINGS if w]
+    squares = torch.cat([square[..., None], *wound], -1)
+    log_det = mixture.spreads.diagonal(dim1=1, dim2=2).log().sum(1)
+    dim = x.shape[1]
+    return (-squares / 2).logsumexp(-1) - log_det - dim / 2 * math.log(2 * math.pi)
 
 
 def _turned(angles: Tensor) -> Tensor:
