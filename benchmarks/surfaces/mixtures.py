@@ -11,7 +11,7 @@ from torch import Tensor
 __all__ = ["KINDS", "Mixture", "best_mixture"]
 
 KINDS = ("von Mises", "wrapped normal")
-_STEPS, _WINDINGS = 100, (-1, 0, 1)
+_STEPS, _WINDINGS = 40, (-1, 0, 1)
 
 
 class Mixture(NamedTuple):

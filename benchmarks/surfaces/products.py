@@ -35,7 +35,7 @@ from normflows_injective.training import fit
 from .mixtures import KINDS, best_mixture
 
 RUNS = Path("benchmarks/surfaces/runs/products.jsonl")
-COUNTS = [20, 40, 80, 160]
+COUNTS = [20, 50, 120]
 # Couplings of angles take a higher rate than the default of fit.
 TORUS_RATE = 4e-3
 IONS = ("Na", "K", "Mg", "Ca", "Cl", "NO3", "SO4", "HCO3")
