@@ -40,8 +40,9 @@ def _to_image(constraint: ImageConstraint) -> Transform:
     if not (len(stack.flows) == 1 and isinstance(stack.flows[0], GraphSurface)):
         raise UnsupportedModelError(
             "No chart of this image from all of R^d is known, so guides and samplers cannot reach "
-            "it by themselves. Sample the latents instead: z ~ Normal, x = decoder(z), which "
-            "needs no density of x."
+            "it by themselves. Sample the base variables instead: z from the model's q0 and x = "
+            "model.forward(z), which needs no density of x. Rotations have no such chart either: "
+            "sample four normal numbers and divide them by their length."
         )
     return FlowTransform(list(stack.flows), cache_size=0)
 
