@@ -80,7 +80,7 @@ class TorusChart(Chart):
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Coordinates (B, d) to points of the torus, with the log-volume (B,) in nats."""
-        angles, log_volume = z, z.new_full((len(z),), self._log_volume)
+        angles, log_volume = z, z.new_full((z.shape[0],), self._log_volume)
         if self.kind == "stereographic":
             angles, log_volume = 2 * z.atan(), log_volume + _log_slope(z).sum(1)
         if self.form == "vectors":
@@ -97,7 +97,7 @@ class TorusChart(Chart):
         else:
             turned = torch.remainder(x - self.start, self.period)
             angles = turned * (2 * math.pi / self.period) - math.pi
-        log_volume = x.new_full((len(x),), self._log_volume)
+        log_volume = x.new_full((x.shape[0],), self._log_volume)
         if self.kind == "stereographic":
             z = (angles / 2).tan()
             return z, -log_volume - _log_slope(z).sum(1)
