@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..checks import as_floating, check_finite
+from ..checks import as_floating
 from ..errors import OptionError, ShapeError
 from ..modules.precision import factored_dtype
 from .spherical import SphericalLaw, log_sphere_area
@@ -82,8 +82,7 @@ class AxialLaw(SphericalLaw):
 
     def _moving_draws(self, num_samples: int) -> tuple[Tensor, Tensor]:
         """Samples and log-densities in float64, where the device has it."""
-        for name in ("loc", "concentration"):
-            check_finite(getattr(self, name), name, "Load an earlier state; lower the step size.")
+        self.refuse_diverged("loc", "concentration")
         direction, kappa = self._folded()
         with torch.no_grad():
             drop = self._sample_drop(kappa.expand(num_samples)).clamp(max=2)

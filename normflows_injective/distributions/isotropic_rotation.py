@@ -28,7 +28,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from ..checks import as_floating, check_finite
+from ..checks import as_floating
 from ..errors import OptionError, ShapeError
 from ..flows.surfaces.quaternions import conjugate, from_quaternions, multiply
 from ..modules.precision import factored_dtype
@@ -120,8 +120,7 @@ class IsotropicGaussianRotation(RotationLaw):
         Raises:
             NonFiniteError: If a parameter has become NaN or infinite.
         """
-        for name in ("loc", "scale"):
-            check_finite(getattr(self, name), name, "Load an earlier state; lower the step size.")
+        self.refuse_diverged("loc", "scale")
         with torch.no_grad():
             centre, time = self._lifted()
             half = _sample_angles(time, num_samples)[:, None] / 2

@@ -7,7 +7,7 @@ from typing import Any
 
 import normflows as nf
 
-from ..checks import check_event_shape, checks_arguments_of, looks_first
+from ..checks import check_event_shape, check_finite, checks_arguments_of, looks_first
 
 
 class Law(nf.distributions.BaseDistribution):
@@ -26,6 +26,11 @@ class Law(nf.distributions.BaseDistribution):
         super().__init_subclass__()
         checks_arguments_of(cls)
         looks_first(cls, ["log_prob"], _check_width)
+
+    def refuse_diverged(self, *names: str) -> None:
+        """Raise NonFiniteError if one of the named parameters has become NaN or infinite."""
+        for name in names:
+            check_finite(getattr(self, name), name, "Load an earlier state; lower the step size.")
 
 
 def _check_width(law: Law, *args: Any, **kwargs: Any) -> None:

@@ -32,7 +32,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from ..checks import as_floating, check_finite
+from ..checks import as_floating
 from ..errors import OptionError, ShapeError
 from ..flows.surfaces.quaternions import from_quaternions, symmetric_form
 from ..modules.precision import factored_dtype
@@ -119,7 +119,7 @@ class MatrixFisher(RotationLaw):
         Raises:
             NonFiniteError: If the matrix has become NaN or infinite.
         """
-        check_finite(self.matrix, "matrix", "Load an earlier state; lower the step size.")
+        self.refuse_diverged("matrix")
         with torch.no_grad():
             q = _sample(self._lifted(), num_samples)
         x = from_quaternions(q.to(self.matrix.dtype), self.form)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,44 @@ class TorusLaw(Law):
     @abstractmethod
     def _log_density(self, x: Tensor) -> Tensor:
         """Log-density (B,) in nats of angles (B, d) in float64, where the device has it."""
+
+
+class LocatedLaw(TorusLaw):
+    """A law about mean angles, with parameters; a subclass draws in float64."""
+
+    loc: Tensor
+    # The parameter beside the location.
+    width: ClassVar[str]
+
+    def _set_parameters(self, loc: Tensor, width: Tensor, trainable: bool) -> None:
+        kind = nn.Parameter if trainable else nn.Buffer
+        self.loc = kind(loc)
+        setattr(self, self.width, kind(width))
+
+    @property
+    def trainable(self) -> bool:
+        """Whether the mean angles and the parameter beside them are parameters of torch."""
+        return isinstance(self.loc, nn.Parameter)
+
+    def forward(self, num_samples: int = 1) -> tuple[Tensor, Tensor]:
+        """Draw angles (num_samples, d) that move with the parameters, with log-densities.
+
+        Args:
+            num_samples: Number of samples.
+
+        Returns:
+            Angles in [-pi, pi), and their log-densities (num_samples,) in nats.
+
+        Raises:
+            NonFiniteError: If a parameter has become NaN or infinite.
+        """
+        self.refuse_diverged("loc", self.width)
+        x, log_p = self._draw(num_samples)
+        return in_turn(x, self.loc.dtype), log_p
+
+    @abstractmethod
+    def _draw(self, num_samples: int) -> tuple[Tensor, Tensor]:
+        """Draw angles (n, d) of any number of turns, with log-densities (n,) in nats."""
 
 
 @final

@@ -7,18 +7,18 @@ from collections.abc import Sequence
 from typing import final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..checks import as_floating, check_finite
+from ..checks import as_floating
 from ..errors import OptionError
 from ..modules.precision import factored_dtype
 from .tilted_angle import drop_of, moving_angle
-from .torus import TorusLaw, check_angles, in_turn
+from .torus import LocatedLaw, check_angles
 from .von_mises_fisher import entropy, log_normaliser_from_mode, sample_drop, tilt
 
 
 @final
-class VonMises(TorusLaw):
+class VonMises(LocatedLaw):
     r"""Independent von Mises laws of angles, the bump on the torus.
 
     .. math:: \log p(x) = \sum_{i=1}^d \kappa_i \cos(x_i - \mu_i) - \log 2 \pi I_0(\kappa_i)
@@ -51,6 +51,9 @@ class VonMises(TorusLaw):
         torch.Size([5, 2])
     """
 
+    width = "concentration"
+    concentration: Tensor
+
     def __init__(
         self,
         loc: Tensor | Sequence[float],
@@ -66,29 +69,9 @@ class VonMises(TorusLaw):
                 f"concentration must not be negative, got {float(kappa.min()):g}. "
                 "Add pi to loc instead."
             )
-        kind = nn.Parameter if trainable else nn.Buffer
-        self.loc = kind(mean)
-        self.concentration = kind(kappa)
+        self._set_parameters(mean, kappa, trainable)
 
-    @property
-    def trainable(self) -> bool:
-        """Whether angles and concentrations are parameters."""
-        return isinstance(self.loc, nn.Parameter)
-
-    def forward(self, num_samples: int = 1) -> tuple[Tensor, Tensor]:
-        """Draw angles (num_samples, d) that move with the parameters, with log-densities.
-
-        Args:
-            num_samples: Number of samples.
-
-        Returns:
-            Angles in [-pi, pi), and their log-densities (num_samples,) in nats.
-
-        Raises:
-            NonFiniteError: If a parameter has become NaN or infinite.
-        """
-        for name in ("loc", "concentration"):
-            check_finite(getattr(self, name), name, "Load an earlier state; lower the step size.")
+    def _draw(self, num_samples: int) -> tuple[Tensor, Tensor]:
         mode, kappa = self._folded()
         shape = num_samples, *self.shape
         with torch.no_grad():
@@ -96,8 +79,7 @@ class VonMises(TorusLaw):
             side = torch.where(torch.rand_like(drop) < 0.5, -1.0, 1.0).to(drop)
         angle = moving_angle(drop, kappa, tilt(2))
         log_p = -kappa * drop_of(angle) - log_normaliser_from_mode(kappa, 2)
-        dtype = self.loc.dtype
-        return in_turn(mode + side * angle, dtype), log_p.sum(1).to(dtype)
+        return mode + side * angle, log_p.sum(1).to(self.loc.dtype)
 
     def entropy(self) -> Tensor:
         r"""Entropy :math:`-E \log p`, of shape (), in nats, with a gradient."""

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from typing import final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..checks import as_floating, check_finite
+from ..checks import as_floating
 from ..errors import OptionError
 from ..modules.precision import factored_dtype
-from .torus import TorusLaw, check_angles, in_turn, wrapped
+from .torus import LocatedLaw, check_angles, wrapped
 
 # Where a scale is above this the series in cosines is used, which needs as few terms there.
 WIDE = 1.0
@@ -20,7 +20,7 @@ HARMONICS = 8
 
 
 @final
-class WrappedNormal(TorusLaw):
+class WrappedNormal(LocatedLaw):
     r"""Independent wrapped normal laws of angles: normal variables around a circle.
 
     .. math:: \log p(x) = \sum_{i=1}^d \log \sum_{k \in \mathbb Z}
@@ -53,6 +53,9 @@ class WrappedNormal(TorusLaw):
         tensor([0.1627, 0.1556, 0.1627])
     """
 
+    width = "scale"
+    scale: Tensor
+
     def __init__(
         self,
         loc: Tensor | Sequence[float],
@@ -66,33 +69,13 @@ class WrappedNormal(TorusLaw):
             raise OptionError(
                 f"scale must be positive, got {float(sigma.min()):g}. Give standard deviations."
             )
-        kind = nn.Parameter if trainable else nn.Buffer
-        self.loc = kind(mean)
-        self.scale = kind(sigma)
+        self._set_parameters(mean, sigma, trainable)
 
-    @property
-    def trainable(self) -> bool:
-        """Whether angles and scales are parameters."""
-        return isinstance(self.loc, nn.Parameter)
-
-    def forward(self, num_samples: int = 1) -> tuple[Tensor, Tensor]:
-        """Draw angles (num_samples, d) that move with the parameters, with log-densities.
-
-        Args:
-            num_samples: Number of samples.
-
-        Returns:
-            Angles in [-pi, pi), and their log-densities (num_samples,) in nats.
-
-        Raises:
-            NonFiniteError: If a parameter has become NaN or infinite.
-        """
-        for name in ("loc", "scale"):
-            check_finite(getattr(self, name), name, "Load an earlier state; lower the step size.")
+    def _draw(self, num_samples: int) -> tuple[Tensor, Tensor]:
         loc, scale = self._lifted()
         normal = torch.randn(num_samples, *self.shape, dtype=loc.dtype, device=loc.device)
         x = loc + scale * normal
-        return in_turn(x, self.loc.dtype), self._log_density(x)
+        return x, self._log_density(x)
 
     def _log_density(self, x: Tensor) -> Tensor:
         loc, scale = self._lifted()
