@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..checks import check_finite
 from ..errors import ShapeError
 from ..modules.precision import factored_dtype
+from ..modules.turns import into_turn
 from .law import Law
 
 
@@ -134,14 +135,9 @@ class UniformTorus(TorusLaw):
         return self._like.new_full((x.shape[0],), -self.dim * math.log(2 * math.pi))
 
 
-def wrapped(x: Tensor) -> Tensor:
-    """Angles in [-pi, pi] that differ by whole turns, which carry no gradient."""
-    return x - 2 * math.pi * ((x + math.pi) / (2 * math.pi)).floor()
-
-
 def in_turn(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Angles in [-pi, pi), also after they are rounded to a dtype."""
-    rounded = wrapped(x).to(dtype)
+    rounded = into_turn(x).to(dtype)
     # The nearest number to pi may be above it.
     most = math.pi * (1 - torch.finfo(dtype).eps)
     return rounded + (rounded.clamp(-most, most) - rounded).detach()

@@ -12,7 +12,8 @@ from torch import Tensor
 from ..checks import as_floating
 from ..errors import OptionError
 from ..modules.precision import factored_dtype
-from .torus import LocatedLaw, check_angles, wrapped
+from ..modules.turns import into_turn
+from .torus import LocatedLaw, check_angles
 
 # Where a scale is above this the series in cosines is used, which needs as few terms there.
 WIDE = 1.0
@@ -79,7 +80,7 @@ class WrappedNormal(LocatedLaw):
 
     def _log_density(self, x: Tensor) -> Tensor:
         loc, scale = self._lifted()
-        delta = wrapped(x - loc)
+        delta = into_turn(x - loc)
         each = torch.where(scale <= WIDE, _by_windings(delta, scale), _by_series(delta, scale))
         return each.sum(1).to(self.loc.dtype)
 

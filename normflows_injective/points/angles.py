@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..checks import check_positive, checks_arguments, numbers_of
 from ..errors import ShapeError
+from ..modules.turns import into_turn
 from .refusals import Numbers, check_axes, check_same_shape, check_unit, refuse_where
 
 
@@ -97,8 +98,8 @@ def lat_lon_from_directions(x: Numbers, degrees: bool = True) -> tuple[Tensor, T
     radius, longitude = _polar(first, second)
     latitude = torch.atan2(third, radius)
     if degrees:
-        return latitude.rad2deg(), _into_turn(longitude.rad2deg(), 180.0)
-    return latitude, _into_turn(longitude, math.pi)
+        return latitude.rad2deg(), into_turn(longitude.rad2deg(), 180.0)
+    return latitude, into_turn(longitude, math.pi)
 
 
 @checks_arguments
@@ -167,7 +168,7 @@ def angles_from_unit_vectors(x: Numbers) -> Tensor:
         )
     pairs = x.unflatten(-1, (-1, 2))
     check_unit(pairs, "pairs of x")
-    return _into_turn(_polar(pairs[..., 0], pairs[..., 1])[1], math.pi)
+    return into_turn(_polar(pairs[..., 0], pairs[..., 1])[1], math.pi)
 
 
 @checks_arguments
@@ -194,7 +195,7 @@ def wrap(angles: Numbers) -> Tensor:
         >>> wrap([0.5, 2 * torch.pi + 0.5, torch.pi])
         tensor([ 0.5000,  0.5000, -3.1416])
     """
-    return _into_turn(numbers_of(angles, "angles"), math.pi)
+    return into_turn(numbers_of(angles, "angles"), math.pi)
 
 
 @checks_arguments
@@ -223,7 +224,7 @@ def angles_from_times(times: Numbers, period: float) -> Tensor:
         tensor([ 0.0000,  1.5708, -1.5708,  1.5708])
     """
     half = check_positive(period, "period") / 2
-    return _into_turn(numbers_of(times, "times"), half) / half * math.pi
+    return into_turn(numbers_of(times, "times"), half) / half * math.pi
 
 
 @checks_arguments
@@ -251,23 +252,15 @@ def times_from_angles(angles: Numbers, period: float) -> Tensor:
         tensor([18.,  6.])
     """
     period = check_positive(period, "period")
-    times = _into_turn(numbers_of(angles, "angles"), math.pi) / math.pi * (period / 2)
+    times = into_turn(numbers_of(angles, "angles"), math.pi) / math.pi * (period / 2)
     times = torch.where(times < 0, times + period, times)
     # A negative time too small to be seen beside the period is the start of the next.
     return torch.where(times >= period, times - period, times)
 
 
-def _into_turn(values: Tensor, half: float) -> Tensor:
-    """Values (*) brought into [-half, half) by whole turns, with a gradient of one."""
-    # The remainder is exact, and so are the differences.
-    rest = torch.fmod(values, 2 * half)
-    rest = torch.where(rest >= half, rest - 2 * half, rest)
-    return torch.where(rest < -half, rest + 2 * half, rest)
-
-
 def _cos_sin(values: Tensor, turn: float) -> tuple[Tensor, Tensor]:
     """Cosines and sines (*) of parts of a turn, exact at its quarters and accurate near them."""
-    values = _into_turn(values, turn / 2)
+    values = into_turn(values, turn / 2)
     quarters = (values.detach() / (turn / 4)).round()
     rest = (values - quarters * (turn / 4)) * (2 * math.pi / turn)
     cosines, sines = rest.cos(), rest.sin()

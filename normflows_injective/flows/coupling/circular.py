@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ...checks import check_count
 from ...errors import OptionError
+from ...modules.turns import into_turn
 from .transforms import ElementTransform
 
 # Halvings of the circle until Newton's method converges for every radius that is admitted, and
@@ -82,15 +83,15 @@ class MobiusMixture(ElementTransform):
             angles = _start(target, weights, a, b)
         for _ in range(_RECORDED):
             change, slope = _shift_and_slope(angles, weights, a, b)
-            angles = angles + _wrapped(target - angles - change) / slope
+            angles = angles + into_turn(target - angles - change) / slope
         slope = _shift_and_slope(angles, weights, a, b)[1]
-        return _wrapped(angles), -slope.log().sum(-1)
+        return into_turn(angles), -slope.log().sum(-1)
 
     def inverse(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         """Apply the sum to angles (B, A), with the log-det (B,)."""
         weights, a, b, turn = self._read(parameters)
         change, slope = _shift_and_slope(x, weights, a, b)
-        return _wrapped(x + change + turn), slope.log().sum(-1)
+        return into_turn(x + change + turn), slope.log().sum(-1)
 
     def _read(self, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Weights and coordinates (B, A, K) of the points, and turns (B, A)."""
@@ -132,10 +133,3 @@ def _start(target: Tensor, weights: Tensor, a: Tensor, b: Tensor) -> Tensor:
         step = (target - angles - shift) / slope
         angles = (angles + step).maximum(lower).minimum(upper)
     return angles
-
-
-def _wrapped(angles: Tensor) -> Tensor:
-    r"""Angles within :math:`[-\pi, \pi)`."""
-    wrapped = torch.remainder(angles + math.pi, 2 * math.pi) - math.pi
-    # What is inside keeps its digits.
-    return torch.where(angles.abs() < math.pi, angles, wrapped)
