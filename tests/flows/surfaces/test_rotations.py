@@ -209,7 +209,8 @@ def test_a_fresh_model_is_uniform():
 @pytest.mark.parametrize("form", ["quaternion", "matrix"])
 def test_total_mass_is_one(form):
     model = model_of(0.05, form=form)
-    q, weights = haar_quadrature()
+    # With so many nodes the steepest model of 25 seeds has an error of 2e-10.
+    q, weights = haar_quadrature(40, 64)
     x = q if form == "quaternion" else matrix_from_quaternion(q)
     with torch.no_grad():
         log_q = model.log_prob(x)
