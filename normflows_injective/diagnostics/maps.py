@@ -108,7 +108,7 @@ def plot_globe(
 ) -> Axes:
     r"""Draw points and a density on the whole sphere, in Mollweide's projection.
 
-    It keeps areas, so that the density of points is what it looks like. North is up and east is
+    It keeps areas, so that points look as dense as they are. North is up and east is
     right, as on a map of the Earth seen from outside; 0°N 0°E, the axis +x, is in the middle.
 
     Args:
@@ -251,7 +251,7 @@ def _evaluated(log_prob: LogProb, points: Tensor) -> Tensor:
 def _shade(
     axes: Axes, image: Tensor, extent: tuple[float, float, float, float], uniform: str
 ) -> None:
-    """Colours of log-densities, from the lower left, with a bar that says what they are."""
+    """Colours of log-densities, from the lower left, with a bar that explains them."""
     finite = image[image.isfinite()]
     most = float(finite.max()) if len(finite) else 0.0
     least = max(float(finite.min()), most - _DEPTH) if len(finite) else -1.0

@@ -58,7 +58,7 @@ class IsotropicGaussianRotation(RotationLaw):
         trainable: Whether both are parameters.
         form: ``"quaternion"`` for samples (n, 4) with :math:`w \ge 0`, or ``"matrix"`` for
             (n, 3, 3).
-        off_manifold: Treatment by ``log_prob`` of what is no rotation: ``"reject"`` raises where a
+        off_manifold: Treatment by ``log_prob`` of other points: ``"reject"`` raises where a
             norm or an entry is off by more than 1e-4, ``"project"`` takes the nearest one.
 
     Raises:

@@ -31,7 +31,7 @@ from ..flows.surfaces.torus import TorusChart
 
 
 class _Word(NamedTuple):
-    """How many numbers may follow a word, what they are, and the chart of its column."""
+    """The counts of numbers that may follow a word, their meaning, and the chart."""
 
     counts: tuple[int, ...]
     numbers: str

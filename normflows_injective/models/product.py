@@ -173,7 +173,7 @@ def product_flow(
     }
     surface = ProductSurface(factors)
     if data is not None:
-        surface.inverse(surface.rows(data))  # refuses what is off its surface
+        surface.inverse(surface.rows(data))  # refuses points off their surfaces
     dim = sum(surface.latent_shape or ())
     flows: list[nf.flows.Flow] = []
     for half in random_halves(dim, num_layers):

@@ -64,7 +64,7 @@ def compositions_without_zeros(parts: Numbers, limits: Numbers, fraction: float 
 
 @checks_arguments
 def compositions_from_counts(counts: Numbers, concentration: float = 0.5) -> Tensor:
-    r"""Turn counts into compositions, and zeros into what a Dirichlet prior expects there.
+    r"""Turn counts into compositions, and zeros into the expectations of a Dirichlet prior.
 
     .. math:: r_k = \begin{cases} \delta & n_k = 0 \\
                     \dfrac{n_k}{N} (1 - \sum_{j: n_j = 0} \delta) & n_k > 0 \end{cases}, \qquad

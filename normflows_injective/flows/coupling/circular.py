@@ -110,7 +110,7 @@ class MobiusMixture(ElementTransform):
 def _shift_and_slope(
     angles: Tensor, weights: Tensor, a: Tensor, b: Tensor
 ) -> tuple[Tensor, Tensor]:
-    r"""What the sum adds to angles (B, A), within :math:`\pm\pi`, and its derivative there."""
+    r"""The change of angles (B, A), within :math:`\pm\pi`, and the derivative of the sum there."""
     sines, cosines = angles.sin().unsqueeze(-1), angles.cos().unsqueeze(-1)
     along, across = a * cosines + b * sines, a * sines - b * cosines
     square = a.square() + b.square()

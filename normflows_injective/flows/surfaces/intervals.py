@@ -97,7 +97,7 @@ class HalfLineChart(ColumnChart):
 
     Args:
         lower: :math:`l`, in the unit of the column.
-        loc: :math:`m`, of the logarithm of what is above the bound.
+        loc: :math:`m`, of the logarithm of the distance from the bound.
         scale: :math:`s > 0`, of that logarithm.
 
     Raises:

@@ -104,7 +104,7 @@ def nearest_quaternion(matrix: Tensor) -> Tensor:
 
 
 def as_quaternions(x: Tensor, form: str, off_manifold: str, name: str) -> Tensor:
-    """Unit quaternions (*, 4) of rotations; what is none is refused or moved."""
+    """Unit quaternions (*, 4) of rotations; other points are refused or moved."""
     if form == "quaternion":
         return unit_vectors(x, off_manifold, name)
     if off_manifold == "project":
